@@ -1,0 +1,225 @@
+"""The one decoder definition: Llama 2 and 3, SmolLM2, Mistral, Qwen2/2.5 and Qwen3 dense, as switches of `ModelConfig`.
+
+flax nnx is for definition only. Engines hold a model as a flat tuple of arrays (`models/structure.py`) and merge inside a traced
+function, so nothing here runs per step. Programs compose the pieces: `embed`, layers (or a range of them), `norm`, `head`.
+
+Weights are [out, in], the order of checkpoints: on CPU a single token's products read them row by row, 1.3 times as fast as
+[in, out]. Sizes are physical ones, padded for tensor parallelism as `sharding/heads.py` says; pads are zeros, results are exact.
+Parameters and activations are in the parameter dtype; norms, rotary embedding, softmax and logits are in float32.
+
+`Attend` is how a layer meets the cache: it is given the step's queries, keys and values with the layer's pages, and returns what
+was attended and the pages with the new keys in. `paged_attend` is the reference; a kernel is another function of that shape.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from triptych.models.attention import ragged_paged_attention
+from triptych.models.config import ModelConfig
+from triptych.models.ragged import Ragged
+from triptych.models.rope import Rotation, rotate, rotation
+from triptych.sharding.heads import head_layout, padded_size
+from triptych.sharding.rules import ShardingRules
+
+Pages = Float[Array, "pages page_size kv_heads head_dim"]
+KV = tuple[Pages, Pages]
+
+
+class Attend(Protocol):
+    """Writes a step's keys and values into one layer's pages and attends its queries to them."""
+
+    def __call__(
+        self,
+        q: Float[Array, "tokens heads head_dim"],
+        k: Float[Array, "tokens kv_heads head_dim"],
+        v: Float[Array, "tokens kv_heads head_dim"],
+        kv: KV,
+        window: int | None,
+    ) -> tuple[Float[Array, "tokens heads head_dim"], KV]: ...
+
+
+def _zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param[Array]:
+    # Only the shape matters: structures are traced abstractly and loaders bring the values.
+    return nnx.Param(jnp.zeros(shape, dtype))
+
+
+class Linear(nnx.Module):
+    """x @ weight.T + bias, with the weight as [out, in]."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool, dtype: jnp.dtype) -> None:
+        self.weight = _zeros((outputs, inputs), dtype)
+        self.bias = _zeros((outputs,), dtype) if bias else None
+
+    def __call__(self, x: Float[Array, "tokens inputs"]) -> Float[Array, "tokens outputs"]:
+        out = jnp.einsum("ti,oi->to", x, self.weight[...])
+        return out if self.bias is None else out + self.bias[...]
+
+
+class RmsNorm(nnx.Module):
+    """Root mean square norm over the last axis, in float32."""
+
+    def __init__(self, size: int, eps: float, dtype: jnp.dtype) -> None:
+        self.weight = _zeros((size,), dtype)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... size"]) -> Float[Array, "... size"]:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return self.weight[...] * wide.astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """Token embeddings [vocab, hidden]; the transposed use of the same table is the tied output head."""
+
+    def __init__(self, vocab: int, hidden: int, dtype: jnp.dtype) -> None:
+        self.weight = _zeros((vocab, hidden), dtype)
+
+    def __call__(self, tokens: Int[Array, "tokens"]) -> Float[Array, "tokens hidden"]:
+        return self.weight[...].at[tokens].get(mode="clip")
+
+    def logits(self, x: Float[Array, "rows hidden"]) -> Float[Array, "rows vocab"]:
+        return jnp.einsum("ri,vi->rv", x, self.weight[...], preferred_element_type=jnp.float32)
+
+
+class Attention(nnx.Module):
+    """Projections, per-head norms and rotation around an `Attend`."""
+
+    def __init__(self, config: ModelConfig, window: int | None, rules: ShardingRules, dtype: jnp.dtype) -> None:
+        layout = head_layout(config.num_heads, config.num_kv_heads, rules.tp)
+        q_size, kv_size = layout.heads_total * config.head_dim, layout.kv_heads_total * config.head_dim
+        self.q = Linear(config.hidden_size, q_size, config.qkv_bias, dtype)
+        self.k = Linear(config.hidden_size, kv_size, config.qkv_bias, dtype)
+        self.v = Linear(config.hidden_size, kv_size, config.qkv_bias, dtype)
+        self.o = Linear(q_size, config.hidden_size, config.o_bias, dtype)
+        self.q_norm = RmsNorm(config.head_dim, config.rms_norm_eps, dtype) if config.qk_norm else None
+        self.k_norm = RmsNorm(config.head_dim, config.rms_norm_eps, dtype) if config.qk_norm else None
+        self.head_dim, self.window, self.rules = config.head_dim, window, rules
+
+    def __call__(
+        self, x: Float[Array, "tokens hidden"], by: Rotation, kv: KV, attend: Attend
+    ) -> tuple[Float[Array, "tokens hidden"], KV]:
+        tokens = x.shape[0]
+        q = self.q(x).reshape(tokens, -1, self.head_dim)
+        k = self.k(x).reshape(tokens, -1, self.head_dim)
+        v = self.v(x).reshape(tokens, -1, self.head_dim)
+        q = rotate(q if self.q_norm is None else self.q_norm(q), by)
+        k = rotate(k if self.k_norm is None else self.k_norm(k), by)
+        q = self.rules.constrain(q, "tokens", "heads", "head_dim")
+        k = self.rules.constrain(k, "tokens", "kv_heads", "head_dim")
+        v = self.rules.constrain(v, "tokens", "kv_heads", "head_dim")
+        attended, kv = attend(q, k, v, kv, self.window)
+        attended = self.rules.constrain(attended, "tokens", "heads", "head_dim")
+        return self.o(attended.reshape(tokens, -1)), kv
+
+
+class Ffn(nnx.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig, rules: ShardingRules, dtype: jnp.dtype) -> None:
+        width = padded_size(config.intermediate_size, rules.tp)
+        self.gate = Linear(config.hidden_size, width, config.mlp_bias, dtype)
+        self.up = Linear(config.hidden_size, width, config.mlp_bias, dtype)
+        self.down = Linear(width, config.hidden_size, config.mlp_bias, dtype)
+        self.rules = rules
+
+    def __call__(self, x: Float[Array, "tokens hidden"]) -> Float[Array, "tokens hidden"]:
+        inner = jax.nn.silu(self.gate(x)) * self.up(x)
+        return self.down(self.rules.constrain(inner, "tokens", "ffn"))
+
+
+class Layer(nnx.Module):
+    """Pre-norm attention and FFN with residuals."""
+
+    def __init__(self, config: ModelConfig, window: int | None, rules: ShardingRules, dtype: jnp.dtype) -> None:
+        self.attention_norm = RmsNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.attention = Attention(config, window, rules, dtype)
+        self.ffn_norm = RmsNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.ffn = Ffn(config, rules, dtype)
+        self.rules = rules
+
+    def __call__(
+        self, x: Float[Array, "tokens hidden"], by: Rotation, kv: KV, attend: Attend
+    ) -> tuple[Float[Array, "tokens hidden"], KV]:
+        attended, kv = self.attention(self.attention_norm(x), by, kv, attend)
+        x = self.rules.constrain(x + attended, "tokens", "hidden")
+        return self.rules.constrain(x + self.ffn(self.ffn_norm(x)), "tokens", "hidden"), kv
+
+
+class Decoder(nnx.Module):
+    """Embedding, layers, final norm and output head, on the mesh of `rules`."""
+
+    def __init__(self, config: ModelConfig, rules: ShardingRules, dtype: jnp.dtype) -> None:
+        vocab = padded_size(config.vocab_size, rules.tp)
+        self.config, self.rules = config, rules
+        self.embedding = Embedding(vocab, config.hidden_size, dtype)
+        self.layers = nnx.List([Layer(config, window, rules, dtype) for window in config.layer_windows])
+        self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.lm_head = None if config.tie_embeddings else Embedding(vocab, config.hidden_size, dtype)
+
+    def embed(self, tokens: Int[Array, "tokens"]) -> Float[Array, "tokens hidden"]:
+        """Hidden states of token ids. Media embeddings replace rows of the result."""
+        return self.rules.constrain(self.embedding(tokens), "tokens", "hidden")
+
+    def rotation(self, positions: Int[Array, "tokens"]) -> Rotation:
+        """What every layer rotates this step's queries and keys by."""
+        return rotation(self.config.rope, self.config.head_dim, positions)
+
+    def head(self, x: Float[Array, "rows hidden"]) -> Float[Array, "rows vocab"]:
+        """Logits over the logical vocabulary, float32 and replicated, from hidden states after the final norm."""
+        logits = (self.embedding if self.lm_head is None else self.lm_head).logits(x)
+        return self.rules.constrain(logits)[:, : self.config.vocab_size]
+
+
+def paged_attend(batch: Ragged, scale: float) -> Attend:
+    """The reference `Attend`: scatter the new keys and values into the pages, then ragged paged attention."""
+
+    def write(pages: Pages, new: Float[Array, "tokens kv_heads head_dim"]) -> Pages:
+        flat = pages.reshape(-1, *pages.shape[2:])
+        return flat.at[batch.write_index].set(new.astype(pages.dtype), mode="drop").reshape(pages.shape)
+
+    def attend(q: Array, k: Array, v: Array, kv: KV, window: int | None) -> tuple[Array, KV]:
+        k_pages, v_pages = write(kv[0], k), write(kv[1], v)
+        out = ragged_paged_attention(
+            q,
+            k_pages,
+            v_pages,
+            batch.kv_lens,
+            batch.page_indices,
+            batch.cu_q_lens,
+            decode_rows=batch.decode_rows,
+            max_q_len=batch.max_q_len,
+            scale=scale,
+            window=window,
+        )
+        return out, (k_pages, v_pages)
+
+    return attend
+
+
+def extend_layers(
+    decoder: Decoder, x: Float[Array, "tokens hidden"], pools: Sequence[KV], batch: Ragged, layers: range | None = None
+) -> tuple[Float[Array, "tokens hidden"], tuple[KV, ...]]:
+    """Run a range of layers (all by default) on hidden states. `pools` holds one pair of page arrays per layer of the range."""
+    layers = range(decoder.config.num_layers) if layers is None else layers
+    if len(pools) != len(layers):
+        raise ValueError(f"{len(layers)} layers need as many pools, got {len(pools)}")
+    attend = paged_attend(batch, decoder.config.head_dim**-0.5)
+    by = decoder.rotation(batch.positions)
+    written: list[KV] = []
+    for index, kv in zip(layers, pools, strict=True):
+        x, kv = decoder.layers[index](x, by, kv, attend)
+        written.append(kv)
+    return x, tuple(written)
+
+
+def extend(
+    decoder: Decoder, pools: Sequence[KV], batch: Ragged
+) -> tuple[Float[Array, "tokens hidden"], tuple[KV, ...]]:
+    """One ragged step: prefill, chunk, append, decode, mixed or verification. Hidden states are after the final norm."""
+    x, written = extend_layers(decoder, decoder.embed(batch.tokens), pools, batch)
+    return decoder.norm(x), written

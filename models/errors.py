@@ -1,0 +1,9 @@
+"""Errors of the model side. Each is a ValueError, so that callers who know nothing of models still see a bad input."""
+
+
+class UnsupportedModelError(ValueError):
+    """The model's architecture, or a feature that its configuration asks for, is not one that is computed here."""
+
+
+class WeightsError(ValueError):
+    """The stored weights do not fit the model: a tensor is missing, unexpected, or has another shape or a broken file."""

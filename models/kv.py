@@ -1,0 +1,44 @@
+"""The KV cache as a model declares it: groups of layers that share block tables, prefix keys and manifests. No JAX here.
+
+There is one group today, over all layers. Sliding-window layers are in it too: they keep every page and mask what lies outside
+the window, which costs memory and no correctness. A group of kind "window" with a length rule of its own fits this type.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from triptych.models.config import ModelConfig
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class KVGroup:
+    """Layers with the same cache geometry. Heads are logical ones; `sharding/heads.py` says how devices hold them."""
+
+    name: str
+    kind: Literal["full", "window"]
+    layers: tuple[int, ...]
+    num_kv_heads: int
+    head_dim: int
+    dtype: str
+    window: int | None = None
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Keys and values of one token in all layers of the group, without padding or replication."""
+        return 2 * len(self.layers) * self.num_kv_heads * self.head_dim * DTYPE_BYTES[self.dtype]
+
+
+def kv_groups(config: ModelConfig, dtype: str) -> tuple[KVGroup, ...]:
+    """The groups of a model whose cache is kept in `dtype` ("float32", "bfloat16" or "float16")."""
+    if dtype not in DTYPE_BYTES:
+        raise ValueError(f"KV dtype {dtype!r} is unknown; known: {', '.join(DTYPE_BYTES)}")
+    layers = tuple(range(config.num_layers))
+    return (KVGroup("self", "full", layers, config.num_kv_heads, config.head_dim, dtype),)
+
+
+def bytes_per_token(groups: Iterable[KVGroup]) -> int:
+    """Bytes that one cached token takes over all groups."""
+    return sum(group.bytes_per_token for group in groups)

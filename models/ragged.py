@@ -1,0 +1,46 @@
+"""The metadata of one ragged step: which token stands where, in which page it is written, and what each row may read.
+
+A step has T token slots and N rows (a row is one sequence's share of the step). Rows come in two segments: the first
+`decode_rows` rows have exactly one token each, token i belonging to row i; the rest lie one after another behind them as
+`cu_q_lens` says. Both counts and `max_q_len` are static, so one compiled program serves every batch of its bucket.
+
+Page 0 is the null page that no sequence owns: padding tokens write there, and unused table entries point there. A padding row
+has kv_len 0; token slots from cu_q_lens[-1] on are padding.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+from jaxtyping import Array, Int
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("tokens", "positions", "write_index", "kv_lens", "page_indices", "cu_q_lens"),
+    meta_fields=("decode_rows", "max_q_len"),
+)
+@dataclass(frozen=True)
+class Ragged:
+    """One step's batch.
+
+    tokens        token id of each slot
+    positions     rotary position of each slot; never derived from a KV length
+    write_index   where the slot's keys and values go: page * page_size + offset
+    kv_lens       KV length of each row after this step's tokens are written
+    page_indices  block table of each row, in the order of its tokens
+    cu_q_lens     first token slot of each row, and the end of the last one
+    """
+
+    tokens: Int[Array, "tokens"]
+    positions: Int[Array, "tokens"]
+    write_index: Int[Array, "tokens"]
+    kv_lens: Int[Array, "rows"]
+    page_indices: Int[Array, "rows width"]
+    cu_q_lens: Int[Array, "rows_plus_1"]
+    decode_rows: int
+    max_q_len: int
+
+    def last_tokens(self) -> Int[Array, "rows"]:
+        """The slot of each row's last token (slot 0 for a row without tokens): where its next-token logits come from."""
+        return jax.numpy.maximum(self.cu_q_lens[1:] - 1, 0)

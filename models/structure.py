@@ -1,0 +1,73 @@
+"""A decoder taken apart: the static structure that programs close over, and the flat tuple of arrays that they take in.
+
+Splitting and merging an nnx module costs milliseconds; a flat tuple costs jit nothing to check. So an engine holds the tuple,
+and `DecoderStructure.merge` is called only while a program is traced.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from triptych.models.config import ModelConfig
+from triptych.models.decoder import Decoder
+from triptych.models.kv import KVGroup
+from triptych.sharding.heads import HeadLayout, head_layout
+from triptych.sharding.rules import POOL_AXES, ShardingRules
+
+Pools = tuple[tuple[jax.Array, jax.Array], ...]
+
+
+@dataclass(frozen=True)
+class DecoderStructure:
+    """What a decoder on a mesh consists of, without its numbers.
+
+    `paths` are dotted names ("layers.0.attention.q.weight") and `abstract` the shape, dtype and sharding of each parameter; both
+    are in the order of the flat tuple.
+    """
+
+    config: ModelConfig
+    rules: ShardingRules
+    head_layout: HeadLayout
+    dtype: jnp.dtype
+    paths: tuple[str, ...]
+    abstract: tuple[jax.ShapeDtypeStruct, ...]
+    graphdef: Any
+    treedef: Any
+
+    def merge(self, params: Sequence[jax.Array]) -> Decoder:
+        """The module over these arrays. Call it inside a traced function."""
+        return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, params))
+
+    def pool_struct(self, group: KVGroup, num_pages: int, page_size: int) -> jax.ShapeDtypeStruct:
+        """Shape, dtype and sharding of one layer's key (or value) pages."""
+        shape = (num_pages, page_size, self.head_layout.kv_heads_total, group.head_dim)
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(group.dtype), sharding=self.rules.sharding(*POOL_AXES))
+
+    def allocate_pools(self, group: KVGroup, num_pages: int, page_size: int) -> Pools:
+        """Zeroed pages for every layer of the group. Page 0 is the null page (`models/ragged.py`)."""
+        struct = self.pool_struct(group, num_pages, page_size)
+        zeros = jax.jit(lambda: jnp.zeros(struct.shape, struct.dtype), out_shardings=struct.sharding)
+        return tuple((zeros(), zeros()) for _ in group.layers)
+
+
+def decoder_structure(config: ModelConfig, rules: ShardingRules, dtype: str) -> DecoderStructure:
+    """The structure of a model on a mesh. Nothing is allocated. Raises IncompatibleTpError if the heads do not fit."""
+    layout = head_layout(config.num_heads, config.num_kv_heads, rules.tp)
+    abstract = nnx.eval_shape(lambda: Decoder(config, rules, jnp.dtype(dtype)))
+    graphdef, state = nnx.split(abstract)
+    with_paths, treedef = jax.tree_util.tree_flatten_with_path(state)
+    paths = tuple(_dotted(path) for path, _ in with_paths)
+    structs = tuple(
+        jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rules.parameter(path))
+        for path, (_, leaf) in zip(paths, with_paths, strict=True)
+    )
+    return DecoderStructure(config, rules, layout, jnp.dtype(dtype), paths, structs, graphdef, treedef)
+
+
+def _dotted(path: Sequence[Any]) -> str:
+    # nnx ends a path with the variable's own "value" attribute; only the dictionary keys name things.
+    return ".".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))

@@ -1,0 +1,1 @@
+"""Weights on their way in: sources in several file formats, one loader that shards them."""

@@ -1,0 +1,102 @@
+"""Weights from any source straight into their shards: each device's part is read, padded and put there, tensor by tensor.
+
+Nothing is whole on the host twice; a host holds about one tensor at a time. What a checkpoint has and the model does not, and the
+other way round, is an error: either would be computed wrongly.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from triptych.models.config import ModelConfig
+from triptych.models.decoder import Decoder
+from triptych.models.errors import WeightsError
+from triptych.models.structure import DecoderStructure, decoder_structure
+from triptych.models.weights.padding import axis_map, read_physical
+from triptych.models.weights.source import TensorSource, hf_name
+from triptych.sharding.heads import HeadLayout
+from triptych.sharding.rules import ShardingRules, parameter_axes
+
+# Derived tensors that older checkpoints store; they are computed here.
+DERIVED_SUFFIXES = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")
+
+
+@dataclass(frozen=True)
+class LoadedDecoder:
+    """A decoder with its weights on a mesh: a structure and the flat tuple of arrays that programs take."""
+
+    structure: DecoderStructure
+    params: tuple[jax.Array, ...]
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.structure.config
+
+    @property
+    def head_layout(self) -> HeadLayout:
+        return self.structure.head_layout
+
+    @property
+    def rules(self) -> ShardingRules:
+        return self.structure.rules
+
+    def merge(self, params: Sequence[jax.Array]) -> Decoder:
+        """The module over these arrays. Call it inside a traced function, with that function's own arguments."""
+        return self.structure.merge(params)
+
+    def nbytes(self) -> int:
+        """Bytes of all parameters over all devices, pads and replicas counted."""
+        return sum(shard.data.nbytes for array in self.params for shard in array.addressable_shards)
+
+
+def load_decoder(config: ModelConfig, source: TensorSource, mesh: Mesh, dtype: str) -> LoadedDecoder:
+    """Place the model on `mesh` in `dtype` ("float32" or "bfloat16").
+
+    Raises WeightsError if the source does not fit the config, IncompatibleTpError if the mesh does not fit the heads.
+    """
+    structure = decoder_structure(config, ShardingRules(mesh), dtype)
+    check_tensors(structure, source)
+    params = tuple(_place(structure, at, source) for at in range(len(structure.paths)))
+    return LoadedDecoder(structure, params)
+
+
+def logical_shape(structure: DecoderStructure, path: str) -> tuple[int, ...]:
+    """The shape of a parameter in a checkpoint: without pads and replicas."""
+    axes = parameter_axes(path)
+    return tuple(axis_map(axis, structure.config, structure.head_layout).logical_size for axis in axes)
+
+
+def check_tensors(structure: DecoderStructure, source: TensorSource) -> None:
+    """Compare the source's names and shapes with the model's before anything is read."""
+    wanted = {hf_name(path): logical_shape(structure, path) for path in structure.paths}
+    stored = set(source.names())
+    missing = sorted(set(wanted) - stored)
+    if missing:
+        raise WeightsError(f"{len(missing)} tensors are missing, the first is {missing[0]!r}; the file has {len(stored)}")
+    ignored = {"lm_head.weight"} if structure.config.tie_embeddings else set()
+    extra = sorted(name for name in stored - set(wanted) - ignored if not name.endswith(DERIVED_SUFFIXES))
+    if extra:
+        raise WeightsError(
+            f"{len(extra)} tensors belong to no parameter of {structure.config.architecture}, the first is {extra[0]!r}; "
+            "the model has parts that its configuration does not describe"
+        )
+    for name, shape in wanted.items():
+        if tuple(source.shape(name)) != shape:
+            raise WeightsError(f"tensor {name!r} has shape {tuple(source.shape(name))}, the configuration implies {shape}")
+
+
+def _place(structure: DecoderStructure, at: int, source: TensorSource) -> jax.Array:
+    path, struct = structure.paths[at], structure.abstract[at]
+    name = hf_name(path)
+    maps = [axis_map(axis, structure.config, structure.head_layout) for axis in parameter_axes(path)]
+
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+        here = (slice(None),) * len(maps) if index is None else index
+        return read_physical(maps, here, np.dtype(struct.dtype), lambda slices: source.read(name, slices))
+
+    array = jax.make_array_from_callback(struct.shape, struct.sharding, shard, dtype=struct.dtype)
+    # Waiting bounds host memory: a transfer in flight keeps its host copy.
+    return jax.block_until_ready(array)

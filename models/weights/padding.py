@@ -1,0 +1,106 @@
+"""From physical slices to logical ones: which part of a checkpoint tensor a device's shard holds, and where it has zeros.
+
+A physical axis is a run of blocks; each block is a run of the logical axis or a pad. KV heads that are replicated appear in
+several blocks; pads appear in none.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from triptych.models.config import ModelConfig
+from triptych.sharding.heads import HeadLayout, padded_size
+from triptych.sharding.rules import LogicalAxis
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`size` consecutive indices: at `physical` in the shard's own axis, from `logical` in the checkpoint."""
+
+    physical: int
+    logical: int
+    size: int
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """A physical axis as blocks of `block` indices; `sources` names each block's logical block, None for zeros."""
+
+    block: int
+    sources: tuple[int | None, ...]
+
+    @property
+    def logical_size(self) -> int:
+        return self.block * len({source for source in self.sources if source is not None})
+
+    @property
+    def physical_size(self) -> int:
+        return self.block * len(self.sources)
+
+    def segments(self, start: int, stop: int) -> tuple[Segment, ...]:
+        """The logical runs behind the physical range [start, stop); what they leave out is zero."""
+        found: list[Segment] = []
+        position = start
+        while position < stop:
+            slot, offset = divmod(position, self.block)
+            size = min(self.block - offset, stop - position)
+            source = self.sources[slot]
+            if source is not None:
+                logical, last = source * self.block + offset, found[-1] if found else None
+                here = position - start
+                if last and (last.physical + last.size, last.logical + last.size) == (here, logical):
+                    found[-1] = Segment(last.physical, last.logical, last.size + size)
+                else:
+                    found.append(Segment(here, logical, size))
+            position += size
+        return tuple(found)
+
+
+def axis_map(axis: LogicalAxis, config: ModelConfig, layout: HeadLayout) -> AxisMap:
+    """How one logical axis of the model's parameters is padded or replicated."""
+    match axis:
+        case "heads":
+            return AxisMap(config.head_dim, layout.query_sources())
+        case "kv_heads":
+            return AxisMap(config.head_dim, layout.kv_sources())
+        case "ffn":
+            return _padded_at_end(config.intermediate_size, layout.tp)
+        case "vocab":
+            return _padded_at_end(config.vocab_size, layout.tp)
+        case "hidden":
+            return AxisMap(config.hidden_size, (0,))
+        case "head_dim":
+            return AxisMap(config.head_dim, (0,))
+        case _:
+            raise ValueError(f"no parameter has the axis {axis!r}")
+
+
+def _padded_at_end(size: int, tp: int) -> AxisMap:
+    # One block per index would make a vocabulary-sized tuple; the two runs have a common divisor instead.
+    padded = padded_size(size, tp)
+    block = int(np.gcd(size, padded))
+    blocks = size // block
+    return AxisMap(block, tuple(range(blocks)) + (None,) * (padded // block - blocks))
+
+
+def read_physical(
+    maps: Sequence[AxisMap],
+    index: tuple[slice, ...],
+    dtype: np.dtype,
+    read: Callable[[tuple[slice, ...]], np.ndarray],
+) -> np.ndarray:
+    """The shard at `index` (slices of the physical axes) as a new array of `dtype`, reading only the logical parts in it."""
+    ranges = [part.indices(axis.physical_size)[:2] for part, axis in zip(index, maps, strict=True)]
+    shape = tuple(stop - start for start, stop in ranges)
+    runs = [axis.segments(start, stop) for axis, (start, stop) in zip(maps, ranges, strict=True)]
+    whole = all(len(run) == 1 and run[0].size == size for run, size in zip(runs, shape, strict=True))
+    if whole:
+        # A copy even where no conversion is needed: the file behind a memory map may change or go away.
+        return np.array(read(tuple(slice(run[0].logical, run[0].logical + run[0].size) for run in runs)), dtype=dtype)
+    shard = np.zeros(shape, dtype)
+    for combination in np.ndindex(*(len(run) for run in runs)):
+        segments = [run[at] for run, at in zip(runs, combination, strict=True)]
+        target = tuple(slice(s.physical, s.physical + s.size) for s in segments)
+        shard[target] = read(tuple(slice(s.logical, s.logical + s.size) for s in segments))
+    return shard

@@ -1,0 +1,365 @@
+from triptych.proto.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ReserveDecode(_message.Message):
+    __slots__ = ("request", "ttl")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    request: _common_pb2.Request
+    ttl: float
+    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ..., ttl: _Optional[float] = ...) -> None: ...
+
+class StartPrefill(_message.Message):
+    __slots__ = ("request", "skip_tokens", "lease")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    SKIP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    request: _common_pb2.Request
+    skip_tokens: int
+    lease: float
+    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ..., skip_tokens: _Optional[int] = ..., lease: _Optional[float] = ...) -> None: ...
+
+class StartDecode(_message.Message):
+    __slots__ = ("request", "source")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    source: _common_pb2.Handle
+    def __init__(self, request: _Optional[str] = ..., source: _Optional[_Union[_common_pb2.Handle, _Mapping]] = ...) -> None: ...
+
+class StartLocal(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: _common_pb2.Request
+    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ...) -> None: ...
+
+class AbortTask(_message.Message):
+    __slots__ = ("request", "status", "reason", "role")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    status: int
+    reason: str
+    role: str
+    def __init__(self, request: _Optional[str] = ..., status: _Optional[int] = ..., reason: _Optional[str] = ..., role: _Optional[str] = ...) -> None: ...
+
+class TaskCommand(_message.Message):
+    __slots__ = ("reserve_decode", "start_prefill", "start_decode", "start_local", "abort_task")
+    RESERVE_DECODE_FIELD_NUMBER: _ClassVar[int]
+    START_PREFILL_FIELD_NUMBER: _ClassVar[int]
+    START_DECODE_FIELD_NUMBER: _ClassVar[int]
+    START_LOCAL_FIELD_NUMBER: _ClassVar[int]
+    ABORT_TASK_FIELD_NUMBER: _ClassVar[int]
+    reserve_decode: ReserveDecode
+    start_prefill: StartPrefill
+    start_decode: StartDecode
+    start_local: StartLocal
+    abort_task: AbortTask
+    def __init__(self, reserve_decode: _Optional[_Union[ReserveDecode, _Mapping]] = ..., start_prefill: _Optional[_Union[StartPrefill, _Mapping]] = ..., start_decode: _Optional[_Union[StartDecode, _Mapping]] = ..., start_local: _Optional[_Union[StartLocal, _Mapping]] = ..., abort_task: _Optional[_Union[AbortTask, _Mapping]] = ...) -> None: ...
+
+class Granted(_message.Message):
+    __slots__ = ("request", "cached_tokens")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    cached_tokens: int
+    def __init__(self, request: _Optional[str] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
+
+class Refused(_message.Message):
+    __slots__ = ("request", "role", "reason", "permanent")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PERMANENT_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    role: str
+    reason: str
+    permanent: bool
+    def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., reason: _Optional[str] = ..., permanent: _Optional[bool] = ...) -> None: ...
+
+class Staged(_message.Message):
+    __slots__ = ("request", "handle")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    handle: _common_pb2.Handle
+    def __init__(self, request: _Optional[str] = ..., handle: _Optional[_Union[_common_pb2.Handle, _Mapping]] = ...) -> None: ...
+
+class Accepted(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    def __init__(self, request: _Optional[str] = ...) -> None: ...
+
+class PrefillDone(_message.Message):
+    __slots__ = ("request", "report", "finished", "times")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    report: _common_pb2.PromptReport
+    finished: bool
+    times: _common_pb2.StageTimes
+    def __init__(self, request: _Optional[str] = ..., report: _Optional[_Union[_common_pb2.PromptReport, _Mapping]] = ..., finished: _Optional[bool] = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ...) -> None: ...
+
+class DecodeStarted(_message.Message):
+    __slots__ = ("request", "times")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    times: _common_pb2.StageTimes
+    def __init__(self, request: _Optional[str] = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ...) -> None: ...
+
+class TaskEnded(_message.Message):
+    __slots__ = ("request", "role", "status", "reason", "preemptions")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    role: str
+    status: int
+    reason: str
+    preemptions: int
+    def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., status: _Optional[int] = ..., reason: _Optional[str] = ..., preemptions: _Optional[int] = ...) -> None: ...
+
+class TaskReport(_message.Message):
+    __slots__ = ("granted", "refused", "staged", "accepted", "prefill_done", "decode_started", "task_ended")
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    STAGED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_DONE_FIELD_NUMBER: _ClassVar[int]
+    DECODE_STARTED_FIELD_NUMBER: _ClassVar[int]
+    TASK_ENDED_FIELD_NUMBER: _ClassVar[int]
+    granted: Granted
+    refused: Refused
+    staged: Staged
+    accepted: Accepted
+    prefill_done: PrefillDone
+    decode_started: DecodeStarted
+    task_ended: TaskEnded
+    def __init__(self, granted: _Optional[_Union[Granted, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., staged: _Optional[_Union[Staged, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., prefill_done: _Optional[_Union[PrefillDone, _Mapping]] = ..., decode_started: _Optional[_Union[DecodeStarted, _Mapping]] = ..., task_ended: _Optional[_Union[TaskEnded, _Mapping]] = ...) -> None: ...
+
+class InstanceLoad(_message.Message):
+    __slots__ = ("ref", "load")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    ref: _common_pb2.InstanceRef
+    load: _common_pb2.Load
+    def __init__(self, ref: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., load: _Optional[_Union[_common_pb2.Load, _Mapping]] = ...) -> None: ...
+
+class WorkerJoined(_message.Message):
+    __slots__ = ("worker", "instances")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    instances: _containers.RepeatedCompositeFieldContainer[_common_pb2.InstanceInfo]
+    def __init__(self, worker: _Optional[str] = ..., instances: _Optional[_Iterable[_Union[_common_pb2.InstanceInfo, _Mapping]]] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ("worker", "loads")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    loads: _containers.RepeatedCompositeFieldContainer[InstanceLoad]
+    def __init__(self, worker: _Optional[str] = ..., loads: _Optional[_Iterable[_Union[InstanceLoad, _Mapping]]] = ...) -> None: ...
+
+class Reported(_message.Message):
+    __slots__ = ("ref", "report")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    ref: _common_pb2.InstanceRef
+    report: TaskReport
+    def __init__(self, ref: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., report: _Optional[_Union[TaskReport, _Mapping]] = ...) -> None: ...
+
+class InstanceReset(_message.Message):
+    __slots__ = ("worker", "old", "info", "reason")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    OLD_FIELD_NUMBER: _ClassVar[int]
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    old: _common_pb2.InstanceRef
+    info: _common_pb2.InstanceInfo
+    reason: str
+    def __init__(self, worker: _Optional[str] = ..., old: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., info: _Optional[_Union[_common_pb2.InstanceInfo, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Leave(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class WorkerMessage(_message.Message):
+    __slots__ = ("worker_joined", "heartbeat", "reported", "instance_reset", "leave")
+    WORKER_JOINED_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    REPORTED_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_RESET_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
+    worker_joined: WorkerJoined
+    heartbeat: Heartbeat
+    reported: Reported
+    instance_reset: InstanceReset
+    leave: Leave
+    def __init__(self, worker_joined: _Optional[_Union[WorkerJoined, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., reported: _Optional[_Union[Reported, _Mapping]] = ..., instance_reset: _Optional[_Union[InstanceReset, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("heartbeat_interval",)
+    HEARTBEAT_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    heartbeat_interval: float
+    def __init__(self, heartbeat_interval: _Optional[float] = ...) -> None: ...
+
+class InstanceCommand(_message.Message):
+    __slots__ = ("ref", "command")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    COMMAND_FIELD_NUMBER: _ClassVar[int]
+    ref: _common_pb2.InstanceRef
+    command: TaskCommand
+    def __init__(self, ref: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., command: _Optional[_Union[TaskCommand, _Mapping]] = ...) -> None: ...
+
+class WorkerCommand(_message.Message):
+    __slots__ = ("welcome", "instance_command")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_COMMAND_FIELD_NUMBER: _ClassVar[int]
+    welcome: Welcome
+    instance_command: InstanceCommand
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., instance_command: _Optional[_Union[InstanceCommand, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("gateway",)
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    gateway: str
+    def __init__(self, gateway: _Optional[str] = ...) -> None: ...
+
+class Submit(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: _common_pb2.Request
+    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ...) -> None: ...
+
+class Cancel(_message.Message):
+    __slots__ = ("request", "reason")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    reason: str
+    def __init__(self, request: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class GatewayMessage(_message.Message):
+    __slots__ = ("hello", "submit", "cancel")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    SUBMIT_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    submit: Submit
+    cancel: Cancel
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
+
+class Directory(_message.Message):
+    __slots__ = ("instances",)
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    instances: _containers.RepeatedCompositeFieldContainer[_common_pb2.InstanceInfo]
+    def __init__(self, instances: _Optional[_Iterable[_Union[_common_pb2.InstanceInfo, _Mapping]]] = ...) -> None: ...
+
+class Placed(_message.Message):
+    __slots__ = ("request", "prefill", "decode", "queue")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    prefill: _common_pb2.InstanceRef
+    decode: _common_pb2.InstanceRef
+    queue: float
+    def __init__(self, request: _Optional[str] = ..., prefill: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., decode: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., queue: _Optional[float] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("request", "role", "times")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    role: str
+    times: _common_pb2.StageTimes
+    def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ...) -> None: ...
+
+class Failed(_message.Message):
+    __slots__ = ("request", "status", "reason", "retry_after")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    status: int
+    reason: str
+    retry_after: float
+    def __init__(self, request: _Optional[str] = ..., status: _Optional[int] = ..., reason: _Optional[str] = ..., retry_after: _Optional[float] = ...) -> None: ...
+
+class Completed(_message.Message):
+    __slots__ = ("request", "preemptions")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    preemptions: int
+    def __init__(self, request: _Optional[str] = ..., preemptions: _Optional[int] = ...) -> None: ...
+
+class GatewayNotice(_message.Message):
+    __slots__ = ("directory", "placed", "progress", "failed", "completed")
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    PLACED_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    COMPLETED_FIELD_NUMBER: _ClassVar[int]
+    directory: Directory
+    placed: Placed
+    progress: Progress
+    failed: Failed
+    completed: Completed
+    def __init__(self, directory: _Optional[_Union[Directory, _Mapping]] = ..., placed: _Optional[_Union[Placed, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., completed: _Optional[_Union[Completed, _Mapping]] = ...) -> None: ...
+
+class GetClusterRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ClusterInstance(_message.Message):
+    __slots__ = ("info", "load", "heartbeat_age", "tasks")
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_AGE_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    info: _common_pb2.InstanceInfo
+    load: _common_pb2.Load
+    heartbeat_age: float
+    tasks: int
+    def __init__(self, info: _Optional[_Union[_common_pb2.InstanceInfo, _Mapping]] = ..., load: _Optional[_Union[_common_pb2.Load, _Mapping]] = ..., heartbeat_age: _Optional[float] = ..., tasks: _Optional[int] = ...) -> None: ...
+
+class Cluster(_message.Message):
+    __slots__ = ("instances", "queued", "active", "counters")
+    class CountersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    instances: _containers.RepeatedCompositeFieldContainer[ClusterInstance]
+    queued: int
+    active: int
+    counters: _containers.ScalarMap[str, int]
+    def __init__(self, instances: _Optional[_Iterable[_Union[ClusterInstance, _Mapping]]] = ..., queued: _Optional[int] = ..., active: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ...) -> None: ...

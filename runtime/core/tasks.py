@@ -1,0 +1,149 @@
+"""What the scheduler tells an instance, and what an instance reports back.
+
+One request on a P/D split, in order (P = prefill instance, D = decode instance):
+
+    scheduler -> D  ReserveDecode          D answers Granted(cached_tokens) or Refused at once; granted pages and slots are held
+    scheduler -> P  StartPrefill           P answers Staged(handle) or Refused at once, then computes
+    scheduler -> D  StartDecode(handle)    D pulls what it lacks while P still computes
+    P -> scheduler  PrefillDone            first token(s) went to the gateway; KV stays staged under a lease
+    D -> scheduler  DecodeStarted          everything arrived and was checked; P's staging was released
+    D -> scheduler  TaskEnded              all samples finished
+
+An instance that holds both roles gets StartLocal instead of all of these. AbortTask may come at any time and is always answered by
+exactly one TaskEnded for a task that the instance knows. Every task ends in exactly one TaskEnded; a refused one never began.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from triptych.runtime.core.errors import Status
+from triptych.runtime.core.handle import Handle
+from triptych.runtime.core.instance import Role
+from triptych.runtime.core.request import PromptReport, Request
+
+
+@dataclass(frozen=True)
+class ReserveDecode:
+    """Hold pages for the prompt and one slot per sample. The grant expires after `ttl` seconds unless StartDecode came."""
+
+    request: Request
+    ttl: float
+
+
+@dataclass(frozen=True)
+class StartPrefill:
+    """Compute the prompt, draw the first token of each sample, and stage the KV for a puller.
+
+    `skip_tokens`: leading prompt tokens whose KV the decode instance already has (a multiple of the page size): not offered.
+    `lease`: seconds that staged KV outlives the puller's last sign of life.
+    """
+
+    request: Request
+    skip_tokens: int
+    lease: float
+
+
+@dataclass(frozen=True)
+class StartDecode:
+    """Pull from `source` into the reservation of `request`, then generate."""
+
+    request: str
+    source: Handle
+
+
+@dataclass(frozen=True)
+class StartLocal:
+    """Prefill and decode on the same instance and pool (topology PD)."""
+
+    request: Request
+
+
+@dataclass(frozen=True)
+class AbortTask:
+    """End the instance's task of `role` (None: every task) of this request, free what it holds, answer TaskEnded(status, reason)."""
+
+    request: str
+    status: Status
+    reason: str
+    role: Role | None = None
+
+
+TaskCommand = ReserveDecode | StartPrefill | StartDecode | StartLocal | AbortTask
+
+
+@dataclass(frozen=True)
+class Granted:
+    """Answer to ReserveDecode. `cached_tokens`: leading tokens whose KV is already here and pinned (multiple of the page size)."""
+
+    request: str
+    cached_tokens: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Answer to ReserveDecode, StartPrefill or StartLocal: nothing is held. `permanent`: it can never fit here."""
+
+    request: str
+    role: Role
+    reason: str
+    permanent: bool = False
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Answer to StartPrefill: accepted; the KV can be pulled from `handle` as it is computed."""
+
+    request: str
+    handle: Handle
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """Answer to StartLocal: queued on the instance."""
+
+    request: str
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Seconds a task spent: waiting on the instance, computing, and (decode) pulling; bytes and pages moved by the pull."""
+
+    queue: float = 0.0
+    compute: float = 0.0
+    transfer: float = 0.0
+    bytes_moved: int = 0
+    pages_pulled: int = 0
+    pages_skipped: int = 0
+
+
+@dataclass(frozen=True)
+class PrefillDone:
+    """The prompt is computed. `finished`: every sample already ended at its first token, so nothing will be decoded."""
+
+    request: str
+    report: PromptReport
+    finished: bool
+    times: StageTimes = StageTimes()
+
+
+@dataclass(frozen=True)
+class DecodeStarted:
+    """All KV arrived and passed its checks; decoding goes on from the continuation."""
+
+    request: str
+    times: StageTimes = StageTimes()
+
+
+@dataclass(frozen=True)
+class TaskEnded:
+    """The task's single end: everything it held on the instance is free. Status OK, or why not."""
+
+    request: str
+    role: Role
+    status: Status
+    reason: str = ""
+    preemptions: int = 0
+
+
+TaskReport = Granted | Refused | Staged | Accepted | PrefillDone | DecodeStarted | TaskEnded

@@ -1,0 +1,128 @@
+"""StepPlan: everything one device step does, as plain data.
+
+A plan is serialisable and complete: whoever executes the same plans in the same order on the same weights holds the same pool. That is
+what a follower process of a multi-host instance does. Order inside a plan: `copies`, `seats`, the extend over `rows`, the draws, the
+`exports`.
+
+Two plans may be in flight. A row whose input token is not known to the host yet (it is being drawn by the plan before) has empty
+`tokens` and takes the token that its slot drew last, on the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from triptych.runtime.core.request import Logprobs
+from triptych.runtime.core.sampling import SamplingParams
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A sample takes a sampler slot: its parameters, and the tokens its penalties count.
+
+    `forbidden` token ids may not be drawn at positions below `forbidden_until` (min_tokens: EOS and stop ids).
+    `prompt`/`outputs` are empty unless `params.penalised`.
+    """
+
+    slot: int
+    sample: int
+    params: SamplingParams
+    prompt: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    forbidden: tuple[int, ...] = ()
+    forbidden_until: int = 0
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Draw one token for `slot` from the row's last hidden state. `position` is the drawn token's absolute position."""
+
+    slot: int
+    position: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence's part of a step: extend it by its tokens at KV index `start` onwards.
+
+    Attributes:
+        sequence: instance-local sequence number.
+        tokens: known input ids; empty means exactly one token, the last one drawn by `token_slot`.
+        token_slot: slot whose last draw is the input when `tokens` is empty.
+        start: KV index of the first input token (= tokens already in the pages).
+        position: RoPE position of the first input token.
+        pages: block table, one page id per page, long enough for start + number of tokens.
+        draws: draws made from the row's last position; empty for a prompt chunk that is not the last.
+        score: ids whose log-probability is wanted: score[i] follows input token i (prompt_logprobs); empty = none.
+        score_top: how many most likely tokens to report with each score.
+    """
+
+    sequence: int
+    tokens: tuple[int, ...]
+    start: int
+    position: int
+    pages: tuple[int, ...]
+    token_slot: int = 0
+    draws: tuple[Draw, ...] = ()
+    score: tuple[int, ...] = ()
+    score_top: int = 0
+
+    @property
+    def length(self) -> int:
+        return max(1, len(self.tokens))
+
+    @property
+    def decode(self) -> bool:
+        """Whether the row fits the decode segment of a program: one token, nothing to score."""
+        return self.length == 1 and not self.score
+
+
+@dataclass(frozen=True)
+class Export:
+    """Gather these pages for a puller, after this plan's extend. `first_page` is the index of pages[0] in the sequence's block table."""
+
+    key: int
+    first_page: int
+    pages: tuple[int, ...]
+    last: bool
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One step. `id` increases by one a plan; results come back in the same order."""
+
+    id: int
+    rows: tuple[Row, ...] = ()
+    seats: tuple[Seat, ...] = ()
+    copies: tuple[tuple[int, int], ...] = ()  # (source page, destination page)
+    exports: tuple[Export, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        return sum(row.length for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Result of one Draw. `logprobs` only when the seat asked for them."""
+
+    slot: int
+    token: int
+    logprobs: Logprobs | None = None
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """Results of one row, draws in the row's order; `scores[i]` belongs to `row.score[i]`."""
+
+    sequence: int
+    drawn: tuple[Drawn, ...] = ()
+    scores: tuple[Logprobs, ...] = ()
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What came out of plan `id`, rows in plan order."""
+
+    id: int
+    rows: tuple[RowResult, ...]

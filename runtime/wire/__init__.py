@@ -1,0 +1,1 @@
+"""Between core values and protobuf messages: conversion, statuses, authentication. No policy, no state."""

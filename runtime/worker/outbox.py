@@ -1,0 +1,100 @@
+"""Tokens on their way to gateways: one bounded outbox per gateway, drained by that gateway's subscription.
+
+Tokens of a step leave in one message. An outbox exists from the first token on, so nothing is lost if a gateway subscribes a moment
+later; it is bounded, because a gateway that never comes (or reads too slowly) must not grow this process. Overflow breaks the
+subscription: the gateway then fails its requests here with a reason instead of missing a token silently.
+
+Owned by the asyncio loop of the worker process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from triptych.proto.v1 import common_pb2, worker_pb2
+from triptych.runtime.core.errors import OverloadedError
+from triptych.runtime.instance.messages import Emit, EmitPrompt
+from triptych.runtime.wire.convert import encode
+
+MAX_PENDING = 65_536  # tokens; about 4 MiB of messages, a second of a large batch
+
+
+class Outbox:
+    """What one gateway has still to read. At most one reader; a new subscription replaces the old one."""
+
+    def __init__(self) -> None:
+        self._batch = worker_pb2.TokenBatch()
+        self._pending = 0
+        self._overflowed = False
+        self._reader = 0
+        self._wake = asyncio.Event()
+
+    @property
+    def pending(self) -> int:
+        return self._pending
+
+    def add_tokens(self, message: Emit) -> None:
+        if self._admit(len(message.tokens)):
+            for token in message.tokens:
+                self._batch.tokens.append(encode(token, common_pb2.TokenOut, 0.0))
+
+    def add_prompt(self, message: EmitPrompt) -> None:
+        if self._admit(1):
+            self._batch.prompts.append(
+                worker_pb2.PromptDone(
+                    request=message.request,
+                    attempt=message.attempt,
+                    report=encode(message.report, common_pb2.PromptReport, 0.0),
+                )
+            )
+
+    async def batches(self) -> AsyncIterator[worker_pb2.TokenBatch]:
+        """Everything so far and from now on. Ends when a newer subscription takes over. Raises OverloadedError after an overflow."""
+        self._reader += 1
+        mine = self._reader
+        self._wake.set()
+        while True:
+            await self._wake.wait()
+            if self._reader != mine:
+                self._wake.set()
+                return
+            self._wake.clear()
+            if self._overflowed:
+                raise OverloadedError(f"gateway read too slowly: more than {MAX_PENDING} tokens were waiting for it")
+            if self._pending:
+                batch, self._batch, self._pending = self._batch, worker_pb2.TokenBatch(), 0
+                yield batch
+
+    def _admit(self, count: int) -> bool:
+        if self._pending + count > MAX_PENDING:
+            self._overflowed = True
+            self._batch, self._pending = worker_pb2.TokenBatch(), 0
+        if not self._overflowed:
+            self._pending += count
+        self._wake.set()
+        return not self._overflowed
+
+
+class Outboxes:
+    """The outboxes of a worker process, by gateway id."""
+
+    def __init__(self) -> None:
+        self._by_gateway: dict[str, Outbox] = {}
+
+    def of(self, gateway: str) -> Outbox:
+        return self._by_gateway.setdefault(gateway, Outbox())
+
+    def emit(self, message: Emit | EmitPrompt) -> None:
+        outbox = self.of(message.gateway)
+        if isinstance(message, Emit):
+            outbox.add_tokens(message)
+        else:
+            outbox.add_prompt(message)
+
+    def forget(self, gateway: str) -> None:
+        self._by_gateway.pop(gateway, None)
+
+    @property
+    def pending(self) -> int:
+        return sum(outbox.pending for outbox in self._by_gateway.values())

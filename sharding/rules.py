@@ -1,0 +1,93 @@
+"""Which logical axis lies on which mesh axis: one table, and the shardings that follow from it.
+
+Code names what an axis *is* ("heads", "ffn"); the table says where it goes. The pattern is Megatron's: the first matrix of a
+block is split by output rows, the second by input columns, so each block needs one all-reduce.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from triptych.sharding.mesh import TP
+
+LogicalAxis = Literal["vocab", "hidden", "heads", "kv_heads", "ffn", "head_dim", "pages", "page", "tokens"]
+
+RULES: dict[LogicalAxis, str | None] = {
+    "vocab": TP,
+    "hidden": None,
+    "heads": TP,
+    "kv_heads": TP,
+    "ffn": TP,
+    "head_dim": None,
+    "pages": None,
+    "page": None,
+    "tokens": None,
+}
+assert set(RULES) == set(get_args(LogicalAxis))
+
+# The last two words of a parameter's path -> the logical axes of its [out, in] weight or [out] bias.
+PARAMETER_AXES: dict[str, tuple[LogicalAxis, ...]] = {
+    "embedding.weight": ("vocab", "hidden"),
+    "lm_head.weight": ("vocab", "hidden"),
+    "norm.weight": ("hidden",),
+    "attention_norm.weight": ("hidden",),
+    "ffn_norm.weight": ("hidden",),
+    "q_norm.weight": ("head_dim",),
+    "k_norm.weight": ("head_dim",),
+    "q.weight": ("heads", "hidden"),
+    "k.weight": ("kv_heads", "hidden"),
+    "v.weight": ("kv_heads", "hidden"),
+    "o.weight": ("hidden", "heads"),
+    "q.bias": ("heads",),
+    "k.bias": ("kv_heads",),
+    "v.bias": ("kv_heads",),
+    "o.bias": ("hidden",),
+    "gate.weight": ("ffn", "hidden"),
+    "up.weight": ("ffn", "hidden"),
+    "down.weight": ("hidden", "ffn"),
+    "gate.bias": ("ffn",),
+    "up.bias": ("ffn",),
+    "down.bias": ("hidden",),
+}
+
+POOL_AXES: tuple[LogicalAxis, ...] = ("pages", "page", "kv_heads", "head_dim")
+
+
+def parameter_axes(path: str) -> tuple[LogicalAxis, ...]:
+    """Logical axes of the parameter at a dotted path such as "layers.3.attention.q.weight"."""
+    return PARAMETER_AXES[".".join(path.split(".")[-2:])]
+
+
+@dataclass(frozen=True)
+class ShardingRules:
+    """The table applied to one mesh. Hashable, so that a module definition can carry it as a static field."""
+
+    mesh: Mesh
+
+    @property
+    def tp(self) -> int:
+        return self.mesh.shape[TP]
+
+    def sharding(self, *axes: LogicalAxis) -> NamedSharding:
+        """Where an array with these axes lies; no axes means replicated."""
+        return NamedSharding(self.mesh, PartitionSpec(*(RULES[axis] for axis in axes)))
+
+    def parameter(self, path: str) -> NamedSharding:
+        """Where the parameter at this path lies."""
+        return self.sharding(*parameter_axes(path))
+
+    def pool(self) -> NamedSharding:
+        """Where a KV page pool [pages, page_size, kv_heads, head_dim] lies."""
+        return self.sharding(*POOL_AXES)
+
+    def replicated(self) -> NamedSharding:
+        """Where small inputs (token ids, tables, lengths) lie."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def constrain(self, array: jax.Array, *axes: LogicalAxis) -> jax.Array:
+        """Inside a traced program: pin an intermediate to where its axes belong."""
+        if self.tp == 1:
+            return array
+        return jax.lax.with_sharding_constraint(array, self.sharding(*axes))
