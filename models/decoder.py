@@ -167,7 +167,8 @@ class Decoder(nnx.Module):
 
     def rotation(self, positions: Int[Array, "tokens"]) -> Rotation:
         """What every layer rotates this step's queries and keys by."""
-        return rotation(self.config.rope, self.config.head_dim, positions)
+        # The barrier keeps XLA from computing every cosine again in each layer's fusions.
+        return jax.lax.optimization_barrier(rotation(self.config.rope, self.config.head_dim, positions))
 
     def head(self, x: Float[Array, "rows hidden"]) -> Float[Array, "rows vocab"]:
         """Logits over the logical vocabulary, float32 and replicated, from hidden states after the final norm."""
@@ -179,8 +180,9 @@ def paged_attend(batch: Ragged, scale: float) -> Attend:
     """The reference `Attend`: scatter the new keys and values into the pages, then ragged paged attention."""
 
     def write(pages: Pages, new: Float[Array, "tokens kv_heads head_dim"]) -> Pages:
-        flat = pages.reshape(-1, *pages.shape[2:])
-        return flat.at[batch.write_index].set(new.astype(pages.dtype), mode="drop").reshape(pages.shape)
+        # Indexed by page and offset: through a pool reshaped to [slots, ...] XLA copies the whole donated pool for one token.
+        page, offset = jnp.divmod(batch.write_index, pages.shape[1])
+        return pages.at[page, offset].set(new.astype(pages.dtype), mode="drop")
 
     def attend(q: Array, k: Array, v: Array, kv: KV, window: int | None) -> tuple[Array, KV]:
         k_pages, v_pages = write(kv[0], k), write(kv[1], v)

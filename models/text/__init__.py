@@ -1,1 +1,1 @@
-"""Text in and out of a model: tokenizer, chat template, incremental detokeniser, stop strings. Nothing here imports jax."""
+"""Text in and out of a model: tokenizer, chat template, detokeniser, stop strings. Nothing here imports jax."""

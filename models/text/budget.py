@@ -1,15 +1,20 @@
 """Jinja under a budget: a stranger's template ends soon, with an answer or an error.
 
-Jinja's sandbox stops a template from reaching Python; it does not stop `"a" * 10**10`, nested loops over big ranges, or a macro that calls
-itself twice. Here every construct that can repeat or allocate is metered, so that both time and memory are bounded:
+Jinja's sandbox stops a template from reaching Python; it does not stop `"a" * 10**10`, nested loops over big ranges, or
+a macro that calls itself twice. Here every construct that can repeat or allocate is metered, so that both time and
+memory are bounded:
 
-- loops, macros and calls cost one unit of work each turn (a statement is woven into their bodies when the template is compiled);
-- every operator, and every list, tuple, dict or text that an expression builds, is weighed before or right after it is made. Weights are deep
-  and count a shared part each time it is reachable, so a value's printed form is never much larger than its weight;
+- loops, macros and calls cost one unit of work each turn (`weave.py` puts a statement into their bodies when the
+  template is compiled);
+- every operator, and every list, tuple, dict or text that an expression builds, is weighed before or right after it is
+  made. Weights are deep and count a shared part each time it is reachable, so a value's printed form is never much
+  larger than its weight;
 - written text is counted, inside macros and `set` blocks too;
-- filters, and methods of strings and containers, come from a list of those that chat templates use, all with bounded cost.
+- filters, and methods of strings and containers, come from a list of those that chat templates use, all with bounded
+  cost.
 
-A budget belongs to one rendering: the environment holds it, and the compiled program (a code object) is shared between environments.
+A budget belongs to one rendering: the environment holds it, and the compiled program (a code object) is shared between
+environments.
 """
 
 from __future__ import annotations
@@ -22,13 +27,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
 
-__all__ = ["Budget", "BudgetExceededError", "BudgetedEnvironment", "RenderLimits", "budgeted_program"]
+__all__ = ["Budget", "BudgetExceededError", "BudgetedEnvironment", "RenderLimits"]
 
 
 class BudgetExceededError(RuntimeError):
@@ -91,7 +95,7 @@ class Budget:
     def reserve(self, weight: int) -> None:
         """Account for a value of this weight."""
         if weight > self.limits.max_value_chars:
-            raise BudgetExceededError(f"a value of more than {self.limits.max_value_chars} characters (an item counts as 16)")
+            raise BudgetExceededError(f"a value of more than {self.limits.max_value_chars} characters (16 for an item)")
         self.turn(1 + weight // _CHARS_PER_WORK)
 
     def weigh(self, value: Any) -> int:
@@ -119,15 +123,25 @@ class _OpaqueNamespace(Namespace):
         return "<namespace>"
 
 
+# fmt: off
 _FILTERS = frozenset(
-    "abs capitalize count d default dictsort e escape first float groupby indent int items join last length list lower map max min "
-    "reject rejectattr replace reverse round safe select selectattr sort string sum title trim truncate unique upper".split()
+    (
+        "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "groupby", "indent",
+        "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr",
+        "replace", "reverse", "round", "safe", "select", "selectattr", "sort", "string", "sum", "title", "trim",
+        "truncate", "unique", "upper",
+    )
 )
 _STR_METHODS = frozenset(
-    "capitalize count endswith find format index isalnum isalpha isdigit islower isnumeric isspace isupper join lower lstrip partition "
-    "removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip split splitlines startswith strip title upper".split()
+    (
+        "capitalize", "count", "endswith", "find", "format", "index", "isalnum", "isalpha", "isdigit", "islower",
+        "isnumeric", "isspace", "isupper", "join", "lower", "lstrip", "partition", "removeprefix", "removesuffix",
+        "replace", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip",
+        "title", "upper",
+    )
 )
-_CONTAINER_METHODS = frozenset("count get index items keys values".split())
+# fmt: on
+_CONTAINER_METHODS = frozenset(("count", "get", "index", "items", "keys", "values"))
 
 
 class BudgetedEnvironment(ImmutableSandboxedEnvironment):
@@ -142,7 +156,7 @@ class BudgetedEnvironment(ImmutableSandboxedEnvironment):
         self.globals = {"range": self._range, "namespace": _OpaqueNamespace, "dict": dict}
         self.filters = {name: self.checked_filter(name, self.filters[name]) for name in _FILTERS}
 
-    # -- woven into the compiled template by `budgeted_program`
+    # -- called by what `weave.py` puts into the compiled template
 
     def metered_turn(self) -> str:
         self.budget.turn()
@@ -180,11 +194,11 @@ class BudgetedEnvironment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         self._check_operands(operator, left, right)
         result = super().call_binop(context, operator, left, right)
-        if isinstance(result, int) and result.bit_length() > _MAX_INTEGER_BITS:
-            raise BudgetExceededError(f"an integer of more than {_MAX_INTEGER_BITS} bits")
+        if isinstance(result, int):
+            self._check_bits(result.bit_length())
         return self.metered_value(result)
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805 (jinja's signature)
+    def call(__self, __context: Context, __obj: Any, /, *args: Any, **kwargs: Any) -> Any:  # names as in jinja
         if isinstance(__obj, types.MethodType) and __obj.__self__ is __self:
             return __obj(*args)  # woven in; jinja adds bookkeeping keywords to calls inside loops and blocks
         __self.budget.turn()
@@ -226,8 +240,11 @@ class BudgetedEnvironment(ImmutableSandboxedEnvironment):
         elif operator == "%" and isinstance(left, str):
             self._check_format(left, (right,))
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            if left.bit_length() * abs(right) > _MAX_INTEGER_BITS:
-                raise BudgetExceededError(f"an integer of more than {_MAX_INTEGER_BITS} bits")
+            self._check_bits(left.bit_length() * abs(right))
+
+    def _check_bits(self, bits: int) -> None:
+        if bits > _MAX_INTEGER_BITS:
+            raise BudgetExceededError(f"an integer of more than {_MAX_INTEGER_BITS} bits")
 
     def _check_method(self, name: str, owner: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.metered_operand(owner)
@@ -277,67 +294,3 @@ class BudgetedEnvironment(ImmutableSandboxedEnvironment):
         if len(numbers) > self.budget.limits.max_range:
             raise BudgetExceededError(f"a range of more than {self.budget.limits.max_range} items")
         return numbers
-
-
-def budgeted_program(environment: BudgetedEnvironment, source: str) -> types.CodeType:
-    """The template compiled with its meters. Run it with `jinja2.Template.from_code` in any BudgetedEnvironment."""
-    if len(source) > environment.budget.limits.max_source_chars:
-        raise BudgetExceededError(f"a template of more than {environment.budget.limits.max_source_chars} characters")
-    tree = _Weaver().visit(environment.parse(source))
-    return environment.compile(tree)
-
-
-def _metered(meter: str, *values: nodes.Expr, lineno: int) -> nodes.Call:
-    """A call of the environment's own method: templates have no name for it, so they cannot replace it."""
-    call = nodes.Call(nodes.EnvironmentAttribute(meter), list(values), [], None, None)
-    return call.set_lineno(lineno)
-
-
-def _metered_statement(meter: str, *values: nodes.Expr, lineno: int) -> nodes.ExprStmt:
-    return nodes.ExprStmt(_metered(meter, *values, lineno=lineno)).set_lineno(lineno)
-
-
-class _Weaver(NodeTransformer):
-    """Puts the meters into a parsed template."""
-
-    def _visit_body(self, node: Any) -> Any:
-        self.generic_visit(node)
-        node.body.insert(0, _metered_statement("metered_turn", lineno=node.lineno))
-        return node
-
-    visit_For = visit_Macro = visit_CallBlock = visit_Block = _visit_body
-
-    def visit_Output(self, node: nodes.Output) -> list[nodes.Node]:
-        self.generic_visit(node)
-        data = sum(len(child.data) for child in node.nodes if isinstance(child, nodes.TemplateData))
-        node.nodes = [
-            child if isinstance(child, nodes.TemplateData) else _metered("metered_output", child, lineno=node.lineno)
-            for child in node.nodes
-        ]
-        return [_metered_statement("metered_data", nodes.Const(data), lineno=node.lineno), node]
-
-    def _visit_literal(self, node: Any) -> nodes.Node:
-        self.generic_visit(node)
-        if getattr(node, "ctx", "load") != "load":
-            return node
-        return _metered("metered_value", node, lineno=node.lineno)
-
-    visit_List = visit_Dict = visit_Tuple = _visit_literal
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return _metered("metered_concat", *node.nodes, lineno=node.lineno)
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        self.generic_visit(node)
-        return _metered("metered_operand", node, lineno=node.lineno) if node.ctx == "load" else node
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
-        self.generic_visit(node)
-        node.expr = _metered("metered_operand", node.expr, lineno=node.lineno)
-        return node
-
-    def visit_Test(self, node: nodes.Test) -> nodes.Node:
-        self.generic_visit(node)
-        node.node = _metered("metered_operand", node.node, lineno=node.lineno)
-        return node

@@ -1,9 +1,10 @@
 """Chat templates: messages to the prompt text that a model was trained on.
 
-A template is a jinja program that comes with a model, so it is run as a stranger's program: in jinja's immutable sandbox (no
-attribute escapes, no mutation) and under a budget (see `budget.py`) of steps, text size and time. Rendering follows Hugging Face: `trim_blocks`,
-`lstrip_blocks`, loop controls, `{% generation %}` blocks, and the names `raise_exception`, `strftime_now`, `tojson`, `bos_token`,
-`eos_token`, `add_generation_prompt`, `tools`, `documents`. Requests never bring a template, only messages and variables.
+A template is a jinja program that comes with a model, so it is run as a stranger's program: in jinja's immutable
+sandbox (no attribute escapes, no mutation) and under a budget (see `budget.py`) of steps, text size and time. Rendering
+follows Hugging Face: `trim_blocks`, `lstrip_blocks`, loop controls, `{% generation %}` blocks, and the names
+`raise_exception`, `strftime_now`, `tojson`, `bos_token`, `eos_token`, `add_generation_prompt`, `tools`, `documents`.
+Requests never bring a template, only messages and variables.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 
-from triptych.models.text.budget import Budget, BudgetedEnvironment, RenderLimits, budgeted_program
+from triptych.models.text.budget import Budget, BudgetedEnvironment, RenderLimits
 from triptych.models.text.messages import plain_messages
+from triptych.models.text.weave import budgeted_program
 
 __all__ = ["ChatTemplate", "ChatTemplateError", "ChatTemplateRefusal"]
 
@@ -131,7 +133,7 @@ def _reason(error: Exception) -> str:
 class _GenerationBlock(jinja2.ext.Extension):
     """`{% generation %}…{% endgeneration %}` marks assistant text for training; in serving it is its content."""
 
-    tags = {"generation"}
+    tags: ClassVar[set[str]] = {"generation"}
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)

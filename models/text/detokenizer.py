@@ -1,12 +1,13 @@
 """Tokens to text while they arrive.
 
-Each token adds known bytes (`Tokenizer.token_bytes`), and an incremental UTF-8 decoder holds back an incomplete character. So a
-push costs time proportional to the token's own bytes, however long the text is, and the deltas joined are the text of the whole
-sequence. Bytes that can no longer become a character turn into U+FFFD exactly where whole-text decoding puts it; bytes that merely
-lack their rest are held until they are complete or the text ends.
+Each token adds known bytes (`Tokenizer.token_bytes`), and an incremental UTF-8 decoder holds back an incomplete
+character. So a push costs time proportional to the token's own bytes, however long the text is, and the deltas joined
+are the text of the whole sequence. Bytes that can no longer become a character turn into U+FFFD exactly where
+whole-text decoding puts it; bytes that merely lack their rest are held until they are complete or the text ends.
 
-A byte-fallback vocabulary differs in one corner: whole-text decoding replaces *every* byte of a run of byte tokens when the run is not
-valid UTF-8. A stream has already emitted the valid characters of that run, so here only the invalid bytes are replaced.
+A byte-fallback vocabulary differs in one corner: whole-text decoding replaces *every* byte of a run of byte tokens when
+the run is not valid UTF-8. A stream has already emitted the valid characters of that run, so here only the invalid
+bytes are replaced.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A tokenizer from the metadata of a GGUF file (keys `tokenizer.ggml.*`, the GGUF specification in the ggml repository).
+"""A tokenizer from the metadata of a GGUF file: keys `tokenizer.ggml.*` of the GGUF specification (ggml repository).
 
-`tokenizer.ggml.model` names the algorithm. "gpt2" is byte-level BPE with merges; `tokenizer.ggml.pre` names the rule that cuts text into
-words before merging, and each name stands for one published pre-tokenizer, rebuilt here. "llama" is SentencePiece BPE: its file has scores
-instead of merges, and the merges follow from them.
+`tokenizer.ggml.model` names the algorithm. "gpt2" is byte-level BPE with merges; `tokenizer.ggml.pre` names the rule
+that cuts text into words before merging, and each name stands for one published pre-tokenizer, rebuilt here. "llama" is
+SentencePiece BPE: its file has scores instead of merges, and the merges follow from them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from triptych.models.text.tokenizer import Tokenizer, UnsupportedTokenizerError
 
-__all__ = ["chat_template_from_gguf", "tokenizer_from_gguf"]
+__all__ = ["chat_template_from_gguf", "eos_ids_from_gguf", "tokenizer_from_gguf"]
 
 # enum llama_token_type in the GGUF specification
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
@@ -24,9 +24,7 @@ _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 _END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end_of_text|>", "<|endoftext|>", "<|eom_id|>")
 
 # The word rule of Llama 3 (digits in groups of up to three) and of Qwen 2 (single digits), as in their tokenizer.json.
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3_WORDS = _WORDS % r"\p{N}{1,3}"
 _QWEN2_WORDS = _WORDS % r"\p{N}"
 
@@ -39,7 +37,9 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     kind = metadata.get("tokenizer.ggml.model")
     builders = {"gpt2": _byte_level_bpe, "llama": _sentencepiece_bpe}
     if kind not in builders:
-        raise UnsupportedTokenizerError(f"GGUF tokenizer model {kind!r} is not supported; supported: {', '.join(builders)}")
+        raise UnsupportedTokenizerError(
+            f"GGUF tokenizer model {kind!r} is not supported; supported: {', '.join(builders)}"
+        )
     pieces = _required(metadata, "tokenizer.ggml.tokens")
     types = _required(metadata, "tokenizer.ggml.token_type")
     backend = builders[kind](metadata, pieces, types)
@@ -50,12 +50,19 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     suffix = eos if metadata.get("tokenizer.ggml.add_eos_token", False) else None
     if prefix is not None or suffix is not None:
         _surround(backend, prefix, suffix)
-    control = {pieces[i]: i for i, kind_of_token in enumerate(types) if kind_of_token == _CONTROL}
-    eos_ids = [] if eos is None else [metadata["tokenizer.ggml.eos_token_id"]]
-    if metadata.get("tokenizer.ggml.eot_token_id") is not None:
-        eos_ids.append(metadata["tokenizer.ggml.eot_token_id"])
-    eos_ids += [control[piece] for piece in _END_OF_TURN if piece in control]
-    return Tokenizer(backend, eos_ids=eos_ids, bos_token=bos, eos_token=eos)
+    return Tokenizer(backend, eos_ids=eos_ids_from_gguf(metadata), bos_token=bos, eos_token=eos)
+
+
+def eos_ids_from_gguf(metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    """Ids that end a generation, the file's own eos first; empty if it has no vocabulary."""
+    named = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+    types = metadata.get("tokenizer.ggml.token_type") or ()
+    pieces = metadata.get("tokenizer.ggml.tokens") or ()
+    control = {pieces[token]: token for token, kind in enumerate(types) if kind == _CONTROL}
+    ids = [token for token in named if token is not None] + [
+        control[piece] for piece in _END_OF_TURN if piece in control
+    ]
+    return tuple(dict.fromkeys(ids))
 
 
 def chat_template_from_gguf(metadata: Mapping[str, Any]) -> str | None:
@@ -72,7 +79,8 @@ def _byte_level_bpe(metadata: Mapping[str, Any], pieces: Sequence[str], types: S
     }
     if pre not in known:
         raise UnsupportedTokenizerError(
-            f"GGUF pre-tokenizer {pre!r} is not supported (another rule would tokenise silently wrong); supported: {', '.join(known)}"
+            f"GGUF pre-tokenizer {pre!r} is not supported (another rule would tokenise silently wrong); "
+            f"supported: {', '.join(known)}"
         )
     merges = [_pair(merge) for merge in _required(metadata, "tokenizer.ggml.merges")]
     vocabulary = {piece: token for token, piece in enumerate(pieces)}
@@ -87,7 +95,10 @@ def _byte_level_bpe(metadata: Mapping[str, Any], pieces: Sequence[str], types: S
 
 def _smollm_words() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
     )
 
 
@@ -124,8 +135,8 @@ def _sentencepiece_bpe(metadata: Mapping[str, Any], pieces: Sequence[str], types
 def _merges_from_scores(pieces: Sequence[str], types: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """Every split of a piece into two pieces, best-scored piece first.
 
-    SentencePiece always merges the adjacent pair whose union scores highest; ranking the pairs by that score makes a BPE with
-    explicit merges do the same.
+    SentencePiece always merges the adjacent pair whose union scores highest; ranking the pairs by that score makes a
+    BPE with explicit merges do the same.
     """
     normal = {piece: score for piece, kind, score in zip(pieces, types, scores, strict=True) if kind == _NORMAL}
     order = {piece: rank for rank, piece in enumerate(normal)}
@@ -145,11 +156,15 @@ def _surround(backend: RustTokenizer, prefix: str | None, suffix: str | None) ->
 
 
 def _added(pieces: Sequence[str], types: Sequence[int], wanted: int, *, special: bool) -> list[AddedToken]:
-    return [AddedToken(piece, special=special, normalized=False) for piece, kind in zip(pieces, types, strict=True) if kind == wanted]
+    return [
+        AddedToken(piece, special=special, normalized=False)
+        for piece, kind in zip(pieces, types, strict=True)
+        if kind == wanted
+    ]
 
 
 def _token(metadata: Mapping[str, Any], name: str, pieces: Sequence[str]) -> str | None:
-    token = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    token: int | None = metadata.get(f"tokenizer.ggml.{name}_token_id")
     return pieces[token] if token is not None and 0 <= token < len(pieces) else None
 
 

@@ -1,7 +1,8 @@
 """A tokenizer and chat template from a Hugging Face model folder, and back.
 
-Read: `tokenizer.json` (the vocabulary), `tokenizer_config.json` (special tokens, chat template), `generation_config.json` and `config.json`
-(ids that end a generation), `chat_template.jinja` (newer exports; wins over the template in tokenizer_config.json).
+Read: `tokenizer.json` (the vocabulary), `tokenizer_config.json` (special tokens, chat template),
+`generation_config.json` and `config.json` (ids that end a generation), `chat_template.jinja` (newer exports; wins over
+the template in tokenizer_config.json).
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ __all__ = ["chat_template_from_folder", "save_text_files", "tokenizer_from_folde
 def tokenizer_from_folder(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder.
 
-    Ids that end a generation: the tokenizer's own eos token first, then those of generation_config.json, or of config.json where that file is
-    absent (an instruction-tuned model often ends a turn with another token than a document).
+    Ids that end a generation: the tokenizer's own eos token first, then those of generation_config.json, or of
+    config.json where that file is absent (an instruction-tuned model often ends a turn with another token than a
+    document).
 
     Raises UnsupportedTokenizerError if there is no readable tokenizer.json or its kind is not supported.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UnsupportedTokenizerError(
-            f"{folder} has no tokenizer.json; a folder with only tokenizer.model or vocab.json/merges.txt must be re-saved once "
+            f"{folder} has no tokenizer.json; if it has only tokenizer.model or vocab.json and merges.txt, re-save it once "
             "with transformers' AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
     try:
@@ -56,11 +58,15 @@ def chat_template_from_folder(folder: Path) -> str | None:
 
 
 def save_text_files(folder: Path, tokenizer: Tokenizer, chat_template: str | None) -> None:
-    """Write the files that `tokenizer_from_folder` and `chat_template_from_folder` read, whatever the vocabulary came from."""
+    """Write the files that `tokenizer_from_folder` and `chat_template_from_folder` read, whatever the vocabulary came
+    from.
+    """
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     config = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(tokenizer.eos_ids)}), encoding="utf-8")
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": list(tokenizer.eos_ids)}), encoding="utf-8"
+    )
     if chat_template is not None:
         (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
 

@@ -1,11 +1,12 @@
 """Stop strings over a stream of text deltas.
 
-Rule: the match that *starts* earliest wins; among matches at the same start, the longest. The text before it is the answer. The rule speaks
-about the whole text only, so the outcome does not depend on how the text was cut into deltas or tokens.
+Rule: the match that *starts* earliest wins; among matches at the same start, the longest. The text before it is the
+answer. The rule speaks about the whole text only, so the outcome does not depend on how the text was cut into deltas or
+tokens.
 
-Text is held back while it could still begin a stop string, and a complete match is held back while a longer or earlier one is still possible.
-One Knuth-Morris-Pratt automaton per stop string knows, in constant amortised time per character, the longest suffix that begins it
-(Knuth, Morris, Pratt: Fast Pattern Matching in Strings, SIAM J. Comput. 6(2), 1977).
+Text is held back while it could still begin a stop string, and a complete match is held back while a longer or earlier
+one is still possible. One Knuth-Morris-Pratt automaton per stop string knows, in constant amortised time per character,
+the longest suffix that begins it (Knuth, Morris, Pratt: Fast Pattern Matching in Strings, SIAM J. Comput. 6(2), 1977).
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ class _Automaton:
 
     @property
     def possible_start(self) -> int:
-        """Where a match that is not complete yet would start at the earliest (the end of the text if nothing has begun).
+        """Where a match that is not complete yet would start at the earliest (the end of the text if nothing has
+        begun).
 
         Once the first match is known, no other one of this string matters.
         """

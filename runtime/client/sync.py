@@ -1,0 +1,179 @@
+"""The blocking client. Thread-safe: one Client may serve many threads, one Stream belongs to one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Self, Unpack
+
+import grpc
+
+from triptych.proto.v1 import inference_pb2 as pb
+from triptych.proto.v1 import inference_pb2_grpc
+from triptych.runtime.client import transport
+from triptych.runtime.client.requests import Message, Sampling, generate_request, tokenize_request
+from triptych.runtime.client.results import Chunk, Result
+from triptych.runtime.core.errors import DeadlineError, TriptychError
+from triptych.runtime.wire.status import error_from_call
+
+
+class Stream(Iterator[Chunk]):
+    """Chunks of one generation as they come. `result` fills up meanwhile and is complete when the iteration ends.
+
+    Closing the stream (or leaving its `with` block) cancels the generation if it still runs. Iterating raises the typed error of a
+    failed generation.
+    """
+
+    def __init__(self, call: Any):
+        self._call = call
+        self.result = Result()
+
+    def __next__(self) -> Chunk:
+        while True:
+            try:
+                response = next(self._call)
+            except StopIteration:
+                self.result.check_complete()
+                raise
+            except grpc.RpcError as error:
+                raise _typed(error) from error
+            chunk = self.result.feed(response)
+            if chunk is not None:
+                return chunk
+
+    def close(self) -> None:
+        self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Client:
+    """Talks to one server.
+
+    Args:
+        address: host:port.
+        token: bearer token, if the server wants one.
+        tls: None for plaintext.
+    """
+
+    def __init__(self, address: str, token: str | None = None, tls: transport.Tls | None = None):
+        self._address = address
+        if tls is None:
+            self._channel = grpc.insecure_channel(address, options=transport.CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(address, tls.credentials(), options=transport.CHANNEL_OPTIONS)
+        self._metadata = transport.call_metadata(token)
+        self._stub = inference_pb2_grpc.InferenceStub(self._channel)
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        token_ids: Sequence[int] | None = None,
+        add_generation_prompt: bool | None = None,
+        model: str = "",
+        request_id: str = "",
+        timeout: float | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        **sampling: Unpack[Sampling],
+    ) -> Stream:
+        """Stream a generation from exactly one of `prompt`, `messages` and `token_ids`. `timeout` is in seconds."""
+        request = generate_request(
+            prompt,
+            messages=messages,
+            token_ids=token_ids,
+            add_generation_prompt=add_generation_prompt,
+            model=model,
+            request_id=request_id,
+            timeout=timeout,
+            priority=priority,
+            cache_salt=cache_salt,
+            sampling=sampling,
+        )
+        return self.stream(request)
+
+    def stream(self, request: pb.GenerateRequest) -> Stream:
+        """Stream a generation from a message."""
+        timeout = transport.call_timeout(request.timeout if request.HasField("timeout") else None)
+        return Stream(self._stub.Generate(request, timeout=timeout, metadata=self._metadata))
+
+    def complete(self, prompt: str | None = None, **arguments: Any) -> Result:
+        """Run a generation to its end; takes what `generate` takes."""
+        with self.generate(prompt, **arguments) as stream:
+            for _ in stream:
+                pass
+            return stream.result
+
+    def abort(self, request_id: str) -> None:
+        """End a running request of any client. Raises NotFoundError if it does not run (any more)."""
+        self._unary(self._stub.Abort, pb.AbortRequest(request_id=request_id))
+
+    def tokenize(
+        self,
+        text: str | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        add_special_tokens: bool | None = None,
+        add_generation_prompt: bool | None = None,
+    ) -> list[int]:
+        request = tokenize_request(text, messages, add_special_tokens, add_generation_prompt)
+        return list(self._unary(self._stub.Tokenize, request).ids)
+
+    def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        request = pb.DetokenizeRequest(ids=ids, skip_special_tokens=skip_special_tokens)
+        return self._unary(self._stub.Detokenize, request).text
+
+    def model_info(self) -> pb.ModelInfo:
+        return self._unary(self._stub.GetModelInfo, pb.GetModelInfoRequest())
+
+    def server_info(self) -> pb.ServerInfo:
+        return self._unary(self._stub.GetServerInfo, pb.GetServerInfoRequest())
+
+    def loads(self) -> pb.Loads:
+        return self._unary(self._stub.GetLoads, pb.GetLoadsRequest())
+
+    def ready(self) -> bool:
+        """Whether the server can be reached and could place a request now."""
+        check = self._channel.unary_unary(transport.HEALTH_METHOD)
+        try:
+            return check(transport.HEALTH_REQUEST, timeout=2.0, metadata=self._metadata) == transport.HEALTH_SERVING
+        except grpc.RpcError as error:
+            failure = _typed(error)
+            if failure.status in transport.FATAL:
+                raise failure from error
+            return False
+
+    def wait_ready(self, timeout: float) -> None:
+        """Wait until the server can place requests. Raises DeadlineError after `timeout` seconds."""
+        until = time.monotonic() + timeout
+        while not self.ready():
+            if time.monotonic() >= until:
+                raise DeadlineError(f"{self._address} was not ready after {timeout:g} s")
+            time.sleep(transport.HEALTH_INTERVAL)
+
+    def close(self) -> None:
+        """Close the connection; running generations are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _unary(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise _typed(error) from error
+
+
+def _typed(error: Any) -> TriptychError:
+    """grpc's blocking errors are calls, too: they have the status and the trailing metadata."""
+    return error_from_call(error.code(), error.details(), error.trailing_metadata())

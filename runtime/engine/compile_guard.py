@@ -1,0 +1,55 @@
+"""Proof that nothing compiles once an engine is ready: a count of every XLA compilation in this process.
+
+JAX reports each one through `jax.monitoring`, programs of many layers and the one-operation programs of eager `jax.numpy` calls alike,
+and also those that the persistent cache answers. The count begins with the first call of `compile_count`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import jax.monitoring
+
+COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+class CompiledError(AssertionError):
+    """Something was compiled where everything should have been compiled before."""
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.compilations = 0
+        jax.monitoring.register_event_duration_secs_listener(self._record)
+
+    def _record(self, event: str, duration: float, **details: str | int) -> None:
+        if event == COMPILE_EVENT:
+            with self._lock:
+                self.compilations += 1
+
+
+@cache
+def _counter() -> _Counter:
+    return _Counter()
+
+
+def compile_count() -> int:
+    """Compilations in this process since the first call."""
+    return _counter().compilations
+
+
+@contextmanager
+def no_compilation() -> Iterator[None]:
+    """Raises CompiledError on leaving if anything was compiled inside, in any thread."""
+    before = compile_count()
+    yield
+    compiled = compile_count() - before
+    if compiled:
+        raise CompiledError(
+            f"{compiled} programs were compiled after the engine was ready; look for eager jax.numpy calls and for arguments whose "
+            "shape, dtype or sharding differs from what was compiled (jax.config jax_log_compiles names them)"
+        )

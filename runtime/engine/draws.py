@@ -1,0 +1,103 @@
+"""The draws of a plan as the sampler's inputs: which variant, which bucket, the packed parameters, and what to report of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from triptych.runtime.engine.buckets import PlanError, smallest
+from triptych.runtime.engine.packing import Packing
+from triptych.runtime.engine.sample import MAX_SPARSE, Variant, sample_packing
+from triptych.runtime.engine.state import SlotTables
+from triptych.runtime.instance.plan import Draw, Seat, StepPlan
+
+
+@dataclass(frozen=True)
+class DrawBatch:
+    """One step's draws, in plan order.
+
+    `logprobs[i]` is how many likely tokens draw i reports, None for no log-probabilities: copied from its seat now, because a later plan
+    may give the slot away before this step's results are read.
+    """
+
+    variant: Variant
+    size: int
+    packed: np.ndarray
+    logprobs: tuple[int | None, ...]
+
+
+class DrawPacker:
+    """Packs draws for the compiled sizes."""
+
+    def __init__(self, sizes: tuple[int, ...], slots: int) -> None:
+        self.tables = SlotTables(slots)
+        self._sizes, self._slots = sizes, slots
+        self._packings: dict[tuple[Variant, int], Packing] = {
+            (variant, size): sample_packing(variant, size) for variant in Variant for size in sizes
+        }
+
+    def pack(self, plan: StepPlan) -> DrawBatch | None:
+        """The draws of all rows; None when there are none. Raises PlanError."""
+        draws = [draw for row in plan.rows for draw in row.draws]
+        if not draws:
+            return None
+        size = smallest(self._sizes, len(draws), "draws")
+        seats = [self.tables.seated(draw.slot) for draw in draws]
+        variant = _variant(draws, seats)
+        packed, views = self._packings[variant, size].host()
+        slots = np.fromiter((draw.slot for draw in draws), np.int32, len(draws))
+        views["slot"][: len(draws)] = slots
+        views["slot"][len(draws) :] = self._slots
+        if variant is not Variant.GREEDY:
+            self._fill_columns(views, slots, draws)
+        if variant is Variant.FULL:
+            for at, (draw, seat) in enumerate(zip(draws, seats, strict=True)):
+                self._fill_sparse(views["sparse_ids"][at], views["sparse_values"][at], draw, seat)
+        return DrawBatch(variant, size, packed, tuple(seat.params.logprobs for seat in seats))
+
+    def _fill_columns(self, views: dict[str, np.ndarray], slots: np.ndarray, draws: list[Draw]) -> None:
+        count = len(draws)
+        for name, column in self.tables.columns.items():
+            if name in views:
+                views[name][:count] = column[slots]
+        views["position"][:count] = [draw.position for draw in draws]
+        # A zero here would switch the filter on, or divide by zero, for rows that nobody reads.
+        views["top_p"][count:] = 1.0
+        if "repetition" in views:
+            views["repetition"][count:] = 1.0
+
+    def _fill_sparse(self, ids: np.ndarray, values: np.ndarray, draw: Draw, seat: Seat) -> None:
+        used = 0
+        bias = self.tables.sparse[draw.slot]
+        if bias is not None:
+            used = len(bias[0])
+            ids[:used], values[:used] = bias
+        if draw.position < seat.forbidden_until and seat.forbidden:
+            end = used + len(seat.forbidden)
+            ids[used:end], values[used:end] = seat.forbidden, -np.inf
+
+
+def check_seat(seat: Seat, slots: int, vocab: int) -> None:
+    """Raises PlanError for a seat that the sampler cannot hold."""
+    if not 0 <= seat.slot < slots:
+        raise PlanError(f"seat for slot {seat.slot}; slots are 0 to {slots - 1}")
+    entries = len(seat.params.logit_bias) + len(seat.forbidden)
+    if entries > MAX_SPARSE:
+        raise PlanError(f"slot {seat.slot} has {entries} biased and forbidden ids; the sampler holds {MAX_SPARSE}")
+    largest = max((*seat.prompt, *seat.outputs, *seat.forbidden), default=0)
+    if largest >= vocab:
+        raise PlanError(f"slot {seat.slot} names token id {largest}; the vocabulary has {vocab}")
+
+
+def _variant(draws: list[Draw], seats: list[Seat]) -> Variant:
+    """The least variant that serves every draw."""
+    variant = Variant.GREEDY
+    for draw, seat in zip(draws, seats, strict=True):
+        params = seat.params
+        forbidden = seat.forbidden and draw.position < seat.forbidden_until
+        if params.penalised or params.logit_bias or params.logprobs is not None or forbidden:
+            return Variant.FULL
+        if not params.greedy:
+            variant = Variant.RANDOM
+    return variant

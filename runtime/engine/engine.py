@@ -1,0 +1,201 @@
+"""The device half of an instance: takes StepPlans in order, runs them as compiled programs on a mesh, gives back what was drawn.
+
+A step is packed on the host into at most three int32 vectors and dispatched as a few program calls that wait for nothing:
+
+    copy pages -> seat samplers -> extend (KV of all rows, hidden states of the draws) -> sample -> score
+
+The next step may be dispatched before this one is read: input tokens and penalty counts it depends on are on the device. One thread, the
+device loop, owns an engine and with it `pools`; whoever else moves pages does it on that thread, takes `pools` and puts the result back.
+
+Pools and sampler state are donated to the programs. If a call fails they are gone, so an exception leaves the engine broken until `rebuild`
+makes new ones (the instance starts a new epoch). Nothing is compiled then, or at any time after `compile`.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from triptych.models.kv import kv_groups
+from triptych.models.structure import Pools
+from triptych.models.weights.load import LoadedDecoder
+from triptych.runtime.core.errors import EngineError
+from triptych.runtime.engine.batch import BatchPacker, ExtendBatch
+from triptych.runtime.engine.buckets import PlanError
+from triptych.runtime.engine.compile_guard import compile_count
+from triptych.runtime.engine.config import EngineConfig
+from triptych.runtime.engine.draws import DrawBatch, DrawPacker, check_seat
+from triptych.runtime.engine.programs import COPY_PAGES, CompileReport, Programs, Progress
+from triptych.runtime.engine.results import PendingStep, read
+from triptych.runtime.engine.sample import Variant
+from triptych.runtime.engine.state import SamplerState, seat_rows
+from triptych.runtime.engine.warmup import run_each_once
+from triptych.runtime.instance.plan import Seat, StepPlan, StepResult
+
+
+class Engine:
+    """Executes the plans of one instance on one mesh.
+
+    Attributes:
+        pools: per layer (keys, values), each [num_pages, page_size, kv_heads_total, head_dim]; page 0 is the null page.
+    """
+
+    def __init__(self, config: EngineConfig, loaded: LoadedDecoder, mesh: Mesh) -> None:
+        if loaded.rules.mesh != mesh:
+            raise ValueError(f"the weights lie on mesh {loaded.rules.mesh}, the engine was given {mesh}")
+        (group,) = kv_groups(loaded.config, config.kv_dtype)
+        self.config = config
+        self.mesh = mesh
+        self.model = loaded.config
+        self._params = loaded.params
+        self._programs = Programs(loaded.structure, group, config)
+        self._head = self._programs.head.select(loaded.params)
+        self._rows = BatchPacker(config)
+        self._draws = DrawPacker(config.buckets.draws, config.max_num_seqs)
+        self._broken: str | None = "it is not compiled yet"
+        self.pools: Pools = ()
+        self._state: SamplerState | None = None
+
+    # ---- life ----------------------------------------------------------------------------------------------------------------------
+
+    def compile(self, progress: Progress = lambda name, done, total: None) -> CompileReport:
+        """Compile every program, make pools and state, and run each program once. `progress(name, done, total)` is called in between."""
+        compile_count()  # starts the count of the compile guard
+        report = self._programs.compile(progress)
+        self.rebuild()
+        try:
+            self.pools, self._state = run_each_once(self._programs, self.config, self._params, self.pools, self._usable())
+        except Exception as error:
+            raise self._fail(error) from error
+        return report
+
+    def rebuild(self) -> None:
+        """Empty pools and sampler state after a failure, from the programs that are there. Raises EngineError if even that fails."""
+        self.pools, self._state = (), None
+        self._draws = DrawPacker(self.config.buckets.draws, self.config.max_num_seqs)
+        try:
+            self.pools = self._programs[("pools",)]()
+            self._state = self._programs[("state",)]()
+            jax.block_until_ready((self.pools, self._state))
+        except Exception as error:
+            raise self._fail(error) from error
+        self._broken = None
+
+    @property
+    def broken(self) -> str | None:
+        """Why the engine cannot run a plan, or None."""
+        return self._broken
+
+    # ---- steps ---------------------------------------------------------------------------------------------------------------------
+
+    def dispatch(self, plan: StepPlan) -> PendingStep:
+        """Start a step without waiting for it.
+
+        Raises PlanError for a plan that was not compiled for, and EngineError when a program fails; both leave the engine broken.
+        """
+        state = self._usable()
+        try:
+            self._seat(plan.seats)
+            batch, draws = self._rows.pack(plan), self._draws.pack(plan)
+            if plan.copies:
+                self._copy(plan.copies)
+            for seat in plan.seats:
+                if seat.params.penalised:
+                    state = self._seat_state(state, seat)
+            pending, self._state = self._launch(plan, batch, draws, state)
+            return pending
+        except Exception as error:
+            raise self._fail(error) from error
+
+    def collect(self, pending: PendingStep) -> StepResult:
+        """Wait for a step and read it. Steps are collected in the order of their dispatch. Raises EngineError when it failed."""
+        if self._broken is not None:
+            raise EngineError(f"plan {pending.plan.id} is lost: {self._broken}")
+        try:
+            return read(pending)
+        except Exception as error:
+            raise self._fail(error) from error
+
+    def _launch(
+        self, plan: StepPlan, batch: ExtendBatch | None, draws: DrawBatch | None, state: SamplerState
+    ) -> tuple[PendingStep, SamplerState]:
+        if batch is None:
+            return PendingStep(plan, None), state
+        extend = self._programs[("extend", batch.shape)]
+        picked, hidden, self.pools = extend(self._params, self.pools, batch.packed, state.last_tokens)
+        words: jax.Array | None = None
+        if draws is not None:
+            words, state = self._sample(draws, picked, state)
+            words.copy_to_host_async()
+        scores, score_rows = self._score(plan, batch, hidden)
+        logprobs = () if draws is None else draws.logprobs
+        return PendingStep(plan, picked, words, logprobs, scores, score_rows), state
+
+    def _sample(
+        self, draws: DrawBatch, picked: jax.Array, state: SamplerState
+    ) -> tuple[jax.Array, SamplerState]:
+        program = self._programs[("sample", draws.variant, draws.size)]
+        if draws.variant is Variant.FULL:
+            return program(self._head, picked, draws.packed, state)
+        words, last_tokens = program(self._head, picked, draws.packed, state.last_tokens)
+        return words, SamplerState(last_tokens, state.counts, state.in_prompt)
+
+    def _score(
+        self, plan: StepPlan, batch: ExtendBatch, hidden: jax.Array | None
+    ) -> tuple[jax.Array | None, tuple[int, ...]]:
+        if not any(row.score for row in plan.rows):
+            return None, ()
+        if hidden is None:
+            raise PlanError(f"plan {plan.id} scores prompt tokens; the engine was built without prompt_logprobs")
+        targets = np.zeros(batch.shape.prefill_tokens, np.int32)
+        score_rows = tuple(first - batch.shape.decode_rows for first in batch.first_token)
+        for row, first in zip(plan.rows, score_rows, strict=True):
+            if row.score:
+                targets[first : first + len(row.score)] = row.score
+        scores = self._programs[("score", batch.shape.prefill_tokens)](self._head, hidden, targets)
+        scores.copy_to_host_async()
+        return scores, score_rows
+
+    def _seat(self, seats: tuple[Seat, ...]) -> None:
+        for seat in seats:
+            check_seat(seat, self.config.max_num_seqs, self.model.vocab_size)
+            self._draws.tables.seat(seat)
+
+    def _seat_state(self, state: SamplerState, seat: Seat) -> SamplerState:
+        counts, in_prompt = seat_rows(seat, self.model.vocab_size)
+        slot = np.asarray(seat.slot, np.int32)
+        counts, in_prompt = self._programs[("seat",)](state.counts, state.in_prompt, slot, counts, in_prompt)
+        return SamplerState(state.last_tokens, counts, in_prompt)
+
+    def _copy(self, copies: tuple[tuple[int, int], ...]) -> None:
+        for table in copy_tables(copies):
+            self.pools = self._programs[("copy",)](self.pools, table)
+
+    # ---- failure -------------------------------------------------------------------------------------------------------------------
+
+    def _usable(self) -> SamplerState:
+        if self._broken is not None or self._state is None:
+            raise EngineError(f"the engine cannot run plans: {self._broken}; rebuild it")
+        return self._state
+
+    def _fail(self, error: Exception) -> EngineError:
+        self._broken = f"{type(error).__name__}: {error}"
+        if isinstance(error, EngineError):
+            return error
+        return EngineError(f"a device program failed and the KV pool is lost: {self._broken}")
+
+
+def copy_tables(copies: tuple[tuple[int, int], ...]) -> list[np.ndarray]:
+    """Page copies as tables of COPY_PAGES pairs, in order; a page written in one table is only read in a later one."""
+    tables: list[np.ndarray] = []
+    used = COPY_PAGES
+    written: set[int] = set()
+    for source, destination in copies:
+        if used == COPY_PAGES or source in written or destination in written:
+            tables.append(np.zeros((2, COPY_PAGES), np.int32))
+            used, written = 0, set()
+        tables[-1][:, used] = source, destination
+        written.add(destination)
+        used += 1
+    return tables

@@ -1,0 +1,63 @@
+"""The `extend` program: run the decoder over a ragged batch, write its KV into the pages, and pick the hidden states to draw from.
+
+Picking belongs here so that the sampler's programs have one input shape, [max_num_seqs, hidden], whatever the batch looked like. The
+hidden states of all tokens leave the program only where prompt tokens can be scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+from triptych.models.decoder import extend
+from triptych.models.ragged import Ragged
+from triptych.models.structure import DecoderStructure, Pools
+from triptych.runtime.engine.batch import ExtendShape, extend_packing
+from triptych.runtime.engine.config import EngineConfig
+
+ExtendOutputs = tuple[Float[Array, "slots hidden"], Float[Array, "prefill_tokens hidden"] | None, Pools]
+
+
+def scores_prompts(shape: ExtendShape, config: EngineConfig) -> bool:
+    """Whether the program also returns the hidden states of its prefill tokens."""
+    return config.prompt_logprobs and shape.prefill_tokens > 0
+
+
+def build_extend(
+    structure: DecoderStructure, shape: ExtendShape, config: EngineConfig
+) -> Callable[[tuple[jax.Array, ...], Pools, Int32[Array, "words"], Int32[Array, "slots"]], ExtendOutputs]:
+    """(params, pools, packed, last_tokens) -> (picked hidden states, hidden states of the prefill tokens if they can be scored, pools)."""
+    packing = extend_packing(shape, config)
+    scored = scores_prompts(shape, config)
+
+    def run(
+        params: tuple[jax.Array, ...], pools: Pools, packed: Int32[Array, "words"], last_tokens: Int32[Array, "slots"]
+    ) -> ExtendOutputs:
+        inputs = packing.unpack(packed)
+        carried = inputs["carried"]
+        known = carried >= config.max_num_seqs
+        tokens = jnp.where(known, inputs["tokens"], last_tokens.at[carried].get(mode="clip"))
+        batch = Ragged(
+            tokens=tokens,
+            positions=inputs["positions"],
+            write_index=inputs["write_index"],
+            kv_lens=inputs["kv_lens"],
+            page_indices=inputs["page_indices"],
+            cu_q_lens=inputs["cu_q_lens"],
+            decode_rows=shape.decode_rows,
+            max_q_len=max(1, shape.prefill_tokens),
+        )
+        hidden, pools = extend(structure.merge(params), pools, batch)
+        picked = hidden.at[inputs["picks"]].get(mode="clip")
+        return picked, hidden[shape.decode_rows :] if scored else None, pools
+
+    return run
+
+
+def copy_pages(pools: Pools, table: Int32[Array, "two pages"]) -> Pools:
+    """Copy pages table[0] to table[1] in every layer. Unused entries copy the null page onto itself."""
+    source, destination = table[0], table[1]
+    return tuple((k.at[destination].set(k[source]), v.at[destination].set(v[source])) for k, v in pools)

@@ -1,0 +1,204 @@
+"""Every program of an engine, compiled ahead of time: lowered one after another, compiled by a few threads, kept in tables.
+
+Tracing holds the interpreter lock and gains nothing from threads; XLA releases it. Programs take flat tuples of arrays and numpy
+vectors, and outputs are pinned to the shardings that the next program takes them in: a pool that comes back laid out otherwise would
+compile everything again.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from triptych.models.kv import KVGroup
+from triptych.models.structure import DecoderStructure
+from triptych.runtime.engine.batch import ExtendShape, extend_packing, extend_shapes
+from triptych.runtime.engine.config import EngineConfig
+from triptych.runtime.engine.extend import build_extend, copy_pages
+from triptych.runtime.engine.head import Head, HeadParams, head_params
+from triptych.runtime.engine.sample import Variant, sample_full, sample_packing, sample_plain
+from triptych.runtime.engine.score import score
+from triptych.runtime.engine.state import SamplerState, fresh_state, seat_program
+
+# XLA's passes recurse deeply on models of many layers; the usual 8 MiB of a thread's stack overflow.
+COMPILE_STACK_BYTES = 64 << 20
+
+# Page copies happen when samples of one prompt part ways; a plan with more copies calls the program again.
+COPY_PAGES = 8
+
+Progress = Callable[[str, int, int], None]
+Executable = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """How many programs were compiled, and the seconds it took: tracing and lowering, and all of it."""
+
+    programs: int
+    lowering_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program before it is compiled. `key` is its place in `Programs`."""
+
+    key: tuple[Any, ...]
+    run: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    outputs: Any
+    donated: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return " ".join(str(part) for part in self.key)
+
+    def lower(self) -> jax.stages.Lowered:
+        def named(*arguments: Any) -> Any:
+            return self.run(*arguments)
+
+        # Profiles and compiler logs show this name.
+        named.__name__ = "_".join(part for part in re.split(r"\W+", self.name) if part)
+        return jax.jit(named, out_shardings=self.outputs, donate_argnums=self.donated).lower(*self.arguments)
+
+
+class Programs:
+    """The compiled programs of one engine."""
+
+    def __init__(self, structure: DecoderStructure, group: KVGroup, config: EngineConfig) -> None:
+        self._structure, self._config = structure, config
+        self.head: HeadParams = head_params(structure)
+        pool = structure.pool_struct(group, config.num_pages, config.page_size)
+        self._pools = tuple((pool, pool) for _ in group.layers)
+        self._compiled: dict[tuple[Any, ...], Executable] = {}
+
+    def __getitem__(self, key: tuple[Any, ...]) -> Executable:
+        return self._compiled[key]
+
+    def compile(self, progress: Progress) -> CompileReport:
+        """Compile everything. `progress(name, done, total)` is called on this thread."""
+        programs = self.all()
+        start = time.perf_counter()
+        pending: dict[Future[Executable], Program] = {}
+        previous = threading.stack_size(COMPILE_STACK_BYTES)
+        try:
+            with ThreadPoolExecutor(self._config.compile_threads, thread_name_prefix="compile") as threads:
+                for program in programs:
+                    pending[threads.submit(program.lower().compile)] = program
+                lowered = time.perf_counter()
+                for done, future in enumerate(as_completed(pending), start=1):
+                    self._compiled[pending[future].key] = future.result()
+                    progress(pending[future].name, done, len(programs))
+        finally:
+            threading.stack_size(previous)
+        return CompileReport(len(programs), lowered - start, time.perf_counter() - start)
+
+    def all(self) -> list[Program]:
+        """Every program that the configuration asks for; those that take longest to compile first."""
+        shapes = sorted(extend_shapes(self._config.buckets), key=lambda shape: -shape.prefill_tokens)
+        sizes = self._config.buckets.draws
+        return [
+            *(self._extend(shape) for shape in shapes),
+            *(self._sample(variant, size) for variant in reversed(Variant) for size in sizes),
+            *(self._score(tokens) for tokens in self._config.buckets.prefill_tokens if self._config.prompt_logprobs),
+            *self._upkeep(),
+        ]
+
+    def _small(self, shape: tuple[int, ...], dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+        """An input or output that every device holds whole."""
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=self._structure.rules.replicated())
+
+    def _hidden(self, rows: int) -> jax.ShapeDtypeStruct:
+        return self._small((rows, self._structure.config.hidden_size), self._structure.dtype)
+
+    def _state(self) -> SamplerState:
+        slots, vocab = self._config.max_num_seqs, self._structure.config.vocab_size
+        return SamplerState(self._small((slots,)), self._small((slots, vocab)), self._small((slots, vocab), np.bool_))  # pyright: ignore
+
+    def _shardings(self, structs: Any) -> Any:
+        return jax.tree.map(lambda struct: struct.sharding, structs)
+
+    def _extend(self, shape: ExtendShape) -> Program:
+        small = self._structure.rules.replicated()
+        return Program(
+            key=("extend", shape),
+            run=build_extend(self._structure, shape, self._config),
+            arguments=(
+                self._structure.abstract,
+                self._pools,
+                self._small((extend_packing(shape, self._config).size,)),
+                self._small((self._config.max_num_seqs,)),
+            ),
+            outputs=(small, small, self._shardings(self._pools)),
+            donated=(1,),
+        )
+
+    def _sample(self, variant: Variant, draws: int) -> Program:
+        packing = sample_packing(variant, draws)
+        state = self._state()
+
+        def run(head: tuple[jax.Array, ...], picked: jax.Array, packed: jax.Array, state: Any) -> Any:
+            logits = self.head.over(head)(picked[:draws])
+            inputs = packing.unpack(packed)
+            if variant is Variant.FULL:
+                return sample_full(logits, inputs, state)
+            return sample_plain(variant, logits, inputs, state)
+
+        full = variant is Variant.FULL
+        carried = state if full else state.last_tokens
+        return Program(
+            key=("sample", variant, draws),
+            run=run,
+            arguments=(
+                self.head.abstract,
+                self._hidden(self._config.max_num_seqs),
+                self._small((packing.size,)),
+                carried,
+            ),
+            outputs=(self._structure.rules.replicated(), self._shardings(carried)),
+            donated=(3,) if full else (),
+        )
+
+    def _score(self, tokens: int) -> Program:
+        def run(head: tuple[jax.Array, ...], hidden: jax.Array, targets: jax.Array) -> jax.Array:
+            over: Head = self.head.over(head)
+            return score(over, hidden, targets)
+
+        return Program(
+            key=("score", tokens),
+            run=run,
+            arguments=(self.head.abstract, self._hidden(tokens), self._small((tokens,))),
+            outputs=self._structure.rules.replicated(),
+        )
+
+    def _upkeep(self) -> tuple[Program, ...]:
+        """Page copies, seats, and making pools and state anew."""
+        state, vocab, slots = self._state(), self._structure.config.vocab_size, self._config.max_num_seqs
+        pools, pool_shardings = self._pools, self._shardings(self._pools)
+        seats = (state.counts, state.in_prompt)
+
+        def allocate() -> Any:
+            return jax.tree.map(lambda struct: jnp.zeros(struct.shape, struct.dtype), pools)
+
+        return (
+            Program(("copy",), copy_pages, (pools, self._small((2, COPY_PAGES))), pool_shardings, donated=(0,)),
+            Program(
+                ("seat",),
+                seat_program,
+                (*seats, self._small(()), self._small((vocab,)), self._small((vocab,), np.bool_)),
+                self._shardings(seats),
+                donated=(0, 1),
+            ),
+            Program(("pools",), allocate, (), pool_shardings),
+            Program(("state",), partial(fresh_state, slots, vocab), (), self._shardings(state)),
+        )

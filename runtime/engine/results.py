@@ -1,0 +1,75 @@
+"""What a dispatched step still owes, and its results as plain data once the device is done.
+
+A `PendingStep` holds device arrays whose copies to the host were started at dispatch, and everything needed to read them that a later
+plan may change. Reading it is the only wait of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from triptych.runtime.core.request import Logprobs
+from triptych.runtime.core.sampling import MAX_LOGPROBS
+from triptych.runtime.instance.plan import Drawn, RowResult, StepPlan, StepResult
+
+
+@dataclass(frozen=True)
+class PendingStep:
+    """A step on the device.
+
+    Attributes:
+        done: ready when the step's last program is; what collecting waits for when there is nothing to read.
+        draws: int32 [draws, 1] tokens, or [draws, 2 + 2k] tokens with log-probabilities; None without draws.
+        logprobs: for each draw how many likely tokens to report, None for no log-probabilities.
+        scores: int32 [prefill tokens, 1 + 2k] of the score program; None when no row asked.
+        score_rows: for each plan row where its scores begin in `scores`.
+    """
+
+    plan: StepPlan
+    done: jax.Array | None
+    draws: jax.Array | None = None
+    logprobs: tuple[int | None, ...] = ()
+    scores: jax.Array | None = None
+    score_rows: tuple[int, ...] = ()
+
+
+def read(pending: PendingStep) -> StepResult:
+    """Wait for the step and return its results, rows in plan order. Raises whatever the device program raised."""
+    plan = pending.plan
+    if pending.draws is None and pending.scores is None:
+        if pending.done is not None:
+            pending.done.block_until_ready()
+        return StepResult(plan.id, tuple(RowResult(row.sequence) for row in plan.rows))
+    drawn = _drawn(pending)
+    words = None if pending.scores is None else np.asarray(pending.scores)
+    rows: list[RowResult] = []
+    for at, row in enumerate(plan.rows):
+        scores: tuple[Logprobs, ...] = ()
+        if row.score and words is not None:
+            first = pending.score_rows[at]
+            scores = tuple(_logprobs(words[first + i], row.score_top) for i in range(len(row.score)))
+        rows.append(RowResult(row.sequence, tuple(next(drawn) for _ in row.draws), scores))
+    return StepResult(plan.id, tuple(rows))
+
+
+def _drawn(pending: PendingStep) -> Iterator[Drawn]:
+    if pending.draws is None:
+        return
+    words = np.asarray(pending.draws)
+    tokens = words[:, 0].tolist()
+    slots = (draw.slot for row in pending.plan.rows for draw in row.draws)
+    for at, (slot, wanted) in enumerate(zip(slots, pending.logprobs, strict=True)):
+        yield Drawn(slot, tokens[at], None if wanted is None else _logprobs(words[at, 1:], wanted))
+
+
+def _logprobs(words: np.ndarray, top: int) -> Logprobs:
+    """The inverse of `sample.log_probabilities` for one row: the token's own, then the `top` likeliest."""
+    held = (len(words) - 1) // 2
+    own = float(words[:1].view(np.float32)[0])
+    ids, values = words[1 : 1 + top].tolist(), words[1 + held : 1 + held + top].view(np.float32).tolist()
+    assert top <= MAX_LOGPROBS
+    return Logprobs(own, tuple(zip(ids[:held], values, strict=True)))

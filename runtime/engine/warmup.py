@@ -1,0 +1,50 @@
+"""Run every step program once on nothing but padding, so that no request pays for the first call.
+
+An executable's first call takes a slow path through Python, and on accelerators loads code. Padding writes the null page and no slot, so the
+pools and the state come back as they were.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from triptych.models.structure import Pools
+from triptych.runtime.engine.batch import extend_packing, extend_shapes
+from triptych.runtime.engine.config import EngineConfig
+from triptych.runtime.engine.programs import COPY_PAGES, Programs
+from triptych.runtime.engine.sample import Variant, sample_packing
+from triptych.runtime.engine.state import SamplerState
+
+
+def run_each_once(
+    programs: Programs, config: EngineConfig, params: tuple[jax.Array, ...], pools: Pools, state: SamplerState
+) -> tuple[Pools, SamplerState]:
+    """(pools, state) to go on with; the ones given are donated."""
+    head, slots = programs.head.select(params), config.max_num_seqs
+    last_tokens, counts, in_prompt = state.last_tokens, state.counts, state.in_prompt
+    vocab = counts.shape[1]
+    nobody = (np.zeros(vocab, np.int32), np.zeros(vocab, np.bool_))
+    counts, in_prompt = programs[("seat",)](counts, in_prompt, np.asarray(0, np.int32), *nobody)
+    pools = programs[("copy",)](pools, np.zeros((2, COPY_PAGES), np.int32))
+    picked: jax.Array | None = None
+    for shape in extend_shapes(config.buckets):
+        packed, views = extend_packing(shape, config).host()
+        views["carried"].fill(slots)
+        picked, hidden, pools = programs[("extend", shape)](params, pools, packed, last_tokens)
+        if hidden is not None:
+            targets = np.zeros(shape.prefill_tokens, np.int32)
+            np.asarray(programs[("score", shape.prefill_tokens)](head, hidden, targets))
+    state = SamplerState(last_tokens, counts, in_prompt)
+    for variant in Variant:
+        for draws in config.buckets.draws:
+            packed, views = sample_packing(variant, draws).host()
+            views["slot"].fill(slots)
+            program = programs[("sample", variant, draws)]
+            if variant is Variant.FULL:
+                words, state = program(head, picked, packed, state)
+            else:
+                words, last_tokens = program(head, picked, packed, state.last_tokens)
+                state = SamplerState(last_tokens, state.counts, state.in_prompt)
+            np.asarray(words)
+    return jax.block_until_ready((pools, state))

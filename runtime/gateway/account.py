@@ -1,0 +1,60 @@
+"""What a request used and where its time went, composed from what the stages report."""
+
+from __future__ import annotations
+
+from triptych.proto.v1 import inference_pb2 as pb
+from triptych.runtime.core.control import Completed, Placed, Progress
+from triptych.runtime.core.instance import Role
+from triptych.runtime.core.request import PromptReport
+from triptych.runtime.core.tasks import StageTimes
+
+
+class Account:
+    """Collects notices of one request; `summary` says what is known so far and waits for nothing."""
+
+    def __init__(self, prompt_tokens: int, arrived: float):
+        self._prompt_tokens = prompt_tokens
+        self._arrived = arrived
+        self._first_token: float | None = None
+        self._placed: Placed | None = None
+        self._stages: dict[Role, StageTimes] = {}
+        self._preemptions = 0
+        self.report: PromptReport | None = None
+        self.completion_tokens = 0
+
+    def token(self, now: float) -> None:
+        """One token was released to the client."""
+        if self._first_token is None:
+            self._first_token = now
+        self.completion_tokens += 1
+
+    def notice(self, notice: Placed | Progress | Completed) -> None:
+        if isinstance(notice, Placed):
+            self._placed = notice
+        elif isinstance(notice, Progress):
+            self._stages[notice.role] = notice.times
+        else:
+            self._preemptions = notice.preemptions
+
+    def summary(self, now: float) -> pb.Summary:
+        prefill = self._stages.get(Role.PREFILL, StageTimes())
+        decode = self._stages.get(Role.DECODE, StageTimes())
+        timings = pb.Timings(
+            queue=prefill.queue + (self._placed.queue if self._placed else 0.0),
+            prefill=prefill.compute,
+            transfer=decode.transfer,
+            first_token=(now if self._first_token is None else self._first_token) - self._arrived,
+            total=now - self._arrived,
+            kv_bytes=decode.bytes_moved,
+            pages_pulled=decode.pages_pulled,
+            pages_skipped=decode.pages_skipped,
+            prefill_instance=self._placed.prefill.id if self._placed else "",
+            decode_instance=self._placed.decode.id if self._placed else "",
+            preemptions=self._preemptions,
+        )
+        usage = pb.Usage(
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self.report.cached_tokens if self.report else 0,
+            completion_tokens=self.completion_tokens,
+        )
+        return pb.Summary(usage=usage, timings=timings)

@@ -1,0 +1,61 @@
+"""The gateway's limits, in one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from triptych.runtime.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """Every bound that keeps a gateway's memory and waiting times finite.
+
+    Attributes:
+        scheduler: address of the Control service, host:port.
+        max_in_flight: requests from arrival to end; more are refused with RESOURCE_EXHAUSTED.
+        retry_after: seconds of the retry hint in that refusal.
+        max_receive_bytes: largest message a client may send (gRPC refuses larger ones with RESOURCE_EXHAUSTED).
+        max_prompt_chars: longest text that is tokenised at all; tokenising costs time before the length in tokens is known.
+        max_prompt_tokens: longest prompt; None: what the model's context allows.
+        max_buffered_tokens: tokens held for a client that reads too slowly, before its request is ended.
+        default_timeout: seconds a request may take that names neither a timeout nor a deadline: none is without an end.
+        text_threads: threads that tokenise and render chat templates.
+        final_token_grace: seconds to wait for the last tokens after the scheduler said that the request is complete.
+        gap_timeout: seconds to wait for a missing position while later ones are here (its worker's stream broke).
+        report_grace: seconds to wait, after the last token, for prefill's report on the prompt (usage needs it).
+        drain_grace: seconds to send what is left to the client before a failed request's status.
+        backoff_initial, backoff_max: seconds between attempts to reach the scheduler or a worker again.
+    """
+
+    scheduler: str
+    max_in_flight: int = 1024
+    retry_after: float = 1.0
+    max_receive_bytes: int = 8 * 2**20
+    max_prompt_chars: int = 4_000_000
+    max_prompt_tokens: int | None = None
+    max_buffered_tokens: int = 4096
+    default_timeout: float = 600.0
+    text_threads: int = 2
+    final_token_grace: float = 5.0
+    gap_timeout: float = 10.0
+    report_grace: float = 2.0
+    drain_grace: float = 1.0
+    backoff_initial: float = 0.05
+    backoff_max: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name not in ("scheduler", "max_prompt_tokens") and not value > 0:
+                raise ConfigError(f"gateway.{name} is {value!r}; expected a positive number")
+        if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
+            raise ConfigError(f"gateway.max_prompt_tokens is {self.max_prompt_tokens}; expected at least 1, or unset")
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What GetServerInfo tells: set by whoever starts the process. `config_json` must hold no secrets."""
+
+    version: str
+    topology: str = ""
+    config_json: str = "{}"

@@ -1,0 +1,140 @@
+"""The requests that are open at this gateway: admission, ids, routing of tokens and notices, and counts for leak tests.
+
+Every Generate call enters once and leaves once, with exactly one status. A request is known by two ids: the client's own (for Abort), and an
+internal one that no earlier request had, so that a late token of an earlier request with the same client id can never be taken for one of this.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from triptych.runtime.core.clock import Clock
+from triptych.runtime.core.control import Completed, Failed, Placed, Progress
+from triptych.runtime.core.errors import InvalidRequestError, NotFoundError, OverloadedError, Status, TriptychError
+from triptych.runtime.core.request import PromptReport, TokenOut
+from triptych.runtime.gateway.config import GatewayConfig
+from triptych.runtime.gateway.live import LiveRequest
+
+
+@dataclass
+class GatewayCounts:
+    """What happened so far. `ended` counts Generate calls by status; the others count tokens and reports that were dropped."""
+
+    ended: Counter[Status] = field(default_factory=Counter)
+    unknown: int = 0  # for a request that is not open (any more)
+    duplicates: int = 0
+    stale: int = 0
+    foreign: int = 0
+
+
+class Entry:
+    """One open request. Without a live session while its input is being tokenised; an abort is then remembered."""
+
+    def __init__(self, public_id: str, internal_id: str):
+        self.public_id = public_id
+        self.internal_id = internal_id
+        self.live: LiveRequest | None = None
+        self.early_error: TriptychError | None = None
+
+    def fail(self, error: TriptychError) -> None:
+        if self.live is not None:
+            self.live.fail(error)
+        elif self.early_error is None:
+            self.early_error = error
+
+    def check(self) -> None:
+        """Raises the error that came before there was a session."""
+        if self.early_error is not None:
+            raise self.early_error
+
+
+class OpenRequests:
+    """All open requests of one gateway. Used from the event loop only."""
+
+    def __init__(self, config: GatewayConfig, clock: Clock):
+        self._config = config
+        self._clock = clock
+        self._entries: dict[str, Entry] = {}  # by internal id
+        self._public: dict[str, Entry] = {}
+        self.counts = GatewayCounts()
+
+    @property
+    def open(self) -> int:
+        """Generate calls that have arrived and not ended."""
+        return len(self._entries)
+
+    @contextmanager
+    def enter(self, public_id: str) -> Iterator[Entry]:
+        """Hold a place for one request.
+
+        Raises OverloadedError when all places are taken, InvalidRequestError when `public_id` is open already.
+        """
+        if len(self._entries) >= self._config.max_in_flight:
+            raise OverloadedError(
+                f"{self._config.max_in_flight} requests are open, the most this gateway takes; retry later",
+                retry_after=self._config.retry_after,
+            )
+        public_id = public_id or f"req-{secrets.token_hex(8)}"
+        if public_id in self._public:
+            raise InvalidRequestError(f"request_id {public_id!r} belongs to a running request; expected one that is not in use")
+        entry = Entry(public_id, f"{public_id}~{secrets.token_hex(6)}")
+        self._entries[entry.internal_id] = self._public[public_id] = entry
+        try:
+            yield entry
+        finally:
+            del self._entries[entry.internal_id], self._public[public_id]
+            if entry.live is not None:
+                entry.live.close()
+                self._add_counts(entry.live)
+
+    def abort(self, public_id: str, error: TriptychError) -> None:
+        """End one request with `error`. Raises NotFoundError for an id that is not open."""
+        entry = self._public.get(public_id)
+        if entry is None:
+            raise NotFoundError(f"no running request has the id {public_id!r}")
+        entry.fail(error)
+
+    def fail_all(self, error: TriptychError) -> None:
+        for entry in list(self._entries.values()):
+            entry.fail(error)
+
+    def tokens(self, tokens: Iterable[TokenOut]) -> None:
+        """Tokens of one step, of any requests."""
+        now = self._clock.now()
+        touched: dict[str, LiveRequest] = {}
+        for token in tokens:
+            live = self._live(token.request)
+            if live is not None:
+                live.session.token(token, now)
+                touched[token.request] = live
+        for live in touched.values():
+            live.changed()
+
+    def prompt(self, request: str, attempt: int, report: PromptReport) -> None:
+        live = self._live(request)
+        if live is not None:
+            live.session.prompt(attempt, report, self._clock.now())
+            live.changed()
+
+    def notice(self, notice: Placed | Progress | Failed | Completed) -> None:
+        entry = self._entries.get(notice.request)  # a late notice is normal: the scheduler ends a request after its client is served
+        if entry is not None and entry.live is not None:
+            entry.live.session.notice(notice, self._clock.now())
+            entry.live.changed()
+
+    def _live(self, request: str) -> LiveRequest | None:
+        entry = self._entries.get(request)
+        if entry is None or entry.live is None:
+            self.counts.unknown += 1
+            return None
+        return entry.live
+
+    def _add_counts(self, live: LiveRequest) -> None:
+        dropped = live.session.journal.counts
+        self.counts.duplicates += dropped.duplicates
+        self.counts.stale += dropped.stale
+        self.counts.foreign += dropped.foreign

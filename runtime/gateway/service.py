@@ -1,0 +1,172 @@
+"""The Inference service. The life of one Generate call:
+
+    enter        a place and two ids                             OpenRequests.enter
+    validate     envelope, deadline; text on a thread            validate.py, prompt.py
+    submit       to the scheduler                                SchedulerLink.submit
+    deliver      tokens, notices and timers feed its Session; what the Session queues is written to the client
+    leave        counted once, by status; what still runs is cancelled
+
+A client that goes away cancels this coroutine, at whatever point it is; `leave` happens all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import grpc
+
+from triptych.proto.v1 import inference_pb2 as pb
+from triptych.runtime.core.clock import Clock
+from triptych.runtime.core.errors import CancelledByClientError, InvalidRequestError, Status, TriptychError
+from triptych.runtime.gateway.assemble import TextOptions
+from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
+from triptych.runtime.gateway.live import LiveRequest
+from triptych.runtime.gateway.model import ServedModel
+from triptych.runtime.gateway.open_requests import Entry, OpenRequests
+from triptych.runtime.gateway.prompt import chat_ids, check_ids, text_ids, tokenizer_of
+from triptych.runtime.gateway.scheduler_link import SchedulerLink
+from triptych.runtime.gateway.session import Session
+from triptych.runtime.gateway.text_pool import TextPool
+from triptych.runtime.gateway.validate import build_request, check_envelope, deadline_of
+
+Context = grpc.aio.ServicerContext
+
+
+class InferenceService:
+    """Methods of triptych.v1.Inference; mounted by handlers.service_handler, which turns what they raise into statuses."""
+
+    def __init__(
+        self,
+        gateway: str,
+        model: ServedModel,
+        facts: ServerFacts,
+        config: GatewayConfig,
+        clock: Clock,
+        requests: OpenRequests,
+        scheduler: SchedulerLink,
+    ):
+        self._gateway = gateway
+        self._model = model
+        self._facts = facts
+        self._config = config
+        self._clock = clock
+        self._requests = requests
+        self._scheduler = scheduler
+        self._text = TextPool(config)
+        self._started = clock.now()
+
+    def close(self) -> None:
+        self._text.close()
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
+        arrived = self._clock.now()
+        status = Status.INTERNAL
+        try:
+            check_envelope(request, self._model)
+            deadline = deadline_of(request, context.time_remaining(), self._config.default_timeout, arrived)
+            with self._requests.enter(request.request_id) as entry:
+                await self._generate(request, context, entry, arrived, deadline)
+            status = Status.OK
+        except TriptychError as error:
+            status = error.status
+            raise
+        except asyncio.CancelledError:
+            left = context.time_remaining()
+            status = Status.CANCELLED if left is None or left > 0 else Status.DEADLINE_EXCEEDED
+            raise
+        finally:
+            self._requests.counts.ended[status] += 1
+
+    async def _generate(
+        self, request: pb.GenerateRequest, context: Context, entry: Entry, arrived: float, deadline: float
+    ) -> None:
+        build = partial(
+            build_request,
+            request,
+            self._model,
+            self._config,
+            id=entry.internal_id,
+            gateway=self._gateway,
+            deadline=deadline,
+        )
+        admitted = await self._text.run(build, timeout=deadline - arrived)
+        entry.check()
+        options = request.sampling
+        text = TextOptions(
+            first_position=len(admitted.prompt),
+            stop=admitted.sampling.stop,
+            min_tokens=admitted.sampling.min_tokens,
+            include_stop=options.include_stop,
+            skip_special_tokens=options.skip_special_tokens if options.HasField("skip_special_tokens") else True,
+        )
+        session = Session(admitted, entry.public_id, self._model, text, self._config, arrived)
+        self._scheduler.submit(admitted)
+        entry.live = LiveRequest(session, self._clock, self._config.drain_grace, self._ended)
+        await entry.live.deliver(context.write)
+
+    def _ended(self, session: Session) -> None:
+        if session.outlives_client:
+            reason = "finished by a stop string" if session.error is None else session.error.message
+            self._scheduler.cancel(session.request.id, reason)
+
+    async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
+        self._requests.abort(request.request_id, CancelledByClientError(f"request {request.request_id!r} was aborted"))
+        return pb.AbortResponse()
+
+    async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.ModelInfo:
+        model = self._model
+        return pb.ModelInfo(
+            model=model.name,
+            architecture=model.architecture,
+            revision=model.revision,
+            vocab_size=model.vocab_size,
+            max_model_len=model.max_model_len,
+            eos_token_ids=model.eos_token_ids,
+            has_chat_template=model.chat_template is not None,
+            parameters=model.parameters,
+        )
+
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.ServerInfo:
+        return pb.ServerInfo(
+            version=self._facts.version,
+            topology=self._facts.topology,
+            uptime=self._clock.now() - self._started,
+            config_json=self._facts.config_json,
+        )
+
+    async def GetLoads(self, request: pb.GetLoadsRequest, context: Context) -> pb.Loads:
+        cluster = await self._scheduler.get_cluster()
+        loads = pb.Loads(queued=cluster.queued, active=cluster.active)
+        for entry in cluster.instances:
+            loads.instances.add(
+                id=entry.info.ref.id,
+                roles=entry.info.roles,
+                tp=entry.info.tp,
+                running=entry.load.running,
+                waiting=entry.load.waiting,
+                free_pages=entry.load.free_pages,
+                num_pages=entry.info.capacity.num_pages,
+                free_slots=entry.load.free_slots,
+                staged=entry.load.staged,
+            )
+        return loads
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        kind, limit = request.WhichOneof("input"), self._config.max_prompt_chars
+        if kind is None:
+            raise InvalidRequestError("input is not set; expected text or chat")
+        if kind == "chat":
+            tokenise = partial(chat_ids, request.chat, self._model, limit)
+        elif not request.text:
+            return pb.TokenizeResponse()
+        else:
+            special = request.add_special_tokens if request.HasField("add_special_tokens") else True
+            tokenise = partial(text_ids, "text", request.text, self._model, limit, add_special_tokens=special)
+        return pb.TokenizeResponse(ids=await self._text.run(tokenise, context.time_remaining()))
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
+        tokenizer, ids = tokenizer_of(self._model), list(request.ids)
+        check_ids("ids", ids, self._model.vocab_size)
+        decode = partial(tokenizer.decode, ids, skip_special_tokens=request.skip_special_tokens)
+        return pb.DetokenizeResponse(text=await self._text.run(decode, context.time_remaining()))

@@ -1,0 +1,194 @@
+"""What an instance takes on: tasks into its queue or reservations, and queued sequences into memory.
+
+A refusal is an answer, never a wait: a decode reservation is granted or refused at once, a prefill is refused when the bounded queue is full, and both
+are refused for good when the request could never fit. A queued sequence is admitted when slots for its samples and pages for all its known tokens
+are there: prompts that are half computed never wait for each other's pages.
+"""
+
+from __future__ import annotations
+
+from triptych.runtime.core.handle import Handle
+from triptych.runtime.core.instance import Role
+from triptych.runtime.core.request import Request
+from triptych.runtime.core.tasks import Accepted, Granted, Refused, ReserveDecode, Staged, StartLocal, StartPrefill
+from triptych.runtime.instance.lifecycle import Kind, State, Trigger
+from triptych.runtime.instance.messages import InstanceMessage, OpenStaging, Report
+from triptych.runtime.instance.sequence import Sequence
+from triptych.runtime.instance.state import InstanceState
+from triptych.runtime.instance.tasks import DecodeTask, Fill, LocalTask, PrefillTask, Task
+
+KEY_BITS = 63  # a handle's key is random and unguessable; 63 bits fit every signed 64-bit field on the wire
+
+
+def reserve_decode(state: InstanceState, command: ReserveDecode, now: float) -> list[InstanceMessage]:
+    """Hold pages for the prompt and each sample's first output, and a slot per sample; or refuse."""
+    request = command.request
+    refused = _refusal(state, request, Role.DECODE, frozenset({Role.DECODE}), _pages_to_decode(state, request))
+    if refused is not None:
+        return [Report(refused)]
+    head = next(iter(state.waiting.values()), None)
+    if head is not None and head.resumed:
+        return [_refused(request, Role.DECODE, "preempted sequences wait for memory")]
+    if state.slots.free < request.sampling.n:
+        return [_refused(request, Role.DECODE, f"{request.sampling.n} slots were asked for, {state.slots.free} are free")]
+    sequence = _new_sequence(state, request)
+    cached = sequence.pin_prefix(len(request.prompt))
+    if not _reserve_to_decode(state, sequence, request):
+        sequence.evict()
+        return [_refused(request, Role.DECODE, f"too few KV pages are free ({state.memory.pool.available})")]
+    task = DecodeTask(
+        Kind.DECODE, Role.DECODE, request, state.next_serial, now, State.RESERVED, sequence=sequence, expires=now + command.ttl
+    )
+    task.cached_tokens = cached
+    task.reported = True
+    task.streams = state.streams_for(task)
+    for stream in task.streams:
+        state.seat(stream)
+    state.add(task)
+    return [Report(Granted(request.id, cached))]
+
+
+def start_prefill(state: InstanceState, command: StartPrefill, now: float) -> list[InstanceMessage]:
+    """Queue a prompt whose KV is staged for a puller; or refuse."""
+    request, config = command.request, state.config
+    pages = config.pages_for(len(request.prompt))
+    refused = _refusal(state, request, Role.PREFILL, frozenset({Role.PREFILL}), pages) or _queue_full(state, request, Role.PREFILL)
+    if refused is not None:
+        return [Report(refused)]
+    key = state.random.getrandbits(KEY_BITS)
+    first_page = min(command.skip_tokens // config.page_size, pages)
+    task = PrefillTask(
+        Kind.PREFILL,
+        Role.PREFILL,
+        request,
+        state.next_serial,
+        now,
+        State.WAITING,
+        staging_key=key,
+        lease_seconds=command.lease,
+        next_export=first_page,
+    )
+    state.staged[key] = task
+    _queue(state, task)
+    handle = Handle(state.ref, config.address, key, config.digest)
+    opened = OpenStaging(request.id, key, len(request.prompt), first_page, pages - first_page)
+    return [opened, Report(Staged(request.id, handle))]
+
+
+def start_local(state: InstanceState, command: StartLocal, now: float) -> list[InstanceMessage]:
+    """Queue a prompt that is decoded here as well; or refuse."""
+    request = command.request
+    roles = frozenset({Role.PREFILL, Role.DECODE})
+    refused = _refusal(state, request, Role.DECODE, roles, _pages_to_decode(state, request)) or _queue_full(state, request, Role.DECODE)
+    if refused is not None:
+        return [Report(refused)]
+    _queue(state, LocalTask(Kind.LOCAL, Role.DECODE, request, state.next_serial, now, State.WAITING))
+    return [Report(Accepted(request.id))]
+
+
+def admit_waiting(state: InstanceState, now: float) -> None:
+    """Move sequences from the head of the queue into memory, as many as the next step can start on. Strictly in order: none overtakes."""
+    config = state.config
+    budget = config.chunk_tokens - sum(fill.left for fill in state.filling.values())
+    while state.waiting and budget > 0 and len(state.filling) < config.max_prefill_rows:
+        number, fill = next(iter(state.waiting.items()))
+        if not _admit(state, fill, now):
+            return
+        del state.waiting[number]
+        state.filling[number] = fill
+        budget -= fill.left
+
+
+def _admit(state: InstanceState, fill: Fill, now: float) -> bool:
+    """Pages and slots for `fill`, or False and nothing held."""
+    available, number = state.memory.pool.available, fill.sequence.number
+    blocked_number, blocked_available = state.blocked or (0, 0)
+    if number == blocked_number and available <= blocked_available:
+        return False  # a failed attempt costs a walk over the prompt's pages; nothing was freed since the last one
+    if state.slots.free < sum(stream.slot is None for stream in fill.streams):
+        return False
+    task, sequence = fill.task, fill.sequence
+    known = len(sequence.tokens)
+    cached = 0
+    if fill.score is None:  # prompt logprobs need every position computed
+        cached = sequence.pin_prefix(known - 1)  # at least one token is computed: its hidden state draws the next
+    if not _reserve(state, fill):
+        sequence.evict()
+        state.blocked = (number, available)
+        return False
+    state.blocked = None
+    for stream in fill.streams:
+        state.seat(stream)
+    if not fill.resumed:
+        task.cached_tokens = cached
+        task.admitted = now if task.admitted is None else task.admitted
+        task.advance(Trigger.ADMITTED)
+    return True
+
+
+def _reserve(state: InstanceState, fill: Fill) -> bool:
+    if fill.resumed:
+        # one more than known, so that the next decode step does not preempt again at once; a pool of exactly that size must do, too
+        known, most = len(fill.sequence.tokens), state.config.usable_pages * state.config.page_size
+        return _try_reserve(state, fill.sequence, min(known + 1, most), 0)
+    if fill.task.kind is Kind.PREFILL:
+        return _try_reserve(state, fill.sequence, len(fill.sequence.tokens), 0)
+    return _reserve_to_decode(state, fill.sequence, fill.task.request)
+
+
+def _reserve_to_decode(state: InstanceState, sequence: Sequence, request: Request) -> bool:
+    """Pages for the prompt, and for every sample the page that its first output goes to (forks copy or add it)."""
+    return _try_reserve(state, sequence, len(request.prompt) + 1, request.sampling.n - 1)
+
+
+def _try_reserve(state: InstanceState, sequence: Sequence, tokens: int, spare: int) -> bool:
+    if sequence.missing(tokens, spare) > state.memory.pool.available:
+        return False
+    sequence.reserve(tokens, spare)
+    return True
+
+
+def _pages_to_decode(state: InstanceState, request: Request) -> int:
+    return len(request.prompt) // state.config.page_size + request.sampling.n
+
+
+def _queue(state: InstanceState, task: Task) -> None:
+    task.streams = state.streams_for(task)
+    task.sequence = _new_sequence(state, task.request)
+    fill = Fill(task, task.sequence, task.streams, False, task.request.sampling.prompt_logprobs)
+    state.waiting[task.sequence.number] = fill
+    state.add(task)
+
+
+def _new_sequence(state: InstanceState, request: Request) -> Sequence:
+    return Sequence(state.memory, list(request.prompt), state.memory.roots(request.cache_salt))
+
+
+def _refusal(state: InstanceState, request: Request, role: Role, roles: frozenset[Role], pages: int) -> Refused | None:
+    """Why `request` cannot be taken whatever the load, if so; `pages` is the least that it needs."""
+    config, prompt = state.config, len(request.prompt)
+    if (request.id, role) in state.tasks:
+        return Refused(request.id, role, f"request {request.id} already has a {role} task here")
+    if not roles <= config.roles:
+        reason = f"instance {state.ref.id} has roles {', '.join(sorted(config.roles))}; {', '.join(sorted(roles))} needed"
+    elif prompt == 0:
+        reason = "the prompt is empty"
+    elif prompt + 1 > config.max_model_len:
+        reason = f"the prompt has {prompt} tokens; max_model_len {config.max_model_len} leaves no room for an output"
+    elif request.sampling.n > config.max_num_seqs:
+        reason = f"n is {request.sampling.n}; the instance has {config.max_num_seqs} slots"
+    elif pages > config.usable_pages:
+        reason = f"the request needs {pages} KV pages; the instance has {config.usable_pages}"
+    else:
+        return None
+    return Refused(request.id, role, reason, permanent=True)
+
+
+def _queue_full(state: InstanceState, request: Request, role: Role) -> Refused | None:
+    if len(state.waiting) < state.config.max_waiting:
+        return None
+    return Refused(request.id, role, f"{len(state.waiting)} sequences wait here already (max_waiting {state.config.max_waiting})")
+
+
+def _refused(request: Request, role: Role, reason: str) -> Report:
+    return Report(Refused(request.id, role, reason))

@@ -1,0 +1,96 @@
+"""StepComposer: what enters an instance's next step. One of the five policy protocols (design.md, One control plane).
+
+A composer sees numbers only and answers with numbers; the planner turns them into rows. It cannot overrun memory or compiled shapes: the planner
+refuses a choice beyond the limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from triptych.runtime.core.errors import TriptychError
+
+
+class InvalidCompositionError(TriptychError):
+    """A composer chose more than the limits, or other than one number per candidate."""
+
+
+@dataclass(frozen=True)
+class StepLimits:
+    """The shapes that the instance's programs were compiled for."""
+
+    max_num_seqs: int
+    chunk_tokens: int
+    max_prefill_rows: int
+
+
+@dataclass(frozen=True)
+class ChunkCandidate:
+    """A sequence that holds its pages and still has `tokens` known tokens to compute. `scored`: it wants prompt logprobs."""
+
+    tokens: int
+    scored: bool
+    waited: float  # seconds since its task arrived
+
+
+@dataclass(frozen=True)
+class StepView:
+    """`decodes` sequences can decode, oldest first; `chunks` can be computed further, in order of admission."""
+
+    decodes: int
+    chunks: Sequence[ChunkCandidate]
+    limits: StepLimits
+
+    def check(self, choice: StepChoice) -> None:
+        """Raises InvalidCompositionError if `choice` does not fit."""
+        if not 0 <= choice.decodes <= self.decodes:
+            raise InvalidCompositionError(f"{choice.decodes} decode rows were chosen of {self.decodes}")
+        if len(choice.chunks) != len(self.chunks):
+            raise InvalidCompositionError(f"{len(choice.chunks)} chunks were chosen for {len(self.chunks)} candidates")
+        rows = tokens = 0
+        for chosen, candidate in zip(choice.chunks, self.chunks, strict=True):
+            if not 0 <= chosen <= candidate.tokens:
+                raise InvalidCompositionError(f"a chunk of {chosen} tokens was chosen of {candidate.tokens}")
+            if chosen > 1 or (chosen and candidate.scored):
+                rows, tokens = rows + 1, tokens + chosen
+        if rows > self.limits.max_prefill_rows or tokens > self.limits.chunk_tokens:
+            raise InvalidCompositionError(f"{tokens} prefill tokens in {rows} rows were chosen; the limits are {self.limits}")
+
+
+@dataclass(frozen=True)
+class StepChoice:
+    """How many sequences decode (the oldest), and how many tokens of each candidate are computed (0: not in this step)."""
+
+    decodes: int
+    chunks: tuple[int, ...] = ()
+
+
+class StepComposer(Protocol):
+    """Deterministic; called once a step."""
+
+    def compose(self, view: StepView) -> StepChoice: ...
+
+
+class DefaultComposer:
+    """All decodes, then prefill chunks first come, first served, as in Sarathi-Serve (Agrawal et al. 2024, arXiv 2403.02310).
+
+    A candidate with a single token left and nothing to score has the shape of a decode row and takes no share of the prefill limits; there
+    are always enough decode rows, because every candidate holds a slot that is not decoding yet.
+    """
+
+    def compose(self, view: StepView) -> StepChoice:
+        chunks: list[int] = []
+        tokens, rows = view.limits.chunk_tokens, view.limits.max_prefill_rows
+        for candidate in view.chunks:
+            if candidate.tokens == 1 and not candidate.scored:
+                chunks.append(1)
+                continue
+            if not rows or not tokens:
+                break
+            chosen = min(candidate.tokens, tokens)
+            chunks.append(chosen)
+            tokens -= chosen
+            rows -= 1
+        return StepChoice(view.decodes, tuple(chunks + [0] * (len(view.chunks) - len(chunks))))

@@ -1,0 +1,73 @@
+"""What an instance's pure half must know: one frozen value, validated when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from triptych.runtime.core.errors import ConfigError
+from triptych.runtime.core.instance import InstanceRef, Role
+
+
+@dataclass(frozen=True)
+class InstanceConfig:
+    """Identity and limits of one instance.
+
+    Attributes:
+        ref: who this incarnation is; `InstanceCore.reset` replaces it.
+        address: endpoint that pullers are sent to.
+        digest: digest of this instance's KV header (runtime/transfer); travels in every handle.
+        num_pages: pages of the pool, the null page 0 included.
+        max_num_seqs: sampler slots = the most samples that hold a slot at once.
+        max_model_len: most tokens (prompt and outputs) of one sequence.
+        chunk_tokens: most prefill tokens of one step; bounds how long a decode step waits for prefill.
+        max_prefill_rows: most prefill rows of one step (a compiled shape).
+        max_waiting: most tasks queued for prefill; more are refused.
+        groups: KV groups by name, each with its own block table and prefix keys.
+        export_pages: pages per Export; only the last one of a prompt may have fewer.
+        eos_ids: token ids that end a generation unless `ignore_eos`.
+        prefix_cache: whether pages of committed tokens are kept for later requests.
+    """
+
+    ref: InstanceRef
+    address: str
+    digest: str
+    roles: frozenset[Role]
+    num_pages: int
+    page_size: int
+    max_num_seqs: int
+    max_model_len: int
+    chunk_tokens: int = 512
+    max_prefill_rows: int = 4
+    max_waiting: int = 256
+    groups: tuple[str, ...] = ("self",)
+    export_pages: int = 8
+    eos_ids: tuple[int, ...] = ()
+    prefix_cache: bool = True
+
+    def __post_init__(self) -> None:
+        least = {
+            "num_pages": 2,  # the null page and one to use
+            "page_size": 1,
+            "max_num_seqs": 1,
+            "max_model_len": 2,  # a prompt token and one output
+            "chunk_tokens": 1,
+            "max_prefill_rows": 1,
+            "max_waiting": 1,
+            "export_pages": 1,
+        }
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ConfigError(f"instance {self.ref.id}: {name} is {getattr(self, name)}; expected at least {bound}")
+        if len(self.groups) != 1:
+            raise ConfigError(f"instance {self.ref.id}: groups is {self.groups}; a StepPlan row carries one block table")
+        if not self.roles & {Role.PREFILL, Role.DECODE}:
+            raise ConfigError(f"instance {self.ref.id}: roles is {sorted(self.roles)}; expected prefill, decode or both")
+
+    @property
+    def usable_pages(self) -> int:
+        """Pages that sequences can own: all but the null page."""
+        return self.num_pages - 1
+
+    def pages_for(self, tokens: int) -> int:
+        """Pages of one group that hold the KV of `tokens` tokens."""
+        return -(-tokens // self.page_size)

@@ -1,0 +1,150 @@
+"""InstanceCore: the pure half of an instance. Events in, step plans and messages out; no I/O, no clock, no randomness of its own.
+
+The life of a request here, on the prefill side of a split: StartPrefill queues the prompt and opens a staging (admission.py); when pages and a slot are
+free its chunks enter plans beside everyone else's decode rows (planner.py, composer.py), and every full page is exported in the plan that
+fills it; the result of the last chunk brings the first tokens, which go to the gateway, and the final record (results.py); the pages stay until the
+puller released them or its lease ran out (expiry.py). On the decode side: ReserveDecode holds pages and slots, StartDecode pulls, Imported turns
+the reservation into streams (importing.py), each decodes a token a step until it ends (termination.py) or is preempted (preemption.py).
+StartLocal is both without a transfer.
+
+What the shell promises, on its one device loop:
+- It executes messages in the order in which they come, and plans in the order of their ids, at most two ahead of the last StepDone.
+- Pages freed here are reused by later plans and pulls at once. That is safe for whatever was enqueued on the device before, and only for that: once the
+  shell has seen CancelPull no further page of that pull may be scattered, and once it has seen CloseStaging none of that key may be gathered.
+- It asks again (DeviceReady) after any other event, because an answer without a plan means that there was nothing to do.
+"""
+
+from __future__ import annotations
+
+import random
+
+from triptych.runtime.core.errors import Status
+from triptych.runtime.core.instance import InstanceRef, Load, Role
+from triptych.runtime.core.tasks import AbortTask, ReserveDecode, StartDecode, StartLocal, StartPrefill, TaskCommand
+from triptych.runtime.instance import admission, audit, expiry, importing, results
+from triptych.runtime.instance.composer import DefaultComposer, StepComposer
+from triptych.runtime.instance.config import InstanceConfig
+from triptych.runtime.instance.lifecycle import Trigger
+from triptych.runtime.instance.memory import KvMemory
+from triptych.runtime.instance.messages import (
+    Command,
+    DeviceReady,
+    Imported,
+    ImportFailed,
+    InstanceEvent,
+    InstanceMessage,
+    LeaseExtended,
+    StagedReleased,
+    StepDone,
+    Tick,
+)
+from triptych.runtime.instance.plan import StepPlan
+from triptych.runtime.instance.planner import plan_step
+from triptych.runtime.instance.slots import SlotPool
+from triptych.runtime.instance.state import InstanceState, end_task
+from triptych.runtime.instance.termination import StopProbeFactory
+
+
+class InstanceCore:
+    """Deterministic: the same events at the same times with the same `random` give the same answers."""
+
+    def __init__(
+        self,
+        config: InstanceConfig,
+        *,
+        stop_probe: StopProbeFactory,
+        random: random.Random,
+        composer: StepComposer | None = None,
+    ):
+        """`stop_probe` is called only for requests with stop strings; `random` makes staging keys; `composer` defaults to DefaultComposer()."""
+        self._composer = composer or DefaultComposer()
+        self._state = InstanceState(
+            config, config.ref, stop_probe, random, KvMemory(config), SlotPool(config.max_num_seqs)
+        )
+
+    @property
+    def ref(self) -> InstanceRef:
+        return self._state.ref
+
+    def handle(self, event: InstanceEvent, now: float) -> list[StepPlan | InstanceMessage]:
+        """What `event` at `now` (seconds) leads to, in the order in which it must be done. A plan, if any, comes last.
+
+        Raises EngineError if a StepDone does not belong to the oldest plan in flight; the pool is then lost (`reset`).
+        """
+        state = self._state
+        match event:
+            case DeviceReady():
+                messages = expiry.expire(state, now)
+                more, plan = plan_step(state, self._composer, now)
+                return [*messages, *more] if plan is None else [*messages, *more, plan]
+            case StepDone():
+                return [*results.apply_result(state, event.result, now)]
+            case Command():
+                return [*self._command(event.command, now)]
+            case Imported():
+                return [*importing.imported(state, event)]
+            case ImportFailed():
+                return [*importing.import_failed(state, event)]
+            case StagedReleased():
+                return [*expiry.release_staged(state, event)]
+            case LeaseExtended():
+                return [*expiry.extend_lease(state, event, now)]
+            case Tick():
+                return [*expiry.expire(state, now)]
+
+    def load(self) -> Load:
+        """How busy the instance is; cheap enough for every heartbeat."""
+        state = self._state
+        return Load(
+            running=len(state.running) + len(state.filling),
+            waiting=len(state.waiting),
+            waiting_tokens=sum(fill.left for fill in state.waiting.values()),
+            free_pages=state.memory.pool.available,
+            free_slots=state.slots.free,
+            staged=len(state.staged),
+        )
+
+    def resources(self) -> audit.Resources:
+        """Who holds what."""
+        return audit.resources(self._state)
+
+    def audit(self) -> None:
+        """Raises AssertionError if anything is owned twice or by nobody."""
+        audit.audit(self._state)
+
+    def reset(
+        self, ref: InstanceRef, *, status: Status = Status.UNAVAILABLE, reason: str = "the instance lost its KV pool"
+    ) -> list[InstanceMessage]:
+        """The device lost the pool: every task ends, everything cached is forgotten, and `ref` is who the instance is from now on.
+
+        Results of plans made before are ignored afterwards; plan ids go on increasing.
+        """
+        old = self._state
+        messages = [message for task in list(old.tasks.values()) for message in end_task(old, task, Trigger.FAILED, status, reason)]
+        self._state = InstanceState(
+            old.config,
+            ref,
+            old.stop_probe,
+            old.random,
+            KvMemory(old.config),
+            SlotPool(old.config.max_num_seqs),
+            next_serial=old.next_serial,
+            next_plan=old.next_plan,
+        )
+        return messages
+
+    def _command(self, command: TaskCommand, now: float) -> list[InstanceMessage]:
+        state = self._state
+        match command:
+            case ReserveDecode():
+                return admission.reserve_decode(state, command, now)
+            case StartPrefill():
+                return admission.start_prefill(state, command, now)
+            case StartDecode():
+                return importing.start_decode(state, command)
+            case StartLocal():
+                return admission.start_local(state, command, now)
+            case AbortTask():
+                roles = Role if command.role is None else (command.role,)
+                tasks = [task for role in roles if (task := state.tasks.get((command.request, role))) is not None]
+                return [m for task in tasks for m in end_task(state, task, Trigger.FAILED, command.status, command.reason)]

@@ -1,0 +1,52 @@
+"""What ends with time alone: deadlines of requests, grants of reservations that nobody used, leases of staged KV that nobody pulls."""
+
+from __future__ import annotations
+
+from triptych.runtime.core.errors import Status
+from triptych.runtime.instance.lifecycle import State, Trigger
+from triptych.runtime.instance.messages import InstanceMessage, LeaseExtended, StagedReleased
+from triptych.runtime.instance.state import InstanceState, end_task
+from triptych.runtime.instance.tasks import DecodeTask, PrefillTask, Task
+
+
+def expire(state: InstanceState, now: float) -> list[InstanceMessage]:
+    """End what is due. Nothing due costs one comparison."""
+    messages: list[InstanceMessage] = []
+    for serial in state.timers.due(now):
+        task = state.by_serial.get(serial)
+        if task is None:
+            continue
+        expired = _expired(task, now)
+        if expired is None:
+            state.watch(task)  # a lease was extended since
+        else:
+            messages += end_task(state, task, Trigger.FAILED, *expired)
+    return messages
+
+
+def _expired(task: Task, now: float) -> tuple[Status, str] | None:
+    deadline = task.request.deadline
+    if deadline is not None and deadline <= now:
+        return Status.DEADLINE_EXCEEDED, f"the request's deadline passed while its {task.kind} task was {task.state}"
+    if isinstance(task, DecodeTask) and task.state is State.RESERVED and task.expires <= now:
+        return Status.DEADLINE_EXCEEDED, "the reservation expired before decoding was started"
+    if isinstance(task, PrefillTask) and task.lease is not None and task.lease.expired(now):
+        return Status.UNAVAILABLE, "the lease of the staged KV expired: no sign of life from a puller"
+    return None
+
+
+def extend_lease(state: InstanceState, event: LeaseExtended, now: float) -> list[InstanceMessage]:
+    """A sign of life counts once the KV is staged; before that nothing expires. The timer finds the new time when the old one is due."""
+    task = state.staged.get(event.key)
+    if task is not None and task.lease is not None:
+        task.lease = task.lease.extended(now, task.lease_seconds)
+    return []
+
+
+def release_staged(state: InstanceState, event: StagedReleased) -> list[InstanceMessage]:
+    """The puller is done. If it gave up early the prompt is still computed: its first tokens belong to the client."""
+    task = state.staged.get(event.key)
+    if task is None:
+        return []
+    task.released = True
+    return end_task(state, task, Trigger.RELEASED) if task.state is State.STAGED else []

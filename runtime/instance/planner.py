@@ -1,0 +1,165 @@
+"""From the state to the next StepPlan.
+
+Order matters. First every decoding sequence gets the page that it writes next, which may preempt or end others: after that nothing that has a row
+can lose its pages within this plan. Then queued sequences are admitted with what is left, the composer shares out the step, and rows are made. Plans
+made before may still write pages given up here; the device executes in order, so this plan comes after them.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+
+from triptych.runtime.instance.admission import admit_waiting
+from triptych.runtime.instance.composer import ChunkCandidate, StepComposer, StepLimits, StepView
+from triptych.runtime.instance.lifecycle import Kind, Trigger
+from triptych.runtime.instance.messages import InstanceMessage
+from triptych.runtime.instance.plan import Draw, Export, Row, Seat, StepPlan
+from triptych.runtime.instance.preemption import make_room
+from triptych.runtime.instance.state import InstanceState, PlannedRow, PlannedStep
+from triptych.runtime.instance.tasks import Fill, PrefillTask, Stream
+
+MAX_IN_FLIGHT = 2  # the next step is dispatched before the last one's tokens are read, and no further ahead (design.md, Programs)
+
+
+def plan_step(state: InstanceState, composer: StepComposer, now: float) -> tuple[list[InstanceMessage], StepPlan | None]:
+    """The next plan, or None if nothing can be computed now; and the ends of tasks that turned out not to fit."""
+    if len(state.in_flight) >= MAX_IN_FLIGHT:
+        return [], None
+    messages = _make_room_to_decode(state)
+    admit_waiting(state, now)
+    ready = [stream for stream in state.running if _can_decode(stream)]
+    fills = list(state.filling.values())
+    if not ready and not fills:
+        return messages, None
+    view = _view(state, len(ready), fills, now)
+    choice = composer.compose(view)
+    view.check(choice)
+    builder = PlanBuilder(state)
+    for stream in ready[: choice.decodes]:
+        builder.decode(stream)
+    for fill, tokens in zip(fills, choice.chunks, strict=True):
+        if tokens:
+            builder.chunk(fill, tokens)
+    return messages, builder.finish() if builder.rows else None
+
+
+def _can_decode(stream: Stream) -> bool:
+    """Whether it is worth a row: its length alone does not end it with what is being drawn."""
+    return len(stream.outputs) + stream.pending < stream.termination.limit
+
+
+def _make_room_to_decode(state: InstanceState) -> list[InstanceMessage]:
+    messages: list[InstanceMessage] = []
+    needy = [s for s in state.running if s.sequence is not None and s.sequence.scheduled >= s.sequence.capacity and _can_decode(s)]
+    for stream in needy:
+        if stream.slot is not None and stream.sequence is not None:  # else an older one has just preempted it, or its task ended
+            messages += make_room(state, stream, stream.sequence.scheduled + 1)
+    return messages
+
+
+def _view(state: InstanceState, decodes: int, fills: list[Fill], now: float) -> StepView:
+    config = state.config
+    limits = StepLimits(config.max_num_seqs, config.chunk_tokens, config.max_prefill_rows)
+    candidates = [ChunkCandidate(fill.left, fill.score is not None, now - fill.task.arrived) for fill in fills]
+    return StepView(decodes, candidates, limits)
+
+
+class PlanBuilder:
+    """Collects one plan and, beside it, what its results will mean."""
+
+    def __init__(self, state: InstanceState):
+        self._state = state
+        self._planned: list[PlannedRow] = []
+        self._seats: list[Seat] = []
+        self._copies: list[tuple[int, int]] = []
+        self._exports: list[Export] = []
+        self.rows: list[Row] = []
+
+    def decode(self, stream: Stream) -> None:
+        """One token of one stream: the last one known, or the one that its slot is drawing in the plan before."""
+        sequence, slot = stream.sequence, stream.slot
+        assert sequence is not None and slot is not None
+        if sequence.copies:
+            self._copies += sequence.take_copies()
+        if not stream.seated:
+            self._seat(stream)
+        start = sequence.scheduled
+        end = sequence.scheduled = start + 1
+        tokens = () if stream.pending else (sequence.tokens[start],)
+        stream.pending += 1
+        position = start + stream.task.position_offset
+        self.rows.append(Row(sequence.number, tokens, start, position, sequence.pages, slot, (Draw(slot, end),)))
+        self._planned.append(PlannedRow(sequence, sequence.generation, end, ((stream, stream.generation),)))
+
+    def chunk(self, fill: Fill, tokens: int) -> None:
+        """The next `tokens` known tokens of a fill; with its last one the draws, and then its streams are running."""
+        sequence, task = fill.sequence, fill.task
+        start = sequence.scheduled
+        end = sequence.scheduled = start + tokens
+        last = not fill.left
+        streams = fill.streams if last else ()
+        for stream in streams:
+            if not stream.seated:
+                self._seat(stream)
+            stream.pending += 1
+        score = () if fill.score is None else tuple(sequence.tokens[start + 1 : end + 1])
+        row = Row(
+            sequence=sequence.number,
+            tokens=tuple(sequence.tokens[start:end]),
+            start=start,
+            position=start + task.position_offset,
+            pages=sequence.pages,
+            draws=tuple(Draw(stream.slot, end) for stream in streams if stream.slot is not None),
+            score=score,
+            score_top=fill.score or 0,
+        )
+        self.rows.append(row)
+        self._planned.append(PlannedRow(sequence, sequence.generation, end, tuple((s, s.generation) for s in streams), fill))
+        if isinstance(task, PrefillTask):
+            self._export(task, fill, last)
+        if last:
+            self._computed(fill)
+
+    def finish(self) -> StepPlan:
+        """The plan is complete and in flight."""
+        state = self._state
+        state.memory.pool.release([source for source, _ in self._copies])
+        plan = StepPlan(state.next_plan, tuple(self.rows), tuple(self._seats), tuple(self._copies), tuple(self._exports))
+        state.next_plan += 1
+        state.in_flight.append(PlannedStep(plan.id, self._planned))
+        return plan
+
+    def _seat(self, stream: Stream) -> None:
+        request, end = stream.task.request, stream.termination
+        params = request.sampling
+        assert stream.slot is not None
+        prompt, outputs = (request.prompt, tuple(stream.outputs)) if params.penalised else ((), ())
+        self._seats.append(Seat(stream.slot, stream.sample, params, prompt, outputs, end.forbidden, end.forbidden_until))
+        stream.seated = True
+
+    def _export(self, task: PrefillTask, fill: Fill, last: bool) -> None:
+        """Pages that are full once this chunk is computed, in whole granules; with the last chunk everything."""
+        if task.released:
+            return
+        sequence, granule = fill.sequence, self._state.config.export_pages
+        end = self._state.config.pages_for(sequence.scheduled) if last else sequence.scheduled // self._state.config.page_size
+        while task.next_export < end and (last or end - task.next_export >= granule):
+            first = task.next_export
+            pages = sequence.pages[first : min(first + granule, end)]
+            task.next_export += len(pages)
+            self._exports.append(Export(task.staging_key, first, pages, last and task.next_export == end))
+
+    def _computed(self, fill: Fill) -> None:
+        """Nothing of `fill` is left to plan: its streams decode from here, except where the KV is for a puller."""
+        state, task = self._state, fill.task
+        del state.filling[fill.sequence.number]
+        if task.kind is Kind.PREFILL:
+            return
+        if not fill.resumed:
+            first, *others = fill.streams
+            first.sequence, task.sequence = fill.sequence, None
+            for stream in others:
+                stream.sequence = fill.sequence.fork()
+            task.advance(Trigger.COMPUTED)
+        for stream in fill.streams:
+            insort(state.running, stream, key=lambda running: running.order)

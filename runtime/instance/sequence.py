@@ -1,0 +1,205 @@
+"""Sequence: tokens, and the pages that hold their KV. It knows nothing of requests.
+
+Three lengths, each at most the next: `committed` (the device has finished computing this KV), `scheduled` (a dispatched plan computes it)
+and the tokens known to the host, or one more when the last one is still being drawn.
+Pages may be shared: a cached prefix with any other sequence, and after a fork all pages that were full then. Shared pages are never written,
+because writing starts at `scheduled`, and the page that holds it is never shared: a fork copies the partial page.
+"""
+
+from __future__ import annotations
+
+from triptych.runtime.instance.memory import KvMemory
+from triptych.runtime.instance.prefix import page_key
+
+
+class BlockTable:
+    """The pages of one sequence in one KV group; `view` is rebuilt only when a page was added or dropped."""
+
+    __slots__ = ("_pages", "_view")
+
+    def __init__(self) -> None:
+        self._pages: list[int] = []
+        self._view: tuple[int, ...] | None = ()
+
+    def __len__(self) -> int:
+        return len(self._pages)
+
+    @property
+    def view(self) -> tuple[int, ...]:
+        if self._view is None:
+            self._view = tuple(self._pages)
+        return self._view
+
+    def extend(self, pages: list[int]) -> None:
+        self._pages += pages
+        self._view = None
+
+    def cut(self, count: int) -> list[int]:
+        """Keep the first `count` pages and return the rest."""
+        dropped = self._pages[count:]
+        del self._pages[count:]
+        self._view = None
+        return dropped
+
+
+class Sequence:
+    """Owns its references to pages until `evict`.
+
+    Attributes:
+        tokens: every token known to the host.
+        scheduled: tokens whose KV is computed by plans already made = KV index of the next input.
+        committed: tokens whose KV is computed by plans already finished.
+        capacity: tokens that fit the pages held.
+        generation: grows whenever the KV is given up, so that results of plans made before can be told apart.
+        spare: one page per group for each fork to come, held so that forking cannot fail.
+        copies: (source, destination) pages to be copied before this sequence's next row; the sources are held until then.
+    """
+
+    __slots__ = (
+        "_keys",
+        "_memory",
+        "_roots",
+        "capacity",
+        "committed",
+        "copies",
+        "generation",
+        "number",
+        "scheduled",
+        "spare",
+        "tables",
+        "tokens",
+    )
+
+    def __init__(self, memory: KvMemory, tokens: list[int], roots: tuple[bytes, ...]):
+        self._memory = memory
+        self._roots = roots
+        self._keys: tuple[list[bytes], ...] = tuple([] for _ in roots)
+        self.number = memory.next_number()
+        self.tokens = tokens
+        self.tables = tuple(BlockTable() for _ in roots)
+        self.scheduled = 0
+        self.committed = 0
+        self.capacity = 0
+        self.generation = 0
+        self.spare: list[tuple[int, ...]] = []
+        self.copies: list[tuple[int, int]] = []
+
+    @property
+    def pages(self) -> tuple[int, ...]:
+        """Block table of the first group, the one that plans carry."""
+        return self.tables[0].view
+
+    def pin_prefix(self, limit: int) -> int:
+        """Take the longest cached prefix of whole pages within `limit` tokens; returns its tokens, now committed. Needs an empty table."""
+        memory = self._memory
+        most = limit // memory.page_size
+        if not memory.caching or most == 0:
+            return 0
+        hits = [memory.index.match(self._key(group, page) for page in range(most)) for group in range(len(self.tables))]
+        count = min(len(hit) for hit in hits)
+        for table, hit in zip(self.tables, hits, strict=True):
+            memory.pool.share(hit[:count])
+            table.extend(hit[:count])
+        self.capacity = self.scheduled = self.committed = count * memory.page_size
+        return self.committed
+
+    def missing(self, tokens: int, spare: int = 0) -> int:
+        """Pages still to be allocated for `reserve(tokens, spare)`."""
+        pages = -(-tokens // self._memory.page_size) - len(self.tables[0]) + spare - len(self.spare)
+        return max(0, pages) * len(self.tables)
+
+    def reserve(self, tokens: int, spare: int = 0) -> None:
+        """Hold pages for `tokens` tokens and for `spare` forks. All or nothing: raises OutOfPagesError."""
+        pool, groups = self._memory.pool, len(self.tables)
+        fresh = pool.allocate(self.missing(tokens, spare))
+        for _ in range(spare - len(self.spare)):
+            self.spare.append(tuple(fresh.pop() for _ in range(groups)))
+        share = len(fresh) // groups
+        for group, table in enumerate(self.tables):
+            table.extend(fresh[group * share : (group + 1) * share])
+        self.capacity = len(self.tables[0]) * self._memory.page_size
+
+    def fork(self) -> Sequence:
+        """A sequence with the same tokens and KV. Full pages are shared; the partial one is copied by the next row's plan.
+
+        Uses a spare page if one is held, else allocates it (raises OutOfPagesError).
+        """
+        memory = self._memory
+        twin = Sequence(memory, list(self.tokens), self._roots)
+        full, partial = divmod(self.scheduled, memory.page_size)
+        own = self.spare.pop() if self.spare else tuple(memory.pool.allocate(len(self.tables)))
+        for table, mine, page in zip(self.tables, twin.tables, own, strict=True):
+            shared = list(table.view[:full])
+            memory.pool.share(shared)
+            mine.extend([*shared, page])
+            if partial:
+                source = table.view[full]
+                memory.pool.share((source,))
+                twin.copies.append((source, page))
+        twin._keys = tuple(list(keys[:full]) for keys in self._keys)
+        twin.scheduled = self.scheduled
+        twin.committed = min(self.committed, full * memory.page_size)
+        twin.capacity = (full + 1) * memory.page_size
+        return twin
+
+    def drop_spare(self) -> None:
+        """No more forks will come."""
+        for pages in self.spare:
+            self._memory.pool.release(pages)
+        self.spare = []
+
+    def take_copies(self) -> list[tuple[int, int]]:
+        """The copies, for the plan being made. The caller releases the sources once that plan is complete."""
+        copies, self.copies = self.copies, []
+        return copies
+
+    def commit(self, computed: int) -> None:
+        """The device has computed the KV of the first `computed` tokens: pages that became full enter the prefix index."""
+        size = self._memory.page_size
+        first, last = self.committed // size, computed // size
+        self.committed = max(self.committed, computed)
+        if first < last and self._memory.caching:
+            for group, table in enumerate(self.tables):
+                pages = table.view
+                for index in range(first, last):
+                    self._memory.index.insert(self._key(group, index), pages[index])
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens from `length` on and free the pages beyond; rejected drafts end so.
+
+        Only tokens that are not committed can be taken back: committed pages may be shared or cached. Raises ValueError.
+        """
+        if length < self.committed:
+            raise ValueError(f"truncate({length}) would take back committed tokens ({self.committed})")
+        del self.tokens[length:]
+        self.scheduled = min(self.scheduled, length)
+        self._cut(-(-length // self._memory.page_size))
+
+    def evict(self) -> None:
+        """Give up all KV and keep the tokens, for recomputation or for good."""
+        self.generation += 1
+        self.scheduled = self.committed = 0
+        self.drop_spare()
+        for source, _ in self.take_copies():
+            self._memory.pool.release((source,))
+        self._cut(0)
+
+    def held(self) -> list[int]:
+        """Every reference to a page that this sequence owns, for audits."""
+        pages = [page for table in self.tables for page in table.view]
+        pages += [page for group in self.spare for page in group]
+        return pages + [source for source, _ in self.copies]
+
+    def _cut(self, pages: int) -> None:
+        for table in self.tables:
+            if len(table) > pages:
+                self._memory.pool.release(table.cut(pages))
+        self.capacity = len(self.tables[0]) * self._memory.page_size
+
+    def _key(self, group: int, index: int) -> bytes:
+        """Prefix key of full page `index`, computed when first asked for."""
+        keys, size = self._keys[group], self._memory.page_size
+        while len(keys) <= index:
+            start = len(keys) * size
+            keys.append(page_key(keys[-1] if keys else self._roots[group], self.tokens[start : start + size]))
+        return keys[index]

@@ -1,0 +1,141 @@
+"""InstanceState: everything one incarnation of an instance knows, and the one way in which a task ends.
+
+The other files of this folder are functions over it: admission, importing, planner, preemption, results. Each resource has one owner at a time
+(see tasks.py), so ending a task means giving up what its streams and its sequence hold, in `end_task` and nowhere else.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+from triptych.runtime.core.errors import Status
+from triptych.runtime.core.instance import InstanceRef, Role
+from triptych.runtime.core.request import Request
+from triptych.runtime.core.tasks import TaskEnded
+from triptych.runtime.instance.config import InstanceConfig
+from triptych.runtime.instance.lifecycle import Trigger
+from triptych.runtime.instance.memory import KvMemory
+from triptych.runtime.instance.messages import CancelPull, CloseStaging, InstanceMessage, Report
+from triptych.runtime.instance.sequence import Sequence
+from triptych.runtime.instance.slots import SlotPool
+from triptych.runtime.instance.tasks import DecodeTask, Fill, PrefillTask, Stream, Task
+from triptych.runtime.instance.termination import StopProbeFactory, Termination
+from triptych.runtime.instance.timers import Timers
+
+TIMER_SLACK = 4  # timer entries per live task before stale ones are dropped; amortises the sweep
+
+
+@dataclass(slots=True)
+class PlannedRow:
+    """What a row of a plan in flight was for. Results count only for what still has the same generation."""
+
+    sequence: Sequence
+    generation: int
+    computed: int  # tokens whose KV exists once the plan is done
+    draws: tuple[tuple[Stream, int], ...]
+    fill: Fill | None = None
+
+
+@dataclass(slots=True)
+class PlannedStep:
+    id: int
+    rows: list[PlannedRow]
+
+
+@dataclass(eq=False)
+class InstanceState:
+    """`filling` and `waiting` are keyed by sequence number; `running` is sorted by age, oldest first."""
+
+    config: InstanceConfig
+    ref: InstanceRef
+    stop_probe: StopProbeFactory
+    random: random.Random
+    memory: KvMemory
+    slots: SlotPool
+    tasks: dict[tuple[str, Role], Task] = field(default_factory=dict)
+    by_serial: dict[int, Task] = field(default_factory=dict)
+    staged: dict[int, PrefillTask] = field(default_factory=dict)
+    waiting: OrderedDict[int, Fill] = field(default_factory=OrderedDict)
+    filling: OrderedDict[int, Fill] = field(default_factory=OrderedDict)
+    running: list[Stream] = field(default_factory=list)
+    in_flight: deque[PlannedStep] = field(default_factory=deque)
+    timers: Timers = field(default_factory=Timers)
+    next_serial: int = 1
+    next_plan: int = 1
+    blocked: tuple[int, int] | None = None  # (sequence number, pages available) when the head of the queue last did not fit
+
+    def streams_for(self, task: Task) -> tuple[Stream, ...]:
+        """Fresh streams for every sample that the request asks for."""
+        return tuple(
+            Stream(task, sample, (task.serial, sample), self.termination(task.request)) for sample in range(task.request.sampling.n)
+        )
+
+    def termination(self, request: Request) -> Termination:
+        config = self.config
+        return Termination(request, eos_ids=config.eos_ids, max_model_len=config.max_model_len, stop_probe=self.stop_probe)
+
+    def add(self, task: Task) -> None:
+        """The task is accepted under a serial taken from `next_serial`."""
+        self.next_serial = task.serial + 1
+        self.tasks[task.key] = self.by_serial[task.serial] = task
+        self.watch(task)
+
+    def watch(self, task: Task) -> None:
+        """See that `task` is looked at when its time comes."""
+        when = task.wakes_at()
+        if when is not None:
+            self.timers.add(when, task.serial)
+        if len(self.timers) > TIMER_SLACK * len(self.by_serial) + 64:
+            self.timers.keep(set(self.by_serial))
+
+    def seat(self, stream: Stream) -> None:
+        """Give `stream` a slot; the caller has checked that one is free."""
+        if stream.slot is None:
+            stream.slot = self.slots.take()
+
+    def unseat(self, stream: Stream) -> None:
+        """Take the slot away; whatever it is still drawing is discarded."""
+        stream.generation += 1
+        stream.pending = 0
+        stream.seated = False
+        if stream.slot is not None:
+            self.slots.give(stream.slot)
+            stream.slot = None
+
+    def drop(self, stream: Stream) -> None:
+        """Take from `stream` all that it holds."""
+        if stream in self.running:
+            self.running.remove(stream)
+        self.unseat(stream)
+        if stream.sequence is not None:
+            self.forget(stream.sequence)
+            stream.sequence = None
+
+    def forget(self, sequence: Sequence) -> None:
+        """Take `sequence` out of the queues and free its pages."""
+        self.waiting.pop(sequence.number, None)
+        self.filling.pop(sequence.number, None)
+        sequence.evict()
+
+
+def end_task(
+    state: InstanceState, task: Task, trigger: Trigger, status: Status = Status.OK, reason: str = ""
+) -> list[InstanceMessage]:
+    """Free everything that `task` holds and report its single end, after word to the transfer that it was part of."""
+    task.advance(trigger)
+    for stream in task.streams:
+        state.drop(stream)
+    if task.sequence is not None:
+        state.forget(task.sequence)
+        task.sequence = None
+    del state.tasks[task.key], state.by_serial[task.serial]
+    messages: list[InstanceMessage] = []
+    if isinstance(task, PrefillTask):
+        del state.staged[task.staging_key]
+        messages.append(CloseStaging(task.staging_key, status, reason))
+    if isinstance(task, DecodeTask) and task.pulling:
+        messages.append(CancelPull(task.request.id))
+    messages.append(Report(TaskEnded(task.request.id, task.role, status, reason, task.preemptions)))
+    return messages

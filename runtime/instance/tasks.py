@@ -1,0 +1,137 @@
+"""What the instance remembers of each task: its samples, and the sequences being computed for it.
+
+A Task is one command accepted; a Stream is one sample of it; a Fill is a sequence that is still being computed by chunks, either a prompt for
+the first time or everything a preempted stream knew. Ownership: `task.sequence` (a prompt that no stream has taken over yet) belongs to the task,
+`stream.sequence` and `stream.slot` to the stream; a Fill only refers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from triptych.runtime.core.handle import Lease
+from triptych.runtime.core.instance import Role
+from triptych.runtime.core.request import Finish, Logprobs, Request
+from triptych.runtime.instance.lifecycle import Kind, State, Trigger, next_state
+from triptych.runtime.instance.sequence import Sequence
+from triptych.runtime.instance.termination import Termination
+
+
+@dataclass(eq=False, slots=True)
+class Stream:
+    """One sample.
+
+    Attributes:
+        order: (task serial, sample): age; the smaller is older.
+        outputs: tokens drawn and known to the host.
+        pending: draws in plans not finished yet.
+        generation: grows when the slot is given up, so that draws of plans made before are discarded.
+        seated: whether the slot's Seat has been sent.
+    """
+
+    task: Task
+    sample: int
+    order: tuple[int, int]
+    termination: Termination
+    outputs: list[int] = field(default_factory=list)
+    sequence: Sequence | None = None
+    slot: int | None = None
+    pending: int = 0
+    generation: int = 0
+    seated: bool = False
+    finish: Finish | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Fill:
+    """A sequence whose known tokens are being computed; its last chunk draws the next token of each of `streams`.
+
+    Attributes:
+        score: most likely tokens to report with each prompt token's logprob; None = nothing is scored.
+        resumed: a stream goes on after a preemption (else a prompt is computed for the first time).
+        abandoned: it was preempted half-way and another Fill starts over; scores still under way belong to nobody.
+    """
+
+    task: Task
+    sequence: Sequence
+    streams: tuple[Stream, ...]
+    resumed: bool
+    score: int | None = None
+    abandoned: bool = False
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.streams[0].order
+
+    @property
+    def left(self) -> int:
+        """Known tokens whose KV no plan computes yet."""
+        return len(self.sequence.tokens) - self.sequence.scheduled
+
+
+@dataclass(eq=False)
+class Task:
+    """One accepted command. `serial` counts acceptances and is never used twice."""
+
+    kind: Kind
+    role: Role
+    request: Request
+    serial: int
+    arrived: float
+    state: State
+    streams: tuple[Stream, ...] = ()
+    sequence: Sequence | None = None
+    cached_tokens: int = 0
+    position_offset: int = 0  # RoPE position of a token minus its index
+    scores: list[Logprobs] = field(default_factory=list)
+    admitted: float | None = None
+    reported: bool = False  # the prompt's report was sent, here or by the instance that computed it
+    preemptions: int = 0
+
+    @property
+    def key(self) -> tuple[str, Role]:
+        return self.request.id, self.role
+
+    def advance(self, trigger: Trigger) -> None:
+        """Raises IllegalTransitionError."""
+        self.state = next_state(self.kind, self.state, trigger)
+
+    def wakes_at(self) -> float | None:
+        """When time alone may change this task: its deadline or, sooner, the end of a grant or lease."""
+        return self.request.deadline
+
+
+@dataclass(eq=False, kw_only=True)
+class PrefillTask(Task):
+    """`next_export`: index of the first prompt page not exported yet. `released`: the puller is done with it, perhaps early."""
+
+    staging_key: int
+    lease_seconds: float
+    next_export: int
+    lease: Lease | None = None
+    released: bool = False
+
+    def wakes_at(self) -> float | None:
+        return _sooner(self.request.deadline, None if self.lease is None else self.lease.expires)
+
+
+@dataclass(eq=False, kw_only=True)
+class DecodeTask(Task):
+    """`expires`: end of the grant, unless StartDecode comes before. `pulling`: a StartPull is out that has not been answered."""
+
+    expires: float
+    pulling: bool = False
+
+    def wakes_at(self) -> float | None:
+        return _sooner(self.request.deadline, self.expires if self.state is State.RESERVED else None)
+
+
+@dataclass(eq=False, kw_only=True)
+class LocalTask(Task):
+    """Prefill and decode on one pool."""
+
+
+def _sooner(left: float | None, right: float | None) -> float | None:
+    if left is None or right is None:
+        return right if left is None else left
+    return min(left, right)

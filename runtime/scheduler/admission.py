@@ -1,0 +1,69 @@
+"""Who is let in. A request that cannot be served, or would wait in a queue without bound, is refused at once with a reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from triptych.runtime.core.errors import Status
+from triptych.runtime.core.request import Request
+from triptych.runtime.scheduler.config import SchedulerConfig
+from triptych.runtime.scheduler.state import Phase
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request is not served, and whether and when trying again may help."""
+
+    status: Status
+    reason: str
+    retry_after: float | None = None
+
+
+def unservable(length: int, longest: int, retry_after: float) -> Refusal | None:
+    """Whether no placement could ever hold `length` tokens, given the longest that the cluster can (0: no placement at all)."""
+    if longest == 0:
+        return Refusal(
+            Status.UNAVAILABLE,
+            "no instance can serve: the cluster lacks a prefill or a decode role, or a transport between them",
+            retry_after,
+        )
+    if length > longest:
+        return Refusal(
+            Status.INVALID_ARGUMENT,
+            f"prompt has {length - 1} tokens and at least one must be generated; the longest sequence served here is {longest} tokens",
+        )
+    return None
+
+
+def refusal(
+    request: Request, config: SchedulerConfig, *, now: float, queued: int, longest: int, live: Phase | None
+) -> Refusal | None:
+    """Why `request` is not admitted, or None.
+
+    Args:
+        queued: requests that wait already.
+        longest: tokens of the longest sequence that the cluster can serve.
+        live: the phase of a live request with the same id, if there is one.
+    """
+    if live is Phase.ENDING:
+        return Refusal(
+            Status.UNAVAILABLE,
+            f"the last request with id {request.id!r} is still being released; try again",
+            config.retry_after,
+        )
+    if live is not None:
+        return Refusal(
+            Status.INVALID_ARGUMENT, f"a request with id {request.id!r} is already running; ids must be unique"
+        )
+    if not request.prompt:
+        return Refusal(Status.INVALID_ARGUMENT, "prompt is empty; expected at least one token")
+    if request.deadline is not None and request.deadline <= now:
+        return Refusal(Status.DEADLINE_EXCEEDED, "the deadline had passed before the request was queued")
+    impossible = unservable(len(request.prompt) + 1, longest, config.retry_after)
+    if impossible is None and queued >= config.max_queued:
+        return Refusal(
+            Status.RESOURCE_EXHAUSTED,
+            f"{queued} requests are waiting already, which is the limit; try again later",
+            config.retry_after,
+        )
+    return impossible

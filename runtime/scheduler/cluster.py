@@ -1,0 +1,203 @@
+"""The instances that exist, what the scheduler has given them, and indexes over both that are kept up to date event by event.
+
+The load that placement uses is the scheduler's own account of the tasks it placed: exact and immediate. What instances report arrives late and
+breaks ties only; whether something fits is decided by the instance. One that refused for lack of room is *closed*: it takes part in
+no placement until something there may have changed (a task ended, a heartbeat shows room, or some time passed).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+
+from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, Role
+from triptych.runtime.scheduler.state import Task
+
+
+class Pool(StrEnum):
+    """Instances by what they can do. Every instance that can generate is in exactly one."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    LOCAL = "local"
+
+
+def pool_of(roles: frozenset[Role]) -> Pool | None:
+    """The pool of an instance with these roles; None if it takes no part in generation (encode only)."""
+    if Role.PREFILL in roles:
+        return Pool.LOCAL if Role.DECODE in roles else Pool.PREFILL
+    return Pool.DECODE if Role.DECODE in roles else None
+
+
+class Member:
+    """One live instance and the scheduler's account of it. Changed only by Cluster."""
+
+    def __init__(self, info: InstanceInfo, worker: str):
+        self.info = info
+        self.worker = worker
+        self.pool = pool_of(info.roles)
+        self.load = Load(free_pages=info.capacity.num_pages, free_slots=info.capacity.max_num_seqs)
+        self.closed = False
+        self.requests: dict[str, int] = {}  # live tasks here by request id; a dict, so that iteration follows insertion
+        self.prefill_tokens = 0
+        self.sequences = 0
+        self.kv_tokens = 0
+
+    @property
+    def ref(self) -> InstanceRef:
+        return self.info.ref
+
+    @property
+    def pressure(self) -> float:
+        """How busy: prompt tokens waiting to be computed in units of the longest prompt, plus the fuller of slots and KV pages."""
+        capacity = self.info.capacity
+        slots = self.sequences / max(1, capacity.max_num_seqs)
+        pages = self.kv_tokens / max(1, capacity.num_pages * capacity.page_size)
+        return self.prefill_tokens / max(1, capacity.max_model_len) + max(slots, pages)
+
+    @property
+    def sort_key(self) -> tuple[float, int, str]:
+        return (self.pressure, self.load.running + self.load.waiting, self.info.ref.id)
+
+
+class Cluster:
+    """Live instances by name, by worker, by pool and load. Single lookups are O(1), index updates O(log n) comparisons."""
+
+    def __init__(self) -> None:
+        self._members: dict[str, Member] = {}
+        self._workers: dict[str, dict[str, None]] = {}
+        self._by_load: dict[Pool, list[tuple[float, int, str]]] = {pool: [] for pool in Pool}
+        self._by_id: dict[Pool, list[str]] = {pool: [] for pool in Pool}
+        self._keys: dict[str, tuple[float, int, str]] = {}  # the key under which each open member stands in _by_load
+
+    # ---- membership
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @property
+    def infos(self) -> tuple[InstanceInfo, ...]:
+        """Every live instance, in order of joining."""
+        return tuple(m.info for m in self._members.values())
+
+    @property
+    def members(self) -> Iterable[Member]:
+        return self._members.values()
+
+    @property
+    def workers(self) -> Iterable[str]:
+        return self._workers.keys()
+
+    def get(self, ref: InstanceRef) -> Member | None:
+        """The live member with exactly this id and epoch, else None."""
+        member = self._members.get(ref.id)
+        return member if member is not None and member.info.ref == ref else None
+
+    def named(self, instance_id: str) -> Member | None:
+        """The live member of this name, whatever its epoch."""
+        return self._members.get(instance_id)
+
+    def has_worker(self, worker: str) -> bool:
+        return worker in self._workers
+
+    def add_worker(self, worker: str) -> None:
+        self._workers.setdefault(worker, {})
+
+    def remove_worker(self, worker: str) -> None:
+        """Forget a worker that has no instances left."""
+        del self._workers[worker]
+
+    def instances_of(self, worker: str) -> list[Member]:
+        return [self._members[i] for i in self._workers.get(worker, ())]
+
+    def add(self, info: InstanceInfo, worker: str) -> Member:
+        """Add an instance of a known worker; its name must be free."""
+        member = Member(info, worker)
+        self._members[info.ref.id] = member
+        self._workers[worker][info.ref.id] = None
+        if member.pool is not None:
+            insort(self._by_id[member.pool], info.ref.id)
+        self._index(member)
+        return member
+
+    def remove(self, member: Member) -> None:
+        self._unindex(member)
+        if member.pool is not None:
+            ids = self._by_id[member.pool]
+            del ids[bisect_left(ids, member.ref.id)]
+        del self._workers[member.worker][member.ref.id]
+        del self._members[member.ref.id]
+
+    # ---- load
+
+    def assign(self, member: Member, request: str, task: Task) -> None:
+        """Account for a task that `member` was just told to start."""
+        member.requests[request] = member.requests.get(request, 0) + 1
+        member.prefill_tokens += task.prefill_tokens
+        member.sequences += task.sequences
+        member.kv_tokens += task.kv_tokens
+        self._reindex(member)
+
+    def release(self, member: Member, request: str, task: Task) -> None:
+        """Undo `assign`: the task is gone."""
+        member.requests[request] -= 1
+        if member.requests[request] == 0:
+            del member.requests[request]
+        member.prefill_tokens -= task.prefill_tokens
+        member.sequences -= task.sequences
+        member.kv_tokens -= task.kv_tokens
+        self._reindex(member)
+
+    def prefilled(self, member: Member, task: Task) -> None:
+        """The prompt of `task` is computed: it waits for no more compute."""
+        member.prefill_tokens -= task.prefill_tokens
+        task.prefill_tokens = 0
+        self._reindex(member)
+
+    def report_load(self, member: Member, load: Load) -> None:
+        member.load = load
+        self._reindex(member)
+
+    def close(self, member: Member) -> None:
+        """Leave `member` out of placements until it is opened."""
+        member.closed = True
+        self._unindex(member)
+
+    def open(self, member: Member) -> bool:
+        """Let `member` take part again; whether it had been closed."""
+        was_closed, member.closed = member.closed, False
+        if was_closed:
+            self._index(member)
+        return was_closed
+
+    # ---- indexes
+
+    def by_load(self, pool: Pool) -> Iterator[Member]:
+        """Open members, least loaded first. Do not change loads while iterating."""
+        for _, _, instance_id in self._by_load[pool]:
+            yield self._members[instance_id]
+
+    def after(self, pool: Pool, instance_id: str) -> Iterator[Member]:
+        """Members (closed ones too) in order of name, starting behind `instance_id` and going round once."""
+        ids = self._by_id[pool]
+        start = bisect_right(ids, instance_id)
+        for offset in range(len(ids)):
+            yield self._members[ids[(start + offset) % len(ids)]]
+
+    def _index(self, member: Member) -> None:
+        if member.pool is not None and not member.closed:
+            key = member.sort_key
+            self._keys[member.ref.id] = key
+            insort(self._by_load[member.pool], key)
+
+    def _unindex(self, member: Member) -> None:
+        key = self._keys.pop(member.ref.id, None)
+        if key is not None and member.pool is not None:
+            index = self._by_load[member.pool]
+            del index[bisect_left(index, key)]
+
+    def _reindex(self, member: Member) -> None:
+        if not member.closed:
+            self._unindex(member)
+            self._index(member)

@@ -1,0 +1,56 @@
+"""The scheduler's limits and times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from triptych.runtime.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Limits of the control plane; all times in seconds.
+
+    Attributes:
+        max_queued: requests that may wait for an instance; the next one is refused with RESOURCE_EXHAUSTED and `retry_after`.
+        max_active: requests that may be placed at once. Instances bound their own memory; this bounds the scheduler's.
+        heartbeat_interval: how often workers are told to send a sign of life.
+        heartbeat_timeout: silence after which a worker is declared dead. Ten missed heartbeats by default: a process killed outright
+            is noticed at once by the end of its stream, so this only finds hangs and partitions, where haste costs live requests.
+        reserve_ttl: how long a decode reservation is held without StartDecode. Prefill answers at once, so this covers only lost answers.
+        lease_seconds: how long staged KV outlives the puller's last sign of life.
+        retry_after: the hint that accompanies every refusal for lack of room.
+        reopen_after: an instance that refused for lack of room is asked again at the latest after this time, even if nothing that the
+            scheduler can see has changed there.
+        lookahead: waiting requests that are tried when the first in line does not fit. Larger values use instances better when
+            requests need different instances; they never let a request overtake one that needs the same instance.
+    """
+
+    max_queued: int = 4096
+    max_active: int = 16384
+    heartbeat_interval: float = 0.5
+    heartbeat_timeout: float = 5.0
+    reserve_ttl: float = 10.0
+    lease_seconds: float = 10.0
+    retry_after: float = 1.0
+    reopen_after: float = 0.5
+    lookahead: int = 16
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError naming every value that is out of range."""
+        wrong = [
+            f"{name} is {getattr(self, name)}; expected more than 0"
+            for name in (*_COUNTS, *_TIMES)
+            if not getattr(self, name) > 0
+        ]
+        if self.heartbeat_timeout < 2 * self.heartbeat_interval:
+            wrong.append(
+                f"heartbeat_timeout is {self.heartbeat_timeout}; expected at least twice heartbeat_interval ({self.heartbeat_interval}), "
+                "or one late heartbeat would end a worker"
+            )
+        if wrong:
+            raise ConfigError("; ".join(wrong))
+
+
+_COUNTS = ("max_queued", "max_active", "lookahead")
+_TIMES = ("heartbeat_interval", "heartbeat_timeout", "reserve_ttl", "lease_seconds", "retry_after", "reopen_after")

@@ -1,0 +1,57 @@
+"""What the scheduler counts. Nothing unusual happens without a number here going up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from enum import StrEnum
+
+from triptych.runtime.core.errors import Status
+
+
+class Count(StrEnum):
+    """Names of the counters; besides these, `failed_<status>` counts admitted requests by the status they failed with.
+
+    At every moment submitted = admitted + refused, and admitted = completed + all failed_* + requests still open.
+    """
+
+    SUBMITTED = "submitted"
+    REFUSED = "refused"
+    ADMITTED = "admitted"
+    COMPLETED = "completed"
+    REQUEUED = "requeued"
+    RESERVATIONS_REFUSED = "reservations_refused"
+    PREFILLS_REFUSED = "prefills_refused"
+    LOCALS_REFUSED = "locals_refused"
+    STALE_REPORTS = "stale_reports"  # from an epoch or worker that no longer exists
+    ORPHAN_REPORTS = "orphan_reports"  # about a task that this scheduler did not start
+    PROTOCOL_VIOLATIONS = "protocol_violations"
+    WORKERS_JOINED = "workers_joined"
+    WORKERS_LOST = "workers_lost"
+    WORKERS_DROPPED = "workers_dropped"  # refused at registration, or silent for too long
+    INSTANCES_RESET = "instances_reset"
+
+
+class Counters:
+    """Counters that only grow."""
+
+    def __init__(self) -> None:
+        self._values: Counter[str] = Counter()
+
+    def __getitem__(self, name: Count | str) -> int:
+        return self._values[str(name)]
+
+    def add(self, name: Count) -> None:
+        self._values[str(name)] += 1
+
+    def add_failed(self, status: Status) -> None:
+        self._values[f"failed_{status.name.lower()}"] += 1
+
+    @property
+    def failed(self) -> int:
+        """Admitted requests that failed, whatever the status."""
+        return sum(n for name, n in self._values.items() if name.startswith("failed_"))
+
+    def values(self) -> Mapping[str, int]:
+        """Every counter by name, those at zero included."""
+        return {**{str(name): 0 for name in Count}, **self._values}

@@ -1,0 +1,114 @@
+"""Waiting requests find instances: the queue is tried whenever something changed that may let one go."""
+
+from __future__ import annotations
+
+from triptych.runtime.core.control import Placed
+from triptych.runtime.core.errors import Status
+from triptych.runtime.core.tasks import ReserveDecode, StartLocal, StartPrefill
+from triptych.runtime.scheduler.admission import Refusal, unservable
+from triptych.runtime.scheduler.cluster import Cluster
+from triptych.runtime.scheduler.config import SchedulerConfig
+from triptych.runtime.scheduler.ledger import Ledger
+from triptych.runtime.scheduler.lifecycle import Lifecycle, Out
+from triptych.runtime.scheduler.placement import Placement, PlacementView, best_prefill, servable_length
+from triptych.runtime.scheduler.policies.router import Router
+from triptych.runtime.scheduler.state import Record, Step, Task, TaskKind
+
+
+class Placer:
+    """Takes requests out of the queue, in its order, and starts them where the router says."""
+
+    def __init__(self, config: SchedulerConfig, router: Router, cluster: Cluster, ledger: Ledger, life: Lifecycle):
+        self._config = config
+        self._router = router
+        self._cluster = cluster
+        self._ledger = ledger
+        self._life = life
+        self._longest = 0
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that the cluster can serve, as of its last change; 0 if it can serve none."""
+        return self._longest
+
+    def pump(self, now: float, out: Out) -> None:
+        """Place waiting requests, in order, as long as the first few find room. Does nothing unless something changed since the last call."""
+        if not self._life.changed:
+            return
+        self._life.changed = False
+        blocked: list[Record] = []
+        queue = self._ledger.queue
+        while (
+            queue
+            and self._ledger.active - len(blocked) < self._config.max_active
+            and len(blocked) < self._config.lookahead
+        ):
+            record = self._ledger.records[queue.pop()]
+            placement = self._router.route(record.request, PlacementView(self._cluster, record))
+            if placement is not None:
+                self._place(record, placement, out)
+            elif (verdict := self._impossible(record)) is not None:
+                self._life.fail(record, verdict.status, verdict.reason, out, verdict.retry_after)
+            else:
+                blocked.append(record)
+        for record in blocked:
+            self._ledger.enqueue(record)
+
+    def _place(self, record: Record, placement: Placement, out: Out) -> None:
+        tokens, samples = len(record.request.prompt), record.request.sampling.n
+        if placement.local:
+            record.advance(Step.PLACED_LOCAL)
+            self._life.start(
+                record, Task(TaskKind.LOCAL, placement.decode, tokens, samples, tokens), StartLocal(record.request), out
+            )
+        else:
+            record.advance(Step.PLACED_PAIR)
+            record.prefill = placement.prefill
+            task = Task(TaskKind.DECODE, placement.decode, 0, samples, tokens)
+            self._life.start(record, task, ReserveDecode(record.request, self._config.reserve_ttl), out)
+
+    def start_prefill(self, record: Record, now: float, out: Out) -> None:
+        """Ask the chosen prefill instance or, if that is gone or full, the best other one; if there is none, give the reservation back."""
+        decode = record.tasks[TaskKind.DECODE]
+        chosen = None if record.prefill is None else self._cluster.get(record.prefill)
+        if chosen is None or chosen.closed or chosen.ref in record.never:
+            decode_member = self._cluster.get(decode.ref)
+            candidate = (
+                None
+                if decode_member is None
+                else best_prefill(PlacementView(self._cluster, record), decode_member.info)
+            )
+            if candidate is None:
+                record.advance(Step.PREFILL_REFUSED)
+                self._life.abort(record, decode, Status.RESOURCE_EXHAUSTED, "no prefill instance has room", out)
+                return
+            record.prefill = candidate.ref
+            record.advance(Step.PREFILL_RETRIED)
+        else:
+            record.prefill = chosen.ref
+        tokens = len(record.request.prompt)
+        task = Task(TaskKind.PREFILL, record.prefill, tokens, 0, tokens)
+        command = StartPrefill(record.request, record.cached_tokens, self._config.lease_seconds)
+        self._life.start(record, task, command, out)
+        self._life.notify(record, Placed(record.id, record.prefill, decode.ref, now - record.submitted), out)
+
+    def _impossible(self, record: Record) -> Refusal | None:
+        """Why `record` can never be placed on the cluster as it is, or None if it only has to wait."""
+        verdict = unservable(record.length, self._longest, self._config.retry_after)
+        if verdict is None and record.never:
+            others = (info for info in self._cluster.infos if info.ref not in record.never)
+            if unservable(record.length, servable_length(others), self._config.retry_after) is not None:
+                reasons = "; ".join(f"{ref.id}: {reason}" for ref, reason in record.never.items())
+                verdict = Refusal(Status.INVALID_ARGUMENT, f"the request can never fit here ({reasons})")
+        return verdict
+
+    def membership_changed(self, out: Out) -> None:
+        """The cluster gained or lost instances: waiting requests that can no longer be served fail, others may find room."""
+        before, self._longest = self._longest, servable_length(self._cluster.infos)
+        if self._longest < before:
+            for request in list(self._ledger.queue):
+                record = self._ledger.records[request]
+                verdict = unservable(record.length, self._longest, self._config.retry_after)
+                if verdict is not None:
+                    self._life.fail(record, verdict.status, verdict.reason, out, verdict.retry_after)
+        self._life.changed = True

@@ -1,0 +1,96 @@
+"""The Transfer gRPC service of a worker process: the producers of all its instances behind one servicer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import Executor
+from typing import Any
+
+import grpc
+
+from triptych.proto.v1 import common_pb2, transfer_pb2, transfer_pb2_grpc
+from triptych.runtime.core.errors import IncompatibleError, NotFoundError, Status, TriptychError
+from triptych.runtime.core.instance import TransportKind
+from triptych.runtime.transfer.header import KvHeader
+from triptych.runtime.transfer.producer import TransferProducer
+from triptych.runtime.transfer.transports.grpc import GrpcTransport, pieces
+from triptych.runtime.wire.convert import decode
+from triptych.runtime.wire.status import abort
+
+
+class TransferServicer(transfer_pb2_grpc.TransferServicer):
+    """Serves `producers`, which are told apart by their instance ids.
+
+    Args:
+        bytes_of: the transport whose chunks `Fetch` reads; None where "grpc" is not served.
+    """
+
+    def __init__(self, producers: Iterable[TransferProducer], bytes_of: GrpcTransport | None, threads: Executor):
+        self._producers = {producer.ref.id: producer for producer in producers}
+        self._bytes_of = bytes_of
+        self._threads = threads
+
+    async def Open(
+        self, request: transfer_pb2.OpenRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[transfer_pb2.TransferEvent]:
+        try:
+            producer = self._owner(request.owner)
+            events = producer.open(
+                request.key,
+                request.owner.epoch,
+                decode(request.header, KvHeader, 0.0),
+                request.head_unit,
+                _kind(request.transport),
+                request.first_page,
+            )
+            async for event in events:
+                yield event
+        except TriptychError as error:
+            await abort(context, error)
+
+    async def Fetch(
+        self, request: transfer_pb2.FetchRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[transfer_pb2.FetchPiece]:
+        try:
+            self._owner(request.owner).check_offer(request.key, request.owner.epoch, request.offer)
+            if self._bytes_of is None:
+                raise IncompatibleError(f"{request.owner.id} does not serve transport {TransportKind.GRPC}")
+            for chunk in request.chunks:
+                data = await asyncio.get_running_loop().run_in_executor(
+                    self._threads, self._bytes_of.read, request.offer, chunk
+                )
+                for piece in pieces(chunk, data):
+                    yield piece
+        except TriptychError as error:
+            await abort(context, error)
+
+    async def Release(
+        self, request: transfer_pb2.ReleaseRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> transfer_pb2.ReleaseReply:
+        try:
+            outcome = (_status(request.outcome.status), request.outcome.reason) if request.HasField("outcome") else None
+            self._owner(request.owner).release(request.key, request.owner.epoch, tuple(request.offers), outcome)
+        except TriptychError as error:
+            await abort(context, error)
+        return transfer_pb2.ReleaseReply()
+
+    def _owner(self, ref: common_pb2.InstanceRef) -> TransferProducer:
+        producer = self._producers.get(ref.id)
+        if producer is None:
+            raise NotFoundError(f"no instance {ref.id!r} in this process; it holds {', '.join(sorted(self._producers)) or 'none'}")
+        return producer
+
+
+def _kind(text: str) -> TransportKind:
+    try:
+        return TransportKind(text)
+    except ValueError:
+        raise IncompatibleError(f"unknown transport {text!r}; known: {', '.join(TransportKind)}") from None
+
+
+def _status(number: int) -> Status:
+    try:
+        return Status(number)
+    except ValueError:
+        return Status.INTERNAL

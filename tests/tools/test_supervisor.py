@@ -1,0 +1,140 @@
+"""Supervisor: real child processes that get ready, die, hang, ignore signals and outlive their parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from triptych.tools.supervisor import Child, ChildExitedError, StartupTimeoutError, Supervisor, describe_exit
+
+READY = "from triptych.tools.child import announce_ready; announce_ready(address='a:1'); "
+
+
+def script(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+@pytest.fixture
+def log() -> list[str]:
+    return []
+
+
+def wait_until(condition, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not become true"
+        time.sleep(0.01)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_waits_for_every_ready_line_and_returns_what_they_said(log: list[str]):
+    with Supervisor(log=log.append) as supervisor:
+        for name in ("a", "b"):
+            supervisor.start(name, script(f"print('hello', flush=True); {READY} import time; time.sleep(60)"))
+        assert supervisor.wait_ready(30) == {"a": {"address": "a:1"}, "b": {"address": "a:1"}}
+        assert {"[a] hello", "[b] hello"} <= set(log)
+        assert supervisor.stop(grace=10) == {"a": -signal.SIGTERM, "b": -signal.SIGTERM}
+
+
+def test_a_child_that_dies_while_starting_is_reported_with_code_and_last_words(log: list[str]):
+    with Supervisor(log=log.append) as supervisor:
+        supervisor.start("ok", script(f"{READY} import time; time.sleep(60)"))
+        supervisor.start("bad", script("import sys; print('no such model', file=sys.stderr); sys.exit(3)"))
+        with pytest.raises(
+            ChildExitedError, match=r"bad ended before it was ready: exit code 3; its last lines:\n    no such model"
+        ):
+            supervisor.wait_ready(30)
+
+
+def test_a_child_that_is_never_ready_times_out_by_name():
+    with Supervisor(log=lambda line: None) as supervisor:
+        supervisor.start("slow", script("import time; time.sleep(60)"))
+        with pytest.raises(StartupTimeoutError, match="not ready after 0.2 s: slow"):
+            supervisor.wait_ready(0.2)
+
+
+def test_an_unasked_exit_is_told_once_and_the_others_live_on(log: list[str]):
+    ended: list[tuple[str, int | None, bool]] = []
+
+    def on_exit(child: Child, asked: bool) -> None:
+        ended.append((child.name, child.exit_code, asked))
+
+    with Supervisor(on_exit, log.append) as supervisor:
+        victim = supervisor.start("victim", script(f"{READY} import time; time.sleep(60)"))
+        other = supervisor.start("other", script(f"{READY} import time; time.sleep(60)"))
+        supervisor.wait_ready(30)
+        os.kill(victim.pid, signal.SIGKILL)
+        assert supervisor.wait_exit(timeout=20) is victim
+        wait_until(lambda: ended)
+        assert ended == [("victim", -9, False)] and other.alive
+        assert "[victim] ended unasked: killed by SIGKILL" in log
+    wait_until(lambda: len(ended) == 2)
+    assert ended[1] == ("other", -15, True)
+
+
+def test_a_child_that_ignores_sigterm_is_killed_after_the_grace_period(log: list[str]):
+    with Supervisor(log=log.append) as supervisor:
+        supervisor.start(
+            "deaf", script(f"import signal, time; signal.signal(15, signal.SIG_IGN); {READY} time.sleep(60)")
+        )
+        supervisor.wait_ready(30)
+        assert supervisor.stop(grace=0.2) == {"deaf": -9}
+        assert any("did not end 0.2 s after SIGTERM" in line for line in log)
+
+
+def test_signals_are_forwarded():
+    handler = "import signal, sys; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(7)); "
+    with Supervisor(log=lambda line: None) as supervisor:
+        child = supervisor.start("c", script(f"{handler}{READY} signal.pause()"))
+        supervisor.wait_ready(30)
+        supervisor.forward(signal.SIGUSR1)
+        assert supervisor.wait_exit(20) is child and child.exit_code == 7
+
+
+def test_the_environment_is_exactly_what_was_given(log: list[str]):
+    with Supervisor(log=log.append) as supervisor:
+        supervisor.start(
+            "c", script("import os; print(sorted(k for k in os.environ if k != 'LC_CTYPE'))"), env={"ONLY": "1"}
+        )
+        supervisor.wait_exit(20)
+        assert "[c] ['ONLY']" in log
+
+
+def test_two_children_cannot_share_a_name():
+    with Supervisor(log=lambda line: None) as supervisor:
+        supervisor.start("c", script("pass"))
+        with pytest.raises(ValueError, match="already started"):
+            supervisor.start("c", script("pass"))
+
+
+def test_children_end_when_the_supervisor_is_killed(tmp_path: Path):
+    child = f"from triptych.tools.child import end_with_parent; end_with_parent(); {READY} import time; time.sleep(60)"
+    parent = (
+        "import sys, time; from triptych.tools.supervisor import Supervisor; s = Supervisor();"
+        f"c = s.start('c', [sys.executable, '-c', {child!r}]); s.wait_ready(30); print(c.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(script(parent), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert not gone(pid)
+        process.kill()
+        wait_until(lambda: gone(pid))
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(0, "exit code 0"), (-9, "killed by SIGKILL"), (-250, "killed by signal 250")]
+)
+def test_exit_codes_in_words(code: int, words: str):
+    assert describe_exit(code) == words

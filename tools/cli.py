@@ -1,0 +1,80 @@
+"""The `triptych` command. Each subcommand is a module of its own, imported when it is called: `triptych generate` never imports jax.
+
+A command module has `add_arguments(parser)` and `run(args) -> int` (the exit status). Exit status 1 is a failure, 2 a wrong call or
+configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from triptych.runtime.core.errors import ConfigError, TriptychError
+
+
+class CommandModule(Protocol):
+    """What a subcommand's module provides."""
+
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: the module that implements it and its line in the help."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "serve": Command("triptych.tools.serve", "serve a model: scheduler, gateway and instances on this machine"),
+    "generate": Command("triptych.tools.generate", "complete one prompt on a running server"),
+    "chat": Command("triptych.tools.chat", "talk to a running server"),
+    "info": Command("triptych.tools.info", "show what a running server serves and how busy it is"),
+    "bench": Command("triptych.tools.bench.command", "measure a running server under load, or two against each other"),
+    "floor": Command("triptych.tools.bench.floor", "measure one decode step against the time its bytes need"),
+    "convert": Command("triptych.tools.convert", "write a model as an Orbax checkpoint"),
+    "scheduler": Command("triptych.tools.scheduler", "run only the scheduler and gateway (what serve starts first)"),
+    "worker": Command("triptych.tools.worker", "run only a worker with some instances (what serve starts next)"),
+    "version": Command("triptych.tools.version", "show the versions of Triptych and of what it runs on"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit status. Errors meant for users become one message on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    name, *rest = ["version"] if arguments[0] in ("-V", "--version") else arguments
+    if name not in COMMANDS:
+        print(f"triptych: no command {name!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    command = cast(CommandModule, importlib.import_module(COMMANDS[name].module))
+    parser = argparse.ArgumentParser(prog=f"triptych {name}", description=COMMANDS[name].summary, allow_abbrev=False)
+    command.add_arguments(parser)
+    args = parser.parse_args(rest)
+    try:
+        return command.run(args)
+    except TriptychError as error:
+        hint = f" (retry in {error.retry_after:g} s)" if error.retry_after is not None else ""
+        print(f"triptych {name}: {error.status.name}: {error.message}{hint}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT, as shells report it
+
+
+def usage() -> str:
+    """All commands with a line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "usage: triptych COMMAND [OPTIONS]\n\n" + "\n".join(lines) + "\n\n`triptych COMMAND --help` shows a command's options."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""ServeConfig: everything a server can be told, in one frozen value.
+
+A process resolves it once at start (settings.py: flag, then TRIPTYCH_<FIELD>, then --config file, then default), which validates it; from
+then on it is passed as an argument. Where vLLM or SGLang have a name for a setting, it is accepted too.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from triptych.runtime.core import topology as topologies
+from triptych.runtime.core.errors import ConfigError
+from triptych.runtime.core.instance import Role
+from triptych.tools.settings import describe, parse_bytes, setting
+
+DEFAULT_PORT = 8431
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Settings of one deployment: a scheduler, a gateway and the instances of a topology. Raises ConfigError listing all that is wrong."""
+
+    model: str = setting(
+        "smollm2",
+        "what to serve: smollm2, a folder in Hugging Face or Orbax layout, a .gguf file, dummy:<preset>, or a hub id org/name",
+        flags=("--model-path",),
+        group="model",
+    )
+    served_model_name: str | None = setting(None, "name that clients use (auto: the model's own)", group="model")
+    tokenizer: str | None = setting(
+        None, "folder or file of another tokenizer (auto: the model's)", flags=("--tokenizer-path",), group="model"
+    )
+    chat_template: str | None = setting(None, "file with a Jinja chat template (auto: the model's)", group="model")
+    load_format: str = setting(
+        "auto",
+        "auto reads the weights; dummy makes random ones of the same shape",
+        choices=("auto", "dummy"),
+        group="model",
+    )
+    dtype: str = setting(
+        "auto",
+        "weights and activations; auto is float32 on CPU, bfloat16 elsewhere",
+        choices=("auto", "float32", "bfloat16"),
+        group="model",
+    )
+    max_model_len: int | None = setting(
+        None, "longest prompt + output, in tokens (auto: the model's)", flags=("--context-length",), group="model"
+    )
+    seed: int = setting(0, "seed of dummy weights and of draws whose request names none", group="model")
+
+    topology: str = setting("1P1D", "instances: xPyD or nPD", group="placement")
+    processes: str = setting(
+        "per-instance",
+        "one process per instance, or one for all (KV then moves inside the process)",
+        choices=("per-instance", "one"),
+        group="placement",
+    )
+    tensor_parallel_size: int = setting(
+        1, "devices per instance", flags=("--tp", "--tp-size", "-tp"), group="placement"
+    )
+    prefill_tp: int | None = setting(
+        None,
+        "devices per prefill instance (auto: --tensor-parallel-size)",
+        flags=("--prefill-tensor-parallel-size",),
+        group="placement",
+    )
+    decode_tp: int | None = setting(
+        None,
+        "devices per decode instance (auto: --tensor-parallel-size)",
+        flags=("--decode-tensor-parallel-size",),
+        group="placement",
+    )
+    transport: str = setting(
+        "auto",
+        "how KV moves; auto is local inside a process and the best that both sides have between processes",
+        choices=("auto", "local", "device", "grpc"),
+        flags=("--disaggregation-transfer-backend",),
+        group="placement",
+    )
+    device: str = setting("auto", "kind of device", choices=("auto", "cpu", "cuda", "tpu"), group="placement")
+    emulate_devices: int | None = setting(
+        None, "CPU devices to emulate in each process (auto: as many as its instances need)", group="placement"
+    )
+
+    max_num_seqs: int = setting(
+        8, "sequences that an instance decodes at once", flags=("--max-running-requests",), group="engine"
+    )
+    max_num_batched_tokens: int = setting(
+        256,
+        "prompt tokens in one step: the prefill chunk",
+        flags=("--chunked-prefill-size", "--chunk-tokens"),
+        group="engine",
+    )
+    page_size: int = setting(16, "tokens in a KV page", flags=("--block-size",), group="engine")
+    num_pages: int | None = setting(
+        None, "KV pages of an instance (auto: by memory)", flags=("--num-gpu-blocks-override",), group="engine"
+    )
+    kv_cache_memory: int | None = setting(
+        None,
+        "memory for the KV pages of an instance on each device, such as 2GiB (auto: by --gpu-memory-utilization)",
+        flags=("--kv-cache-memory-bytes",),
+        parse=parse_bytes,
+        group="engine",
+    )
+    gpu_memory_utilization: float = setting(
+        0.9,
+        "share of an accelerator's memory that weights, programs and pages may take",
+        flags=("--mem-fraction-static",),
+        group="engine",
+    )
+    kv_cache_dtype: str = setting(
+        "auto", "dtype of KV pages; auto is that of the model", choices=("auto", "float32", "bfloat16"), group="engine"
+    )
+    enable_prefix_caching: bool = setting(True, "reuse the KV of prompts that begin alike", group="engine")
+
+    host: str = setting("127.0.0.1", "address to listen on", group="network")
+    port: int = setting(DEFAULT_PORT, "gRPC port; 0 takes a free one and prints it", group="network")
+    api_key: str | None = setting(
+        None, "bearer token that every call must carry (better in the environment)", secret=True, group="network"
+    )
+    max_message_mb: int = setting(16, "largest gRPC message, in MB", group="network")
+
+    max_waiting: int = setting(
+        256,
+        "requests that may wait for an instance; more are refused at once",
+        flags=("--max-queued-requests",),
+        group="limits",
+    )
+    max_prompt_tokens: int | None = setting(None, "longest prompt (auto: what --max-model-len leaves)", group="limits")
+    request_timeout: float = setting(600.0, "seconds that a request may take when it names no deadline", group="limits")
+    heartbeat_interval: float = setting(1.0, "seconds between heartbeats of a worker", group="limits")
+    heartbeat_timeout: float = setting(5.0, "seconds of silence after which a worker counts as dead", group="limits")
+    lease_seconds: float = setting(
+        30.0, "seconds that staged KV outlives its puller's last sign of life", group="limits"
+    )
+    startup_timeout: float = setting(
+        900.0, "seconds until all processes must be ready (loading and compiling)", group="limits"
+    )
+    shutdown_timeout: float = setting(10.0, "seconds that running requests get at shutdown", group="limits")
+
+    cache_dir: str = setting("~/.cache/triptych", "fetched models", flags=("--download-dir",), group="files and logs")
+    compile_cache_dir: str | None = setting(
+        None, "compiled programs (auto: <cache-dir>/compiled)", group="files and logs"
+    )
+    log_level: str = setting("info", "what to log", choices=_LOG_LEVELS, group="files and logs")
+
+    def __post_init__(self) -> None:
+        problems = [*_out_of_range(self), *_contradictions(self)]
+        if problems:
+            raise ConfigError(describe(problems))
+
+    @property
+    def plan(self) -> topologies.Topology:
+        return topologies.parse(self.topology)
+
+    @property
+    def cache_path(self) -> Path:
+        return Path(self.cache_dir).expanduser()
+
+    @property
+    def compile_cache_path(self) -> Path:
+        return Path(self.compile_cache_dir).expanduser() if self.compile_cache_dir else self.cache_path / "compiled"
+
+    def tp_of(self, roles: frozenset[Role]) -> int:
+        """Devices of an instance with these roles."""
+        if roles == {Role.PREFILL} and self.prefill_tp is not None:
+            return self.prefill_tp
+        if roles == {Role.DECODE} and self.decode_tp is not None:
+            return self.decode_tp
+        return self.tensor_parallel_size
+
+    def devices_of(self, *instances: topologies.InstanceSpec) -> int:
+        """Devices that a process with these instances needs."""
+        return sum(self.tp_of(spec.roles) for spec in instances)
+
+
+def _out_of_range(c: ServeConfig) -> list[str]:
+    """One line per field that is wrong by itself."""
+    problems = []
+    positive = (
+        "max_model_len", "tensor_parallel_size", "prefill_tp", "decode_tp", "emulate_devices", "max_num_seqs", "max_num_batched_tokens",
+        "page_size", "num_pages", "kv_cache_memory", "max_message_mb", "max_waiting", "max_prompt_tokens", "request_timeout",
+        "heartbeat_interval", "heartbeat_timeout", "lease_seconds", "startup_timeout",
+    )  # fmt: skip
+    for name in positive:
+        value = getattr(c, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            problems.append(f"{name} is {value}; expected a positive number")
+    if not (math.isfinite(c.shutdown_timeout) and c.shutdown_timeout >= 0):
+        problems.append(f"shutdown_timeout is {c.shutdown_timeout}; expected 0 or more")
+    if not 0.0 < c.gpu_memory_utilization <= 1.0:
+        problems.append(f"gpu_memory_utilization is {c.gpu_memory_utilization}; expected a share in (0, 1]")
+    if not 0 <= c.port <= 65535:
+        problems.append(f"port is {c.port}; expected 0 (any free port) to 65535")
+    if not 0 <= c.seed < 2**64:
+        problems.append(f"seed is {c.seed}; expected an unsigned 64-bit number")
+    if not _is_host(c.host):
+        problems.append(
+            f"host is {c.host!r}; expected an IP address or a host name (the port has a setting of its own)"
+        )
+    if not c.model.strip():
+        problems.append("model is empty; expected a name, folder or file")
+    if c.api_key is not None and len(c.api_key.split()) != 1:
+        problems.append("api_key must not be empty or contain white space")
+    if c.chat_template is not None and not Path(c.chat_template).expanduser().is_file():
+        problems.append(f"chat_template {c.chat_template!r} is not a file")
+    try:
+        topologies.parse(c.topology)
+    except topologies.TopologyError as error:
+        problems.append(error.message)
+    return problems
+
+
+def _contradictions(c: ServeConfig) -> list[str]:
+    """One line per pair of settings that cannot both hold."""
+    problems = []
+    try:
+        plan = topologies.parse(c.topology)
+    except topologies.TopologyError:
+        return []
+    if c.num_pages is not None and c.kv_cache_memory is not None:
+        problems.append("num_pages and kv_cache_memory both size the KV pool; give one of them")
+    if c.heartbeat_timeout <= c.heartbeat_interval:
+        problems.append(
+            f"heartbeat_timeout ({c.heartbeat_timeout} s) must be longer than heartbeat_interval ({c.heartbeat_interval} s), "
+            "or every worker is declared dead"
+        )
+    if c.max_prompt_tokens is not None and c.max_model_len is not None and c.max_prompt_tokens >= c.max_model_len:
+        problems.append(
+            f"max_prompt_tokens ({c.max_prompt_tokens}) leaves no room for output in max_model_len ({c.max_model_len})"
+        )
+    if plan.disaggregated and c.transport == "local" and c.processes != "one":
+        problems.append("transport local moves KV inside one process; add --processes one, or take device or grpc")
+    if plan.combined and (c.prefill_tp is not None or c.decode_tp is not None):
+        problems.append(f"prefill_tp and decode_tp mean nothing for topology {plan}; use tensor_parallel_size")
+    specs = plan.instances()
+    needed = c.devices_of(*specs) if c.processes == "one" else max(c.devices_of(s) for s in specs)
+    if c.emulate_devices is not None and c.emulate_devices < needed:
+        problems.append(
+            f"emulate_devices is {c.emulate_devices}, but a process of topology {plan} needs {needed} devices"
+        )
+    if c.emulate_devices is not None and c.device not in ("auto", "cpu"):
+        problems.append(f"emulate_devices is for the CPU, but device is {c.device}")
+    return problems
+
+
+def _is_host(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?", text) is not None
+    return True

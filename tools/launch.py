@@ -1,0 +1,107 @@
+"""From a ServeConfig to the processes of a deployment on this machine: command lines and environments, computed, not started.
+
+First the scheduler (with the gateway in it), then, once its address is known, the workers: one per instance, or one for all. Devices are
+handed out in the order of `Topology.instances`; processes on GPUs see only their own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from triptych.runtime.core.errors import ConfigError
+from triptych.runtime.core.instance import Role
+from triptych.runtime.core.topology import InstanceSpec, Topology
+from triptych.tools.config import ServeConfig
+from triptych.tools.settings import child_environment
+
+SCHEDULER = "scheduler"
+_DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
+_VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """A process to start: its name in logs, exact command line and environment, and the instances it will run."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    instances: tuple[InstanceSpec, ...] = ()
+
+
+def detect_device(dev: Path = Path("/dev")) -> str:
+    """What `--device auto` means here: cuda or tpu if the machine has one and jax was installed for it, else cpu. Imports no jax."""
+    if (dev / "nvidia0").exists() and any(map(_installed, ("jax_cuda13_plugin", "jax_cuda12_plugin"))):
+        return "cuda"
+    if _installed("libtpu") and (any(dev.glob("accel*")) or any(dev.glob("vfio/[0-9]*"))):
+        return "tpu"
+    return "cpu"
+
+
+def scheduler_process(config: ServeConfig, config_file: Path, environ: Mapping[str, str]) -> ProcessSpec:
+    """The scheduler and gateway. They never touch a device."""
+    argv = (sys.executable, "-m", "triptych.tools.cli", "scheduler", "--config", str(config_file))
+    return ProcessSpec(SCHEDULER, argv, child_environment(config, environ))
+
+
+def worker_processes(
+    config: ServeConfig, config_file: Path, scheduler: str, device: str, environ: Mapping[str, str]
+) -> tuple[ProcessSpec, ...]:
+    """The workers, which register at `scheduler` (host:port). `device` is cpu, cuda or tpu (see `detect_device`).
+
+    Raises:
+        ConfigError: the layout cannot work on this kind of device.
+    """
+    specs = config.plan.instances()
+    groups = [specs] if config.processes == "one" else [(spec,) for spec in specs]
+    if device == "tpu" and len(groups) > 1:
+        raise ConfigError("the TPU chips of a host belong to one process: use --processes one")
+    processes, first = [], 0
+    for group in groups:
+        needed = config.devices_of(*group)
+        name = group[0].id if len(groups) > 1 else "worker"
+        argv = (
+            sys.executable, "-m", "triptych.tools.cli", "worker", "--config", str(config_file), "--scheduler", scheduler,
+            "--name", name, "--instances", ",".join(spec.id for spec in group),
+        )  # fmt: skip
+        env = child_environment(config, environ) | device_environment(config, device, first, needed, environ)
+        processes.append(ProcessSpec(name, argv, env, group))
+        first += needed
+    return tuple(processes)
+
+
+def device_environment(
+    config: ServeConfig, device: str, first: int, count: int, environ: Mapping[str, str]
+) -> dict[str, str]:
+    """Variables that jax reads when it is imported: platform, compile cache, and devices `first` to `first + count` of this machine."""
+    env = {
+        "JAX_PLATFORMS": device,
+        "JAX_COMPILATION_CACHE_DIR": str(config.compile_cache_path),
+        # Start-up compiles many small programs: cache those too, or each start compiles them again.
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+    if device == "cpu":
+        others = [flag for flag in environ.get("XLA_FLAGS", "").split() if not flag.startswith(_DEVICE_COUNT_FLAG)]
+        env["XLA_FLAGS"] = " ".join([*others, f"{_DEVICE_COUNT_FLAG}={config.emulate_devices or count}"])
+    if device == "cuda":
+        visible = [name for name in environ.get(_VISIBLE_GPUS, "").split(",") if name]
+        chosen = visible[first : first + count] if visible else [str(i) for i in range(first, first + count)]
+        if len(chosen) < count:
+            raise ConfigError(f"topology {config.topology} needs more GPUs than the {len(visible)} in {_VISIBLE_GPUS}")
+        env[_VISIBLE_GPUS] = ",".join(chosen)
+    return env
+
+
+def still_serves(plan: Topology, alive: Iterable[InstanceSpec]) -> bool:
+    """Whether the instances that are left can take a request from its prompt to its end."""
+    roles = {role for spec in alive for role in spec.roles}
+    return {Role.PREFILL, Role.DECODE} <= roles if plan.disaggregated else bool(roles)
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
