@@ -5,7 +5,8 @@ A step has T token slots and N rows (a row is one sequence's share of the step).
 `cu_q_lens` says. Both counts and `max_q_len` are static, so one compiled program serves every batch of its bucket.
 
 Page 0 is the null page that no sequence owns: padding tokens write there, and unused table entries point there. A padding row
-has kv_len 0; token slots from cu_q_lens[-1] on are padding.
+has kv_len 0; token slots from cu_q_lens[-1] on are padding. In a step with ragged rows a decode row that is padding keeps its token
+slot: cu_q_lens[i] is i for every i up to `decode_rows`.
 """
 
 from dataclasses import dataclass

@@ -73,7 +73,11 @@ def usage() -> str:
     """All commands with a line each."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    return "usage: triptych COMMAND [OPTIONS]\n\n" + "\n".join(lines) + "\n\n`triptych COMMAND --help` shows a command's options."
+    return (
+        "usage: triptych COMMAND [OPTIONS]\n\n"
+        + "\n".join(lines)
+        + "\n\n`triptych COMMAND --help` shows a command's options."
+    )
 
 
 if __name__ == "__main__":

@@ -13,10 +13,14 @@ DEFAULT_CACHE = ServeConfig().cache_dir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="what to read: smollm2, a Hugging Face or Orbax folder, a .gguf file, dummy:<preset>, org/name")
+    parser.add_argument(
+        "model", help="what to read: smollm2, a Hugging Face or Orbax folder, a .gguf file, dummy:<preset>, org/name"
+    )
     parser.add_argument("output", type=Path, help="folder to write; must not exist")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="convert weights (default: as they are)")
-    parser.add_argument("--cache-dir", default=DEFAULT_CACHE, help=f"where fetched models are kept (default {DEFAULT_CACHE})")
+    parser.add_argument(
+        "--cache-dir", default=DEFAULT_CACHE, help=f"where fetched models are kept (default {DEFAULT_CACHE})"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,9 +39,13 @@ def run(args: argparse.Namespace) -> int:
             bundle.tensor_source,
             dtype=args.dtype,
             tokenizer=bundle.tokenizer,
-            chat_template=bundle.chat_template,
+            chat_template=bundle.chat_template.source if bundle.chat_template else None,
         )
-    except (ModelFetchError, OSError, ValueError) as error:  # bad names, missing files, broken checkpoints: the user's to mend
+    except (
+        ModelFetchError,
+        OSError,
+        ValueError,
+    ) as error:  # bad names, missing files, broken checkpoints: the user's to mend
         raise ConfigError(str(error)) from error
     size = sum(f.stat().st_size for f in args.output.rglob("*") if f.is_file())
     _tell(f"wrote {size / 1e6:.1f} MB; serve it with: triptych serve {args.output}")

@@ -44,7 +44,7 @@ def detect_device(dev: Path = Path("/dev")) -> str:
 
 def scheduler_process(config: ServeConfig, config_file: Path, environ: Mapping[str, str]) -> ProcessSpec:
     """The scheduler and gateway. They never touch a device."""
-    argv = (sys.executable, "-m", "triptych.tools.cli", "scheduler", "--config", str(config_file))
+    argv = (sys.executable, "-m", "triptych.tools.cli", "scheduler", "--supervised", "--config", str(config_file))
     return ProcessSpec(SCHEDULER, argv, child_environment(config, environ))
 
 
@@ -65,7 +65,7 @@ def worker_processes(
         needed = config.devices_of(*group)
         name = group[0].id if len(groups) > 1 else "worker"
         argv = (
-            sys.executable, "-m", "triptych.tools.cli", "worker", "--config", str(config_file), "--scheduler", scheduler,
+            sys.executable, "-m", "triptych.tools.cli", "worker", "--supervised", "--config", str(config_file), "--scheduler", scheduler,
             "--name", name, "--instances", ",".join(spec.id for spec in group),
         )  # fmt: skip
         env = child_environment(config, environ) | device_environment(config, device, first, needed, environ)

@@ -20,7 +20,13 @@ DECODE_STEPS = 8
 
 # Small enough to commit, and awkward on purpose: widths and vocabularies that tp sizes do not divide, head_dim apart from
 # hidden / heads, windows shorter than the prompt.
-_BASE = {"vocab_size": 256, "hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 96, "max_position_embeddings": 128}
+_BASE = {
+    "vocab_size": 256,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 128,
+}
 _LLAMA = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True, "num_hidden_layers": 1}
 
 
@@ -59,7 +65,13 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "mistral": (
         "Mistral",
         _BASE
-        | {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8, "intermediate_size": 90},
+        | {
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "sliding_window": 8,
+            "intermediate_size": 90,
+        },
     ),
     "qwen2": (
         "Qwen2",

@@ -12,6 +12,7 @@ import queue
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -20,7 +21,7 @@ from triptych.tools.child import announce_ready
 from triptych.tools.config import ServeConfig
 from triptych.tools.settings import add_arguments as add_settings
 from triptych.tools.settings import dump, resolve, write_dump
-from triptych.tools.supervisor import Child, Supervisor, describe_exit
+from triptych.tools.supervisor import Child, StartupTimeoutError, Supervisor, describe_exit
 
 _POLL = 0.2  # seconds between looks at whether a signal came
 
@@ -60,19 +61,36 @@ def serve(config: ServeConfig) -> int:
         config_file = Path(folder) / "config.json"
         config_file.write_text(dump(config))
         first = launch.scheduler_process(config, config_file, os.environ)
-        supervisor.start(first.name, first.argv, first.env)
+        scheduler = supervisor.start(first.name, first.argv, first.env)
         _say(f"starting {config.topology} of {config.model} on {device}")
-        address = supervisor.wait_ready(config.startup_timeout)[first.name]["address"]
+        if not _wait_ready(config, supervisor, asked) or scheduler.ready is None:
+            return 0
+        address = scheduler.ready["address"]
         workers = launch.worker_processes(config, config_file, address, device, os.environ)
         for spec in workers:
             supervisor.start(spec.name, spec.argv, spec.env)
-        supervisor.wait_ready(config.startup_timeout)
+        if not _wait_ready(config, supervisor, asked):
+            return 0
         _say(f"ready on {address}")
         announce_ready(address=address, pid=os.getpid(), processes={c.name: c.pid for c in supervisor.children})
         status = _watch(config, supervisor, workers, asked, ended)
         _say("stopping")
         supervisor.stop(config.shutdown_timeout)
     return status
+
+
+def _wait_ready(config: ServeConfig, supervisor: Supervisor, asked: list[int]) -> bool:
+    """Wait until every child is ready; False when a signal came first. Raises as Supervisor.wait_ready does."""
+    deadline = time.monotonic() + config.startup_timeout
+    while not asked:
+        try:
+            supervisor.wait_ready(_POLL)
+        except StartupTimeoutError as late:
+            if time.monotonic() > deadline:
+                raise StartupTimeoutError(f"{late.message}, {config.startup_timeout:g} s after the start") from late
+        else:
+            return True
+    return False
 
 
 def _watch(
@@ -91,7 +109,9 @@ def _watch(
         living = {c.name for c in supervisor.children if c.alive}
         left = [spec for worker in workers if worker.name in living for spec in worker.instances]
         if launch.SCHEDULER not in living or not launch.still_serves(config.plan, left):
-            _say(f"{child.name} ended ({describe_exit(child.exit_code or 0)}) and what is left cannot serve {config.topology}")
+            _say(
+                f"{child.name} ended ({describe_exit(child.exit_code or 0)}) and what is left cannot serve {config.topology}"
+            )
             return 1
         _say(f"{child.name} ended ({describe_exit(child.exit_code or 0)}); going on with {len(left)} instances")
     return 0

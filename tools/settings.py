@@ -73,7 +73,24 @@ def parse_bytes(text: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
-    """Add one flag per field of `cls`, grouped, plus --config and --dump-config. Nothing is parsed or defaulted here (see `resolve`)."""
+    """Add one flag per field of `cls`, and --config and --dump-config."""
+    add_flags(parser, cls)
+    files = parser.add_argument_group("configuration")
+    files.add_argument(
+        "--config",
+        dest="config_file",
+        metavar="FILE",
+        help="read settings from a .json or .toml file (flags and environment win)",
+    )
+    files.add_argument(
+        "--dump-config",
+        metavar="PATH",
+        help="write the resolved configuration as JSON to PATH ('-' for stdout) and exit",
+    )
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
+    """Add one flag per field of `cls`, grouped. Nothing is parsed or defaulted here (see `resolve`)."""
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         meta = field.metadata
@@ -101,18 +118,6 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
             group.add_argument(
                 *flag_names(field), dest=field.name, help=text, metavar=metavar, default=argparse.SUPPRESS
             )
-    files = parser.add_argument_group("configuration")
-    files.add_argument(
-        "--config",
-        dest="config_file",
-        metavar="FILE",
-        help="read settings from a .json or .toml file (flags and environment win)",
-    )
-    files.add_argument(
-        "--dump-config",
-        metavar="PATH",
-        help="write the resolved configuration as JSON to PATH ('-' for stdout) and exit",
-    )
 
 
 def resolve(cls: type[T], args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> T:

@@ -8,7 +8,18 @@ from importlib import metadata
 
 from triptych import __version__
 
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "grpcio", "protobuf", "tokenizers", "orbax-checkpoint", "safetensors", "gguf")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpy",
+    "grpcio",
+    "protobuf",
+    "tokenizers",
+    "orbax-checkpoint",
+    "safetensors",
+    "gguf",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

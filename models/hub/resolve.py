@@ -29,9 +29,8 @@ __all__ = ["DEFAULT_MODEL", "ModelKind", "ResolvedModel", "resolve_model"]
 DEFAULT_MODEL = "smollm2"
 _DUMMY_PREFIX = "dummy:"
 
-# What a text model is made of: not the copies in other formats (pytorch_model.bin, ONNX, the original/ folder) that hubs hold.
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
-_FOLDER_FILES = ("*.json", "*.safetensors", "*.jinja")
+# What a text model is made of: not the copies in other formats (pytorch_model.bin, ONNX) that repositories hold.
+_MODEL_FILES = ("*.json", "*.safetensors", "*.jinja")
 
 
 class ModelKind(enum.Enum):
@@ -86,14 +85,14 @@ def _local(path: Path) -> ResolvedModel:
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelNotFoundError(
-                f"{path} is a file but no .gguf; for other formats name the folder that holds config.json"
+                f"{path} is no .gguf file; of other formats, name the folder that holds config.json"
             )
         return ResolvedModel(ModelKind.GGUF, path.stem, path, fingerprint_file(path))
     if (path / INDEX_FILE).is_file():
         files = [file for file in path.rglob("*") if file.is_file()]
         return ResolvedModel(ModelKind.ORBAX, path.name, path, fingerprint_files(path, files))
     if (path / "config.json").is_file():
-        files = [file for pattern in _FOLDER_FILES for file in path.glob(pattern)]
+        files = [file for pattern in _MODEL_FILES for file in path.glob(pattern)]
         return ResolvedModel(ModelKind.HF_FOLDER, path.name, path, fingerprint_files(path, files))
     inside = sorted(file.name for file in path.glob("*.gguf"))
     hint = f"; it has {', '.join(inside)}: name one of them" if inside else ""
@@ -121,8 +120,8 @@ def _fetch_from_hub(repository: str, cache_dir: Path) -> Path:
         folder = huggingface_hub.snapshot_download(
             repository,
             cache_dir=cache_dir / "hub",
-            allow_patterns=_HUB_PATTERNS,
-            ignore_patterns=["original/*", "onnx/*"],
+            allow_patterns=list(_MODEL_FILES),
+            ignore_patterns=["*/*"],
         )
     except Exception as error:  # the client raises its own, its HTTP library's and the operating system's exceptions
         raise ModelFetchError(

@@ -1,4 +1,4 @@
-"""The text side of a resolved model: configuration, tokenizer, chat template. What a gateway needs; no weights, no jax."""
+"""The text side of a resolved model: configuration, tokenizer, chat template. For gateways: no weights, no jax."""
 
 from __future__ import annotations
 

@@ -176,7 +176,8 @@ def _locked(path: Path, show: Progress) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > give_up:
                     raise ModelFetchError(
-                        f"another process has held {path} for {_LOCK_TIMEOUT_SECONDS / 60:.0f} minutes; end it and try again"
+                        f"another process has held {path} for {_LOCK_TIMEOUT_SECONDS / 60:.0f} minutes; "
+                        "end it and try again"
                     ) from None
                 show("waiting for another process that fetches the same model")
                 time.sleep(_POLL_SECONDS)

@@ -283,7 +283,7 @@ class BudgetedEnvironment(ImmutableSandboxedEnvironment):
         self.budget.reserve(self.budget.weigh(parts) + count * self.budget.weigh(separator))
 
     def _check_format(self, layout: str, values: Any) -> None:
-        """Refuse widths that come from a value or have more than two digits; then each field prints at most all values."""
+        """Refuse widths from a value or of more than two digits; each field then prints at most all values."""
         if re.search(r"\*|[:.%][^}]*\d{3}|\{[^}]*\{", layout):
             raise BudgetExceededError("a format with a variable or very large width")
         fields = layout.count("{") + layout.count("%")

@@ -139,12 +139,11 @@ def _merges_from_scores(pieces: Sequence[str], types: Sequence[int], scores: Seq
     BPE with explicit merges do the same.
     """
     normal = {piece: score for piece, kind, score in zip(pieces, types, scores, strict=True) if kind == _NORMAL}
-    order = {piece: rank for rank, piece in enumerate(normal)}
     merges = [
-        (-score, order[piece[:cut]], order[piece[cut:]], piece[:cut], piece[cut:])
+        (-score, -cut, piece[:cut], piece[cut:])
         for piece, score in normal.items()
         for cut in range(1, len(piece))
-        if piece[:cut] in order and piece[cut:] in order
+        if piece[:cut] in normal and piece[cut:] in normal
     ]
     return [(left, right) for *_, left, right in sorted(merges)]
 

@@ -30,8 +30,8 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UnsupportedTokenizerError(
-            f"{folder} has no tokenizer.json; if it has only tokenizer.model or vocab.json and merges.txt, re-save it once "
-            "with transformers' AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+            f"{folder} has no tokenizer.json; if it has tokenizer.model or vocab.json and merges.txt, re-save it "
+            "once with transformers' AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))

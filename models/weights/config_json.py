@@ -37,7 +37,10 @@ def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
         if rope["scaling"] is not None:
             scaling = dict(rope["scaling"])
             rope["scaling"] = _SCALINGS[scaling.pop("kind")](**scaling)
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-        return ModelConfig(**values | {"rope": RopeConfig(**rope)})
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+        }
+        values["rope"] = RopeConfig(**rope)
+        return ModelConfig(**values)
     except (KeyError, TypeError) as error:
         raise WeightsError(f"the stored model configuration has a missing or unknown field: {error}") from error

@@ -87,13 +87,13 @@ class GGUFSource:
         *leading, width = tensor.shape
         if len(leading) != 1 or width % block:
             raise WeightsError(f"tensor {tensor.name!r} {tensor.shape} of kind {kind.name} is not rows of whole blocks")
-        start, stop, step = slices[1].indices(width)
+        start, stop, _ = slices[1].indices(width)
         first, last = start // block, -(-stop // block)
         blocks = self._bytes(tensor, (leading[0], width // block * block_bytes), np.dtype(np.uint8))
         part = np.ascontiguousarray(blocks[rows, first * block_bytes : last * block_bytes])
         if part.size == 0:
-            return np.zeros((part.shape[0], 0), np.float32)
-        return dequantize(part, kind)[:, start - first * block : stop - first * block : step]
+            return np.zeros((part.shape[0], max(stop - start, 0)), np.float32)
+        return dequantize(part, kind)[:, start - first * block : stop - first * block]
 
     def _bytes(self, tensor: GGUFTensor, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         stop = tensor.start + math.prod(shape) * dtype.itemsize

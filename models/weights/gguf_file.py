@@ -95,7 +95,7 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
 
 
 class _Cursor:
-    """A reading position in mapped bytes. Every count is checked against what is left, so a lying header fails at once."""
+    """A reading position in mapped bytes. Counts are checked against what is left, so a lying header fails at once."""
 
     def __init__(self, buffer: memoryview) -> None:
         self._buffer = buffer

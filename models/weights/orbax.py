@@ -36,7 +36,7 @@ __all__ = ["INDEX_FILE", "OrbaxSource", "open_orbax", "save_orbax"]
 INDEX_FILE = "triptych.json"
 _FORMAT, _VERSION = "triptych-orbax", 1
 
-# A slice costs whole chunks: small enough that a shard of a layer reads little besides itself, large enough for few files.
+# A slice costs whole chunks: small enough that a shard reads little besides itself, large enough for few files.
 _CHUNK_BYTES = 4 << 20
 
 
@@ -102,6 +102,7 @@ class OrbaxSource:
     def __init__(self, path: Path, tensors: Mapping[str, Mapping[str, Any]]) -> None:
         self._path = path.absolute()
         self._tensors = tensors
+        self._open: dict[str, Any] = {}  # handles, not data: opening costs some milliseconds, and each shard is a read
 
     def names(self) -> Collection[str]:
         return self._tensors.keys()
@@ -111,6 +112,12 @@ class OrbaxSource:
 
     def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
         """The selected part in its stored dtype. Raises WeightsError if the files do not hold what the index says."""
+        stored = self._open.get(name)
+        if stored is None:
+            stored = self._open[name] = self._handle(name)
+        return np.asarray(stored[slices].read().result())
+
+    def _handle(self, name: str) -> Any:
         import tensorstore  # a large library that only reading weights needs
 
         group = self._path / "params" / self._tensors[name]["group"]
@@ -126,7 +133,7 @@ class OrbaxSource:
             raise WeightsError(
                 f"tensor {name!r} is {tuple(stored.shape)} in {group}, the index says {self.shape(name)}"
             )
-        return np.asarray(stored[slices].read().result())
+        return stored
 
 
 def _groups(names: Iterable[str]) -> dict[str, list[str]]:

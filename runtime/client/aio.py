@@ -147,7 +147,9 @@ class AsyncClient:
         """Whether the server can be reached and could place a request now."""
         check = self._channel.unary_unary(transport.HEALTH_METHOD)
         try:
-            return await check(transport.HEALTH_REQUEST, timeout=2.0, metadata=self._metadata) == transport.HEALTH_SERVING
+            return (
+                await check(transport.HEALTH_REQUEST, timeout=2.0, metadata=self._metadata) == transport.HEALTH_SERVING
+            )
         except grpc.aio.AioRpcError as error:
             failure = _typed(error)
             if failure.status in transport.FATAL:

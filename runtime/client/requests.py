@@ -52,9 +52,15 @@ def generate_request(
     sampling: Mapping[str, object] | None = None,
 ) -> pb.GenerateRequest:
     """The message of a Generate call. Raises InvalidRequestError for what cannot be said in one; the server checks the rest."""
-    given = [name for name, value in (("prompt", prompt), ("messages", messages), ("token_ids", token_ids)) if value is not None]
+    given = [
+        name
+        for name, value in (("prompt", prompt), ("messages", messages), ("token_ids", token_ids))
+        if value is not None
+    ]
     if len(given) != 1:
-        raise InvalidRequestError(f"input is {' and '.join(given) or 'not given'}; expected exactly one of prompt, messages, token_ids")
+        raise InvalidRequestError(
+            f"input is {' and '.join(given) or 'not given'}; expected exactly one of prompt, messages, token_ids"
+        )
     try:
         request = pb.GenerateRequest(
             model=model, request_id=request_id, timeout=timeout, priority=priority, cache_salt=cache_salt
@@ -74,7 +80,9 @@ def generate_request(
 
 def chat(messages: Sequence[Message], add_generation_prompt: bool | None = None) -> pb.Chat:
     """Messages of `{"role": ..., "content": ...}`."""
-    conversation = pb.Chat(add_generation_prompt=add_generation_prompt)
+    conversation = pb.Chat()
+    if add_generation_prompt is not None:
+        conversation.add_generation_prompt = add_generation_prompt
     for index, message in enumerate(messages):
         if set(message) != {"role", "content"}:
             raise InvalidRequestError(f"messages[{index}] has the keys {sorted(message)}; expected role and content")
@@ -83,13 +91,19 @@ def chat(messages: Sequence[Message], add_generation_prompt: bool | None = None)
 
 
 def tokenize_request(
-    text: str | None, messages: Sequence[Message] | None, add_special_tokens: bool | None, add_generation_prompt: bool | None
+    text: str | None,
+    messages: Sequence[Message] | None,
+    add_special_tokens: bool | None,
+    add_generation_prompt: bool | None,
 ) -> pb.TokenizeRequest:
     if (text is None) == (messages is None):
         raise InvalidRequestError("expected exactly one of text and messages")
     if messages is not None:
         return pb.TokenizeRequest(chat=chat(messages, add_generation_prompt))
-    return pb.TokenizeRequest(text=text, add_special_tokens=add_special_tokens)
+    request = pb.TokenizeRequest(text=text)
+    if add_special_tokens is not None:
+        request.add_special_tokens = add_special_tokens
+    return request
 
 
 def _fill_sampling(options: pb.SamplingOptions, sampling: Mapping[str, object]) -> None:

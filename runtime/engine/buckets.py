@@ -1,8 +1,8 @@
 """The few sizes that programs are compiled for, and the choice of the smallest one that fits a step.
 
-Compile time is paid for every combination, so the defaults are sparse where padding is cheap: table widths and prefill tokens grow by
-four, decode rows by two (a decode step is bound by memory and the product of rows and width is what its attention reads), and a mixed
-step has either no decode rows or room for all of them.
+Compile time is paid for every combination, so the defaults are sparse where padding is cheap. Decode rows grow by two, because what
+attention reads is the product of rows and width; table widths, prefill tokens and draws grow by four; a mixed step has either no decode
+rows or room for all of them.
 """
 
 from __future__ import annotations
@@ -87,5 +87,5 @@ def default_buckets(
         mixed_decode_rows=(0, max_num_seqs) if decodes else (0,),
         prefill_tokens=geometric(min(SMALLEST_PREFILL, chunk_tokens), chunk_tokens),
         table_widths=geometric(min(max(1, SMALLEST_TABLE_TOKENS // page_size), width), width),
-        draws=powers_of_two(max_num_seqs),
+        draws=geometric(1, max_num_seqs),
     )

@@ -26,7 +26,7 @@ class _Counter:
         self.compilations = 0
         jax.monitoring.register_event_duration_secs_listener(self._record)
 
-    def _record(self, event: str, duration: float, **details: str | int) -> None:
+    def _record(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == COMPILE_EVENT:
             with self._lock:
                 self.compilations += 1

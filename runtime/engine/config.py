@@ -40,7 +40,14 @@ class EngineConfig:
     compile_threads: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("page_size", "max_num_seqs", "max_model_len", "chunk_tokens", "max_prefill_rows", "compile_threads"):
+        for name in (
+            "page_size",
+            "max_num_seqs",
+            "max_model_len",
+            "chunk_tokens",
+            "max_prefill_rows",
+            "compile_threads",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.roles & {Role.PREFILL, Role.DECODE}:

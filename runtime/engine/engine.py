@@ -65,7 +65,9 @@ class Engine:
         report = self._programs.compile(progress)
         self.rebuild()
         try:
-            self.pools, self._state = run_each_once(self._programs, self.config, self._params, self.pools, self._usable())
+            self.pools, self._state = run_each_once(
+                self._programs, self.config, self._params, self.pools, self._usable()
+            )
         except Exception as error:
             raise self._fail(error) from error
         return report
@@ -132,9 +134,7 @@ class Engine:
         logprobs = () if draws is None else draws.logprobs
         return PendingStep(plan, picked, words, logprobs, scores, score_rows), state
 
-    def _sample(
-        self, draws: DrawBatch, picked: jax.Array, state: SamplerState
-    ) -> tuple[jax.Array, SamplerState]:
+    def _sample(self, draws: DrawBatch, picked: jax.Array, state: SamplerState) -> tuple[jax.Array, SamplerState]:
         program = self._programs[("sample", draws.variant, draws.size)]
         if draws.variant is Variant.FULL:
             return program(self._head, picked, draws.packed, state)

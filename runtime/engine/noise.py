@@ -7,7 +7,6 @@ Keys are chained as `jax.random.fold_in` chains threefry keys. It is elementwise
 
 from __future__ import annotations
 
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, UInt32
 
@@ -69,5 +68,3 @@ def gumbel(key: Key, size: int) -> Float[Array, "rows size"]:
 def split_seed(seed: int) -> tuple[int, int]:
     """The high and low word of a 64-bit seed."""
     return (seed >> 32) & 0xFFFFFFFF, seed & 0xFFFFFFFF
-
-

@@ -94,7 +94,10 @@ def log_probabilities(logits: Float[Array, "rows vocab"], tokens: Int32[Array, "
 
 
 def sample_plain(
-    variant: Variant, logits: Float[Array, "rows vocab"], inputs: dict[str, jax.Array], last_tokens: Int32[Array, "slots"]
+    variant: Variant,
+    logits: Float[Array, "rows vocab"],
+    inputs: dict[str, jax.Array],
+    last_tokens: Int32[Array, "slots"],
 ) -> tuple[Int32[Array, "rows 1"], Int32[Array, "slots"]]:
     """Greedy and random: (the tokens, the slots' last tokens)."""
     tokens = jnp.argmax(logits, axis=1).astype(jnp.int32) if variant is Variant.GREEDY else drawn(logits, inputs)

@@ -6,8 +6,6 @@ many sequences.
 
 from __future__ import annotations
 
-
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
@@ -17,8 +15,6 @@ from triptych.runtime.engine.sample import log_probabilities
 
 # Tokens a block: 64 x 150k float32 logits are 38 MB.
 SCORE_BLOCK = 64
-
-
 
 
 def score(

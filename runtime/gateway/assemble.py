@@ -73,7 +73,11 @@ class SampleText:
 
     def _hidden(self, token: TokenOut) -> bool:
         """Whether the token ended the sample by being itself (EOS, stop token) and its text is not wanted."""
-        if token.finish is None or token.finish.reason is not FinishReason.STOP or isinstance(token.finish.matched, str):
+        if (
+            token.finish is None
+            or token.finish.reason is not FinishReason.STOP
+            or isinstance(token.finish.matched, str)
+        ):
             return False
         return token.finish.matched is None or not self._options.include_stop
 

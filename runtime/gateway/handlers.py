@@ -51,7 +51,9 @@ def _handler(method: Callable[[Any, Any], Any], descriptor: MethodDescriptor) ->
             raise
         except Exception as error:
             logger.exception("%s failed", descriptor.full_name)
-            failure = TriptychError(f"internal error ({type(error).__name__}) in {descriptor.name}; the server's log has it")
+            failure = TriptychError(
+                f"internal error ({type(error).__name__}) in {descriptor.name}; the server's log has it"
+            )
         await abort_with(context, failure)
 
     make = grpc.unary_stream_rpc_method_handler if descriptor.server_streaming else grpc.unary_unary_rpc_method_handler

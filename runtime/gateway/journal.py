@@ -103,9 +103,7 @@ class Journal:
         self._attempt = attempt
         for line in self._lines:
             line.waiting.clear()
-        return tuple(
-            SampleState(index, tuple(line.outputs), line.finish) for index, line in enumerate(self._lines)
-        )
+        return tuple(SampleState(index, tuple(line.outputs), line.finish) for index, line in enumerate(self._lines))
 
     def _release(self, line: _Line) -> list[TokenOut]:
         released: list[TokenOut] = []

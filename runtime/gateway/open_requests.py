@@ -29,6 +29,7 @@ class GatewayCounts:
     duplicates: int = 0
     stale: int = 0
     foreign: int = 0
+    reports_missing: int = 0  # requests that ended without prefill's report
 
 
 class Entry:
@@ -80,7 +81,9 @@ class OpenRequests:
             )
         public_id = public_id or f"req-{secrets.token_hex(8)}"
         if public_id in self._public:
-            raise InvalidRequestError(f"request_id {public_id!r} belongs to a running request; expected one that is not in use")
+            raise InvalidRequestError(
+                f"request_id {public_id!r} belongs to a running request; expected one that is not in use"
+            )
         entry = Entry(public_id, f"{public_id}~{secrets.token_hex(6)}")
         self._entries[entry.internal_id] = self._public[public_id] = entry
         try:
@@ -121,7 +124,9 @@ class OpenRequests:
             live.changed()
 
     def notice(self, notice: Placed | Progress | Failed | Completed) -> None:
-        entry = self._entries.get(notice.request)  # a late notice is normal: the scheduler ends a request after its client is served
+        entry = self._entries.get(
+            notice.request
+        )  # a late notice is normal: the scheduler ends a request after its client is served
         if entry is not None and entry.live is not None:
             entry.live.session.notice(notice, self._clock.now())
             entry.live.changed()
@@ -138,3 +143,4 @@ class OpenRequests:
         self.counts.duplicates += dropped.duplicates
         self.counts.stale += dropped.stale
         self.counts.foreign += dropped.foreign
+        self.counts.reports_missing += live.session.report_missing

@@ -29,7 +29,9 @@ def prompt_ids(request: pb.GenerateRequest, model: ServedModel, max_chars: int) 
     return ids
 
 
-def text_ids(field: str, text: str, model: ServedModel, max_chars: int, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+def text_ids(
+    field: str, text: str, model: ServedModel, max_chars: int, *, add_special_tokens: bool = True
+) -> tuple[int, ...]:
     """Tokens of plain text. `field` names it in errors."""
     tokenizer = tokenizer_of(model)
     _check_chars(field, len(text), max_chars)

@@ -77,7 +77,9 @@ class SchedulerLink:
     def submit(self, request: Request) -> None:
         """Hand a request over. Raises InstanceLostError without a scheduler, OverloadedError if it does not keep up."""
         if self._outgoing is None:
-            raise InstanceLostError(f"the scheduler at {self._config.scheduler} cannot be reached; retry later", retry_after=1.0)
+            raise InstanceLostError(
+                f"the scheduler at {self._config.scheduler} cannot be reached; retry later", retry_after=1.0
+            )
         if self._outgoing.qsize() >= self._config.max_in_flight:
             raise OverloadedError("the scheduler does not keep up; retry later", retry_after=self._config.retry_after)
         self._send(Submit(request))

@@ -53,7 +53,7 @@ class Gateway:
         self._workers = WorkerLinks(self.id, config, clock, self, connect, metadata)
         self._service = InferenceService(self.id, model, facts, config, clock, self._requests, self._scheduler)
         self._directory = Directory(())
-        self._health = health.aio.HealthServicer()
+        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] - imported conditionally
         self._health_changed = asyncio.Event()
         self._health_task: asyncio.Task[None] | None = None
 
@@ -121,7 +121,9 @@ class Gateway:
         while True:
             await self._health_changed.wait()
             self._health_changed.clear()
-            status = health_pb2.HealthCheckResponse.SERVING if self.serving else health_pb2.HealthCheckResponse.NOT_SERVING
+            status = (
+                health_pb2.HealthCheckResponse.SERVING if self.serving else health_pb2.HealthCheckResponse.NOT_SERVING
+            )
             for name in ("", SERVICE.full_name):
                 await self._health.set(name, status)
 

@@ -46,7 +46,13 @@ class Session:
     """
 
     def __init__(
-        self, request: Request, public_id: str, model: ServedModel, options: TextOptions, config: GatewayConfig, arrived: float
+        self,
+        request: Request,
+        public_id: str,
+        model: ServedModel,
+        options: TextOptions,
+        config: GatewayConfig,
+        arrived: float,
     ):
         prompt_tokens = len(request.prompt)
         self.request = request
@@ -55,6 +61,7 @@ class Session:
         self.error: TriptychError | None = None
         self.journal = Journal(prompt_tokens, request.sampling.n, model.max_model_len, request.attempt)
         self._instances_decode = False  # whether an instance may still decode a sample that ended here
+        self.report_missing = False  # ended without prefill's report: cached_tokens is not known
         self._scheduler_knows = False  # whether the scheduler itself said how the request ended
         self._config = config
         self._tokenizer = model.tokenizer
@@ -142,13 +149,20 @@ class Session:
             if _due(self.request.deadline, 0.0, now):
                 self.fail(DeadlineError(f"the deadline passed after {self._account.completion_tokens} tokens"))
             elif _due(self._complete_since, config.final_token_grace, now):
-                self.fail(InstanceLostError("the request was completed, but its last tokens were lost on the way to the gateway"))
+                self.fail(
+                    InstanceLostError(
+                        "the request was completed, but its last tokens were lost on the way to the gateway"
+                    )
+                )
             elif _due(self._gap_since, config.gap_timeout, now):
                 self.fail(InstanceLostError("a token was lost on the way to the gateway, later ones arrived"))
         elif self.state is State.SETTLING and _due(self._finished_since, config.report_grace, now):
+            self.report_missing = True
             if self.request.sampling.prompt_logprobs is not None:
                 self.state = State.FAILED
-                self.error = InstanceLostError("prompt_logprobs were asked for, but prefill's report was lost on the way to the gateway")
+                self.error = InstanceLostError(
+                    "prompt_logprobs were asked for, but prefill's report was lost on the way to the gateway"
+                )
             else:
                 self._finish(now)
 

@@ -27,7 +27,9 @@ class TextPool:
     async def run(self, function: Callable[[], T], timeout: float | None = None) -> T:
         """The result of `function`. Raises OverloadedError when too much waits, DeadlineError after `timeout` seconds."""
         if self._pending >= self._config.max_in_flight:
-            raise OverloadedError(f"{self._pending} texts wait to be tokenised; retry later", retry_after=self._config.retry_after)
+            raise OverloadedError(
+                f"{self._pending} texts wait to be tokenised; retry later", retry_after=self._config.retry_after
+            )
         self._pending += 1
         future = asyncio.get_running_loop().run_in_executor(self._threads, function)
         future.add_done_callback(self._done)

@@ -60,7 +60,9 @@ def deadline_of(request: pb.GenerateRequest, call_remaining: float | None, defau
     limits = [] if call_remaining is None else [call_remaining]
     if request.HasField("timeout"):
         if not math.isfinite(request.timeout) or request.timeout < 0:
-            raise InvalidRequestError(f"timeout is {request.timeout!r}; expected a finite number of seconds, at least 0")
+            raise InvalidRequestError(
+                f"timeout is {request.timeout!r}; expected a finite number of seconds, at least 0"
+            )
         limits.append(request.timeout)
     left = min(limits, default=default_timeout)
     if left <= 0:
@@ -76,7 +78,9 @@ def check_envelope(request: pb.GenerateRequest, model: ServedModel) -> None:
             f"request_id is {request.request_id[:MAX_REQUEST_ID]!r}; expected at most {MAX_REQUEST_ID} printable characters"
         )
     if len(request.cache_salt) > MAX_CACHE_SALT:
-        raise InvalidRequestError(f"cache_salt has {len(request.cache_salt)} characters; expected at most {MAX_CACHE_SALT}")
+        raise InvalidRequestError(
+            f"cache_salt has {len(request.cache_salt)} characters; expected at most {MAX_CACHE_SALT}"
+        )
 
 
 def check_model(name: str, model: ServedModel) -> None:
@@ -91,7 +95,9 @@ def build_request(
     ids = prompt_ids(request, model, config.max_prompt_chars)
     room = model.max_model_len - len(ids)
     if config.max_prompt_tokens is not None and len(ids) > config.max_prompt_tokens:
-        raise InvalidRequestError(f"the prompt has {len(ids)} tokens; expected at most max_prompt_tokens ({config.max_prompt_tokens})")
+        raise InvalidRequestError(
+            f"the prompt has {len(ids)} tokens; expected at most max_prompt_tokens ({config.max_prompt_tokens})"
+        )
     if room < 1:
         raise InvalidRequestError(
             f"the prompt has {len(ids)} tokens; expected at most {model.max_model_len - 1}, so that one generated token fits the "
@@ -100,7 +106,9 @@ def build_request(
     sampling = resolve_sampling(request.sampling, model.defaults, room)
     sampling.validate(model.vocab_size)
     if sampling.min_tokens > room:
-        raise InvalidRequestError(f"min_tokens is {sampling.min_tokens}; expected at most {room}, what the context has left")
+        raise InvalidRequestError(
+            f"min_tokens is {sampling.min_tokens}; expected at most {room}, what the context has left"
+        )
     if sampling.stop and model.tokenizer is None:
         raise InvalidRequestError(f"stop is set, but {model.name} has no tokenizer; use stop_token_ids")
     return Request(

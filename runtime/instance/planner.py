@@ -27,7 +27,7 @@ def plan_step(state: InstanceState, composer: StepComposer, now: float) -> tuple
         return [], None
     messages = _make_room_to_decode(state)
     admit_waiting(state, now)
-    ready = [stream for stream in state.running if _can_decode(stream)]
+    ready = [stream for stream in state.running if _can_decode(stream) and not _needs_page(stream)]
     fills = list(state.filling.values())
     if not ready and not fills:
         return messages, None
@@ -48,10 +48,14 @@ def _can_decode(stream: Stream) -> bool:
     return len(stream.outputs) + stream.pending < stream.termination.limit
 
 
+def _needs_page(stream: Stream) -> bool:
+    sequence = stream.sequence
+    return sequence is not None and sequence.scheduled >= sequence.capacity
+
+
 def _make_room_to_decode(state: InstanceState) -> list[InstanceMessage]:
     messages: list[InstanceMessage] = []
-    needy = [s for s in state.running if s.sequence is not None and s.sequence.scheduled >= s.sequence.capacity and _can_decode(s)]
-    for stream in needy:
+    for stream in [stream for stream in state.running if _needs_page(stream) and _can_decode(stream)]:
         if stream.slot is not None and stream.sequence is not None:  # else an older one has just preempted it, or its task ended
             messages += make_room(state, stream, stream.sequence.scheduled + 1)
     return messages

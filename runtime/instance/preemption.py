@@ -20,15 +20,20 @@ from triptych.runtime.instance.tasks import Fill, Stream
 def make_room(state: InstanceState, stream: Stream, tokens: int) -> list[InstanceMessage]:
     """Pages for `tokens` tokens of `stream`, preempting younger work and at last `stream` itself.
 
-    Afterwards the stream has its pages, or waits for recomputation, or, if it could not fit into an empty instance, its task has ended.
+    Afterwards the stream has its pages, or waits for recomputation, or, if it could not fit into an empty instance, its task has ended. While the
+    stream's last draw is in flight neither of the latter is done: that token may end it. Then it sits this step out.
     """
     sequence = stream.sequence
     assert sequence is not None
     if state.config.pages_for(tokens) > state.config.usable_pages:
+        if stream.pending:
+            return []
         reason = f"{tokens} tokens need {state.config.pages_for(tokens)} KV pages; the instance has {state.config.usable_pages}"
         return end_task(state, stream.task, Trigger.FAILED, Status.RESOURCE_EXHAUSTED, reason)
     while sequence.missing(tokens) > state.memory.pool.available:
         victim = _youngest(state)
+        if victim is stream and stream.pending:
+            return []
         if isinstance(victim, Stream):
             victim.task.preemptions += 1
             requeue(state, victim)

@@ -183,9 +183,12 @@ class Flow:
         """A task nobody here started, e.g. for a scheduler that has since restarted: end it, or it would hold its pages for ever."""
         self._counters.add(Count.ORPHAN_REPORTS)
         if not isinstance(report, Refused | TaskEnded):
-            self._life.send(
-                member.ref, AbortTask(report.request, Status.CANCELLED, "the scheduler does not know this task"), out
-            )
+            known = (
+                report.request in self._ledger.records
+            )  # then the instance may rightly hold another task of that request
+            role = _role_of(report) if known else None
+            command = AbortTask(report.request, Status.CANCELLED, "the scheduler does not know this task", role)
+            self._life.send(member.ref, command, out)
 
     # ---- losses and deadlines
 
@@ -223,20 +226,25 @@ class Flow:
             )
 
 
-def _task_of(record: Record, ref: InstanceRef, report: TaskReport) -> Task | None:
-    """The live task of `record` that `report` from `ref` is about."""
+def _role_of(report: TaskReport) -> Role | None:
+    """The role whose task `report` is about; None for a local task, which has both."""
     match report:
         case Granted() | DecodeStarted():
-            role = Role.DECODE
+            return Role.DECODE
         case Staged() | PrefillDone():
-            role = Role.PREFILL
+            return Role.PREFILL
         case Accepted():
-            role = None
+            return None
         case Refused() | TaskEnded():
-            role = report.role
+            return report.role
+
+
+def _task_of(record: Record, ref: InstanceRef, report: TaskReport) -> Task | None:
+    """The live task of `record` that `report` from `ref` is about. A local task answers to either role."""
     local = record.tasks.get(TaskKind.LOCAL)
     if local is not None and local.ref == ref:
         return local
+    role = _role_of(report)
     task = None if role is None else next((t for t in record.tasks.values() if t.kind.role is role), None)
     return task if task is not None and task.ref == ref else None
 

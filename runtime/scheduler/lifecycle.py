@@ -79,6 +79,7 @@ class Lifecycle:
             return
         record.advance(Step.FAILED)
         self._ledger.end(record)
+        self.changed = True
         self._counters.add_failed(status)
         self.notify(record, Failed(record.id, status, reason, retry_after), out)
         for task in record.tasks.values():

@@ -247,7 +247,7 @@ class TransferProducer:
         return self._stream(key, staging)
 
     async def _stream(self, key: int, staging: Staging) -> AsyncIterator[transfer_pb2.TransferEvent]:
-        told = 0
+        told, extended = 0, float("-inf")
         try:
             while True:
                 staging.signal.clear()
@@ -258,9 +258,12 @@ class TransferProducer:
                     yield event
                 if ended:
                     return
-                self._events.alive(key)
+                if self._loop.time() >= extended + self._alive_interval / 2:  # offers may come much faster than leases end
+                    extended = self._loop.time()
+                    self._events.alive(key)
                 try:
-                    await asyncio.wait_for(staging.signal.wait(), self._alive_interval)
+                    async with asyncio.timeout(self._alive_interval):  # not wait_for: before 3.12 it can swallow a cancellation
+                        await staging.signal.wait()
                 except TimeoutError:
                     yield transfer_pb2.TransferEvent(alive=transfer_pb2.Alive())
         finally:

@@ -16,7 +16,7 @@ from triptych.runtime.transfer.header import KvHeader
 from triptych.runtime.transfer.producer import TransferProducer
 from triptych.runtime.transfer.transports.grpc import GrpcTransport, pieces
 from triptych.runtime.wire.convert import decode
-from triptych.runtime.wire.status import abort
+from triptych.runtime.wire.status import abort_with
 
 
 class TransferServicer(transfer_pb2_grpc.TransferServicer):
@@ -35,11 +35,13 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
         self, request: transfer_pb2.OpenRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[transfer_pb2.TransferEvent]:
         try:
-            producer = self._owner(request.owner)
-            events = producer.open(
+            header = decode(request.header, KvHeader, 0.0)
+            if header.digest() != request.digest:
+                raise IncompatibleError("the puller's header arrived otherwise than it was sent; it runs another version")
+            events = self._owner(request.owner).open(
                 request.key,
                 request.owner.epoch,
-                decode(request.header, KvHeader, 0.0),
+                header,
                 request.head_unit,
                 _kind(request.transport),
                 request.first_page,
@@ -47,7 +49,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
             async for event in events:
                 yield event
         except TriptychError as error:
-            await abort(context, error)
+            await abort_with(context, error)
 
     async def Fetch(
         self, request: transfer_pb2.FetchRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -63,7 +65,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
                 for piece in pieces(chunk, data):
                     yield piece
         except TriptychError as error:
-            await abort(context, error)
+            await abort_with(context, error)
 
     async def Release(
         self, request: transfer_pb2.ReleaseRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -72,7 +74,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
             outcome = (_status(request.outcome.status), request.outcome.reason) if request.HasField("outcome") else None
             self._owner(request.owner).release(request.key, request.owner.epoch, tuple(request.offers), outcome)
         except TriptychError as error:
-            await abort(context, error)
+            await abort_with(context, error)
         return transfer_pb2.ReleaseReply()
 
     def _owner(self, ref: common_pb2.InstanceRef) -> TransferProducer:

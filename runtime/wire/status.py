@@ -17,7 +17,9 @@ from triptych.runtime.core.errors import Status, TriptychError, error_for
 RETRY_AFTER = "retry-after"
 MAX_DETAILS = 4000  # bytes of a status message as HTTP/2 carries it (percent-encoded); peers refuse 8 KiB of trailers, whatever they say
 
-CODES: dict[Status, grpc.StatusCode] = {Status(code.value[0]): code for code in grpc.StatusCode if code.value[0] in set(Status)}
+CODES: dict[Status, grpc.StatusCode] = {
+    Status(code.value[0]): code for code in grpc.StatusCode if code.value[0] in set(Status)
+}
 """gRPC's code of every status; `Status` uses gRPC's numbers, so there is nothing to keep in step."""
 
 

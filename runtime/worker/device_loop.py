@@ -4,8 +4,9 @@ Everything that touches the pools goes through this loop, so order on the device
 scatters of what was pulled. The loop keeps two steps in flight at most: the next one is dispatched before the last one's tokens are
 read, and no further ahead, so that arriving KV waits one step and not thirty.
 
-Other threads post events or jobs (`post`, `call`); messages leave through `deliver`, called once an iteration with everything that
-iteration produced. Host work here delays tokens: nothing slow belongs in a job.
+Other threads post events or jobs (`post`, `call`). Messages of the core are handled here and now, in order, because some of them (closing a
+staging, cancelling a pull) must take effect before the next step is dispatched; the handler must not block. Host work here delays tokens:
+nothing slow belongs in a job.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from triptych.runtime.core.clock import Clock
 from triptych.runtime.core.errors import EngineError
 from triptych.runtime.instance.messages import DeviceReady, InstanceEvent, InstanceMessage, StepDone, Tick
@@ -29,13 +28,14 @@ log = logging.getLogger(__name__)
 TICK = 0.05  # seconds; half of what InstanceCore asks for, so that deadlines are seen in time
 MAX_IN_FLIGHT = 2  # steps dispatched and not yet read: one computing, one waiting behind it
 
+Job = Callable[[], None]
+
 
 class StepEngine(Protocol):
-    """What the loop needs of an engine (runtime/engine/engine.py; tests use arithmetic)."""
+    """What the loop needs of an engine (runtime/engine/engine.py)."""
 
     def dispatch(self, plan: StepPlan) -> Any: ...
     def collect(self, pending: Any) -> StepResult: ...
-    def rebuild(self) -> None: ...
 
 
 class StepCore(Protocol):
@@ -44,37 +44,48 @@ class StepCore(Protocol):
     def handle(self, event: InstanceEvent, now: float) -> Sequence[StepPlan | InstanceMessage]: ...
 
 
-Job = Callable[[], None]
+class LoopOwner(Protocol):
+    """Who acts on what the loop produces. Called on the loop's thread; must return at once."""
+
+    def on_message(self, message: InstanceMessage) -> None: ...
+
+    def on_export(self, export: Export) -> None:
+        """The plan that fills these pages was dispatched just now."""
+        ...
+
+    def on_flush(self) -> None:
+        """An iteration ended: send what it produced."""
+        ...
+
+    def on_engine_lost(self, error: EngineError) -> None:
+        """A device program failed and the pools are gone: rebuild, reset the core, start a new epoch. What it raises ends the loop."""
+        ...
 
 
 class DeviceLoop(threading.Thread):
-    """Runs until `stop`. `on_engine_lost(error)` is called on this thread after the engine was rebuilt with empty pools."""
+    """Runs until `stop`. If it dies of anything but an engine failure it calls `on_death` and ends."""
 
     def __init__(
         self,
         name: str,
         core: StepCore,
         engine: StepEngine,
+        owner: LoopOwner,
         *,
         clock: Clock,
-        deliver: Callable[[list[InstanceMessage]], None],
-        export: Callable[[Export], None],
-        on_engine_lost: Callable[[EngineError], list[InstanceMessage]],
+        on_death: Callable[[BaseException], None],
     ):
         super().__init__(name=f"device-{name}", daemon=True)
-        self.core = core
-        self.engine = engine
+        self._core = core
+        self._engine = engine
+        self._owner = owner
         self._clock = clock
-        self._deliver = deliver
-        self._export = export
-        self._on_engine_lost = on_engine_lost
+        self._on_death = on_death
         self._inbox: queue.SimpleQueue[InstanceEvent | Job | None] = queue.SimpleQueue()
         self._in_flight: deque[Any] = deque()
-        self._checks: deque[tuple[Any, np.ndarray, Callable[[bool], None]]] = deque()
-        self._out: list[InstanceMessage] = []
         self._next_tick = 0.0
         self.steps = 0
-        self.busy_seconds = 0.0
+        self.wait_seconds = 0.0  # spent waiting for the device: the rest of a busy loop's time is host work
 
     # ---- from other threads ---------------------------------------------------------------------------------------------------------
 
@@ -83,65 +94,45 @@ class DeviceLoop(threading.Thread):
         self._inbox.put(event)
 
     def call(self, job: Job) -> None:
-        """Run `job` on this thread, between steps."""
+        """Run `job` on this thread, between steps. An EngineError it raises counts as one of the engine's."""
         self._inbox.put(job)
 
     def stop(self) -> None:
         """End the loop after what is already queued; the caller joins."""
         self._inbox.put(None)
 
-    # ---- for jobs on this thread ----------------------------------------------------------------------------------------------------
-
-    def verify(self, arrived: Any, expected: np.ndarray, verdict: Callable[[bool], None]) -> None:
-        """Call `verdict(equal)` once the device has computed `arrived`, without waiting for it now."""
-        arrived.copy_to_host_async()
-        self._checks.append((arrived, expected, verdict))
-
-    def feed(self, event: InstanceEvent) -> bool:
-        """Give the core an event; dispatch a plan if it answers with one. True if a plan was dispatched."""
-        dispatched = False
-        for message in self.core.handle(event, self._clock.now()):
-            if isinstance(message, StepPlan):
-                self._in_flight.append(self.engine.dispatch(message))
-                for export in message.exports:
-                    self._export(export)
-                dispatched = True
-            else:
-                self._out.append(message)
-        return dispatched
-
     # ---- the loop -------------------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        running = True
-        while running:
-            try:
-                running = self._iterate()
-            except EngineError as error:
-                log.error("%s: engine lost: %s", self.name, error)
-                self._in_flight.clear()
-                self._fail_checks()
-                self.engine.rebuild()
-                self._out.extend(self._on_engine_lost(error))
-            self._flush()
-        self._fail_checks()
-        self._flush()
+        try:
+            running = True
+            while running:
+                try:
+                    running = self._iterate()
+                except EngineError as error:
+                    log.error("%s: engine lost: %s", self.name, error)
+                    self._in_flight.clear()
+                    self._owner.on_engine_lost(error)
+                self._owner.on_flush()
+        except BaseException as error:
+            log.exception("%s died", self.name)
+            self._on_death(error)
+            raise
 
     def _iterate(self) -> bool:
-        if not self._drain(wait=not self._in_flight and not self._checks):
+        if not self._drain(wait=not self._in_flight):
             return False
         now = self._clock.now()
         if now >= self._next_tick:
             self._next_tick = now + TICK
-            self.feed(Tick())
-        dispatched = len(self._in_flight) < MAX_IN_FLIGHT and self.feed(DeviceReady())
-        self._settle_checks(block=not self._in_flight and not dispatched)
+            self._feed(Tick())
+        dispatched = len(self._in_flight) < MAX_IN_FLIGHT and self._feed(DeviceReady())
         if self._in_flight and (not dispatched or len(self._in_flight) == MAX_IN_FLIGHT):
             started = self._clock.now()
-            result = self.engine.collect(self._in_flight.popleft())
-            self.busy_seconds += self._clock.now() - started
+            result = self._engine.collect(self._in_flight.popleft())
+            self.wait_seconds += self._clock.now() - started
             self.steps += 1
-            self.feed(StepDone(result))
+            self._feed(StepDone(result))
         return True
 
     def _drain(self, *, wait: bool) -> bool:
@@ -156,20 +147,18 @@ class DeviceLoop(threading.Thread):
             if callable(item):
                 item()
             else:
-                self.feed(item)
+                self._feed(item)
             wait = False
 
-    def _settle_checks(self, *, block: bool) -> None:
-        while self._checks and (block or self._checks[0][0].is_ready()):
-            arrived, expected, verdict = self._checks.popleft()
-            verdict(bool(np.array_equal(np.asarray(arrived), expected)))
-            block = False
-
-    def _fail_checks(self) -> None:
-        while self._checks:
-            self._checks.popleft()[2](False)
-
-    def _flush(self) -> None:
-        if self._out:
-            messages, self._out = self._out, []
-            self._deliver(messages)
+    def _feed(self, event: InstanceEvent) -> bool:
+        """Give the core an event and act on its answers in order; True if one was a plan."""
+        dispatched = False
+        for message in self._core.handle(event, self._clock.now()):
+            if isinstance(message, StepPlan):
+                self._in_flight.append(self._engine.dispatch(message))
+                for export in message.exports:
+                    self._owner.on_export(export)
+                dispatched = True
+            else:
+                self._owner.on_message(message)
+        return dispatched

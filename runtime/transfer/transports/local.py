@@ -73,7 +73,8 @@ class LocalTransport:
             return jax.block_until_ready(arrived)
 
         try:
-            return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(self._threads, copy), timeout)
+            async with asyncio.timeout(timeout):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, copy)
         except TimeoutError:
             raise TransferTimeoutError(f"offer {spec.id:#x} of {peer.owner.id} was not copied within {timeout:.3f} s") from None
         except jax.errors.JaxRuntimeError as error:

@@ -1,0 +1,66 @@
+"""How many KV pages fit: from a share of an accelerator's memory, or from bytes given outright on hosts.
+
+Weights are loaded before this is asked, so they are in what is in use. What the programs need beside weights and pages must fit in the
+share that is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from triptych.models.kv import DTYPE_BYTES
+from triptych.models.structure import DecoderStructure
+from triptych.runtime.core.errors import ConfigError
+
+# Host memory has no limit that JAX knows; this holds about 11 thousand tokens of a small model in float32 (SmolLM2-135M: 46 kB each).
+DEFAULT_HOST_BYTES = 512 << 20
+
+
+class MemoryDevice(Protocol):
+    """The part of `jax.Device` that matters here."""
+
+    def memory_stats(self) -> Mapping[str, int] | None: ...
+
+
+def page_bytes(structure: DecoderStructure, page_size: int, kv_dtype: str) -> int:
+    """Bytes of one page on one device: keys and values of all layers, pads and replicas of heads included."""
+    heads = structure.head_layout.kv_heads_per_device
+    config = structure.config
+    return 2 * config.num_layers * page_size * heads * config.head_dim * DTYPE_BYTES[kv_dtype]
+
+
+def free_bytes(devices: Sequence[MemoryDevice], fraction: float) -> int:
+    """Bytes that KV pages may take on each device: `fraction` of its memory less what is in use, on the fullest device.
+
+    A device that keeps no memory statistics (a host CPU) counts as having DEFAULT_HOST_BYTES, whatever the fraction.
+    """
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"the share of device memory is {fraction}; expected more than 0 and at most 1")
+    return min(_free(device, fraction) for device in devices)
+
+
+def _free(device: MemoryDevice, fraction: float) -> int:
+    stats = device.memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        return DEFAULT_HOST_BYTES
+    return int(stats["bytes_limit"] * fraction) - stats["bytes_in_use"]
+
+
+def pages_that_fit(
+    structure: DecoderStructure, *, page_size: int, kv_dtype: str, max_model_len: int, bytes_per_device: int
+) -> int:
+    """Pages of a pool within `bytes_per_device`, the null page included.
+
+    Raises ConfigError when not even one sequence of `max_model_len` tokens fits.
+    """
+    size = page_bytes(structure, page_size, kv_dtype)
+    pages = max(0, bytes_per_device) // size
+    needed = -(-max_model_len // page_size) + 1
+    if pages < needed:
+        raise ConfigError(
+            f"one sequence of max_model_len {max_model_len} needs {needed} KV pages of {size} bytes ({needed * size / 2**20:.0f} MiB a "
+            f"device), but {max(0, bytes_per_device) / 2**20:.0f} MiB are free for {pages}: give the cache more memory, lower "
+            "max_model_len, or use more devices"
+        )
+    return pages

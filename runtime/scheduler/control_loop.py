@@ -1,0 +1,114 @@
+"""The live shell's core: one asyncio loop feeds events to the scheduler, one at a time, and hands its commands to the peers' outboxes.
+
+Nothing here decides anything. If the scheduler raises, its state is no longer to be trusted: the loop refuses all further events and `wait`
+raises, so that the process ends loudly and a fresh one rebuilds the state from what workers and gateways declare again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from triptych.proto.v1 import common_pb2, control_pb2
+from triptych.runtime.core.clock import Clock
+from triptych.runtime.core.control import (
+    DropWorker,
+    InstanceReset,
+    SchedulerCommand,
+    SchedulerEvent,
+    SchedulerTick,
+    ToGateway,
+    ToInstance,
+    WorkerJoined,
+)
+from triptych.runtime.core.errors import IncompatibleError, InstanceLostError
+from triptych.runtime.scheduler.scheduler import Scheduler
+from triptych.runtime.scheduler.snapshot import ClusterSnapshot
+from triptych.runtime.wire.convert import encode, encode_oneof
+from triptych.runtime.wire.outbox import Outbox
+
+log = logging.getLogger(__name__)
+
+TICK = 0.05  # seconds; core.control asks for one at least every 100 ms
+
+
+class ControlLoop:
+    """Owner of the scheduler and of the connected peers' outboxes. Use on one event loop only."""
+
+    def __init__(self, scheduler: Scheduler, clock: Clock):
+        self._scheduler = scheduler
+        self._clock = clock
+        self.workers: dict[str, Outbox[control_pb2.WorkerCommand]] = {}
+        self.gateways: dict[str, Outbox[control_pb2.GatewayNotice]] = {}
+        self._failure: Exception | None = None
+        self._failed = asyncio.Event()
+        self._ticker: asyncio.Task[None] | None = None
+
+    @property
+    def scheduler(self) -> Scheduler:
+        return self._scheduler
+
+    def now(self) -> float:
+        return self._clock.now()
+
+    def start(self) -> None:
+        """Let time pass."""
+        self._ticker = asyncio.create_task(self._tick(), name="scheduler ticks")
+
+    async def stop(self) -> None:
+        """Close every stream and stop the clock."""
+        for outbox in (*self.workers.values(), *self.gateways.values()):
+            outbox.close(InstanceLostError("the scheduler is shutting down"))
+        if self._ticker is not None:
+            self._ticker.cancel()
+            await asyncio.gather(self._ticker, return_exceptions=True)
+
+    async def wait(self) -> None:
+        """Wait until the scheduler fails, and raise what it raised."""
+        await self._failed.wait()
+        assert self._failure is not None
+        raise self._failure
+
+    def feed(self, event: SchedulerEvent) -> None:
+        """Handle `event` now. Raises RuntimeError if the scheduler has failed, now or before."""
+        if self._failure is not None:
+            raise RuntimeError("the scheduler has failed; its process must be restarted") from self._failure
+        try:
+            commands = self._scheduler.handle(event, self._clock.now())
+            for command in commands:
+                self._execute(event, command)
+        except Exception as error:
+            log.critical("the scheduler failed on %s", type(event).__name__, exc_info=error)
+            self._failure = error
+            self._failed.set()
+            raise RuntimeError(f"the scheduler failed on {type(event).__name__}: {error}") from error
+
+    def snapshot(self) -> ClusterSnapshot:
+        return self._scheduler.snapshot(self._clock.now())
+
+    def _execute(self, event: SchedulerEvent, command: SchedulerCommand) -> None:
+        now = self._clock.now()
+        match command:
+            case ToInstance():
+                worker = self.workers.get(command.worker)
+                if worker is not None:
+                    ref = encode(command.ref, common_pb2.InstanceRef, now)
+                    inner = encode_oneof(command.command, control_pb2.TaskCommand, now)
+                    message = control_pb2.InstanceCommand(ref=ref, command=inner)
+                    worker.put(control_pb2.WorkerCommand(instance_command=message))
+            case ToGateway():
+                gateway = self.gateways.get(command.gateway)
+                if gateway is not None:
+                    gateway.put(encode_oneof(command.notice, control_pb2.GatewayNotice, now))
+            case DropWorker():
+                log.warning("dropping worker %s: %s", command.worker, command.reason)
+                worker = self.workers.get(command.worker)
+                if worker is not None:
+                    # What it registered is wrong, or it was silent: only in the second case may the same registration work later.
+                    registered = isinstance(event, WorkerJoined | InstanceReset) and event.worker == command.worker
+                    worker.close((IncompatibleError if registered else InstanceLostError)(command.reason))
+
+    async def _tick(self) -> None:
+        while self._failure is None:
+            await asyncio.sleep(TICK)
+            self.feed(SchedulerTick())

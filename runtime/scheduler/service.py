@@ -1,0 +1,156 @@
+"""The Control service: a peer's life is the life of its stream.
+
+A worker's or gateway's first message names it; from then on its messages are events and what the scheduler says to it goes down the same
+stream. When the stream ends, for whatever reason, that end is an event too. A peer that connects under a name that is in use takes over: the
+old stream cannot be of use to anybody who connects again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import NoReturn, TypeVar
+
+import grpc
+
+from triptych.proto.v1 import common_pb2, control_pb2, control_pb2_grpc
+from triptych.runtime.core.control import Cancel, GatewayJoined, GatewayLost, Submit, WorkerJoined, WorkerLost
+from triptych.runtime.core.errors import InstanceLostError, InvalidRequestError, TriptychError
+from triptych.runtime.scheduler.control_loop import ControlLoop
+from triptych.runtime.wire.convert import decode, decode_oneof, encode
+from triptych.runtime.wire.outbox import Outbox
+from triptych.runtime.wire.status import abort_with
+
+WORKER_OUTBOX = 16_384  # commands; several for each of the most requests that one worker can hold
+GATEWAY_OUTBOX = 65_536  # notices; about five a request
+
+M = TypeVar("M")
+
+
+class ControlServicer(control_pb2_grpc.ControlServicer):
+    """Control over gRPC; see proto/v1/control.proto."""
+
+    def __init__(self, control: ControlLoop):
+        self._control = control
+
+    async def Worker(
+        self, request_iterator: AsyncIterator[control_pb2.WorkerMessage], context: grpc.aio.ServicerContext
+    ) -> None:
+        try:
+            await self._worker(request_iterator, context)
+        except TriptychError as error:
+            await abort_with(context, error)
+
+    async def Gateway(
+        self, request_iterator: AsyncIterator[control_pb2.GatewayMessage], context: grpc.aio.ServicerContext
+    ) -> None:
+        try:
+            await self._gateway(request_iterator, context)
+        except TriptychError as error:
+            await abort_with(context, error)
+
+    async def GetCluster(
+        self, request: control_pb2.GetClusterRequest, context: grpc.aio.ServicerContext
+    ) -> control_pb2.Cluster:
+        shown = self._control.snapshot()
+        reply = control_pb2.Cluster(queued=shown.queued, active=shown.active, counters=dict(shown.counters))
+        for one in shown.instances:
+            reply.instances.add(
+                info=encode(one.info, common_pb2.InstanceInfo, 0.0),
+                load=encode(one.load, common_pb2.Load, 0.0),
+                heartbeat_age=max(0.0, one.heartbeat_age),
+                tasks=one.tasks,
+            )
+        return reply
+
+    # ---- workers
+
+    async def _worker(
+        self, messages: AsyncIterator[control_pb2.WorkerMessage], context: grpc.aio.ServicerContext
+    ) -> None:
+        first = await _first(messages)
+        if first.WhichOneof("kind") != "worker_joined":
+            raise InvalidRequestError("the first message of a worker must be worker_joined")
+        joined = decode(first.worker_joined, WorkerJoined, self._control.now())
+        if not joined.worker:
+            raise InvalidRequestError("worker_joined names no worker")
+        outbox: Outbox[control_pb2.WorkerCommand] = Outbox(f"worker {joined.worker}", WORKER_OUTBOX)
+        _take_over(self._control.workers, joined.worker, outbox)
+        interval = self._control.scheduler.config.heartbeat_interval
+        outbox.put(control_pb2.WorkerCommand(welcome=control_pb2.Welcome(heartbeat_interval=interval)))
+        reason = "its stream was cut off"
+        try:
+            self._control.feed(joined)
+            if outbox.error is not None:  # dropped at once: the reason comes instead of a welcome
+                raise outbox.error
+            listener = asyncio.ensure_future(self._hear_worker(joined.worker, messages))
+            await outbox.converse(context.write, listener)
+            reason = listener.result() if listener.done() and not listener.cancelled() else "its stream was replaced"
+        except TriptychError as error:
+            reason = error.message
+            raise
+        finally:
+            if self._control.workers.get(joined.worker) is outbox:
+                del self._control.workers[joined.worker]
+                self._control.feed(WorkerLost(joined.worker, reason))
+
+    async def _hear_worker(self, worker: str, messages: AsyncIterator[control_pb2.WorkerMessage]) -> str:
+        """Turn messages into events until the stream ends; returns why it did."""
+        async for message in messages:
+            kind = message.WhichOneof("kind")
+            if kind == "leave":
+                return message.leave.reason or "left"
+            if kind == "worker_joined":
+                raise InvalidRequestError("worker_joined came twice; a new registration needs a new stream")
+            event = decode_oneof(message, self._control.now())
+            if kind != "reported" and event.worker != worker:
+                raise InvalidRequestError(f"{kind} names worker {event.worker!r} on the stream of {worker!r}")
+            self._control.feed(event)
+        return "its stream ended"
+
+    # ---- gateways
+
+    async def _gateway(
+        self, messages: AsyncIterator[control_pb2.GatewayMessage], context: grpc.aio.ServicerContext
+    ) -> None:
+        first = await _first(messages)
+        if first.WhichOneof("kind") != "hello" or not first.hello.gateway:
+            raise InvalidRequestError("the first message of a gateway must be hello with its id")
+        gateway = first.hello.gateway
+        outbox: Outbox[control_pb2.GatewayNotice] = Outbox(f"gateway {gateway}", GATEWAY_OUTBOX)
+        _take_over(self._control.gateways, gateway, outbox)
+        try:
+            self._control.feed(GatewayJoined(gateway))
+            await outbox.converse(context.write, self._hear_gateway(gateway, messages))
+        finally:
+            if self._control.gateways.get(gateway) is outbox:
+                del self._control.gateways[gateway]
+                self._control.feed(GatewayLost(gateway))
+
+    async def _hear_gateway(self, gateway: str, messages: AsyncIterator[control_pb2.GatewayMessage]) -> None:
+        async for message in messages:
+            if message.WhichOneof("kind") == "hello":
+                raise InvalidRequestError("hello came twice; a new life of a gateway needs a new stream")
+            event: Submit | Cancel = decode_oneof(message, self._control.now())
+            if isinstance(event, Submit) and event.request.gateway != gateway:
+                raise InvalidRequestError(
+                    f"request {event.request.id!r} names gateway {event.request.gateway!r}, not {gateway!r}"
+                )
+            self._control.feed(event)
+
+
+async def _first(messages: AsyncIterator[M]) -> M:
+    async for message in messages:
+        return message
+    _no_message()
+
+
+def _no_message() -> NoReturn:
+    raise InvalidRequestError("the stream ended before its first message")
+
+
+def _take_over(streams: dict[str, Outbox[M]], name: str, outbox: Outbox[M]) -> None:
+    old = streams.get(name)
+    streams[name] = outbox
+    if old is not None:
+        old.close(InstanceLostError(f"{name} connected again; this stream is superseded"))

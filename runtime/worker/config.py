@@ -1,0 +1,78 @@
+"""What one worker process runs, in one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from triptych.runtime.core.errors import ConfigError
+from triptych.runtime.core.instance import Role, TransportKind
+
+DEFAULT_CONTEXT = 2048  # tokens; models declare up to millions, and every compiled table is as wide as the longest sequence
+
+
+@dataclass(frozen=True)
+class InstancePlan:
+    """One instance of the process: its name, its roles, and how many devices it takes (devices are handed out in order)."""
+
+    id: str
+    roles: frozenset[Role]
+    tp: int = 1
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """Settings of a worker process.
+
+    Attributes:
+        name: of the process, unique in the cluster.
+        scheduler: address of the Control service.
+        host, port: where Worker and Transfer listen; port 0 takes a free one.
+        model: spec for `models.hub.resolve_model`; `cache` is where fetched models go.
+        served_model_name: compatibility record and requests use it.
+        dtype, kv_dtype: "float32" or "bfloat16".
+        num_pages: pages of each instance's pool, null page included; None: as many as fit `kv_cache_memory` bytes a device, or, without
+            that, `memory_fraction` of an accelerator's memory.
+        transports: which ways KV may move, best first.
+        export_pages: pages an offer; its chunks are padded to it.
+        lease_check: seconds between signs of life of a puller.
+    """
+
+    name: str
+    scheduler: str
+    instances: tuple[InstancePlan, ...]
+    model: str
+    cache: Path
+    served_model_name: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    load_dummy: bool = False
+    dtype: str = "float32"
+    kv_dtype: str = "float32"
+    max_model_len: int = DEFAULT_CONTEXT
+    max_num_seqs: int = 8
+    chunk_tokens: int = 256
+    max_prefill_rows: int = 4
+    page_size: int = 16
+    num_pages: int | None = None
+    kv_cache_memory: int | None = None
+    memory_fraction: float = 0.9
+    prefix_cache: bool = True
+    max_waiting: int = 256
+    transports: tuple[TransportKind, ...] = (TransportKind.LOCAL, TransportKind.DEVICE, TransportKind.GRPC)
+    interface: str = "127.0.0.1"
+    export_pages: int = 8
+    token: str | None = None
+    heartbeat_interval: float = 1.0
+    compile_threads: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.instances:
+            raise ConfigError("a worker needs at least one instance")
+        names = [plan.id for plan in self.instances]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"instance names must be unique in a worker, got {', '.join(names)}")
+
+    @property
+    def devices(self) -> int:
+        return sum(plan.tp for plan in self.instances)

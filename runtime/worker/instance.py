@@ -1,0 +1,319 @@
+"""One live instance: the pure core, its device loop, and its ends of transfers, wired together.
+
+Three kinds of thread meet here. The device loop runs the core and calls `on_message`, `on_export`, `on_flush`; the event loop runs transfers and
+control; a few pool threads wait for devices. What the core says about transfers takes effect at once, on the device loop; what it says to
+the scheduler and to gateways is collected and handed to the event loop once an iteration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from triptych.proto.v1 import common_pb2
+from triptych.runtime.core.clock import Clock
+from triptych.runtime.core.errors import EngineError, Status, TriptychError
+from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, TransportKind
+from triptych.runtime.core.request import Continuation
+from triptych.runtime.core.tasks import StageTimes, TaskCommand, TaskReport
+from triptych.runtime.engine.compile_guard import compile_count
+from triptych.runtime.instance.config import InstanceConfig
+from triptych.runtime.instance.core import InstanceCore
+from triptych.runtime.instance.messages import (
+    CancelPull,
+    CloseStaging,
+    Command,
+    CompleteStaging,
+    Emit,
+    EmitPrompt,
+    Imported,
+    ImportFailed,
+    InstanceMessage,
+    LeaseExtended,
+    OpenStaging,
+    Report,
+    StagedReleased,
+    StartPull,
+)
+from triptych.runtime.instance.plan import Export
+from triptych.runtime.instance.termination import StopProbeFactory
+from triptych.runtime.transfer.consumer import PullLimits, PullStats, TransferConsumer
+from triptych.runtime.transfer.delivery import Delivery
+from triptych.runtime.transfer.producer import TransferProducer, serve_gather
+from triptych.runtime.transfer.transports.base import Transport
+from triptych.runtime.transfer.transports.grpc import Channels
+from triptych.runtime.wire.convert import decode, encode, parse
+from triptych.runtime.worker.build import InstanceParts
+from triptych.runtime.worker.device_loop import DeviceLoop
+from triptych.runtime.worker.service import InstanceSnapshot
+
+log = logging.getLogger(__name__)
+
+
+def new_epoch() -> int:
+    """A random incarnation number; never 0."""
+    return secrets.randbits(62) + 1
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the process gives to each of its instances."""
+
+    clock: Clock
+    loop: asyncio.AbstractEventLoop
+    threads: Executor
+    transports: Mapping[TransportKind, Transport]
+    channels: Channels
+    report: Callable[[InstanceRef, TaskReport], None]
+    emit: Callable[[Emit | EmitPrompt], None]
+    reset: Callable[[InstanceRef, InstanceInfo, str], None]
+    died: Callable[[str], None]
+
+
+class LiveInstance:
+    """Started by `start`, ended by `stop`; in between it obeys `command`. Owns its device loop."""
+
+    def __init__(self, parts: InstanceParts, core: InstanceCore, info: InstanceInfo, around: Surroundings):
+        self._parts = parts
+        self._core = core
+        self._info = info
+        self._around = around
+        self._out: list[tuple[InstanceRef, InstanceMessage]] = []
+        self._pulls: dict[str, StartPull] = {}
+        self._producer = TransferProducer(
+            info.ref, parts.header, parts.mover.layout.head_unit, around.transports, self, threads=around.threads, loop=around.loop
+        )
+        self._consumer = TransferConsumer(
+            parts.header,
+            parts.mover,
+            around.transports,
+            around.channels,
+            self,
+            clock=around.clock,
+            threads=around.threads,
+            loop=around.loop,
+            limits=PullLimits(),
+        )
+        self._loop = DeviceLoop(
+            info.ref.id, core, parts.engine, self, clock=around.clock, on_death=lambda error: around.died(f"{info.ref.id}: {error}")
+        )
+        self._compiled_before = compile_count()
+
+    @property
+    def info(self) -> InstanceInfo:
+        return self._info
+
+    @property
+    def producer(self) -> TransferProducer:
+        return self._producer
+
+    def load(self) -> Load:
+        """A snapshot for the heartbeat. Read from another thread: every field is one atomic read, and routing tolerates a mix."""
+        return self._core.load()
+
+    def start(self) -> None:
+        self._compiled_before = compile_count()
+        self._loop.start()
+
+    async def stop(self) -> None:
+        """Ends pulls, then the loop after what is already queued."""
+        self._consumer.cancel_all()
+        await self._consumer.close()
+        self._loop.stop()
+        await asyncio.get_running_loop().run_in_executor(self._around.threads, self._loop.join)
+
+    def command(self, command: TaskCommand) -> None:
+        """A command of the scheduler for the current epoch."""
+        self._loop.post(Command(command))
+
+    def abandon(self, reason: str) -> None:
+        """The scheduler is gone: nobody would hear how tasks end. All end now, and the instance is a new peer from here on."""
+        self._loop.call(lambda: self._renew(reason))
+
+    async def snapshot(self) -> InstanceSnapshot:
+        """Taken on the device loop, between two steps."""
+        answer: asyncio.Future[InstanceSnapshot] = self._around.loop.create_future()
+
+        def take() -> None:
+            snapshot = self._snapshot()
+            self._around.loop.call_soon_threadsafe(lambda: answer.done() or answer.set_result(snapshot))
+
+        self._loop.call(take)
+        return await answer
+
+    # ---- LoopOwner: on the device loop ----------------------------------------------------------------------------------------------
+
+    def on_message(self, message: InstanceMessage) -> None:
+        match message:
+            case OpenStaging():
+                self._producer.open_staging(message)
+            case CompleteStaging():
+                final = encode(message.continuation, common_pb2.Continuation, self._around.clock.now())
+                self._producer.complete(message.key, final.SerializeToString())
+            case CloseStaging():
+                self._producer.close(message.key, message.status, message.reason)
+            case StartPull():
+                self._start_pull(message)
+            case CancelPull():
+                self._pulls.pop(message.request, None)
+                self._consumer.cancel(message.request)
+            case _:
+                self._out.append((self._core.ref, message))
+
+    def on_export(self, export: Export) -> None:
+        self._producer.export(export.key, export.first_page, export.pages)
+
+    def on_flush(self) -> None:
+        if self._out:
+            messages, self._out = self._out, []
+            self._around.loop.call_soon_threadsafe(self._send, messages)
+
+    def on_engine_lost(self, error: EngineError) -> None:
+        self._parts.engine.rebuild()
+        self._renew(f"engine failed: {error.message}")
+
+    def _renew(self, reason: str) -> None:
+        old = self._core.ref
+        ref = InstanceRef(old.id, new_epoch())
+        self._producer.restart(ref)
+        for message in self._core.reset(ref, reason=reason):
+            self.on_message(message)
+        self._out.clear()  # nobody may hear of the old epoch's tasks: their instance is gone, and the reset says so
+        self._around.loop.call_soon_threadsafe(self._announce_reset, old, ref, reason)
+
+    def _start_pull(self, message: StartPull) -> None:
+        try:
+            self._pulls[message.request] = message
+            self._consumer.start(message, self._transport_to(message.source_address))
+        except TriptychError as error:
+            self._pulls.pop(message.request, None)
+            self._loop.post(ImportFailed(message.request, error.status, error.message))
+
+    def _transport_to(self, address: str) -> TransportKind:
+        """`local` inside this process, otherwise the first that crosses processes. The peer refuses what it does not serve."""
+        kinds = list(self._around.transports)
+        if address == self._info.address:
+            return kinds[0]
+        return next((kind for kind in kinds if kind is not TransportKind.LOCAL), TransportKind.LOCAL)
+
+    def _snapshot(self) -> InstanceSnapshot:
+        resources, stats, config = self._core.resources(), self._producer.stats, self._parts.engine.config
+        return InstanceSnapshot(
+            self._info,
+            self._core.load(),
+            resources={
+                "pages_total": config.num_pages - 1,
+                "pages_free": resources.free_pages,
+                "pages_cached": resources.cached_pages,
+                "pages_sequence": resources.sequence_pages,
+                "pages_staged": resources.staged_pages,
+                "pages_reserved": resources.reserved_pages,
+                "slots_total": config.max_num_seqs,
+                "slots_free": resources.free_slots,
+                "staged_keys": len(resources.staged_keys),
+                "tasks": len(resources.tasks),
+                "waiting": resources.waiting,
+                "running": resources.running,
+                "pulls": self._consumer.pulls,
+                "staging_keys": stats.keys,
+                "staging_bytes": stats.staged_bytes,
+            },
+            counters={
+                "steps": self._loop.steps,
+                "device_wait_us": int(self._loop.wait_seconds * 1e6),
+                "compiled_after_ready": compile_count() - self._compiled_before,
+                "kv_bytes_offered": stats.offered_bytes,
+                "kv_bytes_received": self._consumer.bytes_received,
+            },
+        )
+
+    # ---- ProducerEvents and ConsumerEvents: from any thread -------------------------------------------------------------------------
+
+    def request_gather(self, key: int) -> None:
+        self._loop.call(lambda: serve_gather(self._producer, self._parts.mover, self._parts.engine.pools, key))
+
+    def alive(self, key: int) -> None:
+        self._loop.post(LeaseExtended(key))
+
+    def released(self, key: int) -> None:
+        self._loop.post(StagedReleased(key))
+
+    def deliver(self, delivery: Delivery) -> None:
+        def scatter() -> None:
+            engine = self._parts.engine
+            engine.pools = delivery.scatter(self._parts.mover, engine.pools)
+
+        self._loop.call(scatter)
+
+    def done(self, request: str, final: bytes, stats: PullStats) -> None:
+        pull = self._pulls.pop(request, None)
+        if pull is None:
+            return
+        try:
+            continuation = decode(parse(final, common_pb2.Continuation), Continuation, self._around.clock.now())
+        except TriptychError as error:
+            self._loop.post(ImportFailed(request, Status.DATA_LOSS, f"the final record cannot be read: {error.message}"))
+            return
+        times = StageTimes(
+            transfer=stats.seconds,
+            bytes_moved=stats.bytes_moved,
+            pages_pulled=stats.pages_pulled,
+            pages_skipped=pull.first_page,
+        )
+        self._loop.post(Imported(request, continuation, times))
+
+    def failed(self, request: str, status: Status, reason: str) -> None:
+        self._pulls.pop(request, None)
+        self._loop.post(ImportFailed(request, status, reason))
+
+    # ---- on the event loop ----------------------------------------------------------------------------------------------------------
+
+    def _send(self, messages: list[tuple[InstanceRef, InstanceMessage]]) -> None:
+        for ref, message in messages:
+            if isinstance(message, Report):
+                self._around.report(ref, message.report)
+            elif isinstance(message, Emit | EmitPrompt):
+                self._around.emit(message)
+
+    def _announce_reset(self, old: InstanceRef, ref: InstanceRef, reason: str) -> None:
+        self._info = InstanceInfo(**{**vars(self._info), "ref": ref})
+        self._around.reset(old, self._info, reason)
+
+
+def make_core(
+    parts: InstanceParts,
+    info: InstanceInfo,
+    *,
+    max_waiting: int,
+    prefix_cache: bool,
+    eos_ids: tuple[int, ...],
+    stop_probe: StopProbeFactory,
+) -> InstanceCore:
+    """The pure half for these parts."""
+    config = parts.engine.config
+    return InstanceCore(
+        InstanceConfig(
+            ref=info.ref,
+            address=info.address,
+            digest=parts.header.digest(),
+            roles=parts.plan.roles,
+            num_pages=config.num_pages,
+            page_size=config.page_size,
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=config.max_model_len,
+            chunk_tokens=config.chunk_tokens,
+            max_prefill_rows=config.max_prefill_rows,
+            max_waiting=max_waiting,
+            groups=tuple(group.name for group in parts.header.groups),
+            export_pages=parts.header.granule,
+            eos_ids=eos_ids,
+            prefix_cache=prefix_cache,
+        ),
+        stop_probe=stop_probe,
+        random=random.Random(secrets.randbits(128)),
+    )

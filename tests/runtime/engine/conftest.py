@@ -1,0 +1,19 @@
+"""One compiled toy engine for all tests of this folder; tests leave garbage in its pages and slots for each other on purpose."""
+
+from __future__ import annotations
+
+import pytest
+
+from triptych.runtime.engine.engine import Engine
+
+from tests.runtime.engine.driver import Driver, compiled
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    return compiled()
+
+
+@pytest.fixture
+def driver(engine: Engine) -> Driver:
+    return Driver(engine)

@@ -1,0 +1,346 @@
+"""A test bench around InstanceCore: nodes (core + fake device), a wire between them, and a scheduler that does the least.
+
+Everything advances only when told: plans are executed at once, as a device with an in-order queue would, but a node's core hears of results one at a
+time; a pull moves one page at a time, read at that moment from the owner's pages, so that pages that were not kept show.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict, deque
+from dataclasses import dataclass, field, replace
+
+from triptych.runtime.core.errors import Status
+from triptych.runtime.core.instance import InstanceRef, Role
+from triptych.runtime.core.request import Continuation, Finish, PromptReport, Request, TokenOut
+from triptych.runtime.core.sampling import SamplingParams
+from triptych.runtime.core.tasks import (
+    AbortTask,
+    DecodeStarted,
+    Granted,
+    PrefillDone,
+    Refused,
+    ReserveDecode,
+    Staged,
+    StageTimes,
+    StartDecode,
+    StartLocal,
+    StartPrefill,
+    TaskCommand,
+    TaskEnded,
+    TaskReport,
+)
+from triptych.runtime.instance.config import InstanceConfig
+from triptych.runtime.instance.core import InstanceCore
+from triptych.runtime.instance.messages import (
+    CancelPull,
+    CloseStaging,
+    Command,
+    CompleteStaging,
+    DeviceReady,
+    Emit,
+    EmitPrompt,
+    Imported,
+    ImportFailed,
+    InstanceEvent,
+    InstanceMessage,
+    OpenStaging,
+    Report,
+    StagedReleased,
+    StartPull,
+    StepDone,
+    Tick,
+)
+from triptych.runtime.instance.plan import StepPlan, StepResult
+from tests.runtime.instance.fake_device import EOS, FakeDevice, TokenProbe, expected_outputs
+
+
+def config(name: str = "i", **changes) -> InstanceConfig:
+    base = InstanceConfig(
+        ref=InstanceRef(name, 7),
+        address=f"host:{name}",
+        digest="d",
+        roles=frozenset({Role.PREFILL, Role.DECODE}),
+        num_pages=64,
+        page_size=4,
+        max_num_seqs=8,
+        max_model_len=64,
+        chunk_tokens=16,
+        max_prefill_rows=3,
+        max_waiting=8,
+        export_pages=2,
+        eos_ids=(EOS,),
+    )
+    return replace(base, **changes)
+
+
+def request(name: str, prompt: int | tuple[int, ...] = 10, *, deadline: float | None = None, salt: str = "", **params) -> Request:
+    """A request of a prompt (given, or of a length and then individual to `name`); it ignores EOS unless told."""
+    tokens = tuple((sum(map(ord, name)) * 17 + i * 29) % 89 + 1 for i in range(prompt)) if isinstance(prompt, int) else prompt
+    chosen = {"max_tokens": 6, "ignore_eos": True, "seed": sum(map(ord, name))} | params
+    return Request(name, "gw", "m", tokens, SamplingParams(**chosen), deadline=deadline, cache_salt=salt)
+
+
+class Node:
+    """One instance. `messages` is everything it said, `results` what its core has not heard of yet."""
+
+    def __init__(self, cfg: InstanceConfig, composer=None):
+        self.config = cfg
+        self.core = InstanceCore(cfg, stop_probe=TokenProbe, random=random.Random(1), composer=composer)
+        self.device = FakeDevice(cfg)
+        self.results: deque[StepResult] = deque()
+        self.messages: list[InstanceMessage] = []
+        self.exported: dict[int, dict[int, int]] = defaultdict(dict)
+        self.now = 0.0
+
+    def send(self, event: InstanceEvent) -> list[InstanceMessage]:
+        """Feed one event, execute what comes, audit."""
+        answers = self.core.handle(event, self.now)
+        self.core.audit()
+        messages: list[InstanceMessage] = []
+        for answer in answers:
+            if isinstance(answer, StepPlan):
+                self.results.append(self.device.execute(answer))
+                for export in answer.exports:
+                    for offset, page in enumerate(export.pages):
+                        assert export.first_page + offset not in self.exported[export.key], "a page is exported twice"
+                        self.exported[export.key][export.first_page + offset] = page
+            else:
+                messages.append(answer)
+        self.messages += messages
+        return messages
+
+    def command(self, command: TaskCommand) -> list[InstanceMessage]:
+        return self.send(Command(command))
+
+    def ready(self) -> bool:
+        """Whether the core had a plan to give."""
+        before = len(self.results)
+        self.send(DeviceReady())
+        return len(self.results) > before
+
+    def done(self) -> list[InstanceMessage]:
+        """The core hears of the oldest plan's result."""
+        return self.send(StepDone(self.results.popleft())) if self.results else []
+
+    def run(self, steps: int = 1000) -> None:
+        """One step ahead, until there is nothing left to do."""
+        for _ in range(steps):
+            planned = self.ready()
+            if len(self.results) == 2 or (not planned and self.results):
+                self.done()
+            elif not planned:
+                return
+        raise AssertionError("the node does not come to rest")
+
+    def reports(self, kind: type) -> list:
+        return [m.report for m in self.messages if isinstance(m, Report) and isinstance(m.report, kind)]
+
+    def tokens(self, request_id: str, sample: int = 0) -> list[TokenOut]:
+        emitted = [token for m in self.messages if isinstance(m, Emit) for token in m.tokens]
+        return [token for token in emitted if token.request == request_id and token.sample == sample]
+
+
+@dataclass
+class Pull:
+    node: Node
+    message: StartPull
+    attempt: int
+    moved: int = 0
+
+
+@dataclass
+class Staging:
+    owner: Node
+    opened: OpenStaging
+    final: Continuation | None = None
+    closed: CloseStaging | None = None
+
+
+@dataclass
+class Journal:
+    """What gateway and scheduler know of one request."""
+
+    request: Request
+    split: bool
+    refused: list[Refused] = field(default_factory=list)
+    ended: dict[Role, TaskEnded] = field(default_factory=dict)
+    begun: set[Role] = field(default_factory=set)
+    prompt_report: PromptReport | None = None
+    prefill_done: PrefillDone | None = None
+    decode_started: DecodeStarted | None = None
+    tokens: dict[int, list[TokenOut]] = field(default_factory=lambda: defaultdict(list))
+    aborted: bool = False
+
+    @property
+    def over(self) -> bool:
+        return self.begun <= self.ended.keys()
+
+    def outputs(self, sample: int = 0) -> list[int]:
+        return [token.token for token in sorted(self.tokens[sample], key=lambda token: token.position)]
+
+    def finish(self, sample: int = 0) -> Finish | None:
+        return max(self.tokens[sample], key=lambda token: token.position).finish if self.tokens[sample] else None
+
+
+class Cluster:
+    """A prefill node, a decode node and the wire between them; requests run split over both, or locally on the decode node."""
+
+    def __init__(self, prefill: InstanceConfig, decode: InstanceConfig, lease: float = 5.0, ttl: float = 5.0):
+        self.prefill, self.decode = Node(prefill), Node(decode)
+        self.nodes = (self.prefill, self.decode)
+        self.lease, self.ttl = lease, ttl
+        self.journals: dict[str, Journal] = {}
+        self.stagings: dict[int, Staging] = {}
+        self.pulls: list[Pull] = []
+
+    def advance(self, seconds: float) -> None:
+        for node in self.nodes:
+            node.now += seconds
+            self.send(node, Tick())
+
+    def submit(self, req: Request, *, split: bool) -> Journal:
+        journal = self.journals[req.id] = Journal(req, split)
+        self.send(self.decode, Command(ReserveDecode(req, self.ttl) if split else StartLocal(req)))
+        return journal
+
+    def abort(self, request_id: str) -> None:
+        self.journals[request_id].aborted = True
+        for node in self.nodes:
+            self.send(node, Command(AbortTask(request_id, Status.CANCELLED, "client went away")))
+
+    def send(self, node: Node, event: InstanceEvent) -> None:
+        for message in node.send(event):
+            self.route(node, message)
+
+    def ready(self, node: Node) -> None:
+        before = len(node.messages)
+        node.ready()
+        for message in node.messages[before:]:
+            self.route(node, message)
+
+    def done(self, node: Node) -> None:
+        for message in node.done():
+            self.route(node, message)
+
+    def move(self, index: int = 0) -> bool:
+        """One pull makes one move: a page, or its end. False if it has to wait."""
+        if not self.pulls:
+            return False
+        pull = self.pulls[index % len(self.pulls)]
+        message = pull.message
+        staging = self.stagings[message.source_key]
+        if staging.closed is not None:
+            self.pulls.remove(pull)
+            self.send(pull.node, ImportFailed(message.request, Status.UNAVAILABLE, staging.closed.reason))
+            return True
+        if pull.moved < len(message.pages):
+            index = message.first_page + pull.moved
+            source = staging.owner.exported[message.source_key].get(index)
+            if source is None:
+                return False
+            pull.node.device.pages[message.pages[pull.moved]] = list(staging.owner.device.pages[source])
+            pull.moved += 1
+            return True
+        if staging.final is None:
+            return False
+        self.pulls.remove(pull)
+        times = StageTimes(transfer=1.0, pages_pulled=pull.moved)
+        self.send(pull.node, Imported(message.request, staging.final, times))
+        self.send(staging.owner, StagedReleased(message.source_key))
+        return True
+
+    def settle(self, rounds: int = 3000) -> None:
+        """Let everything run until nothing moves."""
+        for _ in range(rounds):
+            moved = False
+            for node in self.nodes:
+                before = (node.device.last_plan, len(node.results))
+                self.ready(node)
+                self.done(node)
+                moved |= before != (node.device.last_plan, len(node.results)) or bool(node.results)
+            for index in range(len(self.pulls)):
+                moved |= self.move(index)
+            if not moved:
+                return
+        raise AssertionError("the cluster does not come to rest")
+
+    def check(self, journal: Journal) -> None:
+        """A request that ended well gave exactly the expected tokens, each position once."""
+        assert journal.over
+        req = journal.request
+        for sample in range(req.sampling.n):
+            positions = [token.position for token in journal.tokens[sample]]
+            assert sorted(positions) == [len(req.prompt) + i for i in range(len(positions))], "positions are contiguous, each once"
+            outputs, finish = expected_outputs(req, self.decode.config.max_model_len, sample)
+            assert journal.outputs(sample) == outputs[: len(positions)]
+            if journal.ended and all(end.status is Status.OK for end in journal.ended.values()) and not journal.refused:
+                assert journal.outputs(sample) == outputs
+                assert journal.finish(sample) == finish
+
+    def assert_idle(self) -> None:
+        for node in self.nodes:
+            held = node.core.resources()
+            assert held.idle, held
+            assert held.free_slots == node.config.max_num_seqs
+            assert held.free_pages + held.cached_pages == node.config.usable_pages
+
+    def route(self, node: Node, message: InstanceMessage) -> None:
+        match message:
+            case Report():
+                self._report(node, message.report)
+            case Emit():
+                for token in message.tokens:
+                    self.journals[token.request].tokens[token.sample].append(token)
+            case EmitPrompt():
+                self.journals[message.request].prompt_report = message.report
+            case OpenStaging():
+                self.stagings[message.key] = Staging(node, message)
+            case CompleteStaging():
+                staging = self.stagings[message.key]
+                exported, opened = node.exported[message.key], staging.opened
+                assert sorted(exported) == list(range(opened.first_page, opened.first_page + opened.pages))
+                staging.final = message.continuation
+            case CloseStaging():
+                self.stagings[message.key].closed = message
+            case StartPull():
+                self.pulls.append(Pull(node, message, 1))
+            case CancelPull():
+                cancelled = [pull for pull in self.pulls if pull.message.request == message.request]
+                assert len(cancelled) == 1
+                self.pulls.remove(cancelled[0])
+
+    def _report(self, node: Node, report: TaskReport) -> None:
+        journal = self.journals[report.request]
+        match report:
+            case Granted():
+                journal.begun.add(Role.DECODE)
+                self.send(self.prefill, Command(StartPrefill(journal.request, report.cached_tokens, self.lease)))
+            case Staged():
+                journal.begun.add(Role.PREFILL)
+                self.send(self.decode, Command(StartDecode(report.request, report.handle)))
+            case Refused():
+                journal.refused.append(report)
+                self._abort_rest(report.request)
+            case PrefillDone():
+                assert journal.prefill_done is None
+                journal.prefill_done = report
+                if report.finished and journal.split:
+                    self._abort_rest(report.request)
+            case DecodeStarted():
+                assert journal.decode_started is None
+                journal.decode_started = report
+            case TaskEnded():
+                assert report.role not in journal.ended, "a task ends once"
+                journal.begun.add(report.role)
+                journal.ended[report.role] = report
+                if report.status is not Status.OK:
+                    self._abort_rest(report.request)
+            case _:
+                journal.begun.add(Role.DECODE)
+
+    def _abort_rest(self, request_id: str) -> None:
+        finished = self.journals[request_id].prefill_done
+        status = Status.OK if finished is not None and finished.finished else Status.CANCELLED
+        for node in self.nodes:
+            self.send(node, Command(AbortTask(request_id, status, "the other half ended")))

@@ -1,0 +1,156 @@
+"""A device whose arithmetic shows every mix-up.
+
+Its KV is the tokens themselves, page by page, and the next token is a function of all of them as read back through the block table: a wrong page, slot,
+position or order of plans gives another token, and reading what was never written fails at once. `expected_outputs` computes the same from the
+request alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from triptych.runtime.core.request import Finish, FinishReason, Logprobs, Request
+from triptych.runtime.core.sampling import SamplingParams
+from triptych.runtime.instance.config import InstanceConfig
+from triptych.runtime.instance.plan import Draw, Drawn, Row, RowResult, Seat, StepPlan, StepResult
+
+VOCAB = 97
+EOS = 0
+Cell = tuple[int, int]  # (token, RoPE position)
+
+
+def next_token(tokens: list[int], params: SamplingParams, sample: int, position: int, forbidden: tuple[int, ...], counted: int) -> int:
+    """The draw after `tokens`; `counted` stands for what penalties count."""
+    state = params.seed * 1_000_003 + sample * 7919 + position * 104_729 + counted * 31
+    for index, token in enumerate(tokens):
+        state = (state * 33 + (index + 1) * (token + 5)) % 2_147_483_647
+    drawn = state % VOCAB
+    while drawn in forbidden:
+        drawn = (drawn + 1) % VOCAB
+    return drawn
+
+
+def score_of(tokens: list[int], target: int) -> Logprobs:
+    return Logprobs(-float((sum(tokens) * 13 + len(tokens) * 7 + target) % 101))
+
+
+def counted(request: Request, outputs: list[int]) -> int:
+    return sum(request.prompt) + 3 * sum(outputs) if request.sampling.penalised else 0
+
+
+def expected_outputs(request: Request, max_model_len: int, sample: int = 0) -> tuple[list[int], Finish]:
+    """What one sample of `request` must give, wherever and however it is computed."""
+    params, outputs = request.sampling, []
+    stops = {token: Finish(FinishReason.STOP, token) for token in params.stop_token_ids}
+    if not params.ignore_eos:
+        stops[EOS] = Finish(FinishReason.STOP)
+    while True:
+        position = len(request.prompt) + len(outputs)
+        forbidden = tuple(stops) if len(outputs) < params.min_tokens else ()
+        known = [*request.prompt, *outputs]
+        token = next_token(known, params, sample, position, forbidden, counted(request, outputs))
+        outputs.append(token)
+        if len(outputs) > params.min_tokens:
+            if token in stops:
+                return outputs, stops[token]
+            for text in params.stop:
+                if f"<{token}>" == text:
+                    return outputs, Finish(FinishReason.STOP, text)
+        if len(outputs) == params.max_tokens or len(request.prompt) + len(outputs) == max_model_len:
+            return outputs, Finish(FinishReason.LENGTH)
+
+
+class TokenProbe:
+    """The text of token t is "<t>"; a stop string is one such text."""
+
+    built = 0
+
+    def __init__(self, stops: tuple[str, ...]):
+        TokenProbe.built += 1
+        self._stops = stops
+
+    def push(self, token: int) -> str | None:
+        return f"<{token}>" if f"<{token}>" in self._stops else None
+
+
+@dataclass
+class Slot:
+    seat: Seat
+    counted: int
+    last: int | None = None
+
+
+class FakeDevice:
+    """Executes plans when they are given to it; whoever holds the result decides when the core hears of it."""
+
+    def __init__(self, config: InstanceConfig):
+        self.config = config
+        self.pages: list[list[Cell | None]] = [[None] * config.page_size for _ in range(config.num_pages)]
+        self.slots: dict[int, Slot] = {}
+        self.last_plan = 0
+        self.plans: list[StepPlan] = []
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        assert plan.id == self.last_plan + 1, "plans come in the order of their ids"
+        self.last_plan = plan.id
+        self.plans.append(plan)
+        self._check_shape(plan)
+        for source, destination in plan.copies:
+            self.pages[destination] = list(self.pages[source])
+        for seat in plan.seats:
+            seen = sum(seat.prompt) + 3 * sum(seat.outputs) if seat.params.penalised else 0
+            self.slots[seat.slot] = Slot(seat, seen)
+        inputs = [list(row.tokens) or [self._last(row.token_slot)] for row in plan.rows]
+        for row, tokens in zip(plan.rows, inputs, strict=True):
+            for offset, token in enumerate(tokens):
+                page, slot = divmod(row.start + offset, self.config.page_size)
+                assert row.pages[page] != 0, "a row writes the null page"
+                self.pages[row.pages[page]][slot] = (token, row.position + offset)
+        return StepResult(plan.id, tuple(self._result(row, len(tokens)) for row, tokens in zip(plan.rows, inputs, strict=True)))
+
+    def read(self, pages: tuple[int, ...], start: int, count: int) -> list[int]:
+        """Tokens `start`.. of a block table."""
+        tokens = []
+        for index in range(start, start + count):
+            cell = self.pages[pages[index // self.config.page_size]][index % self.config.page_size]
+            assert cell is not None, f"KV index {index} was read and never written"
+            assert cell[1] == index, f"KV index {index} holds position {cell[1]}"
+            tokens.append(cell[0])
+        return tokens
+
+    def _result(self, row: Row, length: int) -> RowResult:
+        known = self.read(row.pages, 0, row.start + length)
+        scores = tuple(score_of(known[: row.start + i + 1], target) for i, target in enumerate(row.score))
+        return RowResult(row.sequence, tuple(self._draw(draw, known) for draw in row.draws), scores)
+
+    def _draw(self, draw: Draw, known: list[int]) -> Drawn:
+        slot = self.slots[draw.slot]
+        seat = slot.seat
+        assert draw.position == len(known), "a draw follows the row's last token"
+        forbidden = seat.forbidden if draw.position < seat.forbidden_until else ()
+        slot.last = next_token(known, seat.params, seat.sample, draw.position, forbidden, slot.counted)
+        if seat.params.penalised:
+            slot.counted += 3 * slot.last
+        return Drawn(draw.slot, slot.last, Logprobs(-1.0) if seat.params.logprobs is not None else None)
+
+    def _last(self, slot: int) -> int:
+        last = self.slots[slot].last
+        assert last is not None, f"slot {slot} has drawn nothing yet"
+        return last
+
+    def _check_shape(self, plan: StepPlan) -> None:
+        config = self.config
+        prefill = [row for row in plan.rows if not row.decode]
+        assert plan.rows, "an empty plan is no plan"
+        assert sum(row.decode for row in plan.rows) <= config.max_num_seqs
+        assert sum(len(row.draws) for row in plan.rows) <= config.max_num_seqs
+        assert len(prefill) <= config.max_prefill_rows
+        assert sum(row.length for row in prefill) <= config.chunk_tokens
+        assert len({row.sequence for row in plan.rows}) == len(plan.rows), "a sequence has two rows"
+        for row in plan.rows:
+            assert len(row.score) <= row.length
+            assert row.start + row.length <= len(row.pages) * config.page_size
+            assert all(0 < page < config.num_pages for page in row.pages) and len(set(row.pages)) == len(row.pages)
+        slots = [draw.slot for row in plan.rows for draw in row.draws]
+        assert len(set(slots)) == len(slots), "a slot draws twice"
+        assert all(len(export.pages) == config.export_pages or export.last for export in plan.exports)

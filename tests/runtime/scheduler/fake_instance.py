@@ -1,0 +1,161 @@
+"""A toy instance that obeys the task protocol of core/tasks.py and computes nothing.
+
+Commands are answered at once; work advances when told to. What a pull needs of its source is looked up in `Staging`, shared by the
+instances of a test, so that a decode task starts only when its source has computed the prompt and fails when the source is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from triptych.runtime.core.errors import Status
+from triptych.runtime.core.handle import Handle
+from triptych.runtime.core.instance import InstanceInfo, Role
+from triptych.runtime.core.request import PromptReport, Request
+from triptych.runtime.core.tasks import (
+    AbortTask,
+    Accepted,
+    DecodeStarted,
+    Granted,
+    PrefillDone,
+    Refused,
+    ReserveDecode,
+    Staged,
+    StartDecode,
+    StartLocal,
+    StartPrefill,
+    TaskCommand,
+    TaskEnded,
+    TaskReport,
+)
+
+
+class State(Enum):
+    QUEUED = auto()  # prefill: accepted
+    STAGED = auto()  # prefill: computed, waiting for the puller
+    RESERVED = auto()  # decode: granted
+    PULLING = auto()
+    RUNNING = auto()  # decode or local: generating
+
+
+@dataclass
+class Work:
+    request: Request
+    role: Role
+    state: State
+    key: int = 0  # of the staged KV: own (prefill) or pulled (decode)
+    local: bool = False
+
+
+@dataclass
+class Staging:
+    """Which staged KV exists: key -> whether it is complete. A released or dead key is absent; `finished` ones left nothing to decode."""
+
+    complete: dict[int, bool] = field(default_factory=dict)
+    finished: set[int] = field(default_factory=set)
+    released: set[int] = field(default_factory=set)
+    next_key: int = 1
+
+
+@dataclass
+class FakeInstance:
+    """`slots` bounds its tasks."""
+
+    info: InstanceInfo
+    staging: Staging
+    slots: int = 4
+    tasks: dict[tuple[str, Role], Work] = field(default_factory=dict)
+
+    def handle(self, command: TaskCommand) -> list[TaskReport]:
+        """The immediate answers to `command`."""
+        match command:
+            case ReserveDecode():
+                return [self._begin(command.request, Role.DECODE, State.RESERVED) or Granted(command.request.id, 0)]
+            case StartPrefill():
+                refused = self._begin(command.request, Role.PREFILL, State.QUEUED)
+                if refused is not None:
+                    return [refused]
+                key = self.staging.next_key
+                self.staging.next_key += 1
+                self.staging.complete[key] = False
+                self.tasks[command.request.id, Role.PREFILL].key = key
+                return [Staged(command.request.id, Handle(self.info.ref, self.info.address, key, "digest"))]
+            case StartLocal():
+                refused = self._begin(command.request, Role.DECODE, State.QUEUED)
+                if refused is None:
+                    self.tasks[command.request.id, Role.DECODE].local = True
+                return [refused or Accepted(command.request.id)]
+            case StartDecode():
+                work = self.tasks.get((command.request, Role.DECODE))
+                if work is not None:
+                    assert work.state is State.RESERVED, "StartDecode without a reservation"
+                    work.state, work.key = State.PULLING, command.source.key
+                return []
+            case AbortTask():
+                roles = [role for role in Role if command.role in (None, role) and (command.request, role) in self.tasks]
+                return [self._end(self.tasks[command.request, role], command.status, command.reason) for role in roles]
+
+    def advance(self, name: str, role: Role, finish_early: bool = False) -> list[TaskReport]:
+        """Let one task take its next step, if it can. `finish_early`: a prompt's first token already ends the request."""
+        work = self.tasks[name, role]
+        match work.state:
+            case State.QUEUED:
+                report = PrefillDone(name, PromptReport(len(work.request.prompt), 0), finished=finish_early)
+                if work.local:
+                    work.state = State.RUNNING
+                    return [report, self._end(work)] if finish_early else [report, DecodeStarted(name)]
+                if finish_early:
+                    self.staging.finished.add(work.key)
+                    return [report, self._end(work)]
+                self.staging.complete[work.key] = True
+                work.state = State.STAGED
+                return [report]
+            case State.STAGED:
+                return [self._end(work)] if work.key in self.staging.released else []
+            case State.RESERVED:
+                return []
+            case State.PULLING:
+                if work.key in self.staging.finished:
+                    return [self._end(work)]
+                if work.key not in self.staging.complete:
+                    return [self._end(work, Status.UNAVAILABLE, "the source is gone")]
+                if self.staging.complete[work.key]:
+                    work.state = State.RUNNING
+                    self.staging.released.add(work.key)
+                    return [DecodeStarted(name)]
+                return []
+            case State.RUNNING:
+                return [self._end(work)]
+
+    def finish_everything(self) -> Iterator[TaskReport]:
+        """Advance every task once."""
+        for name, role in list(self.tasks):
+            yield from self.advance(name, role)
+
+    def fail(self, name: str, role: Role) -> list[TaskReport]:
+        return [self._end(self.tasks[name, role], Status.INTERNAL, "toy failure")]
+
+    def die(self) -> None:
+        """Everything is gone, without a word."""
+        for work in self.tasks.values():
+            if work.role is Role.PREFILL:
+                self.staging.complete.pop(work.key, None)
+        self.tasks.clear()
+
+    def _begin(self, request: Request, role: Role, state: State) -> Refused | None:
+        if (request.id, role) in self.tasks:
+            raise AssertionError(f"{self.info.ref} was told twice to start {role} of {request.id}")
+        if len(self.tasks) >= self.slots:
+            return Refused(request.id, role, "toy instance is full")
+        if len(request.prompt) >= self.info.capacity.max_num_seqs * 10:
+            return Refused(request.id, role, "never fits", permanent=True)
+        self.tasks[request.id, role] = Work(request, role, state)
+        return None
+
+    def _end(self, work: Work, status: Status = Status.OK, reason: str = "") -> TaskEnded:
+        del self.tasks[work.request.id, work.role]
+        if work.role is Role.PREFILL:
+            self.staging.complete.pop(work.key, None)
+        return TaskEnded(work.request.id, work.role, status, reason)

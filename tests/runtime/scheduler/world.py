@@ -1,0 +1,157 @@
+"""Builders and a driver for scheduler tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from triptych.runtime.core.clock import ManualClock
+from triptych.runtime.core.control import (
+    Completed,
+    DropWorker,
+    Failed,
+    GatewayJoined,
+    GatewayNotice,
+    Reported,
+    SchedulerCommand,
+    SchedulerEvent,
+    SchedulerTick,
+    Submit,
+    ToGateway,
+    ToInstance,
+    WorkerJoined,
+)
+from triptych.runtime.core.handle import Handle
+from triptych.runtime.core.instance import Capacity, Compatibility, InstanceInfo, InstanceRef, Role, TransportKind
+from triptych.runtime.core.request import Request
+from triptych.runtime.core.sampling import SamplingParams
+from triptych.runtime.core.tasks import TaskCommand, TaskReport
+from triptych.runtime.scheduler.config import SchedulerConfig
+from triptych.runtime.scheduler.policies.queue_order import QueueOrder
+from triptych.runtime.scheduler.policies.router import Router
+from triptych.runtime.scheduler.scheduler import Scheduler
+
+COMPATIBLE = Compatibility(protocol=1, model="toy", revision="r1", kv_dtype="float32", page_size=4, kv_layout="v1")
+ROLES = {
+    "p": frozenset({Role.PREFILL}),
+    "d": frozenset({Role.DECODE}),
+    "pd": frozenset({Role.PREFILL, Role.DECODE}),
+    "e": frozenset({Role.ENCODE}),
+}
+
+T = TypeVar("T")
+
+
+def info(
+    name: str,
+    roles: str,
+    *,
+    worker: str | None = None,
+    epoch: int = 1,
+    max_model_len: int = 64,
+    compatibility: Compatibility = COMPATIBLE,
+    transports: tuple[TransportKind, ...] = (TransportKind.GRPC,),
+    domain: str = "",
+) -> InstanceInfo:
+    """An instance of its own worker `w-<name>` unless `worker` says otherwise; roles are "p", "d", "pd" or "e"."""
+    return InstanceInfo(
+        ref=InstanceRef(name, epoch),
+        worker=worker or f"w-{name}",
+        address=f"{name}:1",
+        roles=ROLES[roles],
+        capacity=Capacity(max_num_seqs=4, num_pages=64, page_size=4, max_model_len=max_model_len),
+        compatibility=compatibility,
+        transports=transports,
+        domain=domain,
+    )
+
+
+def request(name: str, *, prompt: int = 4, gateway: str = "g", deadline: float | None = None, priority: int = 0, n: int = 1) -> Request:
+    return Request(
+        id=name,
+        gateway=gateway,
+        model="toy",
+        prompt=tuple(range(prompt)),
+        sampling=SamplingParams(n=n),
+        deadline=deadline,
+        priority=priority,
+    )
+
+
+def handle(owner: InstanceRef, key: int = 7) -> Handle:
+    return Handle(owner, f"{owner.id}:1", key, "digest")
+
+
+@dataclass
+class Driver:
+    """A scheduler, a clock, and everything it has said; the newest commands are those of the last event."""
+
+    scheduler: Scheduler
+    clock: ManualClock = field(default_factory=lambda: ManualClock(100.0))
+    notices: dict[str, list[GatewayNotice]] = field(default_factory=dict)
+    commands: list[ToInstance] = field(default_factory=list)
+    drops: list[DropWorker] = field(default_factory=list)
+    last: list[SchedulerCommand] = field(default_factory=list)
+
+    def send(self, event: SchedulerEvent) -> list[SchedulerCommand]:
+        self.last = self.scheduler.handle(event, self.clock.now())
+        for command in self.last:
+            match command:
+                case ToGateway():
+                    self.notices.setdefault(command.gateway, []).append(command.notice)
+                case ToInstance():
+                    self.commands.append(command)
+                case DropWorker():
+                    self.drops.append(command)
+        return self.last
+
+    def join(self, *infos: InstanceInfo) -> None:
+        """Each worker registers its instances."""
+        workers: dict[str, list[InstanceInfo]] = {}
+        for one in infos:
+            workers.setdefault(one.worker, []).append(one)
+        for worker, owned in workers.items():
+            self.send(WorkerJoined(worker, tuple(owned)))
+
+    def submit(self, name: str, **options: object) -> list[SchedulerCommand]:
+        return self.send(Submit(request(name, **options)))  # type: ignore[arg-type]
+
+    def report(self, instance: InstanceInfo, report: TaskReport) -> list[SchedulerCommand]:
+        return self.send(Reported(instance.ref, report))
+
+    def tick(self, seconds: float = 0.0) -> list[SchedulerCommand]:
+        self.clock.advance(seconds)
+        return self.send(SchedulerTick())
+
+    def sent(self, kind: type[T], to: str | None = None) -> list[T]:
+        """Every command of `kind` so far (to the instance called `to`)."""
+        return [c.command for c in self.commands if isinstance(c.command, kind) and to in (None, c.ref.id)]
+
+    def now_sent(self) -> list[tuple[str, TaskCommand]]:
+        """Commands to instances that the last event caused: (instance name, command)."""
+        return [(c.ref.id, c.command) for c in self.last if isinstance(c, ToInstance)]
+
+    def told(self, kind: type[T], gateway: str = "g") -> list[T]:
+        """Every notice of `kind` so far."""
+        return [n for n in self.notices.get(gateway, []) if isinstance(n, kind)]
+
+    def terminal(self, name: str, gateway: str = "g") -> Failed | Completed | None:
+        """The request's terminal notice; fails if there are two."""
+        found = [n for n in self.notices.get(gateway, []) if isinstance(n, Failed | Completed) and n.request == name]
+        assert len(found) <= 1, found
+        return found[0] if found else None
+
+    def assert_nothing_is_held(self) -> None:
+        held = self.scheduler.resources()
+        assert held == replace(held, records=0, tasks=0, queued=0, deadlines=0, assigned=0)
+        assert self.scheduler.idle
+
+
+def driver(
+    *infos: InstanceInfo, config: SchedulerConfig | None = None, router: Router | None = None, order: QueueOrder | None = None
+) -> Driver:
+    """A driver whose gateway "g" and instances have joined."""
+    made = Driver(Scheduler(config, router, order))
+    made.send(GatewayJoined("g"))
+    made.join(*infos)
+    return made

@@ -1,0 +1,89 @@
+"""Which processes a configuration becomes, and which devices each of them sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from triptych.runtime.core.errors import ConfigError
+from triptych.runtime.core.topology import parse
+from triptych.tools.config import ServeConfig
+from triptych.tools.launch import detect_device, device_environment, scheduler_process, still_serves, worker_processes
+
+FILE = Path("/run/config.json")
+
+
+def workers(config: ServeConfig, device: str, environ: dict[str, str] | None = None):
+    return worker_processes(config, FILE, "127.0.0.1:9", device, environ or {})
+
+
+def flag(argv: tuple[str, ...], name: str) -> str:
+    return argv[argv.index(name) + 1]
+
+
+def test_one_process_per_instance_with_its_own_gpus():
+    processes = workers(ServeConfig(topology="2P1D", prefill_tp=1, decode_tp=2), "cuda")
+    assert [p.name for p in processes] == ["decode-0", "prefill-0", "prefill-1"]
+    assert [p.env["CUDA_VISIBLE_DEVICES"] for p in processes] == ["0,1", "2", "3"]
+    assert [flag(p.argv, "--instances") for p in processes] == ["decode-0", "prefill-0", "prefill-1"]
+    assert all(
+        flag(p.argv, "--scheduler") == "127.0.0.1:9" and flag(p.argv, "--config") == str(FILE) for p in processes
+    )
+
+
+def test_one_process_for_all_sees_all_devices():
+    (only,) = workers(ServeConfig(topology="1P1D", tensor_parallel_size=2, processes="one"), "cuda")
+    assert only.env["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+    assert flag(only.argv, "--instances") == "decode-0,prefill-0"
+
+
+def test_gpus_are_taken_from_those_that_this_process_may_use():
+    processes = workers(ServeConfig(), "cuda", {"CUDA_VISIBLE_DEVICES": "7,GPU-abc,3"})
+    assert [p.env["CUDA_VISIBLE_DEVICES"] for p in processes] == ["7", "GPU-abc"]
+    with pytest.raises(ConfigError, match="needs more GPUs than the 1"):
+        workers(ServeConfig(), "cuda", {"CUDA_VISIBLE_DEVICES": "0"})
+
+
+def test_cpu_processes_emulate_as_many_devices_as_they_need_and_keep_other_xla_flags():
+    environ = {"XLA_FLAGS": "--xla_a=1 --xla_force_host_platform_device_count=8"}
+    processes = workers(ServeConfig(topology="1P1D", decode_tp=4), "cpu", environ)
+    assert [p.env["XLA_FLAGS"] for p in processes] == [
+        "--xla_a=1 --xla_force_host_platform_device_count=4",
+        "--xla_a=1 --xla_force_host_platform_device_count=1",
+    ]
+    env = device_environment(ServeConfig(emulate_devices=8), "cpu", 0, 1, {})
+    assert env["XLA_FLAGS"].endswith("=8") and env["JAX_PLATFORMS"] == "cpu"
+
+
+def test_tpu_chips_belong_to_one_process():
+    with pytest.raises(ConfigError, match="--processes one"):
+        workers(ServeConfig(), "tpu")
+    assert len(workers(ServeConfig(processes="one"), "tpu")) == 1
+
+
+def test_children_get_secrets_by_environment_and_no_setting_twice():
+    environ = {"TRIPTYCH_PORT": "1", "PATH": "/bin"}
+    spec = scheduler_process(ServeConfig(api_key="k"), FILE, environ)
+    assert spec.env == {"PATH": "/bin", "TRIPTYCH_API_KEY": "k"}
+    assert not any("k" == part for part in spec.argv)
+
+
+@pytest.mark.parametrize(
+    ("topology", "alive", "serves"),
+    [
+        ("1P1D", ["prefill-0", "decode-0"], True),
+        ("1P1D", ["decode-0"], False),
+        ("2P1D", ["prefill-1", "decode-0"], True),
+        ("2P1D", ["prefill-0", "prefill-1"], False),
+        ("2PD", ["pd-1"], True),
+        ("2PD", [], False),
+    ],
+)
+def test_a_deployment_serves_while_every_stage_has_an_instance(topology: str, alive: list[str], serves: bool):
+    plan = parse(topology)
+    assert still_serves(plan, [s for s in plan.instances() if s.id in alive]) is serves
+
+
+def test_without_accelerator_files_the_device_is_the_cpu(tmp_path: Path):
+    assert detect_device(tmp_path) == "cpu"

@@ -1,0 +1,179 @@
+"""`triptych bench`: measure a running server, or compare two, under an open-loop load."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import secrets
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from triptych.runtime.client import AsyncClient
+from triptych.runtime.core.errors import ConfigError
+from triptych.tools.bench import compare, report, runner, workload
+from triptych.tools.bench.grpc_client import GrpcLoadClient
+from triptych.tools.bench.metrics import Record, Summary, parse_objectives, summarise
+from triptych.tools.bench.workload import Item
+from triptych.tools.connection import Connection
+from triptych.tools.settings import add_flags, resolve
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server, and what the workload must know of its model."""
+
+    client: AsyncClient
+    address: str
+    vocab: list[int]
+    max_model_len: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    load = parser.add_argument_group("load")
+    load.add_argument("--num-requests", "--num-prompts", type=int, default=64, help="requests to measure (default 64)")
+    load.add_argument(
+        "--rate",
+        "--request-rate",
+        type=float,
+        default=4.0,
+        help="requests per second; inf sends all at once (default 4)",
+    )
+    load.add_argument(
+        "--arrivals", choices=("poisson", "uniform"), default="poisson", help="gaps between requests (default poisson)"
+    )
+    load.add_argument("--input-len", "--random-input-len", type=int, default=128, help="prompt tokens (default 128)")
+    load.add_argument(
+        "--output-len", "--random-output-len", type=int, default=32, help="tokens to generate (default 32)"
+    )
+    load.add_argument("--prompts", type=Path, metavar="FILE", help="text prompts, one a line, instead of random tokens")
+    load.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="replay arrivals and lengths of a CSV (TIMESTAMP,ContextTokens,GeneratedTokens); 'azure' is built in",
+    )
+    load.add_argument("--speed", type=float, default=1.0, help="replay the trace so many times faster (default 1)")
+    load.add_argument(
+        "--length-scale", type=float, default=1.0, help="multiply the trace's lengths by this (default 1)"
+    )
+    load.add_argument(
+        "--warmup", type=int, default=3, help="requests before, one after the other, not measured (default 3)"
+    )
+    load.add_argument(
+        "--share-prefixes",
+        action="store_true",
+        help="let equal prompts share cached KV (default: each request is salted)",
+    )
+    load.add_argument("--seed", type=int, default=0, help="of arrivals and random prompts (default 0)")
+    out = parser.add_argument_group("report")
+    out.add_argument(
+        "--goodput", nargs="+", default=[], metavar="NAME:SECONDS", help="objectives, such as ttft:0.2 tpot:0.02"
+    )
+    out.add_argument("--compare", nargs=2, metavar=("A", "B"), help="run two servers in turns and print B over A")
+    out.add_argument("--rounds", type=int, default=3, help="turns of each with --compare (default 3)")
+    out.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    out.add_argument("--plot", type=Path, metavar="PNG", help="draw latency distributions (needs matplotlib)")
+    add_flags(parser, Connection)
+
+
+def run(args: argparse.Namespace) -> int:
+    connection = resolve(Connection, args)
+    if args.num_requests < 1 or args.warmup < 0 or args.rounds < 1:
+        raise ConfigError("--num-requests and --rounds must be positive, --warmup not negative")
+    try:
+        objectives = parse_objectives(args.goodput)
+        return asyncio.run(_bench(args, connection, objectives))
+    except (ValueError, OSError) as error:  # a load or objective that cannot be, a file that is not there
+        raise ConfigError(str(error)) from error
+
+
+async def _bench(args: argparse.Namespace, connection: Connection, objectives: dict[str, float]) -> int:
+    addresses = args.compare or [connection.address]
+    targets = [await _connect(address, connection) for address in addresses]
+    try:
+        vocab, context = min((t.vocab for t in targets), key=len), min(t.max_model_len for t in targets)
+        items = build_items(args, vocab, context)
+        sides = (
+            [[await _one_run(args, t, items)] for t in targets]
+            if not args.compare
+            else await _in_turns(args, targets, items)
+        )
+    finally:
+        for target in targets:
+            await target.client.close()
+    names = (
+        addresses
+        if len(set(addresses)) == len(addresses)
+        else [f"{n} {a}" for n, a in zip("AB", addresses, strict=True)]
+    )
+    summaries = [[summarise(records, objectives) for records in side] for side in sides]
+    ratios = compare.ratios(summaries[0], summaries[1]) if args.compare else []
+    runs: dict[str, tuple[Summary, list[Record]]] = {}
+    for name, side, digest in zip(names, sides, summaries, strict=True):
+        for number, (records, summary) in enumerate(zip(side, digest, strict=True), start=1):
+            runs[name if len(side) == 1 else f"{name} round {number}"] = (summary, records)
+    for name, (summary, _) in runs.items():
+        print(f"\n{name}\n{report.table(summary)}")
+    if ratios:
+        print(f"\n{report.ratio_table(ratios, names[0], names[1])}")
+    if args.json is not None:
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "api_key"}
+        args.json.write_text(report.as_json(settings, runs, ratios))
+    if args.plot is not None:
+        report.plot(
+            args.plot, {n: [r for records in side for r in records] for n, side in zip(names, sides, strict=True)}
+        )
+    return 0 if all(s.completed for s, _ in runs.values()) else 1
+
+
+def build_items(args: argparse.Namespace, vocab: list[int], context: int) -> list[Item]:
+    """The measured load that the flags describe, for a model with these token ids and this context length."""
+    rng = random.Random(args.seed)
+    if args.trace is not None:
+        path = workload.BUNDLED_TRACE if args.trace == "azure" else Path(args.trace)
+        rows = workload.read_trace(path.read_text().splitlines())[: args.num_requests]
+        return workload.trace_items(
+            rows, speed=args.speed, length_scale=args.length_scale, max_total=context, vocab=vocab, rng=rng
+        )
+    times = (
+        workload.poisson(args.num_requests, args.rate, rng)
+        if args.arrivals == "poisson"
+        else workload.uniform(args.num_requests, args.rate)
+    )
+    if args.prompts is not None:
+        texts = [line for line in args.prompts.read_text().splitlines() if line.strip()]
+        return workload.text_items(times, texts, output_tokens=args.output_len)
+    if args.input_len + args.output_len > context:
+        raise ConfigError(
+            f"--input-len {args.input_len} + --output-len {args.output_len} exceed the model's {context} tokens"
+        )
+    return workload.random_items(
+        times, input_tokens=args.input_len, output_tokens=args.output_len, vocab=vocab, rng=rng
+    )
+
+
+async def _connect(address: str, connection: Connection) -> Target:
+    client = AsyncClient(address, connection.api_key)
+    await client.wait_ready(connection.wait or 5.0)
+    info = await client.model_info()
+    special = set(info.eos_token_ids)
+    return Target(client, address, [t for t in range(info.vocab_size) if t not in special], info.max_model_len)
+
+
+async def _one_run(args: argparse.Namespace, target: Target, items: list[Item]) -> list[Record]:
+    client = GrpcLoadClient(target.client, share_prefixes=args.share_prefixes, run=secrets.token_hex(4))
+    await runner.warm_up(client, [items[i % len(items)] for i in range(args.warmup)])
+    return await runner.run(client, items, lambda done, total: _show(f"{target.address}: {done}/{total}"))
+
+
+async def _in_turns(args: argparse.Namespace, targets: list[Target], items: list[Item]) -> list[list[list[Record]]]:
+    a, b = targets
+    return list(
+        await compare.interleave(lambda: _one_run(args, a, items), lambda: _one_run(args, b, items), args.rounds)
+    )
+
+
+def _show(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{text}", end="", file=sys.stderr, flush=True)

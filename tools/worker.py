@@ -1,0 +1,135 @@
+"""`triptych worker`: a process that owns devices and runs some instances of a topology, registered at a scheduler.
+
+`triptych serve` starts these; by hand they make a deployment over several machines. Platform and devices are what jax finds in its environment
+(launch.device_environment sets it for children of serve).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+from triptych.runtime.core.errors import ConfigError
+from triptych.runtime.core.instance import Role, TransportKind
+from triptych.runtime.core.topology import InstanceSpec
+from triptych.runtime.worker.config import DEFAULT_CONTEXT, InstancePlan, WorkerConfig
+from triptych.tools.child import announce_ready, end_with_parent
+from triptych.tools.config import ServeConfig
+from triptych.tools.settings import add_arguments as add_settings
+from triptych.tools.settings import resolve, write_dump
+
+_MODES = {
+    "prefill": frozenset({Role.PREFILL}),
+    "decode": frozenset({Role.DECODE}),
+    "null": frozenset({Role.PREFILL, Role.DECODE}),  # SGLang's word for an instance that does both
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    worker = parser.add_argument_group("worker")
+    worker.add_argument("--scheduler", metavar="HOST:PORT", help="address of the scheduler to register at")
+    worker.add_argument("--name", help="name of this process, unique in the cluster (default: its first instance)")
+    which = worker.add_mutually_exclusive_group()
+    which.add_argument(
+        "--instances", metavar="IDS", help="instances of --topology to run, such as decode-0,prefill-0 (default: all)"
+    )
+    which.add_argument(
+        "--disaggregation-mode", "--role", choices=tuple(_MODES), help="run one instance with this role instead"
+    )
+    worker.add_argument("--supervised", action="store_true", help="end when stdin closes (set by serve)")
+    add_settings(parser, ServeConfig)
+
+
+def run(args: argparse.Namespace) -> int:
+    config = resolve(ServeConfig, args)
+    if args.dump_config is not None:
+        write_dump(config, args.dump_config)
+        return 0
+    if args.scheduler is None:
+        raise ConfigError("--scheduler HOST:PORT is missing; `triptych serve` starts scheduler and workers together")
+    if args.supervised:
+        end_with_parent()
+    logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    specs = chosen_instances(config, args.instances, args.disaggregation_mode, args.name)
+    import jax  # late: a wrong flag is reported without waiting for it
+
+    platform = jax.default_backend()
+    return asyncio.run(_work(worker_config(config, specs, args.name or specs[0].id, args.scheduler, platform)))
+
+
+def chosen_instances(
+    config: ServeConfig, ids: str | None, mode: str | None, name: str | None
+) -> tuple[InstanceSpec, ...]:
+    """The instances that the flags name. Raises ConfigError for one that the topology does not have."""
+    if mode is not None:
+        return (InstanceSpec(name or f"{mode if mode != 'null' else 'pd'}-{os.getpid()}", _MODES[mode]),)
+    known = {spec.id: spec for spec in config.plan.instances()}
+    wanted = list(known) if ids is None else [part.strip() for part in ids.split(",")]
+    if unknown := [i for i in wanted if i not in known]:
+        raise ConfigError(f"topology {config.topology} has no instance {', '.join(unknown)}; it has {', '.join(known)}")
+    return tuple(known[i] for i in wanted)
+
+
+def worker_config(
+    config: ServeConfig, specs: tuple[InstanceSpec, ...], name: str, scheduler: str, platform: str
+) -> WorkerConfig:
+    """The worker's part of the deployment's settings, for devices of `platform` (what jax calls it: cpu, gpu, tpu)."""
+    dtype = config.dtype if config.dtype != "auto" else "float32" if platform == "cpu" else "bfloat16"
+    return WorkerConfig(
+        name=name,
+        scheduler=scheduler,
+        instances=tuple(InstancePlan(s.id, s.roles, config.tp_of(s.roles)) for s in specs),
+        model=config.model,
+        cache=config.cache_path,
+        served_model_name=config.served_model_name or config.model,
+        host=config.host,
+        load_dummy=config.load_format == "dummy",
+        dtype=dtype,
+        kv_dtype=dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
+        max_model_len=config.max_model_len or DEFAULT_CONTEXT,
+        max_num_seqs=config.max_num_seqs,
+        chunk_tokens=config.max_num_batched_tokens,
+        page_size=config.page_size,
+        num_pages=config.num_pages,
+        kv_cache_memory=config.kv_cache_memory,
+        memory_fraction=config.gpu_memory_utilization,
+        prefix_cache=config.enable_prefix_caching,
+        max_waiting=config.max_waiting,
+        transports=tuple(TransportKind) if config.transport == "auto" else (TransportKind(config.transport),),
+        interface=config.host,
+        token=config.api_key,
+        heartbeat_interval=config.heartbeat_interval,
+    )
+
+
+async def _work(config: WorkerConfig) -> int:
+    """Run until SIGTERM (0) or until a device loop dies (1)."""
+    from triptych.runtime.worker.process import WorkerProcess
+
+    stop = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    process = WorkerProcess(config, progress=lambda text: print(text, file=sys.stderr, flush=True))
+    stopping = asyncio.create_task(stop.wait())
+    working = asyncio.create_task(_start_and_wait(process))
+    done, _ = await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if working in done:
+            print(f"a device loop died: {working.result()}", file=sys.stderr)
+            return 1
+        return 0
+    finally:
+        for task in (stopping, working):
+            task.cancel()
+        await asyncio.gather(stopping, working, return_exceptions=True)
+        await process.stop()
+
+
+async def _start_and_wait(process) -> str:
+    await process.start()
+    announce_ready(address=process.address, pid=os.getpid(), instances=[i.info.ref.id for i in process.instances])
+    return await process.wait()
