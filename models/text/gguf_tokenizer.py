@@ -136,7 +136,8 @@ def _merges_from_scores(pieces: Sequence[str], types: Sequence[int], scores: Seq
     """Every split of a piece into two pieces, best-scored piece first.
 
     SentencePiece always merges the adjacent pair whose union scores highest; ranking the pairs by that score makes a
-    BPE with explicit merges do the same.
+    BPE with explicit merges do the same. Equal scores (runs of spaces, in Mistral's vocabularies) go leftmost first
+    there, so a run grows from its left end: the longer left part ranks first.
     """
     normal = {piece: score for piece, kind, score in zip(pieces, types, scores, strict=True) if kind == _NORMAL}
     merges = [

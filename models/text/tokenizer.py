@@ -22,11 +22,15 @@ from typing import Any
 
 import tokenizers
 
-__all__ = ["PieceCodec", "Tokenizer", "UnsupportedTokenizerError"]
+__all__ = ["InvalidTextError", "PieceCodec", "Tokenizer", "UnsupportedTokenizerError"]
 
 
 class UnsupportedTokenizerError(ValueError):
     """The vocabulary is of a kind that cannot be served; the message says which kinds can."""
+
+
+class InvalidTextError(ValueError):
+    """The text is no Unicode text: it has a lone surrogate, which JSON can carry (`"\\ud800"`) and UTF-8 cannot."""
 
 
 class PieceCodec(enum.Enum):
@@ -101,9 +105,17 @@ class Tokenizer:
         """Token ids of `text`. Special tokens spelt out in the text are recognised.
 
         `add_special_tokens` adds what the vocabulary adds around a plain text (for most models a BOS): pass False for a
-        rendered chat template, which already has them.
+        rendered chat template, which already has them. Raises InvalidTextError.
         """
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError:  # what the Rust binding makes of a str without a UTF-8 form
+            surrogate = next((at for at, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
+            if surrogate is None:
+                raise
+            raise InvalidTextError(
+                f"the text has a lone surrogate at character {surrogate}; send valid Unicode"
+            ) from None
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence. Ids without a piece are dropped, bytes that are not UTF-8 become U+FFFD."""

@@ -14,6 +14,7 @@ from triptych.runtime.client import transport
 from triptych.runtime.client.requests import Message, Sampling, generate_request, tokenize_request
 from triptych.runtime.client.results import Chunk, Result
 from triptych.runtime.core.errors import DeadlineError, TriptychError
+from triptych.runtime.wire.auth import bearer_metadata
 from triptych.runtime.wire.status import error_from_call
 
 
@@ -66,7 +67,7 @@ class Client:
             self._channel = grpc.insecure_channel(address, options=transport.CHANNEL_OPTIONS)
         else:
             self._channel = grpc.secure_channel(address, tls.credentials(), options=transport.CHANNEL_OPTIONS)
-        self._metadata = transport.call_metadata(token)
+        self._metadata = bearer_metadata(token)
         self._stub = inference_pb2_grpc.InferenceStub(self._channel)
 
     def generate(

@@ -51,14 +51,18 @@ def draw_key(
 
 
 def gumbel(key: Key, size: int) -> Float[Array, "rows size"]:
-    """Standard Gumbel noise for token ids 0 to size-1 of each row.
-
-    A pair of ids shares one hash. The uniform variable has 32 bits and its fine end is where noise is large, so that unlikely tokens are
-    drawn as often as they should be: with the usual 23 bits nothing rarer than 1e-7 comes out right.
-    """
+    """Standard Gumbel noise for token ids 0 to size-1 of each row. A pair of ids shares one hash."""
     pairs = jnp.arange((size + 1) // 2, dtype=jnp.uint32)[None, :]
     even, odd = threefry((key[0][:, None], key[1][:, None]), jnp.zeros_like(pairs), pairs)
-    bits = jnp.stack((even, odd), axis=-1).reshape(even.shape[0], -1)[:, :size]
+    return gumbel_of_bits(jnp.stack((even, odd), axis=-1).reshape(even.shape[0], -1)[:, :size])
+
+
+def gumbel_of_bits(bits: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Gumbel variables of uniform words.
+
+    The uniform variable has 32 bits and its fine end is where noise is large, so that unlikely tokens are drawn as often as they should
+    be: with the usual 23 bits nothing rarer than 1e-7 comes out right.
+    """
     uniform = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
     # Rounding to float32 reaches 1 for the largest words, where the exponential variable would be infinite.
     exponential = -jnp.log1p(-jnp.minimum(uniform, jnp.float32(1 - 2.0**-24)))

@@ -28,7 +28,9 @@ from triptych.runtime.transfer.checksum import checksum
 from triptych.runtime.transfer.layout import ChunkLayout, Slots
 
 AXIS = "tp"
-COMPILE_THREADS = 2  # XLA's own threads fill a host; two overlap one program's serial passes with another's parallel ones
+COMPILE_THREADS = (
+    2  # XLA's own threads fill a host; two overlap one program's serial passes with another's parallel ones
+)
 
 
 class HeadSlots(Protocol):
@@ -88,11 +90,15 @@ class PageMover:
         self.layout = ChunkLayout(head_layout.slots())
         self.devices: tuple[jax.Device, ...] = tuple(mesh.devices.flat)
         if len(self.devices) != len(self.layout.slots) or mesh.axis_names != (AXIS,):
-            raise ValueError(f"head layout for {len(self.layout.slots)} devices on mesh {mesh}; expected one axis {AXIS!r} of that size")
+            raise ValueError(
+                f"head layout for {len(self.layout.slots)} devices on mesh {mesh}; expected one axis {AXIS!r} of that size"
+            )
         self.layer_groups = ((0, num_layers),) if layer_groups is None else layer_groups
         covered = [layer for start, stop in self.layer_groups for layer in range(start, stop)]
         if covered != list(range(num_layers)):
-            raise ValueError(f"layer groups {self.layer_groups} must cover layers 0..{num_layers - 1} in order, each once")
+            raise ValueError(
+                f"layer groups {self.layer_groups} must cover layers 0..{num_layers - 1} in order, each once"
+            )
         self.num_pages = num_pages
         self.granule = granule
         self.dtype = np.dtype(dtype)
@@ -115,7 +121,9 @@ class PageMover:
         """(chunk, device) for every array that `scatter` wants, in its order: chunk by chunk, replicas together."""
         return tuple((h.chunk, self.devices[h.device]) for h in self.layout.holders(g))
 
-    def compile(self, progress: Callable[[str, int, int], None] | None = None, sizes: Sequence[int] | None = None) -> int:
+    def compile(
+        self, progress: Callable[[str, int, int], None] | None = None, sizes: Sequence[int] | None = None
+    ) -> int:
         """Compiles gather and scatter for each chunk size and number of layers; returns how many programs that made.
 
         Args:
@@ -125,8 +133,12 @@ class PageMover:
         jobs: list[tuple[str, dict[tuple[int, int], Callable[..., Any]], tuple[int, int], Any]] = []
         for g in self.layout.chunk_sizes() if sizes is None else sizes:
             for layers in sorted({stop - start for start, stop in self.layer_groups}):
-                jobs.append((f"gather heads={g} layers={layers}", self._gather, (g, layers), self._lower_gather(g, layers)))
-                jobs.append((f"scatter heads={g} layers={layers}", self._scatter, (g, layers), self._lower_scatter(g, layers)))
+                jobs.append(
+                    (f"gather heads={g} layers={layers}", self._gather, (g, layers), self._lower_gather(g, layers))
+                )
+                jobs.append(
+                    (f"scatter heads={g} layers={layers}", self._scatter, (g, layers), self._lower_scatter(g, layers))
+                )
                 self._make_zeros(g, layers)
         with ThreadPoolExecutor(COMPILE_THREADS, thread_name_prefix="compile") as threads:
             compiled = [(job, threads.submit(job[3].compile)) for job in jobs]
@@ -199,7 +211,9 @@ class PageMover:
     def _program(self, table: dict[tuple[int, int], Callable[..., Any]], g: int, layers: int) -> Callable[..., Any]:
         program = table.get((g, layers))
         if program is None:
-            raise ValueError(f"no program for chunks of {g} heads and {layers} layers; compiled (heads, layers): {sorted(table)}")
+            raise ValueError(
+                f"no program for chunks of {g} heads and {layers} layers; compiled (heads, layers): {sorted(table)}"
+            )
         return program
 
     def _chunk_shape(self, g: int, layers: int) -> tuple[int, ...]:
@@ -209,7 +223,9 @@ class PageMover:
     def _abstract(self, layers: int) -> tuple[jax.ShapeDtypeStruct, list[jax.ShapeDtypeStruct]]:
         page_size, head_dim = self._page_shape
         total = len(self.devices) * self.layout.heads_per_device
-        pool = jax.ShapeDtypeStruct((self.num_pages, page_size, total, head_dim), self.dtype, sharding=self._pool_sharding)
+        pool = jax.ShapeDtypeStruct(
+            (self.num_pages, page_size, total, head_dim), self.dtype, sharding=self._pool_sharding
+        )
         return jax.ShapeDtypeStruct((self.granule,), np.int32, sharding=self._whole), [pool] * (2 * layers)
 
     def _lower_gather(self, g: int, layers: int) -> Any:
@@ -218,7 +234,10 @@ class PageMover:
 
         def gather_local(pages: jax.Array, *pools: jax.Array) -> tuple[jax.Array, ...]:
             real = (pages != 0)[:, None, None, None]
-            taken = [jnp.where(real, pool.at[pages].get(mode="promise_in_bounds"), jnp.zeros((), pool.dtype)) for pool in pools]
+            taken = [
+                jnp.where(real, pool.at[pages].get(mode="promise_in_bounds"), jnp.zeros((), pool.dtype))
+                for pool in pools
+            ]
             out = [jnp.stack([t[:, :, b * g : (b + 1) * g] for t in taken]).reshape(shape) for b in range(blocks)]
             return (*out, jnp.stack([checksum(block) for block in out])[None])
 
@@ -243,7 +262,9 @@ class PageMover:
             sums = jnp.stack([checksum(chunk) for chunk in chunks])[None]
             written = [
                 pool.at[target].set(
-                    jnp.concatenate([chunk[i // 2, i % 2] for chunk in chunks], axis=2), mode="drop", unique_indices=True
+                    jnp.concatenate([chunk[i // 2, i % 2] for chunk in chunks], axis=2),
+                    mode="drop",
+                    unique_indices=True,
                 )
                 for i, pool in enumerate(pools)
             ]

@@ -16,6 +16,10 @@ MAX_MESSAGE_BYTES = 64 * 2**20  # prompt logprobs of a long prompt take tens of 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # a peer whose host vanished without a reset is noticed after at most twice this; the servers allow it
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
     # gRPC's own backoff grows to two minutes; peers inside a cluster come back within seconds
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),

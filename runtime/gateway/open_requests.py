@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 
 from triptych.runtime.core.clock import Clock
 from triptych.runtime.core.control import Completed, Failed, Placed, Progress
-from triptych.runtime.core.errors import InvalidRequestError, NotFoundError, OverloadedError, Status, TriptychError
+from triptych.runtime.core.errors import (
+    InstanceLostError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    Status,
+    TriptychError,
+)
 from triptych.runtime.core.request import PromptReport, TokenOut
 from triptych.runtime.gateway.config import GatewayConfig
 from triptych.runtime.gateway.live import LiveRequest
@@ -62,6 +69,11 @@ class OpenRequests:
         self._entries: dict[str, Entry] = {}  # by internal id
         self._public: dict[str, Entry] = {}
         self.counts = GatewayCounts()
+        self.refusing = False
+
+    def refuse_new(self) -> None:
+        """The server is about to stop: from now on `enter` raises InstanceLostError."""
+        self.refusing = True
 
     @property
     def open(self) -> int:
@@ -72,8 +84,13 @@ class OpenRequests:
     def enter(self, public_id: str) -> Iterator[Entry]:
         """Hold a place for one request.
 
-        Raises OverloadedError when all places are taken, InvalidRequestError when `public_id` is open already.
+        Raises OverloadedError when all places are taken, InvalidRequestError when `public_id` is open already, InstanceLostError after
+        `refuse_new`.
         """
+        if self.refusing:
+            raise InstanceLostError(
+                "this server is shutting down; retry elsewhere or later", retry_after=self._config.retry_after
+            )
         if len(self._entries) >= self._config.max_in_flight:
             raise OverloadedError(
                 f"{self._config.max_in_flight} requests are open, the most this gateway takes; retry later",

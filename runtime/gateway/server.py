@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -34,6 +35,7 @@ class Gateway:
     Args:
         connect: makes the channels to the scheduler and the workers (TLS is its business).
         metadata: sent with every call to them (authentication).
+        health: the health service of the gRPC server, if it has one already; then this gateway only sets its statuses.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Gateway:
         clock: Clock | None = None,
         connect: Connect = insecure_connect,
         metadata: tuple[tuple[str, str], ...] = (),
+        health: Any = None,
     ):
         clock = clock or MonotonicClock()
         self.id = f"gateway-{secrets.token_hex(6)}"
@@ -53,7 +56,8 @@ class Gateway:
         self._workers = WorkerLinks(self.id, config, clock, self, connect, metadata)
         self._service = InferenceService(self.id, model, facts, config, clock, self._requests, self._scheduler)
         self._directory = Directory(())
-        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] - imported conditionally
+        self._owns_health = health is None
+        self._health = _new_health() if health is None else health
         self._health_changed = asyncio.Event()
         self._health_task: asyncio.Task[None] | None = None
 
@@ -69,20 +73,31 @@ class Gateway:
     @property
     def serving(self) -> bool:
         """Whether a request could be placed now: a scheduler, and instances for both stages whose tokens arrive here."""
-        return self._scheduler.connected and servable(self._directory, self._workers.subscribed)
+        if self._requests.refusing or not self._scheduler.connected:
+            return False
+        return servable(self._directory, self._workers.subscribed)
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        """Mount Inference and health. Reflection comes last, with the names of all services: `add_reflection`."""
+        """Mount Inference, and health unless the server has it. Reflection comes last, with the names of all services."""
         server.add_generic_rpc_handlers((service_handler(self._service, SERVICE),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if self._owns_health:
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
 
     async def start(self) -> None:
         self._health_task = asyncio.create_task(self._publish_health(), name="gateway health")
         self._health_changed.set()
         self._scheduler.start()
 
+    async def drain(self, grace: float) -> None:
+        """Refuse new requests, say NOT_SERVING, and give those that run `grace` seconds to end."""
+        self._requests.refuse_new()
+        self._health_changed.set()
+        until = asyncio.get_running_loop().time() + grace
+        while self._requests.open and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.02)
+
     async def stop(self) -> None:
-        """End every request and every link. Stop the gRPC server first, with the grace that running requests shall have."""
+        """End every request and every link. `drain` and stop the gRPC server first."""
         self._requests.fail_all(CancelledByClientError("the server is shutting down"))
         await self._scheduler.stop()
         await self._workers.close()
@@ -128,11 +143,19 @@ class Gateway:
                 await self._health.set(name, status)
 
 
+def _new_health() -> Any:
+    return health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] - imported conditionally
+
+
 def server_options(config: GatewayConfig) -> tuple[tuple[str, int], ...]:
     """Options of a gRPC server that gateways are mounted into."""
     return (
         ("grpc.max_receive_message_length", config.max_receive_bytes),
         ("grpc.so_reuseport", 0),  # two servers on one port would each get half of the clients
+        # a client whose host vanished without a reset is noticed after at most a minute; clients may ping as well
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 30_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     )
 
 

@@ -7,7 +7,6 @@ old stream cannot be of use to anybody who connects again.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import NoReturn, TypeVar
 
@@ -83,9 +82,8 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
             self._control.feed(joined)
             if outbox.error is not None:  # dropped at once: the reason comes instead of a welcome
                 raise outbox.error
-            listener = asyncio.ensure_future(self._hear_worker(joined.worker, messages))
-            await outbox.converse(context.write, listener)
-            reason = listener.result() if listener.done() and not listener.cancelled() else "its stream was replaced"
+            heard = await outbox.converse(context.write, self._hear_worker(joined.worker, messages))
+            reason = heard or reason
         except TriptychError as error:
             reason = error.message
             raise

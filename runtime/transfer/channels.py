@@ -21,7 +21,10 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", PING_MS),
     ("grpc.keepalive_timeout_ms", PING_MS),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", PING_MS // 2),  # or the server takes its own clients' pings for an attack
+    (
+        "grpc.http2.min_ping_interval_without_data_ms",
+        PING_MS // 2,
+    ),  # or the server takes its own clients' pings for an attack
     ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a coin toss
 )
 

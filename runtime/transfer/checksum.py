@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped, UInt32
+from jaxtyping import Array, Shaped
 
 STRIDE = 0x9E3779B1
 """2**32 over the golden ratio, odd: consecutive indices land far apart, and no two of a chunk share a value."""
@@ -21,8 +21,8 @@ MIX_B = 0xC2B2AE35
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
-def checksum(chunk: Shaped[Array, "..."]) -> UInt32[Array, ""]:
-    """Checksum of an array, computed where it is; for use inside jit. Elements of 1, 2 or 4 bytes."""
+def checksum(chunk: Shaped[Array, "..."]) -> jax.Array:
+    """Checksum (uint32 scalar) of an array, computed where it is; for use inside jit. Elements of 1, 2 or 4 bytes."""
     words = jax.lax.bitcast_convert_type(chunk, _word(chunk.dtype)).reshape(-1).astype(jnp.uint32)
     index = jax.lax.iota(jnp.uint32, words.shape[0])
     mixed = words + index * jnp.uint32(STRIDE)

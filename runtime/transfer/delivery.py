@@ -80,7 +80,7 @@ class Delivery:
     def _verify(self, mover: PageMover, checksums: jax.Array) -> None:
         try:
             mover.verify(checksums, self.expected, self.heads_per_chunk)
-        except Exception as error:  # a checksum, or whatever the device raised: the pull must end
+        except Exception as error:  # noqa: BLE001 - a checksum, or whatever the device raised, ends the pull
             self._settle(error)
         else:
             self._settle(None)

@@ -97,4 +97,6 @@ def check(mine: KvHeader, theirs: KvHeader) -> None:
     """
     lines = difference(mine, theirs)
     if lines:
-        raise IncompatibleError("KV headers differ; start both instances on the same model and settings: " + "; ".join(lines))
+        raise IncompatibleError(
+            "KV headers differ; start both instances on the same model and settings: " + "; ".join(lines)
+        )

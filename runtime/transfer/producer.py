@@ -194,7 +194,9 @@ class TransferProducer:
             self._blocked.discard(key)
             for offer_id in tuple(staging.offers):
                 self._withdraw(staging, offer_id)
-            staging.events.append(transfer_pb2.TransferEvent(closed=transfer_pb2.Closed(status=int(status), reason=reason)))
+            staging.events.append(
+                transfer_pb2.TransferEvent(closed=transfer_pb2.Closed(status=int(status), reason=reason))
+            )
             staging.ended = True
             self._wake(staging)
 
@@ -202,7 +204,9 @@ class TransferProducer:
         """The pools are lost: every staging ends, and the instance goes on as `ref`."""
         with self._lock:
             for key in tuple(self._stagings):
-                self.close(key, Status.UNAVAILABLE, f"instance {self.ref.id} lost its pools (epoch {self.ref.epoch} ended)")
+                self.close(
+                    key, Status.UNAVAILABLE, f"instance {self.ref.id} lost its pools (epoch {self.ref.epoch} ended)"
+                )
             self.ref = ref
 
     # ---- the puller's side, called by the service -----------------------------------------------------------------------------------
@@ -228,10 +232,14 @@ class TransferProducer:
             check(self.header, header)
             transport = self._transports.get(kind)
             if transport is None:
-                raise IncompatibleError(f"{self.ref.id} does not serve transport {kind!s}; it serves {', '.join(self._transports)}")
+                raise IncompatibleError(
+                    f"{self.ref.id} does not serve transport {kind!s}; it serves {', '.join(self._transports)}"
+                )
             if staging.message is None or first_page != staging.message.first_page:
                 staged = None if staging.message is None else staging.message.first_page
-                raise IncompatibleError(f"pages of {self.ref.id} are staged from {staged} on, the puller asks for {first_page} on")
+                raise IncompatibleError(
+                    f"pages of {self.ref.id} are staged from {staged} on, the puller asks for {first_page} on"
+                )
             opened = transfer_pb2.Opened(
                 header=encode(self.header, transfer_pb2.KvHeader, 0.0),
                 digest=self.header.digest(),
@@ -258,11 +266,15 @@ class TransferProducer:
                     yield event
                 if ended:
                     return
-                if self._loop.time() >= extended + self._alive_interval / 2:  # offers may come much faster than leases end
+                if (
+                    self._loop.time() >= extended + self._alive_interval / 2
+                ):  # offers may come much faster than leases end
                     extended = self._loop.time()
                     self._events.alive(key)
                 try:
-                    async with asyncio.timeout(self._alive_interval):  # not wait_for: before 3.12 it can swallow a cancellation
+                    async with asyncio.timeout(
+                        self._alive_interval
+                    ):  # not wait_for: before 3.12 it can swallow a cancellation
                         await staging.signal.wait()
                 except TimeoutError:
                     yield transfer_pb2.TransferEvent(alive=transfer_pb2.Alive())
@@ -290,19 +302,25 @@ class TransferProducer:
         """Whether `key` gives the right to fetch this offer: StaleEpochError or NotFoundError if not."""
         with self._lock:
             if offer_id not in self._known(key, epoch).offers:
-                raise NotFoundError(f"offer {offer_id:#x} of {self.ref.id} does not belong to this key, or was released")
+                raise NotFoundError(
+                    f"offer {offer_id:#x} of {self.ref.id} does not belong to this key, or was released"
+                )
 
     # ---- inside ---------------------------------------------------------------------------------------------------------------------
 
     def _known(self, key: int, epoch: int) -> Staging:
         if epoch != self.ref.epoch:
-            raise StaleEpochError(f"{self.ref.id} is at epoch {self.ref.epoch}; epoch {epoch} is gone, and its KV with it")
+            raise StaleEpochError(
+                f"{self.ref.id} is at epoch {self.ref.epoch}; epoch {epoch} is gone, and its KV with it"
+            )
         staging = self._stagings.get(key)
         if staging is None:
             raise NotFoundError(f"nothing is staged under this key on {self.ref.id}: {self._tombstones.reason(key)}")
         return staging
 
-    def _announce(self, staging: Staging, opening: Opening, key: int, offer: transfer_pb2.Offer, gathered: Gathered) -> None:
+    def _announce(
+        self, staging: Staging, opening: Opening, key: int, offer: transfer_pb2.Offer, gathered: Gathered
+    ) -> None:
         """Runs on `threads`: waits for the device, then tells the puller."""
         try:
             offer.checksums.extend(gathered.host_checksums())
@@ -347,7 +365,15 @@ class TransferProducer:
 def part_bytes(header: KvHeader) -> int:
     """Bytes of one granule of pages over all layers, padding included."""
     group = header.groups[0]
-    return 2 * len(group.layers) * header.granule * header.page_size * group.heads * group.head_dim * np.dtype(header.dtype).itemsize
+    return (
+        2
+        * len(group.layers)
+        * header.granule
+        * header.page_size
+        * group.heads
+        * group.head_dim
+        * np.dtype(header.dtype).itemsize
+    )
 
 
 def serve_gather(producer: TransferProducer, mover: PageMover, pools: Any, key: int) -> None:

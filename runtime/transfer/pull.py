@@ -136,7 +136,9 @@ class Pull:
             async with asyncio.timeout(remaining(self.message.deadline, self._clock.now())):
                 return await self._run()
         except TimeoutError:
-            raise TransferTimeoutError(f"the deadline passed while pulling from {self.message.source_instance}") from None
+            raise TransferTimeoutError(
+                f"the deadline passed while pulling from {self.message.source_instance}"
+            ) from None
         except BaseExceptionGroup as group:
             raise _first_error(group) from group
 
@@ -144,7 +146,9 @@ class Pull:
         message = self.message
         transport = self._setting.transports.get(self._kind)
         if transport is None:
-            raise IncompatibleError(f"transport {self._kind!s} is not configured here; configured: {', '.join(self._setting.transports)}")
+            raise IncompatibleError(
+                f"transport {self._kind!s} is not configured here; configured: {', '.join(self._setting.transports)}"
+            )
         stub: Any = transfer_pb2_grpc.TransferStub(self._setting.channels(message.source_address))  # type: ignore[no-untyped-call]
         call = stub.Open(
             transfer_pb2.OpenRequest(
@@ -171,7 +175,9 @@ class Pull:
                 self._check_complete(event.final)
             exposed = self._clock.now() - complete
             await self._release(stub, transfer_pb2.Outcome(status=int(Status.OK)))
-            return event.final.continuation, PullStats(self.bytes_moved, len(message.pages), self._busy_seconds, exposed)
+            return event.final.continuation, PullStats(
+                self.bytes_moved, len(message.pages), self._busy_seconds, exposed
+            )
         finally:
             call.cancel()
 
@@ -181,7 +187,9 @@ class Pull:
         if event.HasField("closed"):
             raise _closed(event.closed)
         if not event.HasField("opened"):
-            raise TransferError(f"{message.source_instance} began with {event.WhichOneof('kind')!r} instead of its header")
+            raise TransferError(
+                f"{message.source_instance} began with {event.WhichOneof('kind')!r} instead of its header"
+            )
         opened = event.opened
         theirs = decode(opened.header, KvHeader, 0.0)
         check(self._header, theirs)
@@ -201,9 +209,13 @@ class Pull:
         begin = offer.first_page - message.first_page
         where = f"offer of pages {offer.first_page}..{offer.first_page + offer.page_count - 1} of layer group {offer.layer_group}"
         if offer.layer_group >= len(self._header.layer_groups) or not 0 < offer.page_count <= self._header.granule:
-            raise TransferError(f"{where}: no such layer group or more pages than the granule of {self._header.granule}")
+            raise TransferError(
+                f"{where}: no such layer group or more pages than the granule of {self._header.granule}"
+            )
         if begin < 0 or begin + offer.page_count > len(message.pages):
-            raise TransferError(f"{where}: outside the pulled pages {message.first_page}..{message.first_page + len(message.pages) - 1}")
+            raise TransferError(
+                f"{where}: outside the pulled pages {message.first_page}..{message.first_page + len(message.pages) - 1}"
+            )
         expected = (self._mover.chunk_shape(g, offer.layer_group), self._header.dtype, self._mover.layout.num_chunks(g))
         if (tuple(offer.shape), offer.dtype, len(offer.checksums)) != expected:
             raise IncompatibleError(
@@ -252,9 +264,7 @@ class Pull:
             self._releasing = True
             _spawn(tasks, self._release_verified(stub))
 
-    async def _fetch(
-        self, peer: Peer, transport: Transport, offer: transfer_pb2.Offer
-    ) -> tuple[jax.Array, ...]:
+    async def _fetch(self, peer: Peer, transport: Transport, offer: transfer_pb2.Offer) -> tuple[jax.Array, ...]:
         """One array for each destination: a chunk is fetched once, and copied to its further holders here."""
         destinations = self._mover.destinations(self._heads_per_chunk)
         first: dict[int, jax.Device] = {}
@@ -293,7 +303,9 @@ class Pull:
 
     async def _release(self, stub: Any, outcome: transfer_pb2.Outcome | None) -> None:
         offers, self._verified = self._verified, []
-        request = transfer_pb2.ReleaseRequest(owner=self._owner, key=self.message.source_key, offers=offers, outcome=outcome)
+        request = transfer_pb2.ReleaseRequest(
+            owner=self._owner, key=self.message.source_key, offers=offers, outcome=outcome
+        )
         try:
             await stub.Release(request, timeout=self._limits.release_seconds)
         except grpc.aio.AioRpcError as error:
@@ -303,7 +315,9 @@ class Pull:
     async def _next(self, call: Any) -> transfer_pb2.TransferEvent:
         """The next event. Silence, an error status and an end without a final record are errors."""
         try:
-            async with asyncio.timeout(self._limits.idle_seconds):  # not wait_for: before 3.12 it can swallow a cancellation
+            async with asyncio.timeout(
+                self._limits.idle_seconds
+            ):  # not wait_for: before 3.12 it can swallow a cancellation
                 event = await call.read()
         except TimeoutError:
             raise TransferTimeoutError(f"the owner was silent for {self._limits.idle_seconds:g} s") from None

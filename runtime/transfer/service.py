@@ -37,7 +37,9 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
         try:
             header = decode(request.header, KvHeader, 0.0)
             if header.digest() != request.digest:
-                raise IncompatibleError("the puller's header arrived otherwise than it was sent; it runs another version")
+                raise IncompatibleError(
+                    "the puller's header arrived otherwise than it was sent; it runs another version"
+                )
             events = self._owner(request.owner).open(
                 request.key,
                 request.owner.epoch,
@@ -80,7 +82,9 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
     def _owner(self, ref: common_pb2.InstanceRef) -> TransferProducer:
         producer = self._producers.get(ref.id)
         if producer is None:
-            raise NotFoundError(f"no instance {ref.id!r} in this process; it holds {', '.join(sorted(self._producers)) or 'none'}")
+            raise NotFoundError(
+                f"no instance {ref.id!r} in this process; it holds {', '.join(sorted(self._producers)) or 'none'}"
+            )
         return producer
 
 

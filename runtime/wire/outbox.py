@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 from triptych.runtime.core.errors import OverloadedError, TriptychError
 
 M = TypeVar("M")
+T = TypeVar("T")
 
 
 class Outbox(Generic[M]):
@@ -61,21 +62,23 @@ class Outbox(Generic[M]):
             while self._messages:
                 await write(self._messages.popleft())
 
-    async def converse(self, write: Callable[[M], Awaitable[object]], listen: Awaitable[None]) -> None:
-        """Write what is put here while `listen` runs. Returns when `listen` does or the outbox is closed in good order.
+    async def converse(self, write: Callable[[M], Awaitable[object]], listen: Awaitable[T]) -> T | None:
+        """Write what is put here while `listen` runs; returns its result, or None if the outbox was closed in good order before.
 
         Raises what closed the outbox, or what `listen` or writing raised. A writer that is stuck on a peer that does not read is abandoned.
         """
         closing = asyncio.ensure_future(self._closed.wait())
-        tasks = (asyncio.ensure_future(listen), asyncio.ensure_future(self.drain(write)), closing)
+        writing = asyncio.ensure_future(self.drain(write))
+        listening = asyncio.ensure_future(listen)
+        tasks = (listening, writing, closing)
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
                 task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
         if self._error is not None:
             raise self._error
-        for task, result in zip(tasks, results, strict=True):
-            if task in done and isinstance(result, BaseException):
-                raise result
+        if writing in done:
+            writing.result()
+        return listening.result() if listening in done else None

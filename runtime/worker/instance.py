@@ -54,6 +54,8 @@ from triptych.runtime.worker.service import InstanceSnapshot
 
 log = logging.getLogger(__name__)
 
+LOAD_INTERVAL = 0.1  # seconds; heartbeats are no more frequent than this
+
 
 def new_epoch() -> int:
     """A random incarnation number; never 0."""
@@ -102,6 +104,7 @@ class LiveInstance:
         self._loop = DeviceLoop(
             info.ref.id, core, parts.engine, self, clock=around.clock, on_death=lambda error: around.died(f"{info.ref.id}: {error}")
         )
+        self._load, self._load_due = core.load(), 0.0
         self._compiled_before = compile_count()
 
     @property
@@ -113,8 +116,8 @@ class LiveInstance:
         return self._producer
 
     def load(self) -> Load:
-        """A snapshot for the heartbeat. Read from another thread: every field is one atomic read, and routing tolerates a mix."""
-        return self._core.load()
+        """How busy the instance was at most LOAD_INTERVAL ago; from any thread."""
+        return self._load
 
     def start(self) -> None:
         self._compiled_before = compile_count()
@@ -169,6 +172,9 @@ class LiveInstance:
         self._producer.export(export.key, export.first_page, export.pages)
 
     def on_flush(self) -> None:
+        now = self._around.clock.now()
+        if now >= self._load_due:
+            self._load, self._load_due = self._core.load(), now + LOAD_INTERVAL
         if self._out:
             messages, self._out = self._out, []
             self._around.loop.call_soon_threadsafe(self._send, messages)

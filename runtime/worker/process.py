@@ -20,7 +20,7 @@ from triptych.models.text.stop import StopMatcher
 from triptych.models.text.tokenizer import Tokenizer
 from triptych.proto.v1 import transfer_pb2_grpc, worker_pb2_grpc
 from triptych.runtime.core.clock import MonotonicClock
-from triptych.runtime.core.errors import ConfigError, InstanceLostError, TriptychError
+from triptych.runtime.core.errors import InvalidRequestError, TriptychError
 from triptych.runtime.core.instance import Capacity, Compatibility, InstanceInfo, InstanceRef, TransportKind
 from triptych.runtime.core.tasks import TaskCommand, TaskReport
 from triptych.runtime.instance.termination import StopProbe
@@ -30,7 +30,8 @@ from triptych.runtime.transfer.service import TransferServicer
 from triptych.runtime.transfer.transports import TransportConfig, open_transports
 from triptych.runtime.transfer.transports.grpc import GrpcTransport
 from triptych.runtime.transfer.transports.local import LocalHub
-from triptych.runtime.wire.auth import bearer_interceptor, bearer_metadata
+from triptych.runtime.wire.auth import bearer_client_interceptors, bearer_interceptor
+from triptych.runtime.wire.listening import listen
 from triptych.runtime.worker.build import InstanceParts, build_instances, open_bundle
 from triptych.runtime.worker.config import WorkerConfig
 from triptych.runtime.worker.control_client import ControlClient
@@ -54,7 +55,7 @@ class WorkerProcess:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="worker")
         self._outboxes = Outboxes()
         self._instances: dict[str, LiveInstance] = {}
-        self._channels = PeerChannels()
+        self._channels = PeerChannels(interceptors=bearer_client_interceptors(config.token))
         self._server: grpc.aio.Server | None = None
         self._control: ControlClient | None = None
         self._membership: asyncio.Task[None] | None = None
@@ -106,7 +107,7 @@ class WorkerProcess:
         config, loop = self._config, asyncio.get_running_loop()
         interceptors = [] if config.token is None else [bearer_interceptor(config.token)]
         self._server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
-        port = _listen(self._server, config.host, config.port)
+        port = listen(self._server, config.host, config.port)
         self.address = f"{config.host}:{port}"
         self._transports = open_transports(
             TransportConfig(config.transports, interface=config.interface),
@@ -239,16 +240,9 @@ class _TextProbe(StopProbe):
 
     def __init__(self, stops: tuple[str, ...], tokenizer: Tokenizer | None):
         if tokenizer is None:
-            raise InstanceLostError("stop strings need a tokenizer, and this model has none")
+            raise InvalidRequestError("stop strings need a tokenizer, and this model has none")
         self._detokenizer = Detokenizer(tokenizer)
         self._matcher = StopMatcher(stops)
 
     def push(self, token: int) -> str | None:
         return self._matcher.push(self._detokenizer.push(token)).matched
-
-
-def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
-    try:
-        return server.add_insecure_port(f"{host}:{port}")
-    except RuntimeError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from triptych.runtime.core.errors import ConfigError
-from triptych.tools.config import ServeConfig
+from triptych.tools.config import ServeConfig, local_endpoint
 from triptych.tools.settings import add_arguments, child_environment, dump, env_name, flag_names, parse_bytes, resolve
 
 
@@ -98,7 +98,7 @@ def test_all_unreadable_values_are_reported_at_once_with_their_sources(tmp_path:
         (["--topology=1P"], "for example 1P1D"),
         (["--host=0.0.0.0:8431"], "the port has a setting of its own"),
         (["--num-pages=9", "--kv-cache-memory=1MiB"], "give one of them"),
-        (["--heartbeat-interval=5"], "every worker is declared dead"),
+        (["--heartbeat-interval=5"], "one late heartbeat ends a worker"),
         (["--transport=local"], "add --processes one"),
         (["--topology=PD", "--prefill-tp=2"], "mean nothing for topology 1PD"),
         (["--topology=2P1D", "--tp=2", "--processes=one", "--emulate-devices=4"], "needs 6 devices"),
@@ -165,3 +165,23 @@ def test_sizes(text: str, size: int):
 def test_what_is_no_size_is_refused(text: str):
     with pytest.raises(ValueError):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        ([], "smollm2"),
+        (["--model=/models/Tiny-Llama/"], "Tiny-Llama"),
+        (["--model=x/y.Q4_1.gguf"], "y.Q4_1"),
+        (["--model=org/name"], "name"),
+        (["--served-model-name=mine"], "mine"),
+    ],
+)
+def test_the_served_name_is_short_unless_given(argv: list[str], name: str):
+    assert configure(*argv).served_name == name
+
+
+def test_a_wildcard_address_is_reached_through_the_loopback_interface():
+    assert local_endpoint("0.0.0.0", 1) == "127.0.0.1:1"
+    assert local_endpoint("::", 2) == "[::1]:2"
+    assert local_endpoint("10.0.0.1", 3) == "10.0.0.1:3"

@@ -40,7 +40,8 @@ def measure(device: jax.Device) -> list[Probe]:
 def _jax_probes(device: jax.Device, size: int) -> list[Probe]:
     rows = 4096
     columns = size // 4 // rows
-    matrix = jax.jit(lambda: jnp.ones((rows, columns), jnp.float32), device=device)()
+    with jax.default_device(device):
+        matrix = jnp.ones((rows, columns), jnp.float32)
     row = jax.device_put(np.ones(columns, np.float32), device)
     column = jax.device_put(np.ones(rows, np.float32), device)
     programs: list[tuple[str, Callable[..., jax.Array], tuple[jax.Array, ...], int]] = [
@@ -53,7 +54,8 @@ def _jax_probes(device: jax.Device, size: int) -> list[Probe]:
     if (
         device.platform != "cpu"
     ):  # XLA's CPU backend converts bfloat16 element by element: that would measure arithmetic
-        half = jax.jit(lambda: jnp.ones((rows, 2 * columns), jnp.bfloat16), device=device)()
+        with jax.default_device(device):
+            half = jnp.ones((rows, 2 * columns), jnp.bfloat16)
         wide = jax.device_put(np.ones(2 * columns, jnp.bfloat16), device)
         programs.append(("matrix @ vector bf16", lambda m, v: m @ v, (half, wide), size))
     probes = []

@@ -64,9 +64,13 @@ class DeviceTransport:
         try:
             address = ipaddress.ip_address(interface)
         except ValueError:
-            raise ConfigError(f"transport 'device' needs the literal IP address of one interface, got {interface!r}") from None
+            raise ConfigError(
+                f"transport 'device' needs the literal IP address of one interface, got {interface!r}"
+            ) from None
         if address.is_unspecified:
-            raise ConfigError(f"transport 'device' is not authenticated and must not listen on every interface ({interface}); name one")
+            raise ConfigError(
+                f"transport 'device' is not authenticated and must not listen on every interface ({interface}); name one"
+            )
         self._bind = f"[{interface}]:0" if address.version == 6 else f"{interface}:0"
         self._device = device
         self._lock = threading.Lock()

@@ -80,7 +80,9 @@ class FaultyTransport:
         fault = self.schedule.draw()
         if fault is Fault.DROP or (fault is Fault.DELAY and self._delay >= timeout):
             await asyncio.sleep(timeout)
-            raise TransferTimeoutError(f"offer {spec.id:#x} of {peer.owner.id} did not arrive within {timeout:.3f} s ({fault})")
+            raise TransferTimeoutError(
+                f"offer {spec.id:#x} of {peer.owner.id} did not arrive within {timeout:.3f} s ({fault})"
+            )
         if fault is Fault.DELAY:
             await asyncio.sleep(self._delay)
             timeout -= self._delay
@@ -88,7 +90,9 @@ class FaultyTransport:
         if fault is Fault.DUPLICATE:
             chunks = await self._inner.fetch(peer, spec, devices, timeout)
         if fault is Fault.HALF_CLOSE:
-            raise TransferError(f"offer {spec.id:#x} of {peer.owner.id}: link broke after {len(chunks) // 2} of {len(chunks)} chunks")
+            raise TransferError(
+                f"offer {spec.id:#x} of {peer.owner.id}: link broke after {len(chunks) // 2} of {len(chunks)} chunks"
+            )
         if fault is Fault.CORRUPT:
             victim = self.schedule.random.randrange(len(chunks))
             flipped = _flip_a_bit(chunks[victim], self.schedule.random)

@@ -78,7 +78,9 @@ class GrpcTransport:
         except grpc.aio.AioRpcError as error:
             failure = error_from_call(error.code(), error.details(), error.trailing_metadata())
             if failure.status is Status.DEADLINE_EXCEEDED:
-                raise TransferTimeoutError(f"offer {spec.id:#x} of {peer.owner.id} did not arrive within {timeout:.3f} s") from error
+                raise TransferTimeoutError(
+                    f"offer {spec.id:#x} of {peer.owner.id} did not arrive within {timeout:.3f} s"
+                ) from error
             raise failure from error
         finally:
             call.cancel()
@@ -114,11 +116,15 @@ class _Assembly:
 
     def add(self, piece: transfer_pb2.FetchPiece) -> None:
         if piece.chunk >= len(self._data) or piece.total != self._size:
-            raise TransferError(f"offer {self._spec.id:#x}: chunk {piece.chunk} of {piece.total} bytes, expected {self._size} bytes")
+            raise TransferError(
+                f"offer {self._spec.id:#x}: chunk {piece.chunk} of {piece.total} bytes, expected {self._size} bytes"
+            )
         start = self._filled[piece.chunk]
         end = start + len(piece.data)
         if piece.sequence * PIECE_BYTES != start or end > self._size:
-            raise TransferError(f"offer {self._spec.id:#x}: piece {piece.sequence} of chunk {piece.chunk} came after {start} bytes")
+            raise TransferError(
+                f"offer {self._spec.id:#x}: piece {piece.sequence} of chunk {piece.chunk} came after {start} bytes"
+            )
         self._data[piece.chunk][start:end] = np.frombuffer(piece.data, np.uint8)
         self._filled[piece.chunk] = end
 

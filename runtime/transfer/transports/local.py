@@ -66,7 +66,9 @@ class LocalTransport:
     ) -> tuple[jax.Array, ...]:
         chunks = self._hub.get(spec.id)
         if chunks is None:
-            raise NotFoundError(f"offer {spec.id:#x} of {peer.owner.id} is not in this process: withdrawn, or another process's")
+            raise NotFoundError(
+                f"offer {spec.id:#x} of {peer.owner.id} is not in this process: withdrawn, or another process's"
+            )
 
         def copy() -> tuple[jax.Array, ...]:
             arrived = tuple(jax.device_put(chunk, device) for chunk, device in zip(chunks, devices, strict=True))
@@ -76,7 +78,9 @@ class LocalTransport:
             async with asyncio.timeout(timeout):
                 return await asyncio.get_running_loop().run_in_executor(self._threads, copy)
         except TimeoutError:
-            raise TransferTimeoutError(f"offer {spec.id:#x} of {peer.owner.id} was not copied within {timeout:.3f} s") from None
+            raise TransferTimeoutError(
+                f"offer {spec.id:#x} of {peer.owner.id} was not copied within {timeout:.3f} s"
+            ) from None
         except jax.errors.JaxRuntimeError as error:
             raise TransferError(f"offer {spec.id:#x} of {peer.owner.id}: {error}") from error
 

@@ -192,7 +192,8 @@ def test_opening_a_model_imports_no_jax(gguf_file: Path, hf_folder: Path):
 def test_the_text_side_needs_nothing_beyond_the_base_dependencies(gguf_file: Path, hf_folder: Path):
     program = (
         "import sys; from pathlib import Path\n"
-        "for name in ('jax', 'flax', 'ml_dtypes', 'gguf', 'safetensors', 'tensorstore', 'orbax'): sys.modules[name] = None\n"
+        "extras = ('jax', 'flax', 'ml_dtypes', 'gguf', 'safetensors', 'tensorstore', 'orbax')\n"
+        "sys.modules.update(dict.fromkeys(extras))\n"
         "from triptych.models.hub.resolve import resolve_model; from triptych.models.hub.text import open_text\n"
         "from triptych.models.text import chat, detokenizer, stop\n"
         f"for spec in ({str(gguf_file)!r}, {str(hf_folder)!r}, 'dummy:toy'):\n"

@@ -10,10 +10,10 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.models.text.vocabularies import byte_level_metadata, sentencepiece_metadata
+from tests.models.text.vocabularies import NORMAL, byte_level_metadata, sentencepiece_metadata
 from triptych.models.text.gguf_tokenizer import tokenizer_from_gguf
 from triptych.models.text.hf_tokenizer import chat_template_from_folder, save_text_files, tokenizer_from_folder
-from triptych.models.text.tokenizer import PieceCodec, Tokenizer, UnsupportedTokenizerError
+from triptych.models.text.tokenizer import InvalidTextError, PieceCodec, Tokenizer, UnsupportedTokenizerError
 from triptych.models.text.toy import TOY_CHAT_TEMPLATE, toy_tokenizer
 
 
@@ -43,6 +43,11 @@ def test_joined_token_bytes_are_the_text(tokenizer: Tokenizer):
 def test_an_id_without_a_piece_adds_nothing():
     tokenizer = toy_tokenizer()
     assert tokenizer.piece(9999) is None and tokenizer.token_bytes(9999) == b"" and tokenizer.decode([104, 9999]) == "h"
+
+
+def test_a_lone_surrogate_is_named():
+    with pytest.raises(InvalidTextError, match="character 2"):
+        toy_tokenizer().encode("ab\ud800")
 
 
 def test_a_folder_round_trips(tmp_path: Path):
@@ -124,6 +129,17 @@ def test_gguf_sentencepiece_merges_the_best_scored_pair_first():
     for text in ("abc", " abc  é🙂", "", "x y"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.codec is PieceCodec.BYTE_FALLBACK and tokenizer.strips_first_space
+
+
+def test_gguf_sentencepiece_fills_runs_of_equal_score_from_the_left():
+    metadata = sentencepiece_metadata()
+    for piece in ("▁▁", "▁▁▁", "▁▁▁▁"):
+        metadata["tokenizer.ggml.tokens"].append(piece)
+        metadata["tokenizer.ggml.token_type"].append(NORMAL)
+        metadata["tokenizer.ggml.scores"].append(-1e9)
+    tokenizer = tokenizer_from_gguf(metadata)
+    spaces = tokenizer.encode(" " * 6, add_special_tokens=False)
+    assert [tokenizer.piece(token) for token in spaces] == ["▁▁▁▁", "▁▁▁"]
 
 
 @pytest.mark.parametrize(

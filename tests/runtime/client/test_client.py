@@ -21,7 +21,10 @@ from triptych.runtime.core.errors import (
     InvalidRequestError,
     NotFoundError,
     OverloadedError,
+    Status,
+    TriptychError,
 )
+from triptych.runtime.wire.auth import bearer_interceptor
 
 T = TypeVar("T")
 EXPECTED = reply(TOKENIZER.encode("hello"), 0)
@@ -146,6 +149,7 @@ def test_closing_a_stream_cancels_the_generation():
                     next_response(stream)
 
             await asyncio.to_thread(use)
+            await until(lambda: len(c.scheduler.orders) == 1)
             await asyncio.wait_for(c.scheduler.last.cancelled.wait(), 5)
             async with AsyncClient(c.address) as client:
                 async with client.generate("hello"):
@@ -171,6 +175,27 @@ def test_the_async_client_does_the_same():
                 await client.abort("x")
             with pytest.raises(InvalidRequestError, match="n is 0"):
                 await client.complete("hello", n=0)
+
+    run(main())
+
+
+def test_a_bearer_token_opens_the_server_and_nothing_else_does():
+    async def main() -> None:
+        async with cluster(interceptors=[bearer_interceptor("secret")]) as c:
+
+            def use() -> None:
+                with Client(c.address, token="secret") as client:
+                    client.wait_ready(5)
+                    assert client.complete("hello").text == EXPECTED
+                for token in (None, "other"):
+                    with Client(c.address, token=token) as client:
+                        client.wait_ready(5)  # health needs no token
+                        for call in (client.model_info, lambda client=client: client.complete("hello")):
+                            with pytest.raises(TriptychError, match="bearer token") as caught:
+                                call()
+                            assert caught.value.status is Status.UNAUTHENTICATED
+
+            await asyncio.to_thread(use)
 
     run(main())
 
@@ -221,7 +246,7 @@ def test_a_stream_cut_before_its_summary_is_an_error():
 def test_the_client_imports_without_jax_and_server_packages():
     program = (
         "import sys, triptych.runtime.client\n"
-        "sys.exit(', '.join({'jax', 'jinja2', 'tokenizers', 'numpy'} & set(sys.modules)))"
+        "sys.exit(', '.join({'jax', 'jinja2', 'tokenizers', 'numpy'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], timeout=60, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from triptych.runtime.engine.engine import Engine
-
 from tests.runtime.engine.driver import Driver, compiled
+from triptych.runtime.engine.engine import Engine
 
 
 @pytest.fixture(scope="session")

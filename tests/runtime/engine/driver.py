@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
+from tests.runtime.engine.oracle import LONGEST, toy
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.engine.buckets import Buckets
@@ -12,8 +13,6 @@ from triptych.runtime.engine.compile_guard import no_compilation
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.engine import Engine
 from triptych.runtime.instance.plan import Draw, Row, Seat, StepPlan, StepResult
-
-from tests.runtime.engine.oracle import LONGEST, toy
 
 PAGE = 4
 SLOTS = 4
@@ -25,19 +24,19 @@ GREEDY = SamplingParams(temperature=0.0)
 
 def toy_config(**changes: object) -> EngineConfig:
     """A small engine with two table widths and two prefill sizes, so that tests cross buckets."""
-    fields: dict = dict(
-        page_size=PAGE,
-        num_pages=80,
-        max_num_seqs=SLOTS,
-        max_model_len=LONGEST,
-        chunk_tokens=CHUNK,
-        max_prefill_rows=PREFILL_ROWS,
-        buckets=Buckets(
+    fields: dict = {
+        "page_size": PAGE,
+        "num_pages": 80,
+        "max_num_seqs": SLOTS,
+        "max_model_len": LONGEST,
+        "chunk_tokens": CHUNK,
+        "max_prefill_rows": PREFILL_ROWS,
+        "buckets": Buckets(
             decode_rows=(1, 4), mixed_decode_rows=(0, 4), prefill_tokens=(6, 16), table_widths=(4, 16), draws=(1, 4)
         ),
-        kv_dtype="float32",
-        roles=BOTH,
-    )
+        "kv_dtype": "float32",
+        "roles": BOTH,
+    }
     return EngineConfig(**(fields | changes))
 
 

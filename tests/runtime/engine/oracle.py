@@ -76,7 +76,9 @@ def penalise(
     """One row through penalties, bias and forbidden ids."""
     out = logits.astype(np.float64).copy()
     for token in set(prompt) | set(outputs):
-        out[token] = out[token] / params.repetition_penalty if out[token] > 0 else out[token] * params.repetition_penalty
+        out[token] = (
+            out[token] / params.repetition_penalty if out[token] > 0 else out[token] * params.repetition_penalty
+        )
     for token in set(outputs):
         out[token] -= params.frequency_penalty * outputs.count(token) + params.presence_penalty
     for token, bias in params.logit_bias:

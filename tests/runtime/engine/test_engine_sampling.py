@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.runtime.engine import oracle
+from tests.runtime.engine.driver import GREEDY, Driver, Seq, sequence
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.engine.buckets import PlanError
 from triptych.runtime.engine.draws import DrawPacker, check_seat
 from triptych.runtime.engine.sample import MAX_SPARSE, Variant
 from triptych.runtime.instance.plan import Draw, Row, Seat, StepPlan
-
-from tests.runtime.engine import oracle
-from tests.runtime.engine.driver import GREEDY, Driver, Seq, sequence
 
 pytestmark = pytest.mark.limit(300)
 
@@ -42,15 +41,15 @@ KINDS = {
 }  # fmt: skip
 
 
-def expected_tokens(params: SamplingParams, count: int = COUNT, sample: int = 0, prompt: list[int] = PROMPT) -> list[int]:
+def expected_tokens(
+    params: SamplingParams, count: int = COUNT, sample: int = 0, prompt: list[int] = PROMPT
+) -> list[int]:
     outputs: list[int] = []
     for _ in range(count):
         tokens = prompt + outputs
         logits = oracle.logits_of(tokens)[-1]
         position = len(tokens)
-        outputs.append(
-            oracle.draw(logits, params, prompt=prompt, outputs=outputs, position=position, sample=sample)
-        )
+        outputs.append(oracle.draw(logits, params, prompt=prompt, outputs=outputs, position=position, sample=sample))
     return outputs
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from triptych.runtime.core.errors import EngineError
-
 from tests.runtime.engine import oracle
 from tests.runtime.engine.driver import Driver, compiled, sequence
+from triptych.runtime.core.errors import EngineError
 
 pytestmark = pytest.mark.limit(300)
 
@@ -20,9 +19,7 @@ def test_scores_over_chunks_beside_a_decode_row(driver: Driver) -> None:
     other, scored = sequence(3, [5, 6]), sequence(0, list(PROMPT))
     driver.generate([other], 1)
     first = driver.run(scored.row(4, draws=False, score=tuple(PROMPT[1:5]), score_top=3))
-    rest = driver.run(
-        other.carried_row(), scored.row(7, score=tuple(PROMPT[5:]), score_top=3), seats=(scored.seat(),)
-    )
+    rest = driver.run(other.carried_row(), scored.row(7, score=tuple(PROMPT[5:]), score_top=3), seats=(scored.seat(),))
     assert [row.sequence for row in rest.rows] == [3, 0]
     assert rest.rows[0].scores == () and len(rest.rows[0].drawn) == 1
     scores = (*first.rows[0].scores, *rest.rows[1].scores)

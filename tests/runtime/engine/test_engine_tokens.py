@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
-from triptych.runtime.engine.buckets import PlanError
-from triptych.runtime.instance.plan import Draw
-
-from tests.runtime.engine.driver import CHUNK, GREEDY, PAGE, Driver, sequence
+from tests.runtime.engine.driver import CHUNK, GREEDY, PAGE, Driver, sequence, toy_config
 from tests.runtime.engine.oracle import greedy
+from triptych.runtime.engine.batch import BatchPacker
+from triptych.runtime.engine.buckets import PlanError
+from triptych.runtime.instance.plan import Draw, StepPlan
+
+pytestmark = pytest.mark.limit(300)  # the first test compiles the engine
 
 PROMPTS = ([11, 200, 3, 77, 5], [9, 8, 7, 6, 5, 4, 3, 2, 1, 250, 251, 4, 99], [42], [100, 101, 102, 103, 104, 105, 106])
 
@@ -42,7 +46,12 @@ def test_decode_and_prefill_rows_in_any_order_come_back_in_plan_order(driver: Dr
     result = driver.run(*rows, seats=(b.seat(), c.seat()))
     assert [row.sequence for row in result.rows] == [3, 1, 0, 2]
     assert [row.drawn[0].slot for row in result.rows] == [3, 1, 0, 2]
-    assert [row.drawn[0].token for row in result.rows] == [expected[3][1], expected[1][0], expected[0][1], expected[2][0]]
+    assert [row.drawn[0].token for row in result.rows] == [
+        expected[3][1],
+        expected[1][0],
+        expected[0][1],
+        expected[2][0],
+    ]
 
 
 def test_several_prompts_share_a_step(driver: Driver) -> None:
@@ -110,7 +119,7 @@ def test_many_copies_in_one_plan_are_applied_in_order(driver: Driver) -> None:
     seq = sequence(0, prompt[:4])
     driver.run(seq.row(4, draws=False))
     chain = [seq.pages[0], *range(60, 72)]
-    copies = tuple(zip(chain, chain[1:], strict=False))
+    copies = tuple(itertools.pairwise(chain))
     moved = sequence(1, prompt, pages=(chain[-1], 75), cached=4)
     assert driver.tokens(moved.row(1), seats=(moved.seat(),), copies=copies) == [expected]
 
@@ -124,10 +133,6 @@ def test_a_plan_without_rows_or_draws_is_answered(driver: Driver) -> None:
 
 @pytest.mark.parametrize("numbers", [(0, 1, 2, 3), (0, 1)])
 def test_prompts_beyond_the_limits_are_refused_by_name(numbers: tuple[int, ...]) -> None:
-    from tests.runtime.engine.driver import toy_config
-    from triptych.runtime.engine.batch import BatchPacker
-    from triptych.runtime.instance.plan import StepPlan
-
     rows = tuple(sequence(number, [5] * 20, GREEDY).row(4 if len(numbers) == 4 else 9) for number in numbers)
     expected = "4 prefill rows; the engine takes 3" if len(numbers) == 4 else "18 prefill tokens; .* 16"
     with pytest.raises(PlanError, match=expected):

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.runtime.engine.oracle import kept
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.engine import filters
-
-from tests.runtime.engine.oracle import kept
 
 VOCAB = 97
 ROWS = 8
@@ -44,22 +43,22 @@ def check(apply, logits: np.ndarray, params: list[SamplingParams]) -> None:
 
 
 CASES = [
-    dict(top_k=1),
-    dict(top_k=5),
-    dict(top_k=VOCAB - 1),
-    dict(top_k=VOCAB),
-    dict(top_k=10 * VOCAB),
-    dict(top_p=1e-6),
-    dict(top_p=0.3),
-    dict(top_p=0.9),
-    dict(top_p=0.999),
-    dict(top_p=1.0),
-    dict(min_p=0.05),
-    dict(min_p=1.0),
-    dict(top_k=20, top_p=0.5),
-    dict(top_k=3, top_p=0.95, min_p=0.01),
-    dict(top_k=1, top_p=0.01, min_p=0.5),
-    dict(),
+    {"top_k": 1},
+    {"top_k": 5},
+    {"top_k": VOCAB - 1},
+    {"top_k": VOCAB},
+    {"top_k": 10 * VOCAB},
+    {"top_p": 1e-6},
+    {"top_p": 0.3},
+    {"top_p": 0.9},
+    {"top_p": 0.999},
+    {"top_p": 1.0},
+    {"min_p": 0.05},
+    {"min_p": 1.0},
+    {"top_k": 20, "top_p": 0.5},
+    {"top_k": 3, "top_p": 0.95, "min_p": 0.01},
+    {"top_k": 1, "top_p": 0.01, "min_p": 0.5},
+    {},
 ]
 
 

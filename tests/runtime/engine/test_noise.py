@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from triptych.runtime.engine import noise
+import pytest
 
 from tests.runtime.engine import oracle
+from triptych.runtime.engine import noise
 
 
 def words(*values: int) -> jax.Array:
@@ -70,8 +70,8 @@ def test_argmax_of_noisy_logits_is_a_softmax_draw_down_to_rare_tokens() -> None:
     assert (np.abs(counts - draws * probability) < spread).all(), counts
 
 
-def test_noise_is_finite_at_the_ends_of_the_word() -> None:
-    bits = words(0, 1, 0xFFFFFFFF, 0xFFFFFF80)
-    uniform = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
-    exponential = -jnp.log1p(-jnp.minimum(uniform, jnp.float32(1 - 2.0**-24)))
-    assert np.isfinite(np.asarray(-jnp.log(exponential))).all()
+def test_noise_is_finite_and_falls_from_end_to_end_of_the_word() -> None:
+    values = np.asarray(noise.gumbel_of_bits(words(0, 1, 2**31, 0xFFFFFF00, 0xFFFFFFFF)))
+    assert np.isfinite(values).all()
+    assert values[0] == pytest.approx(np.log(2.0**33), rel=1e-6)
+    assert (np.diff(values) <= 0).all() and values[2] == pytest.approx(-np.log(np.log(2)), rel=1e-5)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
 from triptych.runtime.core.errors import ChecksumError
 from triptych.runtime.engine.page_programs import PageMover
 from triptych.runtime.transfer.checksum import checksum_host
@@ -69,7 +70,12 @@ def move(source: PageMover, target: PageMover, gathered, g: int):
 
 
 PAIRS = [(1, 2), (2, 1), (2, 4), (4, 2), (4, 1), (1, 4), (2, 2)]
-CASES = [(heads, p, d, "bfloat16" if heads == 3 else "float32") for heads in (8, 3, 2) for p, d in PAIRS if heads != 3 or (4, 4) != (p, d)]
+CASES = [
+    (heads, p, d, "bfloat16" if heads == 3 else "float32")
+    for heads in (8, 3, 2)
+    for p, d in PAIRS
+    if heads != 3 or (4, 4) != (p, d)
+]
 CASES += [(8, 2, 4, "bfloat16"), (8, 2, 4, "float16"), (3, 1, 3, "float32"), (3, 3, 2, "float32"), (2, 4, 1, "int8")]
 
 

@@ -261,6 +261,30 @@ def test_a_client_that_does_not_read_is_ended_and_cancelled_while_its_write_is_s
     run(body())
 
 
+def test_draining_lets_running_requests_end_and_refuses_new_ones():
+    async def body():
+        async with cluster() as c:
+            release = asyncio.Event()
+
+            async def held(order: Order) -> None:
+                await release.wait()
+                await serve_well(order)
+
+            c.scheduler.script = held
+            running = asyncio.ensure_future(finish(c.stub.Generate(ask())))
+            await until(lambda: len(c.scheduler.orders) == 1)
+            draining = asyncio.ensure_future(c.gateway.drain(10))
+            await until(lambda: not c.gateway.serving)
+            refused = await finish(c.stub.Generate(ask()))
+            assert refused.code is grpc.StatusCode.UNAVAILABLE and "shutting down" in refused.details
+            assert not draining.done()
+            release.set()
+            await draining
+            assert (await running).text() == EXPECTED
+
+    run(body())
+
+
 def test_random_client_behaviour_leaves_nothing_open():
     async def body():
         async with cluster() as c:

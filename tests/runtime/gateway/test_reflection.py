@@ -20,7 +20,7 @@ class GenericClient:
 
     def __init__(self, channel: grpc.aio.Channel):
         self._channel = channel
-        self._stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        self._stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # pyright: ignore[reportArgumentType]
         self._pool = DescriptorPool()
         self._known: set[str] = set()
 
@@ -32,15 +32,14 @@ class GenericClient:
         await self._learn(service)
         described = self._pool.FindServiceByName(service).methods_by_name[method]
         request = ParseDict(arguments, GetMessageClass(described.input_type)())
-        make = self._channel.unary_stream if described.server_streaming else self._channel.unary_unary
-        call = make(
+        path, data, parse = (
             f"/{service}/{method}",
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=GetMessageClass(described.output_type).FromString,
-        )(request)
+            request.SerializeToString(),
+            GetMessageClass(described.output_type).FromString,
+        )
         if not described.server_streaming:
-            return [MessageToDict(await call)]
-        return [MessageToDict(response) async for response in call]
+            return [MessageToDict(parse(await self._channel.unary_unary(path)(data)))]
+        return [MessageToDict(parse(response)) async for response in self._channel.unary_stream(path)(data)]
 
     async def _learn(self, symbol: str) -> None:
         response = await self._ask(reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol))

@@ -282,7 +282,9 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(model: ServedModel | None = None, **limits: Any) -> AsyncIterator[Cluster]:
+async def cluster(
+    model: ServedModel | None = None, interceptors: Sequence[grpc.aio.ServerInterceptor] = (), **limits: Any
+) -> AsyncIterator[Cluster]:
     """Start everything, wait until the gateway serves; afterwards no request may be left open."""
     workers = TinyWorker(), TinyWorker()
     servers, addresses = [], []
@@ -303,7 +305,7 @@ async def cluster(model: ServedModel | None = None, **limits: Any) -> AsyncItera
     for server in servers:
         await server.start()
     gateway = Gateway(config, model or toy_model(), ServerFacts("0.1.0", "1P1D", '{"model": "toy"}'))
-    front, port = await start_server(gateway, config, "127.0.0.1:0")
+    front, port = await start_server(gateway, config, "127.0.0.1:0", interceptors=interceptors)
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=(("grpc.max_send_message_length", -1),))
     try:
         await until(lambda: gateway.serving)
@@ -368,7 +370,8 @@ async def finish(call: Any) -> Outcome:
         async for response in call:
             responses.append(response)
     except grpc.aio.AioRpcError as error:
-        retry = {key: value for key, value in error.trailing_metadata() or ()}.get("retry-after")
+        hints = [str(entry[1]) for entry in error.trailing_metadata() or () if entry[0] == "retry-after"]
+        retry = hints[0] if hints else None
         return Outcome(responses, error.code(), error.details() or "", retry)
     return Outcome(responses, grpc.StatusCode.OK, "", None)
 

@@ -94,7 +94,9 @@ class FakeInstance:
                     work.state, work.key = State.PULLING, command.source.key
                 return []
             case AbortTask():
-                roles = [role for role in Role if command.role in (None, role) and (command.request, role) in self.tasks]
+                roles = [
+                    role for role in Role if command.role in (None, role) and (command.request, role) in self.tasks
+                ]
                 return [self._end(self.tasks[command.request, role], command.status, command.reason) for role in roles]
 
     def advance(self, name: str, role: Role, finish_early: bool = False) -> list[TaskReport]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.runtime.scheduler.world import driver, info, request
 
+from tests.runtime.scheduler.world import driver, info, request
 from triptych.runtime.core.control import Cancel, Failed, GatewayJoined, Submit, WorkerLost
 from triptych.runtime.core.errors import ConfigError, Status
 from triptych.runtime.core.instance import Role, TransportKind

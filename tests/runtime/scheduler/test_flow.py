@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from tests.runtime.scheduler.world import Driver, driver, handle, info
 
-from triptych.runtime.core.control import Cancel, Completed, Failed, GatewayLost, InstanceReset, Placed, Progress, WorkerLost
+from tests.runtime.scheduler.world import Driver, driver, handle, info
+from triptych.runtime.core.control import (
+    Cancel,
+    Completed,
+    Failed,
+    GatewayLost,
+    InstanceReset,
+    Placed,
+    Progress,
+    WorkerLost,
+)
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.request import PromptReport
@@ -203,7 +212,9 @@ def test_a_refused_prefill_goes_to_another_instance_and_keeps_the_reservation() 
 def test_without_another_prefill_instance_the_reservation_is_given_back_before_the_request_waits_again() -> None:
     world = granted()
     world.report(P, Refused("r", Role.PREFILL, "queue is full"))
-    assert world.now_sent() == [("d", AbortTask("r", Status.RESOURCE_EXHAUSTED, "no prefill instance has room", Role.DECODE))]
+    assert world.now_sent() == [
+        ("d", AbortTask("r", Status.RESOURCE_EXHAUSTED, "no prefill instance has room", Role.DECODE))
+    ]
     assert world.scheduler.resources().queued == 0, "its old task lives on the decode instance"
     world.report(D, ended(Role.DECODE, Status.RESOURCE_EXHAUSTED))
     assert world.scheduler.resources().queued == 1
@@ -235,7 +246,9 @@ def test_a_failed_task_aborts_its_sibling_and_fails_the_request_with_its_status(
     world = transferring()
     world.report(D, ended(Role.DECODE, Status.DATA_LOSS, "checksum of offer 3"))
     assert world.terminal("r") == Failed("r", Status.DATA_LOSS, "instance d: checksum of offer 3")
-    assert world.now_sent() == [("p", AbortTask("r", Status.DATA_LOSS, "instance d: checksum of offer 3", Role.PREFILL))]
+    assert world.now_sent() == [
+        ("p", AbortTask("r", Status.DATA_LOSS, "instance d: checksum of offer 3", Role.PREFILL))
+    ]
     assert not world.scheduler.idle
     world.report(P, DONE)  # crossed the abort
     world.report(P, ended(Role.PREFILL, Status.DATA_LOSS))

@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.runtime.scheduler.world import COMPATIBLE, driver, info
 
-from triptych.runtime.core.control import Directory, Failed, Heartbeat, InstanceLoad, InstanceReset, WorkerJoined, WorkerLost
+from tests.runtime.scheduler.world import COMPATIBLE, driver, info
+from triptych.runtime.core.control import (
+    Directory,
+    Failed,
+    Heartbeat,
+    InstanceLoad,
+    InstanceReset,
+    WorkerJoined,
+    WorkerLost,
+)
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef, Load, Role
 from triptych.runtime.core.tasks import Granted, Refused, ReserveDecode
@@ -44,7 +52,9 @@ def test_a_silent_worker_is_dropped_and_its_requests_fail() -> None:
     assert elapsed == TIMEOUT
     assert [d.worker for d in world.drops] == [D.worker] and "no heartbeat for 5.0 s" in world.drops[0].reason
     failure = world.terminal("r")
-    assert isinstance(failure, Failed) and failure.status is Status.UNAVAILABLE and "instance d was lost" in failure.reason
+    assert (
+        isinstance(failure, Failed) and failure.status is Status.UNAVAILABLE and "instance d was lost" in failure.reason
+    )
     world.send(WorkerLost(D.worker, "stream ended"))  # the shell closed it
     assert world.scheduler.counters["workers_lost"] == 1
 
@@ -75,7 +85,11 @@ def test_an_incompatible_worker_is_dropped_with_the_difference_and_nobody_else_n
     world.join(other)
     (drop,) = world.drops
     assert drop.worker == other.worker
-    assert "instance x" in drop.reason and "kv_dtype: 'bfloat16' != 'float32'" in drop.reason and "page_size: 8 != 4" in drop.reason
+    assert (
+        "instance x" in drop.reason
+        and "kv_dtype: 'bfloat16' != 'float32'" in drop.reason
+        and "page_size: 8 != 4" in drop.reason
+    )
     assert names(world.told(Directory)[-1]) == ["p", "d"]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.runtime.scheduler.world import driver, info
 
+from tests.runtime.scheduler.world import driver, info
 from triptych.runtime.core.control import Heartbeat, InstanceLoad
 from triptych.runtime.core.instance import Load, Role, TransportKind
 from triptych.runtime.core.tasks import Granted, Refused, ReserveDecode, StartLocal, StartPrefill

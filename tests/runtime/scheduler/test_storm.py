@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tests.runtime.scheduler.fake_instance import FakeInstance, Staging
 from tests.runtime.scheduler.world import Driver, info, request
-
 from triptych.runtime.core.control import (
     Cancel,
     Completed,
@@ -59,7 +59,9 @@ class Storm:
         self.random = random.Random(seed)
         self.severity = severity
         self.world = Driver(
-            Scheduler(CONFIG, self.random.choice(list(ROUTERS.values()))(), self.random.choice(list(QUEUE_ORDERS.values()))())
+            Scheduler(
+                CONFIG, self.random.choice(list(ROUTERS.values()))(), self.random.choice(list(QUEUE_ORDERS.values()))()
+            )
         )
         self.staging = Staging()
         self.nodes: dict[InstanceRef, Node] = {}
@@ -84,7 +86,11 @@ class Storm:
 
     def fresh(self, name: str, kind: str, worker: str) -> Node:
         self.epoch += 1
-        return Node(FakeInstance(info(name, kind, worker=worker, epoch=self.epoch), self.staging, slots=self.random.randint(1, 4)))
+        return Node(
+            FakeInstance(
+                info(name, kind, worker=worker, epoch=self.epoch), self.staging, slots=self.random.randint(1, 4)
+            )
+        )
 
     def again(self, node: Node) -> Node:
         self.epoch += 1
@@ -113,7 +119,9 @@ class Storm:
         counters = self.world.scheduler.counters
         assert counters["submitted"] == counters["admitted"] + counters["refused"]
         closed = counters["completed"] + counters.failed
-        assert 0 <= counters["admitted"] - closed <= held.records, "open requests are records; records may outlive their notice"
+        assert 0 <= counters["admitted"] - closed <= held.records, (
+            "open requests are records; records may outlive their notice"
+        )
         assert held.queued <= CONFIG.max_queued + CONFIG.max_active
         assert counters["protocol_violations"] == 0, "honest instances break no rule"
 
@@ -148,8 +156,12 @@ class Storm:
         name = f"r{self.serial}"
         self.owner[name] = (gateway, self.gateways[gateway])
         deadline = self.world.clock.now() + (self.random.choice([1.0, 5.0, 30.0]) if self.severity else 1e6)
-        prompt = self.random.choice([1, 4, 4, 4, 45, 70])  # 45: refused for good by instances; 70: longer than every context
-        self.send(Submit(request(name, prompt=prompt, gateway=gateway, deadline=deadline, priority=self.random.randint(0, 2))))
+        prompt = self.random.choice(
+            [1, 4, 4, 4, 45, 70]
+        )  # 45: refused for good by instances; 70: longer than every context
+        self.send(
+            Submit(request(name, prompt=prompt, gateway=gateway, deadline=deadline, priority=self.random.randint(0, 2)))
+        )
 
     def deliver_command(self) -> None:
         node = self.any_node()
@@ -200,7 +212,10 @@ class Storm:
             nodes = [n for n in self.nodes.values() if n.fake.info.worker == worker]
             if any(n.hung for n in nodes):
                 continue
-            loads = (InstanceLoad(n.fake.info.ref, Load(running=len(n.fake.tasks), free_pages=9, free_slots=1)) for n in nodes)
+            loads = (
+                InstanceLoad(n.fake.info.ref, Load(running=len(n.fake.tasks), free_pages=9, free_slots=1))
+                for n in nodes
+            )
             self.send(Heartbeat(worker, tuple(loads)))
 
     def cancel(self) -> None:
@@ -261,7 +276,9 @@ class Storm:
             self.heartbeat()
             self.world.clock.advance(0.1)
             self.send_tick()
-            if self.world.scheduler.idle and not any(n.fake.tasks or n.inbox or n.outbox for n in self.nodes.values() if not n.hung):
+            if self.world.scheduler.idle and not any(
+                n.fake.tasks or n.inbox or n.outbox for n in self.nodes.values() if not n.hung
+            ):
                 return
 
     def check(self) -> None:

@@ -66,7 +66,9 @@ def info(
     )
 
 
-def request(name: str, *, prompt: int = 4, gateway: str = "g", deadline: float | None = None, priority: int = 0, n: int = 1) -> Request:
+def request(
+    name: str, *, prompt: int = 4, gateway: str = "g", deadline: float | None = None, priority: int = 0, n: int = 1
+) -> Request:
     return Request(
         id=name,
         gateway=gateway,
@@ -148,7 +150,10 @@ class Driver:
 
 
 def driver(
-    *infos: InstanceInfo, config: SchedulerConfig | None = None, router: Router | None = None, order: QueueOrder | None = None
+    *infos: InstanceInfo,
+    config: SchedulerConfig | None = None,
+    router: Router | None = None,
+    order: QueueOrder | None = None,
 ) -> Driver:
     """A driver whose gateway "g" and instances have joined."""
     made = Driver(Scheduler(config, router, order))

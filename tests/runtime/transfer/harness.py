@@ -20,6 +20,7 @@ import grpc
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
 from triptych.proto.v1 import transfer_pb2_grpc
 from triptych.runtime.core.clock import MonotonicClock
 from triptych.runtime.core.errors import EngineError, Status
@@ -44,6 +45,8 @@ WHOLE = ((0, LAYERS),)
 BY_LAYER = tuple((layer, layer + 1) for layer in range(LAYERS))
 PROMPT_PAGES = 5  # not a multiple of the granule: the last chunk is padded
 FINAL = b"the rest of the generation"
+SOURCE = (3, 9, 1, 6, 2)
+TARGET = (5, 8, 2, 11, 4)
 
 
 @cache
@@ -247,6 +250,10 @@ class Host:
         self.threads.shutdown(wait=False)
 
 
+def stage_on(producer: TransferProducer, key: int, first_page: int) -> None:
+    producer.open_staging(OpenStaging("r", key, PROMPT_PAGES * PAGE_SIZE - 1, first_page, PROMPT_PAGES - first_page))
+
+
 @dataclass
 class Pair:
     """A producer P and a consumer D in hosts of their own (with "local": a common hub)."""
@@ -258,14 +265,14 @@ class Pair:
     kind: TransportKind
 
     def stage(self, key: int = 7, first_page: int = 0) -> None:
-        self.p.producer.open_staging(
-            OpenStaging("r", key, PROMPT_PAGES * PAGE_SIZE - 1, first_page, PROMPT_PAGES - first_page)
-        )
+        stage_on(self.p.producer, key, first_page)
 
     def export(self, first_page: int, *pages: int, key: int = 7) -> None:
         self.p.producer.export(key, first_page, pages)
 
-    def pull(self, pages: tuple[int, ...], key: int = 7, request: str = "r", deadline: float | None = None, **change: Any) -> None:
+    def pull(
+        self, pages: tuple[int, ...], key: int = 7, request: str = "r", deadline: float | None = None, **change: Any
+    ) -> None:
         seconds = None if deadline is None else MonotonicClock().now() + deadline
         source: dict[str, Any] = {
             "source_key": key,
@@ -278,6 +285,23 @@ class Pair:
         }
         self.d.reported.clear()
         self.d.consumer.start(StartPull(request=request, pages=pages, deadline=seconds, **(source | change)), self.kind)
+
+    def stage_everything(self, key: int = 7) -> None:
+        self.stage(key)
+        self.export(0, *SOURCE, key=key)
+        self.p.producer.complete(key, FINAL)
+
+    def expected_content(self, source: tuple[int, ...] = SOURCE, target: tuple[int, ...] = TARGET) -> np.ndarray:
+        content = self.d.logical.copy()
+        content[:, :, list(target)] = self.p.logical[:, :, list(source)]
+        return content
+
+    def assert_pulled(self, source: tuple[int, ...] = SOURCE, target: tuple[int, ...] = TARGET) -> None:
+        """One pull, of "r", and D's pools are exactly what they should be, everywhere."""
+        assert self.d.outcome.failed == []
+        ((request, final, stats),) = self.d.outcome.done
+        assert (request, final, stats.pages_pulled) == ("r", FINAL, len(target))
+        assert self.d.page_bytes().tobytes() == self.expected_content(source, target).tobytes()
 
     async def ended(self, seconds: float = 20) -> Outcome:
         async with asyncio.timeout(seconds):

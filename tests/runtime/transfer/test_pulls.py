@@ -5,28 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
+from tests.runtime.transfer.harness import BY_LAYER, FINAL, PAGE_SIZE, PROMPT_PAGES, SOURCE, TARGET, pair
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import TransportKind
 
-from tests.runtime.transfer.harness import BY_LAYER, FINAL, PAGE_SIZE, PROMPT_PAGES, Pair, pair
-
-SOURCE = (3, 9, 1, 6, 2)
-TARGET = (5, 8, 2, 11, 4)
 KINDS = list(TransportKind)
-
-
-def expected_content(pair_: Pair, source=SOURCE, target=TARGET):
-    content = pair_.d.logical.copy()
-    content[:, :, list(target)] = pair_.p.logical[:, :, list(source)]
-    return content
-
-
-def assert_pulled(pair_: Pair, source=SOURCE, target=TARGET) -> None:
-    assert pair_.d.outcome.failed == []
-    ((request, final, stats),) = pair_.d.outcome.done
-    assert (request, final) == ("r", FINAL)
-    assert stats.pages_pulled == len(target)
-    assert pair_.d.page_bytes().tobytes() == expected_content(pair_, source, target).tobytes()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -34,16 +18,16 @@ def assert_pulled(pair_: Pair, source=SOURCE, target=TARGET) -> None:
 def test_pull_fills_the_pages_byte_for_byte(kind, p, d):
     async def scenario() -> None:
         async with pair(kind, {"tp": p, "dtype": "bfloat16"}, {"tp": d, "dtype": "bfloat16"}) as t:
-            t.stage()
-            t.export(0, *SOURCE)
-            t.p.producer.complete(7, FINAL)
+            t.stage_everything()
             t.pull(TARGET)
             await t.ended()
-            assert_pulled(t)
+            t.assert_pulled()
             await t.settled()
             stats = t.p.producer.stats
             granules = -(-PROMPT_PAGES // 2)
-            moved = granules * 2 * 2 * 2 * PAGE_SIZE * 4 * 8 * 2  # granules, layers, kv, pages, slots, heads, dim, bytes
+            moved = (
+                granules * 2 * 2 * 2 * PAGE_SIZE * 4 * 8 * 2
+            )  # granules, layers, kv, pages, slots, heads, dim, bytes
             assert t.d.outcome.done[0][2].bytes_moved == moved == stats.offered_bytes == stats.released_bytes
             assert t.d.consumer.bytes_received == moved
             assert t.p.released_keys == [7]
@@ -55,12 +39,10 @@ def test_pull_fills_the_pages_byte_for_byte(kind, p, d):
 def test_padded_and_replicated_placements_feed_each_other(heads, p, d):
     async def scenario() -> None:
         async with pair(TransportKind.LOCAL, {"tp": p, "heads": heads}, {"tp": d, "heads": heads}) as t:
-            t.stage()
-            t.export(0, *SOURCE)
-            t.p.producer.complete(7, FINAL)
+            t.stage_everything()
             t.pull(TARGET)
             await t.ended()
-            assert_pulled(t)
+            t.assert_pulled()
 
     asyncio.run(scenario())
 
@@ -80,7 +62,7 @@ def test_pull_may_start_before_the_pages_are_computed(kind):
             t.export(4, *SOURCE[4:])
             t.p.producer.complete(7, FINAL)
             await t.ended()
-            assert_pulled(t)
+            t.assert_pulled()
             await t.settled()
 
     asyncio.run(scenario())
@@ -89,12 +71,10 @@ def test_pull_may_start_before_the_pages_are_computed(kind):
 def test_layer_groups_travel_separately():
     async def scenario() -> None:
         async with pair(TransportKind.LOCAL, {"groups": BY_LAYER}, {"groups": BY_LAYER, "tp": 2}) as t:
-            t.stage()
-            t.export(0, *SOURCE)
-            t.p.producer.complete(7, FINAL)
+            t.stage_everything()
             t.pull(TARGET)
             await t.ended()
-            assert_pulled(t)
+            t.assert_pulled()
 
     asyncio.run(scenario())
 
@@ -109,7 +89,7 @@ def test_only_lacking_pages_are_pulled(lacking):
             t.p.producer.complete(7, FINAL)
             t.pull(target)
             await t.ended()
-            assert_pulled(t, source, target)
+            t.assert_pulled(source, target)
             assert (t.d.consumer.bytes_received == 0) == (lacking == 0)
             await t.settled()
 
@@ -120,13 +100,11 @@ def test_staging_never_exceeds_its_limit_and_still_gets_everything_across():
     async def scenario() -> None:
         granule_bytes = 2 * 2 * 2 * PAGE_SIZE * 4 * 8 * 4
         async with pair(TransportKind.GRPC, {"staging_limit": granule_bytes}) as t:
-            t.stage()
-            t.export(0, *SOURCE)
-            t.p.producer.complete(7, FINAL)
+            t.stage_everything()
             assert t.p.producer.stats.staged_bytes == 0, "nothing is gathered before the puller comes"
             t.pull(TARGET)
             await t.ended()
-            assert_pulled(t)
+            t.assert_pulled()
             assert t.p.peak_staged == granule_bytes
             await t.settled()
 
@@ -137,24 +115,20 @@ def test_many_pulls_at_a_time_do_not_mix():
     async def scenario() -> None:
         async with pair(TransportKind.DEVICE, {"tp": 2}) as t:
             for i in range(5):
-                t.p.producer.open_staging(_staging(key=20 + i))
+                t.stage(key=20 + i, first_page=PROMPT_PAGES - 1)
                 t.p.producer.export(20 + i, 4, (SOURCE[i],))
                 t.p.producer.complete(20 + i, str(i).encode())
                 t.pull((TARGET[i],), key=20 + i, request=f"r{i}")
             async with asyncio.timeout(20):
                 while t.d.outcome.count < 5:
                     await asyncio.sleep(0.01)
-            assert {(request, final) for request, final, _ in t.d.outcome.done} == {(f"r{i}", str(i).encode()) for i in range(5)}
-            assert t.d.page_bytes().tobytes() == expected_content(t).tobytes()
+            assert {(request, final) for request, final, _ in t.d.outcome.done} == {
+                (f"r{i}", str(i).encode()) for i in range(5)
+            }
+            assert t.d.page_bytes().tobytes() == t.expected_content().tobytes()
             await t.settled()
 
     asyncio.run(scenario())
-
-
-def _staging(key: int):
-    from triptych.runtime.instance.messages import OpenStaging
-
-    return OpenStaging("r", key, PROMPT_PAGES * PAGE_SIZE - 1, PROMPT_PAGES - 1, 1)
 
 
 def test_late_puller_of_a_failed_staging_hears_the_reason():

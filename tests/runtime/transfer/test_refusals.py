@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+
+from tests.runtime.transfer.harness import SOURCE, TARGET, WHOLE, Pair, header_for, pair
 from triptych.runtime.core.errors import IncompatibleError, InvalidRequestError, Status
 from triptych.runtime.core.instance import TransportKind
 from triptych.runtime.transfer import producer as producer_module
 from triptych.runtime.transfer.header import KvHeader, check
-
-from tests.runtime.transfer.harness import FINAL, WHOLE, Pair, header_for, pair
-from tests.runtime.transfer.test_pulls import SOURCE, TARGET, assert_pulled
 
 CHANGES: dict[str, Callable[[KvHeader], KvHeader]] = {
     "model": lambda h: replace(h, model="other"),
@@ -38,12 +37,6 @@ def test_difference_names_the_field_and_both_values(name):
     assert f"{name}: mine {getattr(mine, name)!r}, theirs {getattr(theirs, name)!r}" in refusal.value.message
 
 
-def stage_everything(t: Pair) -> None:
-    t.stage()
-    t.export(0, *SOURCE)
-    t.p.producer.complete(7, FINAL)
-
-
 def assert_nothing_moved(t: Pair) -> None:
     stats = t.p.producer.stats
     assert (stats.staged_bytes, stats.offered_bytes, t.d.consumer.bytes_received) == (0, 0, 0)
@@ -54,7 +47,7 @@ def assert_nothing_moved(t: Pair) -> None:
 def test_producer_refuses_another_header_before_anything_is_gathered(name):
     async def scenario() -> None:
         async with pair(TransportKind.DEVICE, d={"header": CHANGES[name]}) as t:
-            stage_everything(t)
+            t.stage_everything()
             t.pull(TARGET)
             outcome = await t.ended()
             ((_, status, reason),) = outcome.failed
@@ -124,7 +117,7 @@ def test_pulling_by_a_transport_that_is_not_served_names_those_that_are():
 def test_a_key_is_pulled_once():
     async def scenario() -> None:
         async with pair(TransportKind.LOCAL) as t:
-            stage_everything(t)
+            t.stage_everything()
             t.d.held_deliveries = []  # keeps the first pull from ending
             t.pull(TARGET)
             while not t.d.held_deliveries:
@@ -140,7 +133,7 @@ def test_a_key_is_pulled_once():
                 t.d.write(delivery)
             await t.ended()
             t.d.outcome.failed.clear()
-            assert_pulled(t)
+            t.assert_pulled()
 
     asyncio.run(scenario())
 

@@ -1,0 +1,107 @@
+"""The front: scheduler and gateway in one process and behind one port, without devices and without jax.
+
+They are two parties all the same: the gateway reaches the scheduler through its gRPC service like any other gateway, so that more gateways
+may run elsewhere, and neither reads the other's state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from triptych.models.hub.resolve import ModelKind, ResolvedModel
+from triptych.models.hub.text import ModelText
+from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
+from triptych.runtime.gateway.model import SamplingDefaults, ServedModel
+from triptych.runtime.gateway.server import SERVICE as INFERENCE
+from triptych.runtime.gateway.server import Gateway, add_reflection, server_options
+from triptych.runtime.scheduler.config import SchedulerConfig
+from triptych.runtime.scheduler.server import OPTIONS as CONTROL_OPTIONS
+from triptych.runtime.scheduler.server import SERVICE as CONTROL
+from triptych.runtime.scheduler.server import ControlServerConfig, add_control, build_control
+from triptych.runtime.wire.auth import bearer_interceptor, bearer_metadata
+from triptych.runtime.wire.listening import listen
+
+
+@dataclass(frozen=True)
+class FrontConfig:
+    """Where the front listens and how its two halves behave. `gateway.scheduler` is filled in with the front's own address."""
+
+    host: str
+    port: int
+    model: ServedModel
+    facts: ServerFacts
+    scheduler: SchedulerConfig
+    gateway: GatewayConfig
+    token: str | None = None
+
+
+class Front:
+    """Started by `start`, ended by `stop`; `wait` raises if the scheduler fails."""
+
+    def __init__(self, config: FrontConfig):
+        self._config = config
+        self.address = ""
+
+    async def start(self) -> None:
+        """Raises ConfigError if the address is taken."""
+        config = self._config
+        interceptors = [] if config.token is None else [bearer_interceptor(config.token)]
+        options = dict(CONTROL_OPTIONS) | dict(server_options(config.gateway))
+        self._server = grpc.aio.server(interceptors=interceptors, options=tuple(options.items()))
+        self.control = build_control(ControlServerConfig(config.host, config.port, config.token, scheduler=config.scheduler))
+        add_control(self.control, self._server)
+        port = listen(self._server, config.host, config.port)
+        self.address = f"{config.host}:{port}"
+        gateway_config = GatewayConfig(**{**vars(config.gateway), "scheduler": self.address})
+        self.gateway = Gateway(gateway_config, config.model, config.facts, metadata=bearer_metadata(config.token))
+        self.gateway.add_to(self._server)
+        add_reflection(self._server, (INFERENCE.full_name, CONTROL))
+        await self._server.start()
+        self.control.start()
+        await self.gateway.start()
+
+    async def wait(self) -> None:
+        await self.control.wait()
+
+    async def wait_serving(self, timeout: float) -> None:
+        """Until a request could be placed; TimeoutError after `timeout` seconds."""
+        async with asyncio.timeout(timeout):
+            while not self.gateway.serving:
+                await asyncio.sleep(0.02)
+
+    async def stop(self, grace: float = 1.0) -> None:
+        """New calls are refused at once, running ones get `grace` seconds."""
+        stopping = asyncio.create_task(self._server.stop(grace))
+        await asyncio.sleep(0)
+        await self.gateway.stop()
+        await self.control.stop()
+        await stopping
+
+
+def served_model(resolved: ResolvedModel, text: ModelText, *, name: str, max_model_len: int) -> ServedModel:
+    """The model as the gateway presents it. Sampling defaults are those of a generation_config.json beside the weights, if there is one."""
+    defaults = SamplingDefaults()
+    beside = resolved.path / "generation_config.json"
+    if resolved.kind in (ModelKind.HF_FOLDER, ModelKind.ORBAX) and beside.is_file():
+        defaults = SamplingDefaults.from_generation_config(_json(beside))
+    return ServedModel(
+        name=name,
+        architecture=text.config.architecture,
+        revision=text.revision,
+        vocab_size=text.config.vocab_size,
+        max_model_len=min(max_model_len, text.config.max_position),
+        tokenizer=text.tokenizer,
+        chat_template=text.chat_template,
+        eos_token_ids=text.config.eos_token_ids,
+        parameters=text.config.parameter_count(),
+        defaults=defaults,
+    )
+
+
+def _json(path: Path) -> dict[str, object]:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,101 @@
+"""What programs rely on beyond the logits: layer ranges compose, dtypes hold, pools are updated in place."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from triptych.models.config import PRESETS
+from triptych.models.decoder import extend, extend_layers
+from triptych.models.kv import kv_groups
+from triptych.models.ragged import Ragged
+from triptych.models.weights.dummy import DummySource
+from triptych.models.weights.load import LoadedDecoder, load_decoder
+from triptych.sharding.mesh import make_mesh
+
+CONFIG = PRESETS["toy"]
+NUM_PAGES, PAGE_SIZE = 9, 4
+
+
+def load(dtype: str) -> LoadedDecoder:
+    return load_decoder(CONFIG, DummySource(CONFIG), make_mesh(jax.devices()[:1], 1), dtype)
+
+
+def pools_of(loaded: LoadedDecoder):
+    return loaded.structure.allocate_pools(kv_groups(CONFIG, str(loaded.structure.dtype))[0], NUM_PAGES, PAGE_SIZE)
+
+
+def prompt_batch() -> Ragged:
+    tokens = jnp.arange(6)
+    table = jnp.array([[3, 5]])
+    write = jnp.array([12, 13, 14, 15, 20, 21])
+    return Ragged(tokens + 70, tokens, write, jnp.array([6]), table, jnp.array([0, 6]), decode_rows=0, max_q_len=6)
+
+
+def test_layer_ranges_with_hidden_states_in_and_out_are_the_whole_model() -> None:
+    loaded, batch = load("float32"), prompt_batch()
+    decoder = loaded.merge(loaded.params)
+    pools = pools_of(loaded)
+    whole, whole_pools = extend(decoder, pools, batch)
+    x = decoder.embed(batch.tokens)
+    x, first = extend_layers(decoder, x, pools[:1], batch, range(0, 1))
+    x, second = extend_layers(decoder, x, pools[1:], batch, range(1, 2))
+    np.testing.assert_allclose(decoder.norm(x), whole, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, (*first, *second), whole_pools)
+
+
+def test_a_layer_range_needs_one_pool_a_layer() -> None:
+    loaded = load("float32")
+    decoder = loaded.merge(loaded.params)
+    with pytest.raises(ValueError, match="1 layers need as many pools, got 2"):
+        extend_layers(decoder, jnp.zeros((6, CONFIG.hidden_size)), pools_of(loaded), prompt_batch(), range(1))
+
+
+def test_only_the_written_slots_of_the_pools_change() -> None:
+    loaded, batch = load("float32"), prompt_batch()
+    _, pools = extend(loaded.merge(loaded.params), pools_of(loaded), batch)
+    for pool in jax.tree.leaves(pools):
+        written = np.flatnonzero(np.abs(np.asarray(pool)).reshape(NUM_PAGES * PAGE_SIZE, -1).sum(axis=1))
+        assert written.tolist() == np.asarray(batch.write_index).tolist()
+
+
+def test_bfloat16_keeps_activations_narrow_and_logits_wide() -> None:
+    narrow, wide, batch = load("bfloat16"), load("float32"), prompt_batch()
+    decoder = narrow.merge(narrow.params)
+    hidden, pools = extend(decoder, pools_of(narrow), batch)
+    logits = decoder.head(hidden)
+    assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+    assert {pool.dtype for pool in jax.tree.leaves(pools)} == {jnp.dtype("bfloat16")}
+    reference, _ = extend(wide.merge(wide.params), pools_of(wide), batch)
+    exact = wide.merge(wide.params).head(reference)
+    # bfloat16 has 8 bits: a few roundings a layer, on logits of order one.
+    np.testing.assert_allclose(logits, exact, atol=0.15)
+
+
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_a_step_does_not_copy_its_pools(tokens: int) -> None:
+    """A donated pool is written in place: scratch memory does not grow with the pool."""
+    loaded = load("float32")
+    (group,) = kv_groups(CONFIG, "float32")
+
+    def scratch_bytes(num_pages: int) -> int:
+        pool = loaded.structure.pool_struct(group, num_pages, PAGE_SIZE)
+
+        def program(params, pools, batch):
+            decoder = loaded.merge(params)
+            hidden, pools = extend(decoder, pools, batch)
+            return decoder.head(hidden), pools
+
+        def ints(*shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+        per_token, rows = ints(tokens), ints(tokens)
+        table, starts = ints(tokens, 8), ints(tokens + 1)
+        batch = Ragged(per_token, per_token, per_token, rows, table, starts, tokens, 1)  # pyright: ignore[reportArgumentType]
+        pools = tuple((pool, pool) for _ in group.layers)
+        compiled = jax.jit(program, donate_argnums=1).lower(loaded.structure.abstract, pools, batch).compile()
+        analysis = compiled.memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
+
+    assert scratch_bytes(512) == scratch_bytes(16)

@@ -1,0 +1,141 @@
+"""Buckets, limits, memory and packed inputs: numbers that decide what is compiled."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from tests.runtime.engine.driver import toy_config
+from tests.runtime.engine.oracle import toy
+from triptych.runtime.core.errors import ConfigError
+from triptych.runtime.core.instance import Role
+from triptych.runtime.engine import memory
+from triptych.runtime.engine.batch import BatchPacker, extend_packing, extend_shapes
+from triptych.runtime.engine.buckets import Buckets, PlanError, default_buckets, geometric, powers_of_two, smallest
+from triptych.runtime.engine.config import engine_config
+from triptych.runtime.engine.engine import copy_tables
+from triptych.runtime.engine.packing import Field, Packing
+from triptych.runtime.instance.plan import Row, StepPlan
+
+
+def test_sizes_reach_their_limit() -> None:
+    assert powers_of_two(1) == (1,)
+    assert powers_of_two(12) == (1, 2, 4, 8, 12)
+    assert powers_of_two(16) == (1, 2, 4, 8, 16)
+    assert geometric(32, 512) == (32, 128, 512)
+    assert geometric(32, 100) == (32, 100)
+    assert geometric(16, 16) == (16,)
+    assert geometric(1, 10) == (1, 3, 10)
+
+
+def test_the_smallest_size_that_fits_is_chosen() -> None:
+    assert [smallest((1, 4, 16), needed, "rows") for needed in (0, 1, 2, 4, 5, 16)] == [1, 1, 4, 4, 16, 16]
+    with pytest.raises(PlanError, match="needs 17 rows; the largest compiled size is 16"):
+        smallest((1, 4, 16), 17, "rows")
+
+
+def test_roles_decide_which_programs_exist() -> None:
+    limits = {"page_size": 16, "max_num_seqs": 8, "max_model_len": 2048, "chunk_tokens": 512}
+    both = default_buckets(**limits, roles=frozenset(Role))  # type: ignore[arg-type]
+    prefill = default_buckets(**limits, roles=frozenset({Role.PREFILL}))  # type: ignore[arg-type]
+    assert len(extend_shapes(both)) == 4 * 2 + 2 * 3 * 2
+    assert len(extend_shapes(prefill)) == 3 * 2 and prefill.decode_rows == ()
+
+
+@pytest.mark.parametrize("sizes", [(4, 2), (0, 4), (2, 2), ()])
+def test_malformed_sizes_are_refused(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="table_widths|only decode_rows"):
+        Buckets((1,), (0,), (16,), sizes, (1,))
+
+
+def test_a_pool_too_small_for_one_sequence_is_refused() -> None:
+    assert toy_config(num_pages=17).pages_per_sequence == 16
+    with pytest.raises(ConfigError, match="15 KV pages of 4 tokens cannot hold one sequence of max_model_len 64"):
+        toy_config(num_pages=16)
+
+
+def test_limits_beyond_the_buckets_are_refused() -> None:
+    with pytest.raises(ConfigError, match="buckets.prefill_tokens .* limit of 17"):
+        toy_config(chunk_tokens=17)
+    with pytest.raises(ConfigError, match="needs the role prefill or decode"):
+        toy_config(roles=frozenset({Role.ENCODE}))
+    assert engine_config(num_pages=99, max_num_seqs=3, max_model_len=100, chunk_tokens=20).buckets.draws == (1, 3)
+
+
+class FakeDevice:
+    def __init__(self, stats: dict[str, int] | None) -> None:
+        self._stats = stats
+
+    def memory_stats(self) -> dict[str, int] | None:
+        return self._stats
+
+
+def test_free_bytes_are_those_of_the_fullest_device() -> None:
+    roomy, full = (
+        FakeDevice({"bytes_limit": 1000, "bytes_in_use": 100}),
+        FakeDevice({"bytes_limit": 1000, "bytes_in_use": 500}),
+    )
+    assert memory.free_bytes([roomy, full], 0.9) == 400
+    assert (
+        memory.free_bytes([FakeDevice(None)], 0.9)
+        == memory.DEFAULT_HOST_BYTES
+        == memory.free_bytes(jax.devices()[:1], 0.5)
+    )
+    with pytest.raises(ConfigError, match="share of device memory is 1.5"):
+        memory.free_bytes([roomy], 1.5)
+
+
+def test_pages_that_fit_count_what_the_pools_really_take() -> None:
+    structure = toy(1).structure
+    size = memory.page_bytes(structure, 4, "float32")
+    assert size == 2 * 2 * 4 * 4 * 16 * 4  # k and v, layers, page, heads, head_dim, bytes
+    assert memory.page_bytes(toy(2).structure, 4, "bfloat16") * 4 == size
+    fit = {"page_size": 4, "kv_dtype": "float32", "max_model_len": 64}
+    assert memory.pages_that_fit(structure, **fit, bytes_per_device=20 * size + 1) == 20  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="needs 17 KV pages"):
+        memory.pages_that_fit(structure, **fit, bytes_per_device=16 * size)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="0 MiB are free for 0"):
+        memory.pages_that_fit(structure, **fit, bytes_per_device=-5)  # type: ignore[arg-type]
+
+
+def test_packed_values_come_out_as_they_went_in() -> None:
+    packing = Packing((Field("a", (3,)), Field("f", (2, 2), "float32"), Field("u", (2,), "uint32")))
+    buffer, views = packing.host()
+    views["a"][:] = (1, -2, 3)
+    views["f"][:] = ((0.5, -np.inf), (1e-30, 7.0))
+    views["u"][:] = (2**32 - 1, 5)
+    assert buffer.shape == (9,) and buffer.dtype == np.int32
+    out = jax.jit(packing.unpack)(buffer)
+    for name, view in views.items():
+        np.testing.assert_array_equal(np.asarray(out[name]), view)
+
+
+def test_rows_are_packed_where_the_program_expects_them() -> None:
+    config = toy_config()
+    packer = BatchPacker(config)
+    decode = Row(5, (), 6, 106, (9, 8), token_slot=2)
+    chunk = Row(6, (50, 51, 52), 3, 3, (7, 6))
+    batch = packer.pack(StepPlan(0, rows=(chunk, decode)))
+    assert batch is not None and batch.first_token == (4, 0)
+    assert (batch.shape.decode_rows, batch.shape.prefill_tokens, batch.shape.width) == (4, 6, 4)
+    views = {name: np.asarray(part) for name, part in extend_packing(batch.shape, config).unpack(batch.packed).items()}
+    assert views["cu_q_lens"].tolist() == [0, 1, 2, 3, 4, 7, 7, 7]
+    assert views["kv_lens"].tolist() == [7, 0, 0, 0, 6, 0, 0]
+    assert views["tokens"].tolist() == [0, 0, 0, 0, 50, 51, 52, 0, 0, 0]
+    assert views["carried"].tolist() == [2, 4, 4, 4, 4, 4, 4, 4, 4, 4]
+    assert views["positions"][[0, 4, 5, 6]].tolist() == [106, 3, 4, 5]
+    assert views["write_index"][[0, 4, 5, 6]].tolist() == [8 * 4 + 2, 7 * 4 + 3, 6 * 4, 6 * 4 + 1]
+    assert views["page_indices"][0].tolist() == [9, 8, 0, 0] and views["page_indices"][4].tolist() == [7, 6, 0, 0]
+
+
+def test_a_table_too_short_for_its_tokens_is_refused() -> None:
+    with pytest.raises(PlanError, match="sequence 3: 1 pages cannot hold 5 tokens"):
+        BatchPacker(toy_config()).pack(StepPlan(0, rows=(Row(3, (1,), 4, 4, (7,)),)))
+
+
+def test_copies_that_depend_on_each_other_are_not_in_one_table() -> None:
+    tables = copy_tables(((1, 2), (3, 4), (2, 5), (6, 4)))
+    pairs = [[tuple(pair) for pair in table.T.tolist() if any(pair)] for table in tables]
+    assert pairs == [[(1, 2), (3, 4)], [(2, 5), (6, 4)]]
+    assert len(copy_tables(tuple((i, 100 + i) for i in range(1, 10)))) == 2
