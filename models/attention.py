@@ -123,8 +123,9 @@ class _Cache:
         page_size, kv_heads = self.k_pages.shape[1:3]
         pages = min(max(KV_BLOCK // page_size, 1), page_indices.shape[1])
         tokens = pages * page_size
-        # Whole blocks only; what is added is the null page, past every position.
-        page_indices = jnp.pad(page_indices, ((0, 0), (0, -page_indices.shape[1] % pages)))
+        # Whole blocks, and one more: of a table of one block XLA hoists the gather out of the loop and fuses it with the write of
+        # the new token before it, which then needs the old pool, hence a copy of all of it. The null page is past every position.
+        page_indices = jnp.pad(page_indices, ((0, 0), (0, -page_indices.shape[1] % pages + pages)))
         grouped = q.reshape(rows, queries, kv_heads, heads // kv_heads, head_dim)
 
         def block(index: Int[Array, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

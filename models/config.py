@@ -12,6 +12,8 @@ from typing import Any
 from triptych.models.errors import UnsupportedModelError
 from triptych.models.rope_config import Llama3Scaling, RopeConfig
 
+PLAIN_ROPE = RopeConfig()
+
 _REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -33,7 +35,7 @@ class ModelConfig:
     max_position: int
     layer_windows: tuple[int | None, ...]
     rms_norm_eps: float = 1e-5
-    rope: RopeConfig = RopeConfig()
+    rope: RopeConfig = PLAIN_ROPE
     tie_embeddings: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
@@ -49,7 +51,9 @@ class ModelConfig:
                 f"architecture {self.architecture!r} is not supported; supported: {', '.join(ARCHITECTURES)}"
             )
         if self.num_heads % self.num_kv_heads:
-            raise UnsupportedModelError(f"{self.num_heads} query heads do not divide among {self.num_kv_heads} KV heads")
+            raise UnsupportedModelError(
+                f"{self.num_heads} query heads do not divide among {self.num_kv_heads} KV heads"
+            )
         if self.head_dim % 2:
             raise UnsupportedModelError(f"head_dim {self.head_dim} is odd; rotary embedding rotates pairs")
         if len(self.layer_windows) != self.num_layers:
@@ -154,10 +158,14 @@ def _layer_windows(config: Mapping[str, Any], architecture: str, layers: int) ->
     if window is None:
         return (None,) * layers
     first = int(config.get("max_window_layers", 28))
-    kinds = config.get("layer_types") or ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+    kinds = config.get("layer_types") or [
+        "sliding_attention" if i >= first else "full_attention" for i in range(layers)
+    ]
     unknown = sorted(set(kinds) - {"sliding_attention", "full_attention"})
     if unknown:
-        raise UnsupportedModelError(f"layer types {unknown} are not supported; supported: full_attention, sliding_attention")
+        raise UnsupportedModelError(
+            f"layer types {unknown} are not supported; supported: full_attention, sliding_attention"
+        )
     return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
 
 

@@ -167,8 +167,7 @@ class Decoder(nnx.Module):
 
     def rotation(self, positions: Int[Array, "tokens"]) -> Rotation:
         """What every layer rotates this step's queries and keys by."""
-        # The barrier keeps XLA from computing every cosine again in each layer's fusions.
-        return jax.lax.optimization_barrier(rotation(self.config.rope, self.config.head_dim, positions))
+        return rotation(self.config.rope, self.config.head_dim, positions)
 
     def head(self, x: Float[Array, "rows hidden"]) -> Float[Array, "rows vocab"]:
         """Logits over the logical vocabulary, float32 and replicated, from hidden states after the final norm."""

@@ -93,7 +93,9 @@ class RopeConfig:
         theta = float(params.get("rope_theta") or config.get("rope_theta") or 10000.0)
         kind = params.get("rope_type") or params.get("type") or "default"
         if float(params.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
-            raise UnsupportedModelError("a partial rotary factor is not supported; supported: rotation of the whole head")
+            raise UnsupportedModelError(
+                "a partial rotary factor is not supported; supported: rotation of the whole head"
+            )
         return RopeConfig(theta, _scaling_from_hf(kind, params, int(config.get("max_position_embeddings") or 2048)))
 
 

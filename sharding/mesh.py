@@ -13,7 +13,7 @@ class DeviceSubsetError(ValueError):
     """A device subset is malformed, or names devices that are not there."""
 
 
-def make_mesh(devices: Sequence[jax.Device], tp: int) -> Mesh:
+def make_mesh(devices: Sequence[jax.Device], tp: int) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]
     """A mesh of exactly `tp` devices, in the order given. Axis types are Auto: the compiler propagates shardings."""
     if len(devices) != tp:
         raise DeviceSubsetError(f"tp={tp} needs {tp} devices, got {len(devices)}: {list(devices)}")
@@ -26,7 +26,9 @@ def parse_devices(text: str, available: int) -> tuple[int, ...]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise DeviceSubsetError(f"device subset {text!r}: {part.strip()!r} is neither an index nor a range like 0-3")
+            raise DeviceSubsetError(
+                f"device subset {text!r}: {part.strip()!r} is neither an index nor a range like 0-3"
+            )
         low, high = int(first), int(last) if dash else int(first)
         if high < low:
             raise DeviceSubsetError(f"device subset {text!r}: the range {part.strip()} runs backwards")

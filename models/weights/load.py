@@ -75,7 +75,9 @@ def check_tensors(structure: DecoderStructure, source: TensorSource) -> None:
     stored = set(source.names())
     missing = sorted(set(wanted) - stored)
     if missing:
-        raise WeightsError(f"{len(missing)} tensors are missing, the first is {missing[0]!r}; the file has {len(stored)}")
+        raise WeightsError(
+            f"{len(missing)} tensors are missing, the first is {missing[0]!r}; the file has {len(stored)}"
+        )
     ignored = {"lm_head.weight"} if structure.config.tie_embeddings else set()
     extra = sorted(name for name in stored - set(wanted) - ignored if not name.endswith(DERIVED_SUFFIXES))
     if extra:
@@ -85,7 +87,9 @@ def check_tensors(structure: DecoderStructure, source: TensorSource) -> None:
         )
     for name, shape in wanted.items():
         if tuple(source.shape(name)) != shape:
-            raise WeightsError(f"tensor {name!r} has shape {tuple(source.shape(name))}, the configuration implies {shape}")
+            raise WeightsError(
+                f"tensor {name!r} has shape {tuple(source.shape(name))}, the configuration implies {shape}"
+            )
 
 
 def _place(structure: DecoderStructure, at: int, source: TensorSource) -> jax.Array:

@@ -76,11 +76,9 @@ class Front:
 
     async def stop(self, grace: float = 1.0) -> None:
         """New calls are refused at once, running ones get `grace` seconds."""
-        stopping = asyncio.create_task(self._server.stop(grace))
-        await asyncio.sleep(0)
+        await self._server.stop(grace)
         await self.gateway.stop()
         await self.control.stop()
-        await stopping
 
 
 def served_model(resolved: ResolvedModel, text: ModelText, *, name: str, max_model_len: int) -> ServedModel:

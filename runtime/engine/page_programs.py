@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from triptych.runtime.core.errors import ChecksumError
 from triptych.runtime.transfer.checksum import checksum
+from triptych.runtime.transfer.devices import Device
 from triptych.runtime.transfer.layout import ChunkLayout, Slots
 
 AXIS = "tp"
@@ -88,7 +89,7 @@ class PageMover:
         pool_sharding: NamedSharding | None = None,
     ):
         self.layout = ChunkLayout(head_layout.slots())
-        self.devices: tuple[jax.Device, ...] = tuple(mesh.devices.flat)
+        self.devices: tuple[Device, ...] = tuple(mesh.devices.flat)
         if len(self.devices) != len(self.layout.slots) or mesh.axis_names != (AXIS,):
             raise ValueError(
                 f"head layout for {len(self.layout.slots)} devices on mesh {mesh}; expected one axis {AXIS!r} of that size"
@@ -117,7 +118,7 @@ class PageMover:
         start, stop = self.layer_groups[layer_group]
         return self._chunk_shape(g, stop - start)
 
-    def destinations(self, g: int) -> tuple[tuple[int, jax.Device], ...]:
+    def destinations(self, g: int) -> tuple[tuple[int, Device], ...]:
         """(chunk, device) for every array that `scatter` wants, in its order: chunk by chunk, replicas together."""
         return tuple((h.chunk, self.devices[h.device]) for h in self.layout.holders(g))
 
@@ -171,16 +172,16 @@ class PageMover:
         """
         start, stop = self.layer_groups[layer_group]
         leaves, structure = jax.tree.flatten(pools)
-        places = {(h.device, h.block): chunk for h, chunk in zip(self.layout.holders(g), chunks, strict=True)}
         shape = self._chunk_shape(g, stop - start)
-        blocks = [
-            jax.make_array_from_single_device_arrays(
-                (len(self.devices) * shape[0], *shape[1:]),
-                self._split,
-                [places.get((d, block), self._zeros.get((d, g, stop - start))) for d in range(len(self.devices))],
-            )
-            for block in range(self.layout.heads_per_device // g)
-        ]
+        places = {(h.device, h.block): chunk for h, chunk in zip(self.layout.holders(g), chunks, strict=True)}
+        blocks = []
+        for block in range(self.layout.heads_per_device // g):
+            shards = [
+                places[d, block] if (d, block) in places else self._zeros[d, g, stop - start]
+                for d in range(len(self.devices))
+            ]
+            whole = (len(self.devices) * shape[0], *shape[1:])
+            blocks.append(jax.make_array_from_single_device_arrays(whole, self._split, shards))
         program = self._program(self._scatter, g, stop - start)
         *written, sums = program(self._padded(pages), *blocks, *leaves[2 * start : 2 * stop])
         leaves[2 * start : 2 * stop] = written

@@ -118,9 +118,11 @@ class OpenRequests:
             raise NotFoundError(f"no running request has the id {public_id!r}")
         entry.fail(error)
 
-    def fail_all(self, error: TriptychError) -> None:
+    def fail_submitted(self, error: TriptychError) -> None:
+        """End every request that the scheduler has."""
         for entry in list(self._entries.values()):
-            entry.fail(error)
+            if entry.live is not None:
+                entry.live.fail(error)
 
     def tokens(self, tokens: Iterable[TokenOut]) -> None:
         """Tokens of one step, of any requests."""

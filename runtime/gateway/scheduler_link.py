@@ -124,6 +124,11 @@ class SchedulerLink:
             reason = describe(error)
         except InvalidRequestError as error:  # a notice that this version cannot read: the two do not belong together
             reason = error.message
+        except (
+            Exception
+        ) as error:  # the link must survive a defect of whoever listens: a dead one would leave every request waiting
+            logger.exception("a notice could not be handled")
+            reason = f"a notice could not be handled: {type(error).__name__}"
         finally:
             call.cancel()
             self._outgoing = None

@@ -98,7 +98,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """End every request and every link. `drain` and stop the gRPC server first."""
-        self._requests.fail_all(CancelledByClientError("the server is shutting down"))
+        self._requests.fail_submitted(CancelledByClientError("the server is shutting down"))
         await self._scheduler.stop()
         await self._workers.close()
         if self._health_task is not None:
@@ -120,7 +120,9 @@ class Gateway:
             self._requests.notice(notice)
 
     def on_lost(self, reason: str) -> None:
-        self._requests.fail_all(InstanceLostError(f"the scheduler was lost: {reason}; retry later", retry_after=1.0))
+        self._requests.fail_submitted(
+            InstanceLostError(f"the scheduler was lost: {reason}; retry later", retry_after=1.0)
+        )
         self._health_changed.set()
 
     def on_tokens(self, tokens: Iterable[TokenOut]) -> None:

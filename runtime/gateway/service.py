@@ -106,9 +106,13 @@ class InferenceService:
         await entry.live.deliver(context.write)
 
     def _ended(self, session: Session) -> None:
-        if session.outlives_client:
-            reason = "finished by a stop string" if session.error is None else session.error.message
-            self._scheduler.cancel(session.request.id, reason)
+        if not session.outlives_client:
+            return
+        if session.error is not None:
+            reason = session.error.message
+        else:
+            reason = "finished by a stop string" if session.ended else "the client went away"
+        self._scheduler.cancel(session.request.id, reason)
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
         self._requests.abort(request.request_id, CancelledByClientError(f"request {request.request_id!r} was aborted"))

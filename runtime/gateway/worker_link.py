@@ -1,7 +1,8 @@
 """Subscriptions to the tokens of every worker in the directory.
 
-A link exists as long as its worker's address is in the directory, and reconnects while it does. A worker keeps what it emits before
-the subscription; what is lost when a stream breaks in the middle shows as a gap in a journal, and ends those requests.
+A link exists as long as its worker's address is in the directory and a moment longer (news of a departure may overtake the last tokens), and
+reconnects while it does. A worker keeps what it emits before the subscription; what is lost when a stream breaks in the middle shows as a gap
+in a journal, and ends those requests.
 """
 
 from __future__ import annotations
@@ -82,6 +83,11 @@ class WorkerLink:
             return describe(error)
         except InvalidRequestError as error:  # a token that this version cannot read: the two do not belong together
             return error.message
+        except (
+            Exception
+        ) as error:  # the link must survive a defect of whoever listens: a dead one would leave every request waiting
+            logger.exception("a token batch could not be handled")
+            return f"a token batch could not be handled: {type(error).__name__}"
         finally:
             call.cancel()
             self._set_subscribed(False)
@@ -114,7 +120,9 @@ class WorkerLinks:
         metadata: tuple[tuple[str, str], ...] = (),
     ):
         self._arguments = (gateway, config, clock, listener, connect, metadata)
+        self._linger = config.final_token_grace
         self._links: dict[str, WorkerLink] = {}
+        self._leaving: dict[str, asyncio.TimerHandle] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
@@ -123,15 +131,26 @@ class WorkerLinks:
         return frozenset(address for address, link in self._links.items() if link.subscribed)
 
     def update(self, addresses: frozenset[str]) -> None:
-        """Open links to new addresses, close those to addresses that are gone."""
-        for address in addresses - self._links.keys():
-            self._links[address] = WorkerLink(address, *self._arguments)
-        for address in self._links.keys() - addresses:
-            task = asyncio.create_task(self._links.pop(address).close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+        """Open links to new addresses; let go of those to addresses that are gone."""
+        for address in addresses:
+            if address in self._leaving:
+                self._leaving.pop(address).cancel()
+            if address not in self._links:
+                self._links[address] = WorkerLink(address, *self._arguments)
+        for address in self._links.keys() - addresses - self._leaving.keys():
+            self._leaving[address] = asyncio.get_running_loop().call_later(self._linger, self._close, address)
 
     async def close(self) -> None:
-        self.update(frozenset())
+        """Close every link now."""
+        for timer in self._leaving.values():
+            timer.cancel()
+        for address in list(self._links):
+            self._close(address)
         while self._closing:
             await asyncio.gather(*self._closing)
+
+    def _close(self, address: str) -> None:
+        self._leaving.pop(address, None)
+        task = asyncio.create_task(self._links.pop(address).close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)

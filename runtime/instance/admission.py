@@ -1,8 +1,9 @@
 """What an instance takes on: tasks into its queue or reservations, and queued sequences into memory.
 
-A refusal is an answer, never a wait: a decode reservation is granted or refused at once, a prefill is refused when the bounded queue is full, and both
-are refused for good when the request could never fit. A queued sequence is admitted when slots for its samples and pages for all its known tokens
-are there: prompts that are half computed never wait for each other's pages.
+A refusal is an answer, never a wait: a decode reservation is granted or refused at once, a prefill is refused when the
+bounded queue is full, and both are refused for good when the request could never fit. A queued sequence is admitted
+when slots for its samples and pages for all its known tokens are there: prompts that are half computed never wait for
+each other's pages.
 """
 
 from __future__ import annotations
@@ -30,14 +31,23 @@ def reserve_decode(state: InstanceState, command: ReserveDecode, now: float) -> 
     if head is not None and head.resumed:
         return [_refused(request, Role.DECODE, "preempted sequences wait for memory")]
     if state.slots.free < request.sampling.n:
-        return [_refused(request, Role.DECODE, f"{request.sampling.n} slots were asked for, {state.slots.free} are free")]
+        return [
+            _refused(request, Role.DECODE, f"{request.sampling.n} slots were asked for, {state.slots.free} are free")
+        ]
     sequence = _new_sequence(state, request)
     cached = sequence.pin_prefix(len(request.prompt))
     if not _reserve_to_decode(state, sequence, request):
         sequence.evict()
         return [_refused(request, Role.DECODE, f"too few KV pages are free ({state.memory.pool.available})")]
     task = DecodeTask(
-        Kind.DECODE, Role.DECODE, request, state.next_serial, now, State.RESERVED, sequence=sequence, expires=now + command.ttl
+        Kind.DECODE,
+        Role.DECODE,
+        request,
+        state.next_serial,
+        now,
+        State.RESERVED,
+        sequence=sequence,
+        expires=now + command.ttl,
     )
     task.cached_tokens = cached
     task.reported = True
@@ -52,7 +62,9 @@ def start_prefill(state: InstanceState, command: StartPrefill, now: float) -> li
     """Queue a prompt whose KV is staged for a puller; or refuse."""
     request, config = command.request, state.config
     pages = config.pages_for(len(request.prompt))
-    refused = _refusal(state, request, Role.PREFILL, frozenset({Role.PREFILL}), pages) or _queue_full(state, request, Role.PREFILL)
+    refused = _refusal(state, request, Role.PREFILL, frozenset({Role.PREFILL}), pages) or _queue_full(
+        state, request, Role.PREFILL
+    )
     if refused is not None:
         return [Report(refused)]
     key = state.random.getrandbits(KEY_BITS)
@@ -79,7 +91,9 @@ def start_local(state: InstanceState, command: StartLocal, now: float) -> list[I
     """Queue a prompt that is decoded here as well; or refuse."""
     request = command.request
     roles = frozenset({Role.PREFILL, Role.DECODE})
-    refused = _refusal(state, request, Role.DECODE, roles, _pages_to_decode(state, request)) or _queue_full(state, request, Role.DECODE)
+    refused = _refusal(state, request, Role.DECODE, roles, _pages_to_decode(state, request)) or _queue_full(
+        state, request, Role.DECODE
+    )
     if refused is not None:
         return [Report(refused)]
     _queue(state, LocalTask(Kind.LOCAL, Role.DECODE, request, state.next_serial, now, State.WAITING))
@@ -87,7 +101,8 @@ def start_local(state: InstanceState, command: StartLocal, now: float) -> list[I
 
 
 def admit_waiting(state: InstanceState, now: float) -> None:
-    """Move sequences from the head of the queue into memory, as many as the next step can start on. Strictly in order: none overtakes."""
+    """Move sequences from the head of the queue into memory, as many as the next step can start on. Strictly in order:
+    none overtakes."""
     config = state.config
     budget = config.chunk_tokens - sum(fill.left for fill in state.filling.values())
     while state.waiting and budget > 0 and len(state.filling) < config.max_prefill_rows:
@@ -128,7 +143,8 @@ def _admit(state: InstanceState, fill: Fill, now: float) -> bool:
 
 def _reserve(state: InstanceState, fill: Fill) -> bool:
     if fill.resumed:
-        # one more than known, so that the next decode step does not preempt again at once; a pool of exactly that size must do, too
+        # one more than known, so that the next decode step does not preempt again at once; but a pool of just the
+        # known size must do, too
         known, most = len(fill.sequence.tokens), state.config.usable_pages * state.config.page_size
         return _try_reserve(state, fill.sequence, min(known + 1, most), 0)
     if fill.task.kind is Kind.PREFILL:
@@ -170,7 +186,9 @@ def _refusal(state: InstanceState, request: Request, role: Role, roles: frozense
     if (request.id, role) in state.tasks:
         return Refused(request.id, role, f"request {request.id} already has a {role} task here")
     if not roles <= config.roles:
-        reason = f"instance {state.ref.id} has roles {', '.join(sorted(config.roles))}; {', '.join(sorted(roles))} needed"
+        reason = (
+            f"instance {state.ref.id} has roles {', '.join(sorted(config.roles))}; {', '.join(sorted(roles))} needed"
+        )
     elif prompt == 0:
         reason = "the prompt is empty"
     elif prompt + 1 > config.max_model_len:
@@ -187,7 +205,9 @@ def _refusal(state: InstanceState, request: Request, role: Role, roles: frozense
 def _queue_full(state: InstanceState, request: Request, role: Role) -> Refused | None:
     if len(state.waiting) < state.config.max_waiting:
         return None
-    return Refused(request.id, role, f"{len(state.waiting)} sequences wait here already (max_waiting {state.config.max_waiting})")
+    return Refused(
+        request.id, role, f"{len(state.waiting)} sequences wait here already (max_waiting {state.config.max_waiting})"
+    )
 
 
 def _refused(request: Request, role: Role, reason: str) -> Report:

@@ -1,4 +1,5 @@
-"""Who holds what, for leak tests: a frozen snapshot, and the assertion that nothing is owned twice or by nobody. O(pages); not for the hot path."""
+"""Who holds what, for leak tests: a frozen snapshot, and the assertion that nothing is owned twice or by nobody.
+O(pages); not for the hot path."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from triptych.runtime.instance.tasks import Task
 
 @dataclass(frozen=True)
 class Resources:
-    """Everything that can leak. Pages are distinct pages; one that is shared counts for the first of sequence, staged, reserved.
+    """Everything that can leak. Pages are distinct; a shared one counts for the first of sequence, staged, reserved.
 
     `cached_pages` are held by nobody: they are free for the taking.
     """
@@ -77,13 +78,19 @@ def audit(state: InstanceState) -> None:
     _expect(len(numbers) == len(set(numbers)), "a sequence has two owners")
     _expect(not state.waiting.keys() & state.filling.keys(), "a sequence waits and computes at once")
     for number, fill in [*state.waiting.items(), *state.filling.items()]:
-        _expect(fill.sequence.number == number and fill.task is state.tasks.get(fill.task.key), "a queue holds a fill of no task")
+        _expect(
+            fill.sequence.number == number and fill.task is state.tasks.get(fill.task.key),
+            "a queue holds a fill of no task",
+        )
     for fill in state.waiting.values():
         _expect(not fill.sequence.held(), "a waiting sequence holds pages")
         _expect(all(stream.slot is None for stream in fill.streams), "a waiting sample holds a slot")
     for stream in state.running:
         _expect(stream.slot is not None and stream.sequence is not None, "a running sample lacks a slot or sequence")
-        _expect(stream.task is state.tasks.get(stream.task.key) and stream in stream.task.streams, "a sample of no task runs")
+        _expect(
+            stream.task is state.tasks.get(stream.task.key) and stream in stream.task.streams,
+            "a sample of no task runs",
+        )
     orders = [stream.order for stream in state.running]
     _expect(orders == sorted(set(orders)), "running samples are not in order of age")
 

@@ -1,7 +1,7 @@
 """StepComposer: what enters an instance's next step. One of the five policy protocols (design.md, One control plane).
 
-A composer sees numbers only and answers with numbers; the planner turns them into rows. It cannot overrun memory or compiled shapes: the planner
-refuses a choice beyond the limits.
+A composer sees numbers only and answers with numbers; the planner turns them into rows. It cannot overrun memory or
+compiled shapes: the planner refuses a choice beyond the limits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class StepLimits:
 
 @dataclass(frozen=True)
 class ChunkCandidate:
-    """A sequence that holds its pages and still has `tokens` known tokens to compute. `scored`: it wants prompt logprobs."""
+    """A sequence that holds its pages and has `tokens` known tokens left to compute; `scored` for prompt logprobs."""
 
     tokens: int
     scored: bool
@@ -56,12 +56,14 @@ class StepView:
             if chosen > 1 or (chosen and candidate.scored):
                 rows, tokens = rows + 1, tokens + chosen
         if rows > self.limits.max_prefill_rows or tokens > self.limits.chunk_tokens:
-            raise InvalidCompositionError(f"{tokens} prefill tokens in {rows} rows were chosen; the limits are {self.limits}")
+            raise InvalidCompositionError(
+                f"{tokens} prefill tokens in {rows} rows were chosen; the limits are {self.limits}"
+            )
 
 
 @dataclass(frozen=True)
 class StepChoice:
-    """How many sequences decode (the oldest), and how many tokens of each candidate are computed (0: not in this step)."""
+    """How many sequences decode (the oldest), and how many tokens of each candidate are computed (0: none)."""
 
     decodes: int
     chunks: tuple[int, ...] = ()
@@ -74,10 +76,10 @@ class StepComposer(Protocol):
 
 
 class DefaultComposer:
-    """All decodes, then prefill chunks first come, first served, as in Sarathi-Serve (Agrawal et al. 2024, arXiv 2403.02310).
+    """All decodes, then prefill chunks in order, as in Sarathi-Serve (Agrawal et al. 2024, arXiv 2403.02310).
 
-    A candidate with a single token left and nothing to score has the shape of a decode row and takes no share of the prefill limits; there
-    are always enough decode rows, because every candidate holds a slot that is not decoding yet.
+    A candidate with a single token left and nothing to score has the shape of a decode row and takes no share of the
+    prefill limits; there are always enough decode rows, because every candidate holds a slot that is not decoding yet.
     """
 
     def compose(self, view: StepView) -> StepChoice:

@@ -59,9 +59,13 @@ class InstanceConfig:
             if getattr(self, name) < bound:
                 raise ConfigError(f"instance {self.ref.id}: {name} is {getattr(self, name)}; expected at least {bound}")
         if len(self.groups) != 1:
-            raise ConfigError(f"instance {self.ref.id}: groups is {self.groups}; a StepPlan row carries one block table")
+            raise ConfigError(
+                f"instance {self.ref.id}: groups is {self.groups}; a StepPlan row carries one block table"
+            )
         if not self.roles & {Role.PREFILL, Role.DECODE}:
-            raise ConfigError(f"instance {self.ref.id}: roles is {sorted(self.roles)}; expected prefill, decode or both")
+            raise ConfigError(
+                f"instance {self.ref.id}: roles is {sorted(self.roles)}; expected prefill, decode or both"
+            )
 
     @property
     def usable_pages(self) -> int:

@@ -1,17 +1,21 @@
-"""InstanceCore: the pure half of an instance. Events in, step plans and messages out; no I/O, no clock, no randomness of its own.
+"""InstanceCore: the pure half of an instance. Events in, step plans and messages out; no I/O, no clock of its own.
 
-The life of a request here, on the prefill side of a split: StartPrefill queues the prompt and opens a staging (admission.py); when pages and a slot are
-free its chunks enter plans beside everyone else's decode rows (planner.py, composer.py), and every full page is exported in the plan that
-fills it; the result of the last chunk brings the first tokens, which go to the gateway, and the final record (results.py); the pages stay until the
-puller released them or its lease ran out (expiry.py). On the decode side: ReserveDecode holds pages and slots, StartDecode pulls, Imported turns
-the reservation into streams (importing.py), each decodes a token a step until it ends (termination.py) or is preempted (preemption.py).
-StartLocal is both without a transfer.
+The life of a request here, on the prefill side of a split: StartPrefill queues the prompt and opens a staging
+(admission.py); when pages and a slot are free its chunks enter plans beside everyone else's decode rows (planner.py,
+composer.py), and every full page is exported in the plan that fills it; the result of the last chunk brings the first
+tokens, which go to the gateway, and the final record (results.py); the pages stay until the puller released them or its
+lease ran out (expiry.py). On the decode side: ReserveDecode holds pages and slots, StartDecode pulls, Imported turns
+the reservation into streams (importing.py), each decodes a token a step until it ends (termination.py) or is preempted
+(preemption.py). StartLocal is both without a transfer.
 
 What the shell promises, on its one device loop:
-- It executes messages in the order in which they come, and plans in the order of their ids, at most two ahead of the last StepDone.
-- Pages freed here are reused by later plans and pulls at once. That is safe for whatever was enqueued on the device before, and only for that: once the
-  shell has seen CancelPull no further page of that pull may be scattered, and once it has seen CloseStaging none of that key may be gathered.
-- It asks again (DeviceReady) after any other event, because an answer without a plan means that there was nothing to do.
+- It executes messages in the order in which they come, and plans in the order of their ids, at most two ahead of the
+  last StepDone.
+- Pages freed here are reused by later plans and pulls at once. That is safe for whatever was enqueued on the device
+  before, and only for that: once the shell has seen CancelPull no further page of that pull may be scattered, and once
+  it has seen CloseStaging none of that key may be gathered.
+- It asks again (DeviceReady) after any other event, because an answer without a plan means that there was nothing to
+  do.
 """
 
 from __future__ import annotations
@@ -56,7 +60,8 @@ class InstanceCore:
         random: random.Random,
         composer: StepComposer | None = None,
     ):
-        """`stop_probe` is called only for requests with stop strings; `random` makes staging keys; `composer` defaults to DefaultComposer()."""
+        """`stop_probe` is called only for requests with stop strings; `random` makes staging keys; `composer` defaults
+        to DefaultComposer()."""
         self._composer = composer or DefaultComposer()
         self._state = InstanceState(
             config, config.ref, stop_probe, random, KvMemory(config), SlotPool(config.max_num_seqs)
@@ -115,12 +120,16 @@ class InstanceCore:
     def reset(
         self, ref: InstanceRef, *, status: Status = Status.UNAVAILABLE, reason: str = "the instance lost its KV pool"
     ) -> list[InstanceMessage]:
-        """The device lost the pool: every task ends, everything cached is forgotten, and `ref` is who the instance is from now on.
+        """The device lost the pool: every task ends, everything cached is forgotten; from now on the instance is `ref`.
 
         Results of plans made before are ignored afterwards; plan ids go on increasing.
         """
         old = self._state
-        messages = [message for task in list(old.tasks.values()) for message in end_task(old, task, Trigger.FAILED, status, reason)]
+        messages = [
+            message
+            for task in list(old.tasks.values())
+            for message in end_task(old, task, Trigger.FAILED, status, reason)
+        ]
         self._state = InstanceState(
             old.config,
             ref,
@@ -147,4 +156,6 @@ class InstanceCore:
             case AbortTask():
                 roles = Role if command.role is None else (command.role,)
                 tasks = [task for role in roles if (task := state.tasks.get((command.request, role))) is not None]
-                return [m for task in tasks for m in end_task(state, task, Trigger.FAILED, command.status, command.reason)]
+                return [
+                    m for task in tasks for m in end_task(state, task, Trigger.FAILED, command.status, command.reason)
+                ]

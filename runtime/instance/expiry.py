@@ -1,4 +1,5 @@
-"""What ends with time alone: deadlines of requests, grants of reservations that nobody used, leases of staged KV that nobody pulls."""
+"""What ends with time alone: deadlines of requests, grants of reservations that nobody used, leases of staged KV that
+nobody pulls."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def _expired(task: Task, now: float) -> tuple[Status, str] | None:
 
 
 def extend_lease(state: InstanceState, event: LeaseExtended, now: float) -> list[InstanceMessage]:
-    """A sign of life counts once the KV is staged; before that nothing expires. The timer finds the new time when the old one is due."""
+    """A sign of life counts once the KV is staged; before that nothing expires. The timer finds the new time when the
+    old one is due."""
     task = state.staged.get(event.key)
     if task is not None and task.lease is not None:
         task.lease = task.lease.extended(now, task.lease_seconds)

@@ -1,7 +1,7 @@
 """Decode side of a transfer: from the reservation to streams that decode.
 
-Until `Imported` the pages belong to the reservation alone and nothing of them enters the prefix index. Then the prompt is committed, the first live
-sample takes the sequence over and the others fork from it.
+Until `Imported` the pages belong to the reservation alone and nothing of them enters the prefix index. Then the prompt
+is committed, the first live sample takes the sequence over and the others fork from it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from triptych.runtime.instance.tasks import DecodeTask, Stream
 
 
 def start_decode(state: InstanceState, command: StartDecode) -> list[InstanceMessage]:
-    """Pull what the reservation lacks. Without a reservation (it expired, or this is a repetition) nothing is done: its end was reported."""
+    """Pull what the reservation lacks. Without a reservation (it expired, or this is a repetition) nothing is done: its
+    end was reported."""
     task = state.tasks.get((command.request, Role.DECODE))
     if not isinstance(task, DecodeTask) or task.state is not State.RESERVED or task.sequence is None:
         return []
@@ -52,16 +53,22 @@ def imported(state: InstanceState, event: Imported) -> list[InstanceMessage]:
     task.pulling = False
     wrong = _difference(task, event.continuation)
     if wrong is not None:
-        return end_task(state, task, Trigger.FAILED, Status.FAILED_PRECONDITION, f"the continuation does not fit: {wrong}")
+        return end_task(
+            state, task, Trigger.FAILED, Status.FAILED_PRECONDITION, f"the continuation does not fit: {wrong}"
+        )
     task.advance(Trigger.IMPORTED)
     live = _seat_live(state, task, event.continuation)
     if not live:
         return end_task(state, task, Trigger.FINISHED)
     pages = task.cached_tokens // state.config.page_size
-    messages: list[InstanceMessage] = [Report(DecodeStarted(task.request.id, replace(event.times, pages_skipped=pages)))]
+    messages: list[InstanceMessage] = [
+        Report(DecodeStarted(task.request.id, replace(event.times, pages_skipped=pages)))
+    ]
     full = next((stream for stream in live if len(stream.outputs) >= stream.termination.limit), None)
     if full is not None:
-        reason = f"sample {full.sample} has {len(full.outputs)} outputs; there is room here for {full.termination.limit}"
+        reason = (
+            f"sample {full.sample} has {len(full.outputs)} outputs; there is room here for {full.termination.limit}"
+        )
         return end_task(state, task, Trigger.FAILED, Status.FAILED_PRECONDITION, reason)
     for stream in reversed(live):  # whoever is requeued last is first in the queue
         if len(stream.outputs) == 1:

@@ -4,9 +4,10 @@
     decode    RESERVED ─started→ IMPORTING ─imported→ DECODING ─finished→ ENDED
     local     WAITING ─admitted→ COMPUTING ─computed→ DECODING ─finished→ ENDED
 
-Everything else leads to ENDED through `failed` (abort, deadline, expiry, failed pull, no memory), whatever the state. What a task holds is a
-function of its state: nothing (WAITING, ENDED); pages and slots of its samples (COMPUTING, RESERVED, IMPORTING, DECODING); pages only (STAGED).
-A decoding sample that is preempted does not move its task: samples queue for recomputation one by one.
+Everything else leads to ENDED through `failed` (abort, deadline, expiry, failed pull, no memory), whatever the state.
+What a task holds is a function of its state: nothing (WAITING, ENDED); pages and slots of its samples (COMPUTING,
+RESERVED, IMPORTING, DECODING); pages only (STAGED). A decoding sample that is preempted does not move its task: samples
+queue for recomputation one by one.
 """
 
 from __future__ import annotations

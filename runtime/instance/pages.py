@@ -1,11 +1,11 @@
 """PagePool: who holds which KV page.
 
-A page is in exactly one of three places: *free* (content worthless), *cached* (nobody refers to it, but the prefix index knows what it
-holds; it is given up, oldest first, when the free ones are gone) or *referenced* (by one or more sequences). Page 0 is the null page: padding
-reads and writes it, nobody owns it.
+A page is in exactly one of three places: *free* (content worthless), *cached* (nobody refers to it, but the prefix
+index knows what it holds; it is given up, oldest first, when the free ones are gone) or *referenced* (by one or more
+sequences). Page 0 is the null page: padding reads and writes it, nobody owns it.
 
-Freeing takes effect at once although a plan in flight may still write the page: the device executes plans in order, so whatever a later
-plan puts there comes after (see InstanceCore).
+Freeing takes effect at once although a plan in flight may still write the page: the device executes plans in order, so
+whatever a later plan puts there comes after (see InstanceCore).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class OutOfPagesError(OverloadedError):
 
 
 class PagePool:
-    """Reference counts and the free list of pages 1..num_pages-1; idle pages known to `index` are taken back in its order."""
+    """Reference counts and the free list of pages 1..num_pages-1; cached pages are taken back as `index` says."""
 
     def __init__(self, num_pages: int, index: PrefixIndex):
         self._index = index
@@ -47,7 +47,7 @@ class PagePool:
         return self._references[page]
 
     def allocate(self, count: int) -> list[int]:
-        """`count` pages with one reference each, evicting cached ones as needed. All or nothing: raises OutOfPagesError."""
+        """`count` pages with one reference each, evicting as needed. All or nothing: raises OutOfPagesError."""
         if count > self.available:
             raise OutOfPagesError(f"{count} KV pages were needed, {self.available} are free or cached")
         pages = []
@@ -81,7 +81,11 @@ class PagePool:
         """Raises AssertionError unless the pages are conserved and `expected` (page -> references) is what is held."""
         held = {page: count for page, count in enumerate(self._references) if count}
         if held != expected:
-            wrong = {p: (held.get(p, 0), expected.get(p, 0)) for p in held.keys() | expected.keys() if held.get(p) != expected.get(p)}
+            wrong = {
+                p: (held.get(p, 0), expected.get(p, 0))
+                for p in held.keys() | expected.keys()
+                if held.get(p) != expected.get(p)
+            }
             raise AssertionError(f"page references (held, expected) differ: {wrong}")
         free, idle = set(self._free), set(self._index.idle_pages())
         if len(free) != len(self._free):

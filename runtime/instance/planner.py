@@ -1,8 +1,9 @@
 """From the state to the next StepPlan.
 
-Order matters. First every decoding sequence gets the page that it writes next, which may preempt or end others: after that nothing that has a row
-can lose its pages within this plan. Then queued sequences are admitted with what is left, the composer shares out the step, and rows are made. Plans
-made before may still write pages given up here; the device executes in order, so this plan comes after them.
+Order matters. First every decoding sequence gets the page that it writes next, which may preempt or end others: after
+that nothing that has a row can lose its pages within this plan. Then queued sequences are admitted with what is left,
+the composer shares out the step, and rows are made. Plans made before may still write pages given up here; the device
+executes in order, so this plan comes after them.
 """
 
 from __future__ import annotations
@@ -18,16 +19,23 @@ from triptych.runtime.instance.preemption import make_room
 from triptych.runtime.instance.state import InstanceState, PlannedRow, PlannedStep
 from triptych.runtime.instance.tasks import Fill, PrefillTask, Stream
 
-MAX_IN_FLIGHT = 2  # the next step is dispatched before the last one's tokens are read, and no further ahead (design.md, Programs)
+MAX_IN_FLIGHT = (
+    2  # the next step is dispatched before the last one's tokens are read, and no further ahead (design.md, Programs)
+)
 
 
-def plan_step(state: InstanceState, composer: StepComposer, now: float) -> tuple[list[InstanceMessage], StepPlan | None]:
+def plan_step(
+    state: InstanceState, composer: StepComposer, now: float
+) -> tuple[list[InstanceMessage], StepPlan | None]:
     """The next plan, or None if nothing can be computed now; and the ends of tasks that turned out not to fit."""
     if len(state.in_flight) >= MAX_IN_FLIGHT:
         return [], None
-    messages = _make_room_to_decode(state)
+    messages: list[InstanceMessage] = []
+    ready, needy = _decoding(state)
+    if needy:
+        messages = _make_room_to_decode(state, needy)
+        ready, _ = _decoding(state)
     admit_waiting(state, now)
-    ready = [stream for stream in state.running if _can_decode(stream) and not _needs_page(stream)]
     fills = list(state.filling.values())
     if not ready and not fills:
         return messages, None
@@ -43,20 +51,25 @@ def plan_step(state: InstanceState, composer: StepComposer, now: float) -> tuple
     return messages, builder.finish() if builder.rows else None
 
 
-def _can_decode(stream: Stream) -> bool:
-    """Whether it is worth a row: its length alone does not end it with what is being drawn."""
-    return len(stream.outputs) + stream.pending < stream.termination.limit
+def _decoding(state: InstanceState) -> tuple[list[Stream], list[Stream]]:
+    """Streams that can decode now, and those that need a page first. One whose length alone ends it with what is being
+    drawn is in neither."""
+    ready: list[Stream] = []
+    needy: list[Stream] = []
+    for stream in state.running:
+        if len(stream.outputs) + stream.pending < stream.termination.limit:
+            sequence = stream.sequence
+            assert sequence is not None
+            (ready if sequence.scheduled < sequence.capacity else needy).append(stream)
+    return ready, needy
 
 
-def _needs_page(stream: Stream) -> bool:
-    sequence = stream.sequence
-    return sequence is not None and sequence.scheduled >= sequence.capacity
-
-
-def _make_room_to_decode(state: InstanceState) -> list[InstanceMessage]:
+def _make_room_to_decode(state: InstanceState, needy: list[Stream]) -> list[InstanceMessage]:
     messages: list[InstanceMessage] = []
-    for stream in [stream for stream in state.running if _needs_page(stream) and _can_decode(stream)]:
-        if stream.slot is not None and stream.sequence is not None:  # else an older one has just preempted it, or its task ended
+    for stream in needy:
+        if (
+            stream.slot is not None and stream.sequence is not None
+        ):  # else an older one has just preempted it, or its task ended
             messages += make_room(state, stream, stream.sequence.scheduled + 1)
     return messages
 
@@ -118,7 +131,9 @@ class PlanBuilder:
             score_top=fill.score or 0,
         )
         self.rows.append(row)
-        self._planned.append(PlannedRow(sequence, sequence.generation, end, tuple((s, s.generation) for s in streams), fill))
+        self._planned.append(
+            PlannedRow(sequence, sequence.generation, end, tuple((s, s.generation) for s in streams), fill)
+        )
         if isinstance(task, PrefillTask):
             self._export(task, fill, last)
         if last:
@@ -128,7 +143,9 @@ class PlanBuilder:
         """The plan is complete and in flight."""
         state = self._state
         state.memory.pool.release([source for source, _ in self._copies])
-        plan = StepPlan(state.next_plan, tuple(self.rows), tuple(self._seats), tuple(self._copies), tuple(self._exports))
+        plan = StepPlan(
+            state.next_plan, tuple(self.rows), tuple(self._seats), tuple(self._copies), tuple(self._exports)
+        )
         state.next_plan += 1
         state.in_flight.append(PlannedStep(plan.id, self._planned))
         return plan
@@ -138,7 +155,9 @@ class PlanBuilder:
         params = request.sampling
         assert stream.slot is not None
         prompt, outputs = (request.prompt, tuple(stream.outputs)) if params.penalised else ((), ())
-        self._seats.append(Seat(stream.slot, stream.sample, params, prompt, outputs, end.forbidden, end.forbidden_until))
+        self._seats.append(
+            Seat(stream.slot, stream.sample, params, prompt, outputs, end.forbidden, end.forbidden_until)
+        )
         stream.seated = True
 
     def _export(self, task: PrefillTask, fill: Fill, last: bool) -> None:
@@ -146,7 +165,11 @@ class PlanBuilder:
         if task.released:
             return
         sequence, granule = fill.sequence, self._state.config.export_pages
-        end = self._state.config.pages_for(sequence.scheduled) if last else sequence.scheduled // self._state.config.page_size
+        end = (
+            self._state.config.pages_for(sequence.scheduled)
+            if last
+            else sequence.scheduled // self._state.config.page_size
+        )
         while task.next_export < end and (last or end - task.next_export >= granule):
             first = task.next_export
             pages = sequence.pages[first : min(first + granule, end)]

@@ -1,9 +1,10 @@
-"""Preemption by recomputation, as in vLLM (Kwon et al. 2023, section 4.5): when decoding needs a page and none is left, the youngest gives up its own.
+"""Preemption by recomputation, as in vLLM (Kwon et al. 2023, section 4.5): when decoding needs a page and none is left,
+the youngest gives up its own.
 
-Victims are samples that decode or recompute, and local prompts half computed. Never reservations, staged KV or prompts being computed for a puller:
-others count on those. The oldest is never a victim, so the work at hand always advances. What a victim had committed stays in the prefix cache as
-long as it can, and its outputs are kept: recomputing draws nothing that is already known, and a draw depends on its position only, so the
-tokens that follow are the same.
+Victims are samples that decode or recompute, and local prompts half computed. Never reservations, staged KV or prompts
+being computed for a puller: others count on those. The oldest is never a victim, so the work at hand always advances.
+What a victim had committed stays in the prefix cache as long as it can, and its outputs are kept: recomputing draws
+nothing that is already known, and a draw depends on its position only, so the tokens that follow are the same.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from triptych.runtime.instance.tasks import Fill, Stream
 def make_room(state: InstanceState, stream: Stream, tokens: int) -> list[InstanceMessage]:
     """Pages for `tokens` tokens of `stream`, preempting younger work and at last `stream` itself.
 
-    Afterwards the stream has its pages, or waits for recomputation, or, if it could not fit into an empty instance, its task has ended. While the
-    stream's last draw is in flight neither of the latter is done: that token may end it. Then it sits this step out.
+    Afterwards the stream has its pages, or waits for recomputation, or, if it could not fit into an empty instance, its
+    task has ended. While the stream's last draw is in flight neither of the latter is done: that token may end it. Then
+    it sits this step out.
     """
     sequence = stream.sequence
     assert sequence is not None

@@ -1,19 +1,21 @@
 """PrefixIndex: which page holds the KV of which tokens, so that a prompt that begins alike need not be computed again.
 
-Automatic prefix caching as in vLLM (Kwon et al. 2023, arXiv 2309.06180) by chained keys: a full page's key is H(parent key, its tokens), and
-the first parent is H(extra), where extra says everything else that KV depends on (KV group, cache salt). One lookup a page finds the longest
-common prefix. Keys are 128-bit BLAKE2b, so tokens are not kept and an accidental or a chosen collision is not a concern (Python's `hash` is
-neither wide nor secret enough: a collision would serve one user's KV to another).
+Automatic prefix caching as in vLLM (Kwon et al. 2023, arXiv 2309.06180) by chained keys: a full page's key is H(parent
+key, its tokens), and the first parent is H(extra), where extra says everything else that KV depends on (KV group, cache
+salt). One lookup a page finds the longest common prefix. Keys are 128-bit BLAKE2b, so tokens are not kept and an
+accidental or a chosen collision is not a concern (Python's `hash` is neither wide nor secret enough: a collision would
+serve one user's KV to another).
 
-Only full pages whose tokens are committed enter. An index entry is no reference: a page that nobody refers to waits here, least recently
-used first, until it is used again or evicted.
+Only full pages whose tokens are committed enter. An index entry is no reference: a page that nobody refers to waits
+here, least recently used first, until it is used again or evicted.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from hashlib import blake2b
 
 KEY_BYTES = 16
@@ -63,7 +65,7 @@ class PrefixIndex:
         return pages
 
     def insert(self, key: bytes, page: int) -> None:
-        """Remember that `page` (referenced) holds `key`. The first page to come with a key keeps it; a copy stays unknown."""
+        """Remember that `page` (referenced) holds `key`. The first page of a key keeps it; a copy stays unknown."""
         if key not in self._page_of and page not in self._key_of:
             self._page_of[key] = page
             self._key_of[page] = key
@@ -85,8 +87,8 @@ class PrefixIndex:
         del self._page_of[self._key_of.pop(page)]
         return page
 
-    def audit(self, referenced: Set[int]) -> None:
-        """Raises AssertionError unless both directions agree and the idle pages are the known ones without a reference."""
+    def audit(self, referenced: AbstractSet[int]) -> None:
+        """Raises AssertionError unless both directions agree and idle pages are the known ones not referenced."""
         if {page: key for key, page in self._page_of.items()} != self._key_of:
             raise AssertionError("prefix index: keys and pages disagree")
         if self._key_of.keys() - referenced != self._idle.keys():

@@ -1,7 +1,7 @@
 """What a finished plan means: KV is committed, draws become tokens, samples and tasks end.
 
-A result counts for a sequence or stream only if it still has the generation that it had when the plan was made. Everything else is a zombie: its
-sample ended or was preempted while the plan was in flight, and its draw is discarded.
+A result counts for a sequence or stream only if it still has the generation that it had when the plan was made.
+Everything else is a zombie: its sample ended or was preempted while the plan was in flight, and its draw is discarded.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _accept(stream: Stream, drawn: Drawn) -> TokenOut:
 
 
 def _settle(state: InstanceState, task: Task, now: float) -> list[InstanceMessage]:
-    """Report the prompt once every sample has its first token; free the samples that ended, and the task with the last of them."""
+    """Report the prompt once every sample has its first token; free what ended, and with the last sample the task."""
     messages: list[InstanceMessage] = []
     finished = all(stream.finish is not None for stream in task.streams)
     if not task.reported and all(stream.outputs for stream in task.streams):

@@ -1,9 +1,10 @@
 """Sequence: tokens, and the pages that hold their KV. It knows nothing of requests.
 
-Three lengths, each at most the next: `committed` (the device has finished computing this KV), `scheduled` (a dispatched plan computes it)
-and the tokens known to the host, or one more when the last one is still being drawn.
-Pages may be shared: a cached prefix with any other sequence, and after a fork all pages that were full then. Shared pages are never written,
-because writing starts at `scheduled`, and the page that holds it is never shared: a fork copies the partial page.
+Three lengths, each at most the next: `committed` (the device has finished computing this KV), `scheduled` (a dispatched
+plan computes it) and the tokens known to the host, or one more when the last one is still being drawn. Pages may be
+shared: a cached prefix with any other sequence, and after a fork all pages that were full then. Shared pages are never
+written, because writing starts at `scheduled`, and the page that holds it is never shared: a fork copies the partial
+page.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Sequence:
         capacity: tokens that fit the pages held.
         generation: grows whenever the KV is given up, so that results of plans made before can be told apart.
         spare: one page per group for each fork to come, held so that forking cannot fail.
-        copies: (source, destination) pages to be copied before this sequence's next row; the sources are held until then.
+        copies: (source, destination) pages to be copied before this sequence's next row; the sources are held until
+            then.
     """
 
     __slots__ = (
@@ -90,7 +92,8 @@ class Sequence:
         return self.tables[0].view
 
     def pin_prefix(self, limit: int) -> int:
-        """Take the longest cached prefix of whole pages within `limit` tokens; returns its tokens, now committed. Needs an empty table."""
+        """Take the longest cached prefix of whole pages within `limit` tokens; returns its tokens, now committed. Needs
+        an empty table."""
         memory = self._memory
         most = limit // memory.page_size
         if not memory.caching or most == 0:
@@ -105,8 +108,8 @@ class Sequence:
 
     def missing(self, tokens: int, spare: int = 0) -> int:
         """Pages still to be allocated for `reserve(tokens, spare)`."""
-        pages = -(-tokens // self._memory.page_size) - len(self.tables[0]) + spare - len(self.spare)
-        return max(0, pages) * len(self.tables)
+        pages = max(0, -(-tokens // self._memory.page_size) - len(self.tables[0]))
+        return (pages + max(0, spare - len(self.spare))) * len(self.tables)
 
     def reserve(self, tokens: int, spare: int = 0) -> None:
         """Hold pages for `tokens` tokens and for `spare` forks. All or nothing: raises OutOfPagesError."""
@@ -120,7 +123,7 @@ class Sequence:
         self.capacity = len(self.tables[0]) * self._memory.page_size
 
     def fork(self) -> Sequence:
-        """A sequence with the same tokens and KV. Full pages are shared; the partial one is copied by the next row's plan.
+        """The same tokens and KV again. Full pages are shared; the partial one is copied by the plan of the next row.
 
         Uses a spare page if one is held, else allocates it (raises OutOfPagesError).
         """
@@ -154,7 +157,7 @@ class Sequence:
         return copies
 
     def commit(self, computed: int) -> None:
-        """The device has computed the KV of the first `computed` tokens: pages that became full enter the prefix index."""
+        """The device has computed the KV of `computed` tokens: pages that became full enter the prefix index."""
         size = self._memory.page_size
         first, last = self.committed // size, computed // size
         self.committed = max(self.committed, computed)
@@ -167,7 +170,8 @@ class Sequence:
     def truncate(self, length: int) -> None:
         """Forget the tokens from `length` on and free the pages beyond; rejected drafts end so.
 
-        Only tokens that are not committed can be taken back: committed pages may be shared or cached. Raises ValueError.
+        Only tokens that are not committed can be taken back: committed pages may be shared or cached. Raises
+        ValueError.
         """
         if length < self.committed:
             raise ValueError(f"truncate({length}) would take back committed tokens ({self.committed})")

@@ -1,4 +1,5 @@
-"""SlotPool: sampler slots, one per sample that may draw. The device keeps per-slot state, which the Seat of the next owner replaces."""
+"""SlotPool: sampler slots, one per sample that may draw. The device keeps per-slot state, which the Seat of the next
+owner replaces."""
 
 from __future__ import annotations
 

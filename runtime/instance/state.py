@@ -1,7 +1,8 @@
 """InstanceState: everything one incarnation of an instance knows, and the one way in which a task ends.
 
-The other files of this folder are functions over it: admission, importing, planner, preemption, results. Each resource has one owner at a time
-(see tasks.py), so ending a task means giving up what its streams and its sequence hold, in `end_task` and nowhere else.
+The other files of this folder are functions over it: admission, importing, planner, preemption, results. Each resource
+has one owner at a time (see tasks.py), so ending a task means giving up what its streams and its sequence hold, in
+`end_task` and nowhere else.
 """
 
 from __future__ import annotations
@@ -64,17 +65,22 @@ class InstanceState:
     timers: Timers = field(default_factory=Timers)
     next_serial: int = 1
     next_plan: int = 1
-    blocked: tuple[int, int] | None = None  # (sequence number, pages available) when the head of the queue last did not fit
+    blocked: tuple[int, int] | None = (
+        None  # (sequence number, pages available) when the head of the queue last did not fit
+    )
 
     def streams_for(self, task: Task) -> tuple[Stream, ...]:
         """Fresh streams for every sample that the request asks for."""
         return tuple(
-            Stream(task, sample, (task.serial, sample), self.termination(task.request)) for sample in range(task.request.sampling.n)
+            Stream(task, sample, (task.serial, sample), self.termination(task.request))
+            for sample in range(task.request.sampling.n)
         )
 
     def termination(self, request: Request) -> Termination:
         config = self.config
-        return Termination(request, eos_ids=config.eos_ids, max_model_len=config.max_model_len, stop_probe=self.stop_probe)
+        return Termination(
+            request, eos_ids=config.eos_ids, max_model_len=config.max_model_len, stop_probe=self.stop_probe
+        )
 
     def add(self, task: Task) -> None:
         """The task is accepted under a serial taken from `next_serial`."""

@@ -1,8 +1,9 @@
 """What the instance remembers of each task: its samples, and the sequences being computed for it.
 
-A Task is one command accepted; a Stream is one sample of it; a Fill is a sequence that is still being computed by chunks, either a prompt for
-the first time or everything a preempted stream knew. Ownership: `task.sequence` (a prompt that no stream has taken over yet) belongs to the task,
-`stream.sequence` and `stream.slot` to the stream; a Fill only refers.
+A Task is one command accepted; a Stream is one sample of it; a Fill is a sequence that is still being computed by
+chunks, either a prompt for the first time or everything a preempted stream knew. Ownership: `task.sequence` (a prompt
+that no stream has taken over yet) belongs to the task, `stream.sequence` and `stream.slot` to the stream; a Fill only
+refers.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Task:
 
 @dataclass(eq=False, kw_only=True)
 class PrefillTask(Task):
-    """`next_export`: index of the first prompt page not exported yet. `released`: the puller is done with it, perhaps early."""
+    """`next_export`: first prompt page not exported yet. `released`: the puller is done with it, perhaps early."""
 
     staging_key: int
     lease_seconds: float
@@ -117,7 +118,7 @@ class PrefillTask(Task):
 
 @dataclass(eq=False, kw_only=True)
 class DecodeTask(Task):
-    """`expires`: end of the grant, unless StartDecode comes before. `pulling`: a StartPull is out that has not been answered."""
+    """`expires`: end of the grant unless StartDecode comes. `pulling`: a StartPull is out and not answered yet."""
 
     expires: float
     pulling: bool = False

@@ -1,8 +1,9 @@
 """When one sample ends. The instance that decodes decides; the gateway hides what must not be shown.
 
-In order, for each drawn token: EOS and stop token ids (the token is emitted, with finish STOP), stop strings over the detokenised text, and
-length: `max_tokens` outputs, or `max_model_len` tokens in all. With `min_tokens` m, ids that end may not be drawn for the first m outputs (the
-sampler is told: Seat.forbidden), and stop strings that are complete within them are ignored.
+In order, for each drawn token: EOS and stop token ids (the token is emitted, with finish STOP), stop strings over the
+detokenised text, and
+length: `max_tokens` outputs, or `max_model_len` tokens in all. With `min_tokens` m, ids that end may not be drawn for
+the first m outputs (the sampler is told: Seat.forbidden), and stop strings that are complete within them are ignored.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Termination:
         self.forbidden_until = prompt + params.min_tokens if params.min_tokens else 0
 
     def check(self, token: int, outputs: int) -> Finish | None:
-        """How the sample ends with `token`, its `outputs`-th output (1 is the first), or None if it goes on. Call once per output, in order."""
+        """How the sample ends with `token`, its `outputs`-th output (1 is the first), or None if it goes on. Call once
+        per output, in order."""
         finish = self._finishes.get(token)
         if finish is not None and outputs > self._min_tokens:
             return finish

@@ -1,6 +1,7 @@
-"""Timers: when to look at which task again. A heap, so that a step with nothing due costs one comparison however many tasks there are.
+"""Timers: when to look at which task again. A heap: a step with nothing due costs one comparison.
 
-Entries are hints: they are not withdrawn when a task ends or a lease is extended; whoever takes a due entry looks at the task itself.
+Entries are hints: they are not withdrawn when a task ends or a lease is extended; whoever takes a due entry looks at
+the task itself.
 """
 
 from __future__ import annotations

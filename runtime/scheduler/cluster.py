@@ -173,6 +173,12 @@ class Cluster:
 
     # ---- indexes
 
+    @property
+    def has_candidates(self) -> bool:
+        """Whether some open instances could form a placement; O(1), so that a full cluster costs a waiting queue nothing."""
+        local = bool(self._by_load[Pool.LOCAL])
+        return local or (bool(self._by_load[Pool.PREFILL]) and bool(self._by_load[Pool.DECODE]))
+
     def by_load(self, pool: Pool) -> Iterator[Member]:
         """Open members, least loaded first. Do not change loads while iterating."""
         for _, _, instance_id in self._by_load[pool]:

@@ -36,6 +36,8 @@ class Placer:
         if not self._life.changed:
             return
         self._life.changed = False
+        if not self._cluster.has_candidates:
+            return  # the first instance to open again sets `changed`
         blocked: list[Record] = []
         queue = self._ledger.queue
         while (

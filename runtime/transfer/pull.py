@@ -31,6 +31,7 @@ from triptych.runtime.core.errors import (
 from triptych.runtime.core.instance import InstanceRef, TransportKind
 from triptych.runtime.instance.messages import StartPull
 from triptych.runtime.transfer.delivery import Delivery, PullGate
+from triptych.runtime.transfer.devices import Device
 from triptych.runtime.transfer.header import KvHeader, check
 from triptych.runtime.transfer.transports.base import OfferSpec, Peer, Transport
 from triptych.runtime.transfer.transports.grpc import Channels
@@ -267,7 +268,7 @@ class Pull:
     async def _fetch(self, peer: Peer, transport: Transport, offer: transfer_pb2.Offer) -> tuple[jax.Array, ...]:
         """One array for each destination: a chunk is fetched once, and copied to its further holders here."""
         destinations = self._mover.destinations(self._heads_per_chunk)
-        first: dict[int, jax.Device] = {}
+        first: dict[int, Device] = {}
         for chunk, device in destinations:
             first.setdefault(chunk, device)
         left = remaining(self.message.deadline, self._clock.now())
@@ -323,7 +324,7 @@ class Pull:
             raise TransferTimeoutError(f"the owner was silent for {self._limits.idle_seconds:g} s") from None
         except grpc.aio.AioRpcError as error:
             raise error_from_call(error.code(), error.details(), error.trailing_metadata()) from error
-        if event is grpc.aio.EOF:
+        if not isinstance(event, transfer_pb2.TransferEvent):  # grpc.aio.EOF
             raise TransferError("the owner ended the transfer without a final record")
         return event
 

@@ -79,6 +79,8 @@ class Outbox(Generic[M]):
             await asyncio.gather(*tasks, return_exceptions=True)
         if self._error is not None:
             raise self._error
+        if listening in done:  # before the writer: on a broken stream the reading side knows why
+            return listening.result()
         if writing in done:
             writing.result()
-        return listening.result() if listening in done else None
+        return None

@@ -61,11 +61,11 @@ def build_instances(config: WorkerConfig, bundle: ModelBundle, progress: Progres
 
     Raises ConfigError when the process has too few devices, IncompatibleTpError when the model's heads do not fit a mesh.
     """
-    devices = jax.devices()
+    devices = jax.devices()[config.first_device :]
     if len(devices) < config.devices:
         raise ConfigError(
             f"worker {config.name} needs {config.devices} devices for {', '.join(p.id for p in config.instances)}, "
-            f"this process has {len(devices)} ({devices[0].platform})"
+            f"this process has {len(devices)} for it ({jax.default_backend()})"
         )
     built, first = [], 0
     for plan in config.instances:

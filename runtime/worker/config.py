@@ -35,7 +35,7 @@ class WorkerConfig:
             that, `memory_fraction` of an accelerator's memory.
         transports: which ways KV may move, best first.
         export_pages: pages an offer; its chunks are padded to it.
-        lease_check: seconds between signs of life of a puller.
+        first_device: index of the first of this process's devices that is its own.
     """
 
     name: str
@@ -65,6 +65,7 @@ class WorkerConfig:
     token: str | None = None
     heartbeat_interval: float = 1.0
     compile_threads: int = 2
+    first_device: int = 0
 
     def __post_init__(self) -> None:
         if not self.instances:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import grpc
 
@@ -162,15 +162,24 @@ class ControlClient:
         interval: float,
     ) -> None:
         beating = asyncio.create_task(self._beat(outbox, interval), name="heartbeats")
+        broke = InstanceLostError("the stream to the scheduler broke while a message was being written")
         reason = "the scheduler closed the stream"
+
+        async def write(message: control_pb2.WorkerMessage) -> None:
+            try:
+                await call.write(message)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+                raise broke from error
+
         try:
-            await outbox.converse(call.write, self._listen(call))
+            await outbox.converse(write, self._listen(call))
         except TriptychError as error:
             reason = error.message
         except grpc.aio.AioRpcError as error:
-            reason = error_from_call(error.code(), error.details(), error.trailing_metadata()).message
-        except asyncio.InvalidStateError:  # a write found the call over before the reader did
-            reason = error_from_call(await call.code(), await call.details(), None).message
+            # A failed write replaces the call's status by one of gRPC's own, INTERNAL, that says nothing.
+            overwritten = broke.__cause__ is not None and error.code() is grpc.StatusCode.INTERNAL
+            known = error_from_call(error.code(), error.details(), error.trailing_metadata())
+            reason = broke.message if overwritten else known.message
         except Exception as error:
             log.exception("the control stream of worker %s failed", self._worker)
             reason = f"{type(error).__name__}: {error}"
@@ -184,7 +193,8 @@ class ControlClient:
             self._on_lost(reason)
 
     async def _listen(self, call: grpc.aio.StreamStreamCall) -> None:
-        while (message := await call.read()) is not grpc.aio.EOF:
+        # read(), as in `_register`: a call is either read or iterated over, never both.
+        while isinstance(message := await call.read(), control_pb2.WorkerCommand):
             if message.WhichOneof("kind") != "instance_command":
                 raise InvalidRequestError(f"the scheduler sent {message.WhichOneof('kind')}, expected instance_command")
             now = self._clock.now()

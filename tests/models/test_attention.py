@@ -58,7 +58,12 @@ def random_batch(
     table = rng.permutation(np.arange(1, pages)).reshape(rows, width)
     used = -(-kv_lens // PAGE_SIZE)
     table[np.arange(width)[None] >= used[:, None]] = 0
-    return kv_lens.astype(np.int32), table.astype(np.int32), np.concatenate(([0], q_lens.cumsum())).astype(np.int32), pages
+    return (
+        kv_lens.astype(np.int32),
+        table.astype(np.int32),
+        np.concatenate(([0], q_lens.cumsum())).astype(np.int32),
+        pages,
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,9 +89,7 @@ def test_attention_equals_the_oracle_and_padding_gets_zeros(
         ragged_paged_attention, static_argnames=("decode_rows", "max_q_len", "scale", "window", "soft_cap")
     )
     for _ in range(2 if max_q_len > 100 else 5):
-        kv_lens, table, cu_q_lens, pages = random_batch(
-            rng, decode_rows, ragged_rows, max_q_len, ragged_tokens, width
-        )
+        kv_lens, table, cu_q_lens, pages = random_batch(rng, decode_rows, ragged_rows, max_q_len, ragged_tokens, width)
         q = rng.standard_normal((decode_rows + ragged_tokens, kv_heads * group, head_dim)).astype(np.float32)
         k_pages, v_pages = (
             rng.standard_normal((pages, PAGE_SIZE, kv_heads, head_dim)).astype(np.float32) for _ in range(2)

@@ -72,7 +72,10 @@ def test_windows_of_each_family() -> None:
         ({"architectures": None, "model_type": "gpt2"}, "gpt2"),
         ({"hidden_act": "gelu"}, "gelu.*supported: silu"),
         ({"quantization_config": {"quant_method": "awq"}}, "awq"),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 2}}, "longrope.*supported: linear, dynamic, llama3, yarn"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "factor": 2}},
+            "longrope.*supported: linear, dynamic, llama3, yarn",
+        ),
         ({"rope_scaling": {"rope_type": "linear"}}, "needs a 'factor'"),
         ({"rope_scaling": {"type": "default", "mrope_section": [1, 2]}}, "mrope"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "per layer type"),

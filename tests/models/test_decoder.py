@@ -1,5 +1,7 @@
 """What programs rely on beyond the logits: layer ranges compose, dtypes hold, pools are updated in place."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +40,7 @@ def test_layer_ranges_with_hidden_states_in_and_out_are_the_whole_model() -> Non
     pools = pools_of(loaded)
     whole, whole_pools = extend(decoder, pools, batch)
     x = decoder.embed(batch.tokens)
-    x, first = extend_layers(decoder, x, pools[:1], batch, range(0, 1))
+    x, first = extend_layers(decoder, x, pools[:1], batch, range(1))
     x, second = extend_layers(decoder, x, pools[1:], batch, range(1, 2))
     np.testing.assert_allclose(decoder.norm(x), whole, atol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, (*first, *second), whole_pools)
@@ -72,8 +74,9 @@ def test_bfloat16_keeps_activations_narrow_and_logits_wide() -> None:
     np.testing.assert_allclose(logits, exact, atol=0.15)
 
 
-@pytest.mark.parametrize("tokens", [1, 8])
-def test_a_step_does_not_copy_its_pools(tokens: int) -> None:
+@pytest.mark.parametrize(("tokens", "rows"), [(1, 1), (8, 8), (8, 1)], ids=["one row", "decode", "prefill"])
+@pytest.mark.parametrize("width", [8, 64], ids=["narrow table", "wide table"])
+def test_a_step_does_not_copy_its_pools(tokens: int, rows: int, width: int) -> None:
     """A donated pool is written in place: scratch memory does not grow with the pool."""
     loaded = load("float32")
     (group,) = kv_groups(CONFIG, "float32")
@@ -86,16 +89,17 @@ def test_a_step_does_not_copy_its_pools(tokens: int) -> None:
             hidden, pools = extend(decoder, pools, batch)
             return decoder.head(hidden), pools
 
-        def ints(*shape: int) -> jax.ShapeDtypeStruct:
+        def ints(*shape: int) -> Any:
             return jax.ShapeDtypeStruct(shape, jnp.int32)
 
-        per_token, rows = ints(tokens), ints(tokens)
-        table, starts = ints(tokens, 8), ints(tokens + 1)
-        batch = Ragged(per_token, per_token, per_token, rows, table, starts, tokens, 1)  # pyright: ignore[reportArgumentType]
+        decode_rows, max_q_len = (rows, 1) if rows == tokens else (0, tokens)
+        slots = ints(tokens)
+        batch = Ragged(slots, slots, slots, ints(rows), ints(rows, width), ints(rows + 1), decode_rows, max_q_len)
         pools = tuple((pool, pool) for _ in group.layers)
         compiled = jax.jit(program, donate_argnums=1).lower(loaded.structure.abstract, pools, batch).compile()
         analysis = compiled.memory_analysis()
         assert analysis is not None
         return analysis.temp_size_in_bytes
 
-    assert scratch_bytes(512) == scratch_bytes(16)
+    one_pool = 496 * PAGE_SIZE * CONFIG.num_kv_heads * CONFIG.head_dim * 4
+    assert scratch_bytes(512) - scratch_bytes(16) < one_pool // 8

@@ -22,7 +22,9 @@ def test_every_query_head_sits_beside_its_own_kv_head_on_one_device(heads: int, 
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), SHAPES)
-def test_every_kv_head_is_held_equally_often_and_the_cache_at_most_doubles_by_padding(heads: int, kv_heads: int) -> None:
+def test_every_kv_head_is_held_equally_often_and_the_cache_at_most_doubles_by_padding(
+    heads: int, kv_heads: int
+) -> None:
     for tp in fitting_tp_sizes(heads, kv_heads):
         layout = head_layout(heads, kv_heads, tp)
         held = [head for slot in layout.slots() for head in slot if head is not None]

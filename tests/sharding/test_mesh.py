@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from jax.sharding import PartitionSpec
 
 from triptych.sharding.mesh import DeviceSubsetError, make_mesh, parse_devices
 from triptych.sharding.rules import PARAMETER_AXES, RULES, ShardingRules
@@ -25,7 +26,14 @@ def test_device_subsets_are_indices_and_ranges(text: str, expected: tuple[int, .
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("", "neither"), ("a", "neither"), ("3-", "neither"), ("3-1", "backwards"), ("1,0-2", "twice"), ("8", "8 devices")],
+    [
+        ("", "neither"),
+        ("a", "neither"),
+        ("3-", "neither"),
+        ("3-1", "backwards"),
+        ("1,0-2", "twice"),
+        ("8", "8 devices"),
+    ],
 )
 def test_malformed_device_subsets_are_refused(text: str, reason: str) -> None:
     with pytest.raises(DeviceSubsetError, match=reason):
@@ -34,8 +42,8 @@ def test_malformed_device_subsets_are_refused(text: str, reason: str) -> None:
 
 def test_parameters_and_pools_lie_where_the_table_says() -> None:
     rules = ShardingRules(make_mesh(jax.devices()[:2], 2))
-    assert rules.parameter("layers.3.attention.q.weight").spec == ("tp", None)
-    assert rules.parameter("layers.3.attention.o.weight").spec == (None, "tp")
-    assert rules.pool().spec == (None, None, "tp", None)
-    assert rules.replicated().spec == ()
+    assert rules.parameter("layers.3.attention.q.weight").spec == PartitionSpec("tp", None)
+    assert rules.parameter("layers.3.attention.o.weight").spec == PartitionSpec(None, "tp")
+    assert rules.pool().spec == PartitionSpec(None, None, "tp", None)
+    assert rules.replicated().spec == PartitionSpec()
     assert {axis for axes in PARAMETER_AXES.values() for axis in axes} <= set(RULES)

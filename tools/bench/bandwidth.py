@@ -28,7 +28,7 @@ class Probe:
     rate: float
 
 
-def measure(device: jax.Device) -> list[Probe]:
+def measure(device: jax.Device) -> list[Probe]:  # pyright: ignore[reportInvalidTypeForm] (jax binds the name as a variable)
     """All probes on one device, best first."""
     size = CPU_BYTES if device.platform == "cpu" else ACCELERATOR_BYTES
     probes = _jax_probes(device, size)
@@ -37,7 +37,7 @@ def measure(device: jax.Device) -> list[Probe]:
     return sorted(probes, key=lambda p: -p.rate)
 
 
-def _jax_probes(device: jax.Device, size: int) -> list[Probe]:
+def _jax_probes(device: jax.Device, size: int) -> list[Probe]:  # pyright: ignore[reportInvalidTypeForm] (the same)
     rows = 4096
     columns = size // 4 // rows
     with jax.default_device(device):

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-import jax
-
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import TransportKind
+from triptych.runtime.transfer.devices import Device
 from triptych.runtime.transfer.transports.base import Transport
 from triptych.runtime.transfer.transports.device import DeviceTransport
 from triptych.runtime.transfer.transports.grpc import Channels, GrpcTransport
@@ -43,7 +42,7 @@ class TransportConfig:
 
 
 def open_transports(
-    config: TransportConfig, *, hub: LocalHub, channels: Channels, threads: Executor, device: jax.Device
+    config: TransportConfig, *, hub: LocalHub, channels: Channels, threads: Executor, device: Device
 ) -> dict[TransportKind, Transport]:
     """One transport object per configured kind, shared by all instances of the process."""
     makers = {

@@ -13,6 +13,7 @@ from typing import Protocol
 import jax
 
 from triptych.runtime.core.instance import InstanceRef, TransportKind
+from triptych.runtime.transfer.devices import Device
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Transport(Protocol):
         ...
 
     async def fetch(
-        self, peer: Peer, spec: OfferSpec, devices: Sequence[jax.Device], timeout: float
+        self, peer: Peer, spec: OfferSpec, devices: Sequence[Device], timeout: float
     ) -> tuple[jax.Array, ...]:
         """Brings chunk i to `devices[i]` and waits for it. An offer may be fetched once.
 

@@ -29,6 +29,7 @@ from jax.sharding import SingleDeviceSharding
 
 from triptych.runtime.core.errors import ConfigError, TransferError, TransferTimeoutError
 from triptych.runtime.core.instance import TransportKind
+from triptych.runtime.transfer.devices import Device
 from triptych.runtime.transfer.transports.base import OfferSpec, Peer
 
 WAITERS = 32  # threads that wait for arriving arrays; they sleep in C++ and hold nothing else
@@ -60,7 +61,7 @@ class DeviceTransport:
 
     kind = TransportKind.DEVICE
 
-    def __init__(self, device: jax.Device, interface: str):
+    def __init__(self, device: Device, interface: str):
         try:
             address = ipaddress.ip_address(interface)
         except ValueError:
@@ -95,7 +96,7 @@ class DeviceTransport:
             chunk.delete()
 
     async def fetch(
-        self, peer: Peer, spec: OfferSpec, devices: Sequence[jax.Device], timeout: float
+        self, peer: Peer, spec: OfferSpec, devices: Sequence[Device], timeout: float
     ) -> tuple[jax.Array, ...]:
         dtype = np.dtype(spec.dtype)
         wanted = [jax.ShapeDtypeStruct(spec.shape, dtype, sharding=SingleDeviceSharding(device)) for device in devices]

@@ -15,6 +15,7 @@ import numpy as np
 
 from triptych.runtime.core.errors import TransferError, TransferTimeoutError
 from triptych.runtime.core.instance import TransportKind
+from triptych.runtime.transfer.devices import Device
 from triptych.runtime.transfer.transports.base import OfferSpec, Peer, Transport
 
 
@@ -75,7 +76,7 @@ class FaultyTransport:
         self._inner.withdraw(offer_id)
 
     async def fetch(
-        self, peer: Peer, spec: OfferSpec, devices: Sequence[jax.Device], timeout: float
+        self, peer: Peer, spec: OfferSpec, devices: Sequence[Device], timeout: float
     ) -> tuple[jax.Array, ...]:
         fault = self.schedule.draw()
         if fault is Fault.DROP or (fault is Fault.DELAY and self._delay >= timeout):

@@ -18,6 +18,7 @@ import numpy as np
 from triptych.proto.v1 import common_pb2, transfer_pb2, transfer_pb2_grpc
 from triptych.runtime.core.errors import NotFoundError, Status, TransferError, TransferTimeoutError
 from triptych.runtime.core.instance import TransportKind
+from triptych.runtime.transfer.devices import Device
 from triptych.runtime.transfer.transports.base import OfferSpec, Peer
 from triptych.runtime.wire.status import error_from_call
 
@@ -61,7 +62,7 @@ class GrpcTransport:
         return np.ascontiguousarray(np.asarray(chunks[chunk])).reshape(-1).view(np.uint8)
 
     async def fetch(
-        self, peer: Peer, spec: OfferSpec, devices: Sequence[jax.Device], timeout: float
+        self, peer: Peer, spec: OfferSpec, devices: Sequence[Device], timeout: float
     ) -> tuple[jax.Array, ...]:
         stub: Any = transfer_pb2_grpc.TransferStub(self._channels(peer.address))  # type: ignore[no-untyped-call]
         request = transfer_pb2.FetchRequest(
@@ -98,7 +99,7 @@ class GrpcTransport:
 
 def pieces(chunk: int, data: np.ndarray) -> Iterator[transfer_pb2.FetchPiece]:
     """The messages that carry one chunk's bytes."""
-    view = memoryview(data)
+    view = data.data  # a memoryview: slices without copies
     for sequence, start in enumerate(range(0, len(view), PIECE_BYTES)):
         yield transfer_pb2.FetchPiece(
             chunk=chunk, sequence=sequence, total=len(view), data=bytes(view[start : start + PIECE_BYTES])

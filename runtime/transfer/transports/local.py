@@ -14,6 +14,7 @@ import jax
 
 from triptych.runtime.core.errors import NotFoundError, TransferError, TransferTimeoutError
 from triptych.runtime.core.instance import TransportKind
+from triptych.runtime.transfer.devices import Device
 from triptych.runtime.transfer.transports.base import OfferSpec, Peer
 
 
@@ -62,7 +63,7 @@ class LocalTransport:
         self._hub.remove(offer_id)
 
     async def fetch(
-        self, peer: Peer, spec: OfferSpec, devices: Sequence[jax.Device], timeout: float
+        self, peer: Peer, spec: OfferSpec, devices: Sequence[Device], timeout: float
     ) -> tuple[jax.Array, ...]:
         chunks = self._hub.get(spec.id)
         if chunks is None:

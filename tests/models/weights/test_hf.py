@@ -62,7 +62,9 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(folder: Path) -> Non
 
 
 def test_a_tied_model_ignores_a_stored_copy_of_its_head(folder: Path) -> None:
-    change(folder, {"lm_head.weight": np.zeros((256, 48), np.float32), "model.rotary_emb.inv_freq": np.ones(6, np.float32)})
+    change(
+        folder, {"lm_head.weight": np.zeros((256, 48), np.float32), "model.rotary_emb.inv_freq": np.ones(6, np.float32)}
+    )
     load(folder)
 
 
@@ -80,7 +82,9 @@ def test_a_cut_off_file_is_an_error_before_anything_is_placed(folder: Path, keep
         open_hf_folder(folder)
 
 
-@pytest.mark.parametrize("header", [b"{", b"[]", b'{"a": 3}', b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}'])
+@pytest.mark.parametrize(
+    "header", [b"{", b"[]", b'{"a": 3}', b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}']
+)
 def test_a_broken_header_is_an_error(folder: Path, header: bytes) -> None:
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
     with pytest.raises(WeightsError, match=r"model\.safetensors"):

@@ -35,7 +35,7 @@ def test_physical_axes_read_as_a_gather_of_logical_indices_with_zeros() -> None:
         for start in range(axis.physical_size):
             for stop in range(start + 1, axis.physical_size + 1):
                 index = (slice(start, stop), slice(0, 2))
-                shard = read_physical([axis, AxisMap(2, (0,))], index, np.dtype(float), lambda part: logical[part])
+                shard = read_physical([axis, AxisMap(2, (0,))], index, np.dtype(float), logical.__getitem__)
                 np.testing.assert_array_equal(shard, expected[start:stop])
 
 
@@ -55,7 +55,10 @@ def test_shards_put_together_are_the_checkpoint_without_pads_and_with_replicas(t
         inside = tuple(slice(0, size) for size in logical.shape)
         np.testing.assert_array_equal(array[inside], logical)
         assert np.abs(array).sum() == pytest.approx(np.abs(logical).sum(), rel=1e-5)
-    assert all(array.sharding == struct.sharding for array, struct in zip(loaded.params, loaded.structure.abstract, strict=True))
+    assert all(
+        array.sharding == struct.sharding
+        for array, struct in zip(loaded.params, loaded.structure.abstract, strict=True)
+    )
 
 
 def test_dummy_weights_are_the_same_however_they_are_sliced_and_differ_by_seed_and_name() -> None:

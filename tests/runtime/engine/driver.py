@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.runtime.engine.oracle import LONGEST, toy
 from triptych.runtime.core.instance import Role
@@ -22,9 +23,9 @@ BOTH = frozenset({Role.PREFILL, Role.DECODE})
 GREEDY = SamplingParams(temperature=0.0)
 
 
-def toy_config(**changes: object) -> EngineConfig:
+def toy_config(**changes: Any) -> EngineConfig:
     """A small engine with two table widths and two prefill sizes, so that tests cross buckets."""
-    fields: dict = {
+    fields: dict[str, Any] = {
         "page_size": PAGE,
         "num_pages": 80,
         "max_num_seqs": SLOTS,
@@ -40,7 +41,7 @@ def toy_config(**changes: object) -> EngineConfig:
     return EngineConfig(**(fields | changes))
 
 
-def compiled(tp: int = 1, **changes: object) -> Engine:
+def compiled(tp: int = 1, **changes: Any) -> Engine:
     loaded = toy(tp)
     engine = Engine(toy_config(**changes), loaded, loaded.rules.mesh)
     engine.compile()
@@ -65,7 +66,7 @@ class Seq:
     def tokens(self) -> list[int]:
         return self.prompt + self.outputs
 
-    def seat(self, **fields: object) -> Seat:
+    def seat(self, **fields: Any) -> Seat:
         counted = self.params.penalised
         return Seat(
             self.slot,
@@ -73,10 +74,10 @@ class Seq:
             self.params,
             prompt=tuple(self.prompt) if counted else (),
             outputs=tuple(self.outputs) if counted else (),
-            **fields,  # type: ignore[arg-type]
+            **fields,
         )
 
-    def row(self, count: int, *, draws: bool = True, **fields: object) -> Row:
+    def row(self, count: int, *, draws: bool = True, **fields: Any) -> Row:
         """The next `count` known tokens."""
         start = self.cached
         self.cached += count
@@ -89,7 +90,7 @@ class Seq:
             self._table(),
             token_slot=self.slot,
             draws=drawn,
-            **fields,  # type: ignore[arg-type]
+            **fields,
         )
 
     def carried_row(self) -> Row:
@@ -110,10 +111,10 @@ class Seq:
         return self.pages[: -(-self.cached // PAGE)]
 
 
-def sequence(number: int, prompt: list[int], params: SamplingParams = GREEDY, **fields: object) -> Seq:
+def sequence(number: int, prompt: list[int], params: SamplingParams = GREEDY, **fields: Any) -> Seq:
     """Sequence `number` in slot `number`, on pages of its own that are scattered over the pool."""
     pages = tuple(1 + number + 4 * ((7 * i + number) % 16) for i in range(16))
-    return Seq(number, prompt, **({"slot": number, "pages": pages, "params": params} | fields))  # type: ignore[arg-type]
+    return Seq(number, prompt, **({"slot": number, "pages": pages, "params": params} | fields))
 
 
 class Driver:
@@ -123,14 +124,14 @@ class Driver:
         self.engine = engine
         self._ids = itertools.count()
 
-    def plan(self, *rows: Row, **fields: object) -> StepPlan:
-        return StepPlan(next(self._ids), rows=rows, **fields)  # type: ignore[arg-type]
+    def plan(self, *rows: Row, **fields: Any) -> StepPlan:
+        return StepPlan(next(self._ids), rows=rows, **fields)
 
-    def run(self, *rows: Row, **fields: object) -> StepResult:
+    def run(self, *rows: Row, **fields: Any) -> StepResult:
         with no_compilation():
             return self.engine.collect(self.engine.dispatch(self.plan(*rows, **fields)))
 
-    def tokens(self, *rows: Row, **fields: object) -> list[list[int]]:
+    def tokens(self, *rows: Row, **fields: Any) -> list[list[int]]:
         """The drawn tokens of each row."""
         return [[drawn.token for drawn in row.drawn] for row in self.run(*rows, **fields).rows]
 

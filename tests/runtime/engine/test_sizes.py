@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -36,9 +39,9 @@ def test_the_smallest_size_that_fits_is_chosen() -> None:
 
 
 def test_roles_decide_which_programs_exist() -> None:
-    limits = {"page_size": 16, "max_num_seqs": 8, "max_model_len": 2048, "chunk_tokens": 512}
-    both = default_buckets(**limits, roles=frozenset(Role))  # type: ignore[arg-type]
-    prefill = default_buckets(**limits, roles=frozenset({Role.PREFILL}))  # type: ignore[arg-type]
+    limits: dict[str, Any] = {"page_size": 16, "max_num_seqs": 8, "max_model_len": 2048, "chunk_tokens": 512}
+    both = default_buckets(**limits, roles=frozenset(Role))
+    prefill = default_buckets(**limits, roles=frozenset({Role.PREFILL}))
     assert len(extend_shapes(both)) == 4 * 2 + 2 * 3 * 2
     assert len(extend_shapes(prefill)) == 3 * 2 and prefill.decode_rows == ()
 
@@ -91,12 +94,12 @@ def test_pages_that_fit_count_what_the_pools_really_take() -> None:
     size = memory.page_bytes(structure, 4, "float32")
     assert size == 2 * 2 * 4 * 4 * 16 * 4  # k and v, layers, page, heads, head_dim, bytes
     assert memory.page_bytes(toy(2).structure, 4, "bfloat16") * 4 == size
-    fit = {"page_size": 4, "kv_dtype": "float32", "max_model_len": 64}
-    assert memory.pages_that_fit(structure, **fit, bytes_per_device=20 * size + 1) == 20  # type: ignore[arg-type]
+    fit: dict[str, Any] = {"page_size": 4, "kv_dtype": "float32", "max_model_len": 64}
+    assert memory.pages_that_fit(structure, **fit, bytes_per_device=20 * size + 1) == 20
     with pytest.raises(ConfigError, match="needs 17 KV pages"):
-        memory.pages_that_fit(structure, **fit, bytes_per_device=16 * size)  # type: ignore[arg-type]
+        memory.pages_that_fit(structure, **fit, bytes_per_device=16 * size)
     with pytest.raises(ConfigError, match="0 MiB are free for 0"):
-        memory.pages_that_fit(structure, **fit, bytes_per_device=-5)  # type: ignore[arg-type]
+        memory.pages_that_fit(structure, **fit, bytes_per_device=-5)
 
 
 def test_packed_values_come_out_as_they_went_in() -> None:
@@ -119,7 +122,10 @@ def test_rows_are_packed_where_the_program_expects_them() -> None:
     batch = packer.pack(StepPlan(0, rows=(chunk, decode)))
     assert batch is not None and batch.first_token == (4, 0)
     assert (batch.shape.decode_rows, batch.shape.prefill_tokens, batch.shape.width) == (4, 6, 4)
-    views = {name: np.asarray(part) for name, part in extend_packing(batch.shape, config).unpack(batch.packed).items()}
+    views = {
+        name: np.asarray(part)
+        for name, part in extend_packing(batch.shape, config).unpack(jnp.asarray(batch.packed)).items()
+    }
     assert views["cu_q_lens"].tolist() == [0, 1, 2, 3, 4, 7, 7, 7]
     assert views["kv_lens"].tolist() == [7, 0, 0, 0, 6, 0, 0]
     assert views["tokens"].tolist() == [0, 0, 0, 0, 50, 51, 52, 0, 0, 0]

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 
 import grpc
+import pytest
 
 from tests.runtime.gateway.toy_cluster import (
     Order,
@@ -188,6 +189,20 @@ def test_a_lost_scheduler_fails_open_requests_and_the_gateway_comes_back():
     run(body())
 
 
+def test_a_scheduler_that_comes_back_at_its_address_is_found():
+    async def body():
+        async with cluster() as c:
+            c.scheduler.script = never
+            outcome = asyncio.ensure_future(finish(c.stub.Generate(ask())))
+            await until(lambda: len(c.scheduler.orders) == 1)
+            await c.restart_scheduler()
+            assert (await outcome).code is grpc.StatusCode.UNAVAILABLE
+            await until(lambda: c.gateway.serving)
+            assert (await finish(c.stub.Generate(ask()))).text() == EXPECTED
+
+    run(body())
+
+
 def test_without_a_scheduler_requests_are_refused_at_once():
     async def body():
         async with cluster(backoff_initial=30, backoff_max=30) as c:
@@ -211,12 +226,41 @@ def test_a_broken_token_stream_is_subscribed_again():
     run(body())
 
 
-def test_links_follow_the_directory():
+def test_tokens_that_a_departing_worker_sent_are_not_lost():
+    async def script(order: Order) -> None:
+        order.prefill.prompt_done(order.request)
+        order.scheduler.announce(order.scheduler.instances[:1])
+        await asyncio.sleep(0.1)
+        order.decode.emit(*generation(order.request)[0])
+
     async def body():
         async with cluster() as c:
+            c.scheduler.script = script
+            assert (await finish(c.stub.Generate(ask()))).text() == EXPECTED
+
+    run(body())
+
+
+def test_a_defect_in_handling_tokens_ends_the_request_and_not_the_gateway(monkeypatch: pytest.MonkeyPatch):
+    async def body():
+        async with cluster(final_token_grace=0.2) as c:
+            with monkeypatch.context() as broken:
+                broken.setattr(c.gateway, "on_tokens", lambda tokens: 1 / 0)
+                outcome = await finish(c.stub.Generate(ask()))
+                assert outcome.code is grpc.StatusCode.UNAVAILABLE
+            await until(lambda: c.gateway.serving)
+            assert (await finish(c.stub.Generate(ask()))).text() == EXPECTED
+
+    run(body())
+
+
+def test_links_follow_the_directory():
+    async def body():
+        async with cluster(final_token_grace=0.1) as c:
             both = c.scheduler.instances
             c.scheduler.announce(both[:1])
             await until(lambda: not c.gateway.serving)
+            await asyncio.sleep(0.5)
             c.scheduler.announce(both)
             await until(lambda: c.gateway.serving)
             assert (c.prefill.subscriptions, c.decode.subscriptions) == (1, 2)
@@ -310,6 +354,8 @@ def test_random_client_behaviour_leaves_nothing_open():
             await asyncio.gather(*(client(index) for index in range(60)))
             await until(lambda: c.gateway.open_requests == 0)
             # a call that its client cancels before the server began it never arrives
-            assert 40 <= sum(c.gateway.counts.ended.values()) <= 60
+            ended = c.gateway.counts.ended
+            assert 40 <= sum(ended.values()) <= 60
+            assert ended.keys() <= {Status.OK, Status.CANCELLED, Status.DEADLINE_EXCEEDED}
 
     run(body())

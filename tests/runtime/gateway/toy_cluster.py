@@ -279,6 +279,19 @@ class Cluster:
     address: str
     channel: grpc.aio.Channel
     stub: inference_pb2_grpc.InferenceStub
+    servers: list[grpc.aio.Server]  # of the two workers and of the scheduler
+    control_address: str
+
+    async def restart_scheduler(self) -> None:
+        """The scheduler's process dies; another one, with an empty memory, takes its address."""
+        await self.servers.pop().stop(None)
+        fresh = TinyScheduler((self.prefill, self.decode))
+        fresh.instances, self.scheduler = self.scheduler.instances, fresh
+        server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+        control_pb2_grpc.add_ControlServicer_to_server(fresh, server)
+        server.add_insecure_port(self.control_address)
+        self.servers.append(server)
+        await server.start()
 
 
 @asynccontextmanager
@@ -298,7 +311,7 @@ async def cluster(
         instance("p0", addresses[0], Role.PREFILL),
         instance("d0", addresses[1], Role.DECODE),
     )
-    control = grpc.aio.server()
+    control = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
     control_pb2_grpc.add_ControlServicer_to_server(scheduler, control)
     config = GatewayConfig(scheduler=f"127.0.0.1:{control.add_insecure_port('127.0.0.1:0')}", **limits)
     servers.append(control)
@@ -310,7 +323,7 @@ async def cluster(
     try:
         await until(lambda: gateway.serving)
         stub = inference_pb2_grpc.InferenceStub(channel)
-        yield Cluster(gateway, scheduler, *workers, f"127.0.0.1:{port}", channel, stub)
+        yield Cluster(gateway, scheduler, *workers, f"127.0.0.1:{port}", channel, stub, servers, config.scheduler)
         await until(lambda: gateway.open_requests == 0)
     finally:
         await channel.close()

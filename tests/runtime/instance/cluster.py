@@ -1,7 +1,9 @@
-"""A test bench around InstanceCore: nodes (core + fake device), a wire between them, and a scheduler that does the least.
+"""A test bench around InstanceCore: nodes (core + fake device), a wire between them, and a scheduler that does the
+least.
 
-Everything advances only when told: plans are executed at once, as a device with an in-order queue would, but a node's core hears of results one at a
-time; a pull moves one page at a time, read at that moment from the owner's pages, so that pages that were not kept show.
+Everything advances only when told: plans are executed at once, as a device with an in-order queue would, but a node's
+core hears of results one at a time; a pull moves one page at a time, read at that moment from the owner's pages, so
+that pages that were not kept show.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import random
 from collections import defaultdict, deque
 from dataclasses import dataclass, field, replace
 
+from tests.runtime.instance.fake_device import EOS, FakeDevice, TokenProbe, expected_outputs
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef, Role
 from triptych.runtime.core.request import Continuation, Finish, PromptReport, Request, TokenOut
@@ -30,6 +33,7 @@ from triptych.runtime.core.tasks import (
     TaskEnded,
     TaskReport,
 )
+from triptych.runtime.instance.composer import StepComposer
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.core import InstanceCore
 from triptych.runtime.instance.messages import (
@@ -52,7 +56,7 @@ from triptych.runtime.instance.messages import (
     Tick,
 )
 from triptych.runtime.instance.plan import StepPlan, StepResult
-from tests.runtime.instance.fake_device import EOS, FakeDevice, TokenProbe, expected_outputs
+from triptych.runtime.instance.termination import StopProbeFactory
 
 
 def config(name: str = "i", **changes) -> InstanceConfig:
@@ -74,9 +78,15 @@ def config(name: str = "i", **changes) -> InstanceConfig:
     return replace(base, **changes)
 
 
-def request(name: str, prompt: int | tuple[int, ...] = 10, *, deadline: float | None = None, salt: str = "", **params) -> Request:
+def request(
+    name: str, prompt: int | tuple[int, ...] = 10, *, deadline: float | None = None, salt: str = "", **params
+) -> Request:
     """A request of a prompt (given, or of a length and then individual to `name`); it ignores EOS unless told."""
-    tokens = tuple((sum(map(ord, name)) * 17 + i * 29) % 89 + 1 for i in range(prompt)) if isinstance(prompt, int) else prompt
+    tokens = (
+        tuple((sum(map(ord, name)) * 17 + i * 29) % 89 + 1 for i in range(prompt))
+        if isinstance(prompt, int)
+        else prompt
+    )
     chosen = {"max_tokens": 6, "ignore_eos": True, "seed": sum(map(ord, name))} | params
     return Request(name, "gw", "m", tokens, SamplingParams(**chosen), deadline=deadline, cache_salt=salt)
 
@@ -84,9 +94,11 @@ def request(name: str, prompt: int | tuple[int, ...] = 10, *, deadline: float | 
 class Node:
     """One instance. `messages` is everything it said, `results` what its core has not heard of yet."""
 
-    def __init__(self, cfg: InstanceConfig, composer=None):
+    def __init__(
+        self, cfg: InstanceConfig, *, composer: StepComposer | None = None, stop_probe: StopProbeFactory = TokenProbe
+    ):
         self.config = cfg
-        self.core = InstanceCore(cfg, stop_probe=TokenProbe, random=random.Random(1), composer=composer)
+        self.core = InstanceCore(cfg, stop_probe=stop_probe, random=random.Random(1), composer=composer)
         self.device = FakeDevice(cfg)
         self.results: deque[StepResult] = deque()
         self.messages: list[InstanceMessage] = []
@@ -184,7 +196,8 @@ class Journal:
 
 
 class Cluster:
-    """A prefill node, a decode node and the wire between them; requests run split over both, or locally on the decode node."""
+    """A prefill node, a decode node and the wire between them; requests run split over both, or locally on the decode
+    node."""
 
     def __init__(self, prefill: InstanceConfig, decode: InstanceConfig, lease: float = 5.0, ttl: float = 5.0):
         self.prefill, self.decode = Node(prefill), Node(decode)
@@ -271,7 +284,9 @@ class Cluster:
         req = journal.request
         for sample in range(req.sampling.n):
             positions = [token.position for token in journal.tokens[sample]]
-            assert sorted(positions) == [len(req.prompt) + i for i in range(len(positions))], "positions are contiguous, each once"
+            assert sorted(positions) == [len(req.prompt) + i for i in range(len(positions))], (
+                "positions are contiguous, each once"
+            )
             outputs, finish = expected_outputs(req, self.decode.config.max_model_len, sample)
             assert journal.outputs(sample) == outputs[: len(positions)]
             if journal.ended and all(end.status is Status.OK for end in journal.ended.values()) and not journal.refused:

@@ -1,8 +1,8 @@
 """A device whose arithmetic shows every mix-up.
 
-Its KV is the tokens themselves, page by page, and the next token is a function of all of them as read back through the block table: a wrong page, slot,
-position or order of plans gives another token, and reading what was never written fails at once. `expected_outputs` computes the same from the
-request alone.
+Its KV is the tokens themselves, page by page, and the next token is a function of all of them as read back through the
+block table: a wrong page, slot, position or order of plans gives another token, and reading what was never written
+fails at once. `expected_outputs` computes the same from the request alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ EOS = 0
 Cell = tuple[int, int]  # (token, RoPE position)
 
 
-def next_token(tokens: list[int], params: SamplingParams, sample: int, position: int, forbidden: tuple[int, ...], counted: int) -> int:
+def next_token(
+    tokens: list[int], params: SamplingParams, sample: int, position: int, forbidden: tuple[int, ...], counted: int
+) -> int:
     """The draw after `tokens`; `counted` stands for what penalties count."""
     state = params.seed * 1_000_003 + sample * 7919 + position * 104_729 + counted * 31
     for index, token in enumerate(tokens):
@@ -63,10 +65,7 @@ def expected_outputs(request: Request, max_model_len: int, sample: int = 0) -> t
 class TokenProbe:
     """The text of token t is "<t>"; a stop string is one such text."""
 
-    built = 0
-
     def __init__(self, stops: tuple[str, ...]):
-        TokenProbe.built += 1
         self._stops = stops
 
     def push(self, token: int) -> str | None:
@@ -106,7 +105,9 @@ class FakeDevice:
                 page, slot = divmod(row.start + offset, self.config.page_size)
                 assert row.pages[page] != 0, "a row writes the null page"
                 self.pages[row.pages[page]][slot] = (token, row.position + offset)
-        return StepResult(plan.id, tuple(self._result(row, len(tokens)) for row, tokens in zip(plan.rows, inputs, strict=True)))
+        return StepResult(
+            plan.id, tuple(self._result(row, len(tokens)) for row, tokens in zip(plan.rows, inputs, strict=True))
+        )
 
     def read(self, pages: tuple[int, ...], start: int, count: int) -> list[int]:
         """Tokens `start`.. of a block table."""

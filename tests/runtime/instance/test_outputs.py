@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.runtime.instance.cluster import Cluster, config, request
+from tests.runtime.instance.fake_device import score_of
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import Role
 
@@ -74,7 +75,9 @@ def test_a_second_turn_finds_the_first_turns_outputs_in_the_cache():
     second = cluster.submit(request("two", history), split=False)
     cluster.settle()
     cluster.check(second)
-    assert second.prompt_report is not None and second.prompt_report.cached_tokens == 16  # 8 + 9 tokens, the last one's KV not computed
+    assert (
+        second.prompt_report is not None and second.prompt_report.cached_tokens == 16
+    )  # 8 + 9 tokens, the last one's KV not computed
 
 
 def test_other_salts_share_nothing():
@@ -89,10 +92,13 @@ def test_other_salts_share_nothing():
 @pytest.mark.parametrize("split", [False, True])
 def test_eos_stop_ids_stop_strings_and_min_tokens(split):
     requests = [
-        request(f"r{i}", 3 + i, ignore_eos=i % 3 == 0, max_tokens=40, min_tokens=i % 5, stop_token_ids=(i, i + 20, i + 40))
+        request(
+            f"r{i}", 3 + i, ignore_eos=i % 3 == 0, max_tokens=40, min_tokens=i % 5, stop_token_ids=(i, i + 20, i + 40)
+        )
         for i in range(12)
     ] + [
-        request(f"s{i}", 3 + i, max_tokens=40, min_tokens=4 * (i % 2), stop=tuple(f"<{t}>" for t in range(i, 97, 5))) for i in range(6)
+        request(f"s{i}", 3 + i, max_tokens=40, min_tokens=4 * (i % 2), stop=tuple(f"<{t}>" for t in range(i, 97, 5)))
+        for i in range(6)
     ]
     wide = {"max_waiting": 32, "num_pages": 512, "max_num_seqs": 32}
     _run(requests, split=split, prefill=config("p", **wide), decode=config("d", **wide))
@@ -131,8 +137,6 @@ def test_one_of_several_samples_may_end_with_its_first_token():
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("prompt", [1, 4, 17, 21])
 def test_prompt_logprobs_are_computed_for_every_position_even_with_a_warm_cache(split, prompt):
-    from tests.runtime.instance.fake_device import score_of
-
     cluster = Cluster(config("p"), config("d"))
     tokens = tuple(range(2, 2 + prompt))
     for name in ("one", "two"):

@@ -60,7 +60,7 @@ def test_the_youngest_goes_first_and_the_oldest_never():
     ends = {end.request: end for end in node.reports(TaskEnded)}
     assert ends["old"].preemptions == 0
     assert ends["new"].preemptions > 0
-    assert [end.request for end in node.reports(TaskEnded)][0] == "old"
+    assert next(end.request for end in node.reports(TaskEnded)) == "old"
     for req in requests:
         assert [token.token for token in node.tokens(req.id)] == expected_outputs(req, 64)[0]
 
@@ -97,7 +97,10 @@ def test_one_that_fits_only_alone_waits_for_staged_pages_and_then_goes_on():
     assert node.core.load().waiting == 1
     node.now += 3.0
     node.run()
-    assert [(end.request, end.status) for end in node.reports(TaskEnded)] == [("staged", Status.UNAVAILABLE), ("lone", Status.OK)]
+    assert [(end.request, end.status) for end in node.reports(TaskEnded)] == [
+        ("staged", Status.UNAVAILABLE),
+        ("lone", Status.OK),
+    ]
     assert [token.token for token in node.tokens("lone")] == expected_outputs(lone, 64)[0]
 
 
@@ -124,3 +127,36 @@ def test_nothing_is_drawn_twice_for_known_tokens():
     for req in requests:
         positions = [token.position for token in node.tokens(req.id)]
         assert positions == list(range(4, 18))
+
+
+def test_a_sample_that_the_token_in_flight_ends_is_not_preempted():
+    node = Node(config(num_pages=6))
+    node.command(StartPrefill(request("staged", 12), 0, lease=3.0))
+    node.run()
+    plain = request("lone", 7, max_tokens=9)
+    stop = expected_outputs(plain, 64)[0][1]
+    node.command(StartLocal(request("lone", 7, max_tokens=9, stop_token_ids=(stop,))))
+    node.run()  # its third page is needed when the second token is in flight
+    (end,) = node.reports(TaskEnded)
+    assert (end.request, end.status, end.preemptions) == ("lone", Status.OK, 0)
+
+
+def test_a_preempted_sequence_is_the_first_to_come_back():
+    node = Node(config(num_pages=8, prefix_cache=False, max_num_seqs=2))
+    for name in ("old", "new", "queued"):
+        node.command(StartLocal(request(name, 8, max_tokens=14)))
+    node.run()
+    ends = node.reports(TaskEnded)
+    assert {end.request: end.preemptions for end in ends}["new"] > 0
+    assert [end.request for end in ends] == ["old", "new", "queued"]
+
+
+def test_results_from_before_a_preemption_commit_nothing():
+    """The victim's last row is in flight when it loses its pages, and it is at work again before the result comes."""
+    node = Node(config(num_pages=8))
+    for name in ("old", "new"):
+        node.command(StartLocal(request(name, 7, max_tokens=18)))
+    node.run()
+    for name in ("old", "new"):
+        assert [t.token for t in node.tokens(name)] == expected_outputs(request(name, 7, max_tokens=18), 64)[0]
+    assert sum(end.preemptions for end in node.reports(TaskEnded)) > 0

@@ -8,7 +8,7 @@ import pytest
 
 from tests.runtime.scheduler.world import driver, info
 from triptych.runtime.core.control import Heartbeat, InstanceLoad
-from triptych.runtime.core.instance import Load, Role, TransportKind
+from triptych.runtime.core.instance import InstanceInfo, Load, Role, TransportKind
 from triptych.runtime.core.tasks import Granted, Refused, ReserveDecode, StartLocal, StartPrefill
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.placement import servable_length, shared_transport
@@ -150,7 +150,10 @@ def test_the_servable_length_is_that_of_the_best_placement() -> None:
     assert servable_length([info("p", "p"), info("e", "e")]) == 0
     assert servable_length([info("p", "p", max_model_len=32), info("d", "d", max_model_len=16)]) == 16
     assert servable_length([info("p", "p", max_model_len=32), info("pd", "pd", max_model_len=24)]) == 24
-    local = {"transports": (TransportKind.LOCAL,)}
-    apart = [info("p", "p", domain="a", **local), info("d", "d", domain="b", **local)]
+
+    def local(name: str, roles: str, domain: str, max_model_len: int = 64) -> InstanceInfo:
+        return info(name, roles, transports=(TransportKind.LOCAL,), domain=domain, max_model_len=max_model_len)
+
+    apart = [local("p", "p", "a"), local("d", "d", "b")]
     assert servable_length(apart) == 0
-    assert servable_length([*apart, info("d2", "d", domain="a", max_model_len=9, **local)]) == 9
+    assert servable_length([*apart, local("d2", "d", "a", max_model_len=9)]) == 9

@@ -24,7 +24,14 @@ from triptych.runtime.wire.convert import decode, decode_oneof, encode, encode_o
 
 REF = InstanceRef("prefill-0", 2**62 + 5)
 SAMPLING = SamplingParams(
-    max_tokens=5, temperature=0.7, logit_bias=((3, -1.5), (9, 2.0)), seed=2**64 - 1, n=2, stop=("é",), stop_token_ids=(7,), logprobs=0
+    max_tokens=5,
+    temperature=0.7,
+    logit_bias=((3, -1.5), (9, 2.0)),
+    seed=2**64 - 1,
+    n=2,
+    stop=("é",),
+    stop_token_ids=(7,),
+    logprobs=0,
 )
 REQUEST = Request("r1", "g1", "m", (1, 2, 3), SAMPLING, deadline=100.0, attempt=2, priority=-3, cache_salt="s")
 INFO = InstanceInfo(
@@ -48,7 +55,10 @@ CONTINUATION = Continuation(REQUEST, (SampleState(0, (5,), Finish(FinishReason.S
     [
         (SAMPLING, common_pb2.SamplingParams),
         (INFO, common_pb2.InstanceInfo),
-        (TokenOut("r", 1, 0, 9, 3, Logprobs(-0.5, ((1, -0.1), (2, -0.2))), Finish(FinishReason.STOP, 7)), common_pb2.TokenOut),
+        (
+            TokenOut("r", 1, 0, 9, 3, Logprobs(-0.5, ((1, -0.1), (2, -0.2))), Finish(FinishReason.STOP, 7)),
+            common_pb2.TokenOut,
+        ),
         (TokenOut("r", 1, 0, 9, 3, None, Finish(FinishReason.LENGTH)), common_pb2.TokenOut),
         (PromptReport(3, 1, ((1, None), (2, Logprobs(-1.0)))), common_pb2.PromptReport),
     ],
@@ -95,5 +105,3 @@ def test_an_unknown_enum_value_is_a_typed_error():
 def test_an_empty_oneof_is_a_typed_error():
     with pytest.raises(InvalidRequestError, match="nothing"):
         decode_oneof(control_pb2.TaskReport(), 0.0)
-
-
