@@ -4,7 +4,7 @@ The reference is the transformers library in float32 with eager attention; tests
 config.json, generation_config.json, model.safetensors (or a sharded index) and golden.npz: the prompt, its logits at every position, and
 the tokens and logits of greedy decoding after it, each step recomputed from the whole sequence so that no cache is trusted.
 
-    pip install torch transformers
+    pip install torch transformers   # made with 2.13 and 5.23; nothing else here needs them
     python -m triptych.tools.make_goldens tests/models/goldens [family ...]
 """
 

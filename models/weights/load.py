@@ -20,8 +20,8 @@ from triptych.models.weights.source import TensorSource, hf_name
 from triptych.sharding.heads import HeadLayout
 from triptych.sharding.rules import ShardingRules, parameter_axes
 
-# Derived tensors that older checkpoints store; they are computed here.
-DERIVED_SUFFIXES = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")
+# A derived tensor that older checkpoints store; it is computed here.
+DERIVED_SUFFIX = "rotary_emb.inv_freq"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def check_tensors(structure: DecoderStructure, source: TensorSource) -> None:
             f"{len(missing)} tensors are missing, the first is {missing[0]!r}; the file has {len(stored)}"
         )
     ignored = {"lm_head.weight"} if structure.config.tie_embeddings else set()
-    extra = sorted(name for name in stored - set(wanted) - ignored if not name.endswith(DERIVED_SUFFIXES))
+    extra = sorted(name for name in stored - set(wanted) - ignored if not name.endswith(DERIVED_SUFFIX))
     if extra:
         raise WeightsError(
             f"{len(extra)} tensors belong to no parameter of {structure.config.architecture}, the first is {extra[0]!r}; "

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from triptych.proto.v1 import common_pb2 as triptych_dot_proto_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etriptych/proto/v1/worker.proto\x12\x0btriptych.v1\x1a\x1etriptych/proto/v1/common.proto\"#\n\x10SubscribeRequest\x12\x0f\n\x07gateway\x18\x01 \x01(\t\"Y\n\nPromptDone\x12\x0f\n\x07request\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12)\n\x06report\x18\x03 \x01(\x0b\x32\x19.triptych.v1.PromptReport\"]\n\nTokenBatch\x12%\n\x06tokens\x18\x01 \x03(\x0b\x32\x15.triptych.v1.TokenOut\x12(\n\x07prompts\x18\x02 \x03(\x0b\x32\x17.triptych.v1.PromptDone\"\x10\n\x0eInspectRequest\"\xb6\x02\n\rInstanceState\x12\'\n\x04info\x18\x01 \x01(\x0b\x32\x19.triptych.v1.InstanceInfo\x12\x1f\n\x04load\x18\x02 \x01(\x0b\x32\x11.triptych.v1.Load\x12<\n\tresources\x18\x03 \x03(\x0b\x32).triptych.v1.InstanceState.ResourcesEntry\x12:\n\x08\x63ounters\x18\x04 \x03(\x0b\x32(.triptych.v1.InstanceState.CountersEntry\x1a\x30\n\x0eResourcesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"=\n\x0cInspectReply\x12-\n\tinstances\x18\x01 \x03(\x0b\x32\x1a.triptych.v1.InstanceState2\x92\x01\n\x06Worker\x12\x45\n\tSubscribe\x12\x1d.triptych.v1.SubscribeRequest\x1a\x17.triptych.v1.TokenBatch0\x01\x12\x41\n\x07Inspect\x12\x1b.triptych.v1.InspectRequest\x1a\x19.triptych.v1.InspectReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etriptych/proto/v1/worker.proto\x12\x0btriptych.v1\x1a\x1etriptych/proto/v1/common.proto\"#\n\x10SubscribeRequest\x12\x0f\n\x07gateway\x18\x01 \x01(\t\"\x81\x01\n\nPromptDone\x12\x0f\n\x07request\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12)\n\x06report\x18\x03 \x01(\x0b\x32\x19.triptych.v1.PromptReport\x12&\n\x05times\x18\x04 \x01(\x0b\x32\x17.triptych.v1.StageTimes\"]\n\nTokenBatch\x12%\n\x06tokens\x18\x01 \x03(\x0b\x32\x15.triptych.v1.TokenOut\x12(\n\x07prompts\x18\x02 \x03(\x0b\x32\x17.triptych.v1.PromptDone\"\x10\n\x0eInspectRequest\"\xb6\x02\n\rInstanceState\x12\'\n\x04info\x18\x01 \x01(\x0b\x32\x19.triptych.v1.InstanceInfo\x12\x1f\n\x04load\x18\x02 \x01(\x0b\x32\x11.triptych.v1.Load\x12<\n\tresources\x18\x03 \x03(\x0b\x32).triptych.v1.InstanceState.ResourcesEntry\x12:\n\x08\x63ounters\x18\x04 \x03(\x0b\x32(.triptych.v1.InstanceState.CountersEntry\x1a\x30\n\x0eResourcesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"=\n\x0cInspectReply\x12-\n\tinstances\x18\x01 \x03(\x0b\x32\x1a.triptych.v1.InstanceState2\x92\x01\n\x06Worker\x12\x45\n\tSubscribe\x12\x1d.triptych.v1.SubscribeRequest\x1a\x17.triptych.v1.TokenBatch0\x01\x12\x41\n\x07Inspect\x12\x1b.triptych.v1.InspectRequest\x1a\x19.triptych.v1.InspectReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,20 +38,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSTANCESTATE_COUNTERSENTRY']._serialized_options = b'8\001'
   _globals['_SUBSCRIBEREQUEST']._serialized_start=79
   _globals['_SUBSCRIBEREQUEST']._serialized_end=114
-  _globals['_PROMPTDONE']._serialized_start=116
-  _globals['_PROMPTDONE']._serialized_end=205
-  _globals['_TOKENBATCH']._serialized_start=207
-  _globals['_TOKENBATCH']._serialized_end=300
-  _globals['_INSPECTREQUEST']._serialized_start=302
-  _globals['_INSPECTREQUEST']._serialized_end=318
-  _globals['_INSTANCESTATE']._serialized_start=321
-  _globals['_INSTANCESTATE']._serialized_end=631
-  _globals['_INSTANCESTATE_RESOURCESENTRY']._serialized_start=534
-  _globals['_INSTANCESTATE_RESOURCESENTRY']._serialized_end=582
-  _globals['_INSTANCESTATE_COUNTERSENTRY']._serialized_start=584
-  _globals['_INSTANCESTATE_COUNTERSENTRY']._serialized_end=631
-  _globals['_INSPECTREPLY']._serialized_start=633
-  _globals['_INSPECTREPLY']._serialized_end=694
-  _globals['_WORKER']._serialized_start=697
-  _globals['_WORKER']._serialized_end=843
+  _globals['_PROMPTDONE']._serialized_start=117
+  _globals['_PROMPTDONE']._serialized_end=246
+  _globals['_TOKENBATCH']._serialized_start=248
+  _globals['_TOKENBATCH']._serialized_end=341
+  _globals['_INSPECTREQUEST']._serialized_start=343
+  _globals['_INSPECTREQUEST']._serialized_end=359
+  _globals['_INSTANCESTATE']._serialized_start=362
+  _globals['_INSTANCESTATE']._serialized_end=672
+  _globals['_INSTANCESTATE_RESOURCESENTRY']._serialized_start=575
+  _globals['_INSTANCESTATE_RESOURCESENTRY']._serialized_end=623
+  _globals['_INSTANCESTATE_COUNTERSENTRY']._serialized_start=625
+  _globals['_INSTANCESTATE_COUNTERSENTRY']._serialized_end=672
+  _globals['_INSPECTREPLY']._serialized_start=674
+  _globals['_INSPECTREPLY']._serialized_end=735
+  _globals['_WORKER']._serialized_start=738
+  _globals['_WORKER']._serialized_end=884
 # @@protoc_insertion_point(module_scope)

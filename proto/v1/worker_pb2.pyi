@@ -14,14 +14,16 @@ class SubscribeRequest(_message.Message):
     def __init__(self, gateway: _Optional[str] = ...) -> None: ...
 
 class PromptDone(_message.Message):
-    __slots__ = ("request", "attempt", "report")
+    __slots__ = ("request", "attempt", "report", "times")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
     request: str
     attempt: int
     report: _common_pb2.PromptReport
-    def __init__(self, request: _Optional[str] = ..., attempt: _Optional[int] = ..., report: _Optional[_Union[_common_pb2.PromptReport, _Mapping]] = ...) -> None: ...
+    times: _common_pb2.StageTimes
+    def __init__(self, request: _Optional[str] = ..., attempt: _Optional[int] = ..., report: _Optional[_Union[_common_pb2.PromptReport, _Mapping]] = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ...) -> None: ...
 
 class TokenBatch(_message.Message):
     __slots__ = ("tokens", "prompts")

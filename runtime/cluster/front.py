@@ -75,10 +75,11 @@ class Front:
                 await asyncio.sleep(0.02)
 
     async def stop(self, grace: float = 1.0) -> None:
-        """New calls are refused at once, running ones get `grace` seconds."""
-        await self._server.stop(grace)
-        await self.gateway.stop()
+        """New requests are refused at once, running ones get `grace` seconds; then every stream is closed."""
+        await self.gateway.drain(grace)
         await self.control.stop()
+        await self._server.stop(0)
+        await self.gateway.stop()
 
 
 def served_model(resolved: ResolvedModel, text: ModelText, *, name: str, max_model_len: int) -> ServedModel:

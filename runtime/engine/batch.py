@@ -13,42 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from triptych.runtime.engine.buckets import Buckets, PlanError, smallest
+from triptych.runtime.engine.buckets import Demand, ExtendShape, PlanError, ProgramChoice
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.packing import Field, Packing
 from triptych.runtime.instance.plan import Row, StepPlan
-
-
-@dataclass(frozen=True, order=True)
-class ExtendShape:
-    """The static sizes of one extend program: decode rows, prefill tokens, table width in pages."""
-
-    decode_rows: int
-    prefill_tokens: int
-    width: int
-
-    def __str__(self) -> str:
-        return f"decode={self.decode_rows} prefill={self.prefill_tokens} width={self.width}"
-
-    @property
-    def tokens(self) -> int:
-        return self.decode_rows + self.prefill_tokens
-
-    def rows(self, max_prefill_rows: int) -> int:
-        """Rows of the program, both segments."""
-        return self.decode_rows + (max_prefill_rows if self.prefill_tokens else 0)
-
-
-def extend_shapes(buckets: Buckets) -> tuple[ExtendShape, ...]:
-    """Every extend program of an engine: pure decode, then prefill with and without decode rows."""
-    decode = [ExtendShape(rows, 0, width) for rows in buckets.decode_rows for width in buckets.table_widths]
-    mixed = [
-        ExtendShape(rows, tokens, width)
-        for rows in buckets.mixed_decode_rows
-        for tokens in buckets.prefill_tokens
-        for width in buckets.table_widths
-    ]
-    return (*decode, *mixed)
 
 
 def extend_packing(shape: ExtendShape, config: EngineConfig) -> Packing:
@@ -80,7 +48,8 @@ class BatchPacker:
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        self._packings = {shape: extend_packing(shape, config) for shape in extend_shapes(config.buckets)}
+        self._packings = {shape: extend_packing(shape, config) for shape in config.buckets.extend}
+        self._choice = ProgramChoice(config.buckets, config.max_prefill_rows)
 
     def pack(self, plan: StepPlan) -> ExtendBatch | None:
         """None for a plan without rows. Raises PlanError if it does not fit a compiled shape."""
@@ -103,34 +72,38 @@ class BatchPacker:
             cu_q_lens[place + 1] = token
         if shape.prefill_tokens:
             cu_q_lens[shape.decode_rows + len(prefill) + 1 :] = token
+        self._check_pages(views["page_indices"])
         self._pick(views["picks"], plan, first_token)
         return ExtendBatch(shape, packed, tuple(first_token))
 
     def _place(self, plan: StepPlan) -> tuple[ExtendShape, list[int], list[int]]:
         """(program, indices of the rows in its decode segment, indices of the rows in its prefill segment)."""
-        config, buckets = self._config, self._config.buckets
         decode = [at for at, row in enumerate(plan.rows) if row.decode]
         prefill = [at for at, row in enumerate(plan.rows) if not row.decode]
-        width = smallest(buckets.table_widths, max(len(row.pages) for row in plan.rows), "pages in a row")
-        if decode and not prefill and buckets.decode_rows:
-            return ExtendShape(smallest(buckets.decode_rows, len(decode), "decode rows"), 0, width), decode, prefill
-        if decode and len(buckets.mixed_decode_rows) == 1:
-            # An instance that never decodes meets one-token rows as the last chunks of prompts.
-            decode, prefill = [], list(range(len(plan.rows)))
-        if len(prefill) > config.max_prefill_rows:
-            raise PlanError(f"the plan has {len(prefill)} prefill rows; the engine takes {config.max_prefill_rows}")
-        tokens = sum(plan.rows[at].length for at in prefill)
-        rows = smallest(buckets.mixed_decode_rows, len(decode), "decode rows beside prefill")
-        return ExtendShape(rows, smallest(buckets.prefill_tokens, tokens, "prefill tokens"), width), decode, prefill
+        demand = Demand(
+            decode_rows=len(decode),
+            prefill_rows=len(prefill),
+            prefill_tokens=sum(plan.rows[at].length for at in prefill),
+            width=max(self._pages(row) for row in plan.rows),
+        )
+        shape, apart = self._choice.cheapest(demand)
+        return (shape, decode, prefill) if apart else (shape, [], list(range(len(plan.rows))))
+
+    def _pages(self, row: Row) -> int:
+        """Pages that the row's tokens reach; its block table may be longer. Raises PlanError if it is shorter."""
+        end = row.start + row.length
+        needed = -(-end // self._config.page_size)
+        if needed > len(row.pages):
+            raise PlanError(f"sequence {row.sequence}: {len(row.pages)} pages cannot hold {end} tokens")
+        return needed
 
     def _fill(self, views: dict[str, np.ndarray], row: Row, place: int, token: int, width: int) -> None:
         """Write one row's numbers at row `place` and token slot `token`."""
         length, size = row.length, self._config.page_size
-        if (row.start + length - 1) // size >= len(row.pages):
-            raise PlanError(f"sequence {row.sequence}: {len(row.pages)} pages cannot hold {row.start + length} tokens")
         views["kv_lens"][place] = row.start + length
         pages = views["page_indices"][place]
-        pages[: len(row.pages)] = row.pages
+        used = min(len(row.pages), width)
+        pages[:used] = row.pages[:used]
         if not row.tokens:
             views["carried"][token] = row.token_slot
         if length == 1:
@@ -144,6 +117,13 @@ class BatchPacker:
         views["tokens"][here] = row.tokens
         views["positions"][here] = np.arange(row.position, row.position + length)
         views["write_index"][here] = pages[index // size] * size + index % size
+
+    def _check_pages(self, page_indices: np.ndarray) -> None:
+        """A program does not check what it gathers by: a wrong page would be somebody's memory."""
+        if page_indices.min() < 0 or page_indices.max() >= self._config.num_pages:
+            raise PlanError(
+                f"pages {page_indices.min()} to {page_indices.max()} are named; the pool has {self._config.num_pages}"
+            )
 
     def _pick(self, picks: np.ndarray, plan: StepPlan, first_token: list[int]) -> None:
         """The token slot whose hidden state each draw uses, draws in plan order."""

@@ -1,14 +1,15 @@
-"""The few sizes that programs are compiled for, and the choice of the smallest one that fits a step.
+"""The few programs that are compiled, by size, and the choice of the cheapest one that holds a step.
 
-Compile time is paid for every combination, so the defaults are sparse where padding is cheap. Decode rows grow by two, because what
-attention reads is the product of rows and width; table widths, prefill tokens and draws grow by four; a mixed step has either no decode
-rows or room for all of them.
+Compile time is paid for every program, so the defaults are sparse where padding is cheap. Decode rows grow by two, because what attention
+reads is the product of rows and width; table widths, prefill tokens and draws grow by four. What a role rarely does has one program that
+is large enough: an instance that only decodes computes prompts again after a preemption, and one that only prefills meets decode-shaped
+rows as the last tokens of prompts.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from triptych.runtime.core.errors import EngineError
@@ -19,45 +20,117 @@ SMALLEST_TABLE_TOKENS = 512
 # Fewer prefill tokens than this cost as much as this many: the weights are read once either way.
 SMALLEST_PREFILL = 32
 GROWTH = 4
+# What a decode row costs among prefill rows, in tokens: there its attention is computed for a block of queries of which it has one.
+RAGGED_DECODE_COST = 32
 
 
 class PlanError(EngineError):
     """A plan asks for what the engine was not compiled for. Nothing of it was executed, but its author believes that it was."""
 
 
+@dataclass(frozen=True, order=True)
+class ExtendShape:
+    """The static sizes of one extend program: decode rows, prefill tokens (over all prefill rows), table width in pages."""
+
+    decode_rows: int
+    prefill_tokens: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if min(self.decode_rows, self.prefill_tokens) < 0 or self.tokens < 1 or self.width < 1:
+            raise ValueError(f"a program needs tokens and a table: {self}")
+
+    def __str__(self) -> str:
+        return f"decode={self.decode_rows} prefill={self.prefill_tokens} width={self.width}"
+
+    @property
+    def tokens(self) -> int:
+        return self.decode_rows + self.prefill_tokens
+
+    def rows(self, max_prefill_rows: int) -> int:
+        """Rows of the program, both segments."""
+        return self.decode_rows + (max_prefill_rows if self.prefill_tokens else 0)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a step's rows need: decode-shaped rows, other rows and their tokens, pages of the longest block table."""
+
+    decode_rows: int
+    prefill_rows: int
+    prefill_tokens: int
+    width: int
+
+
 @dataclass(frozen=True)
 class Buckets:
-    """Compiled sizes, each tuple ascending.
+    """Compiled sizes: the extend programs, and the numbers of draws (ascending) that sampler programs take."""
 
-    Attributes:
-        decode_rows: rows of a pure decode step; empty for an instance that never decodes.
-        mixed_decode_rows: decode rows that a step with prefill tokens has room for; starts with 0.
-        prefill_tokens: prefill tokens of a step, over all its prefill rows.
-        table_widths: pages of the longest row's block table.
-        draws: tokens drawn in a step.
-    """
-
-    decode_rows: tuple[int, ...]
-    mixed_decode_rows: tuple[int, ...]
-    prefill_tokens: tuple[int, ...]
-    table_widths: tuple[int, ...]
+    extend: tuple[ExtendShape, ...]
     draws: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        for name in ("decode_rows", "mixed_decode_rows", "prefill_tokens", "table_widths", "draws"):
-            sizes = getattr(self, name)
-            if list(sizes) != sorted(set(sizes)) or (sizes and sizes[0] < (0 if name == "mixed_decode_rows" else 1)):
-                raise ValueError(f"{name} must be positive and strictly ascending, got {sizes}")
-        if not (self.mixed_decode_rows and self.prefill_tokens and self.table_widths and self.draws):
-            raise ValueError(f"only decode_rows may be empty, got {self}")
+        if not self.extend or len(set(self.extend)) != len(self.extend):
+            raise ValueError(f"extend programs must be there, each once, got {[str(shape) for shape in self.extend]}")
+        if not self.draws or self.draws[0] < 1 or list(self.draws) != sorted(set(self.draws)):
+            raise ValueError(f"draws must be positive and strictly ascending, got {self.draws}")
+
+    @property
+    def score_tokens(self) -> tuple[int, ...]:
+        """The numbers of prefill tokens that are scored at once."""
+        return tuple(sorted({shape.prefill_tokens for shape in self.extend if shape.prefill_tokens}))
+
+    def holds(self, demand: Demand) -> bool:
+        """Whether one program has a decode segment and a prefill segment large enough for all of it."""
+        return any(
+            shape.decode_rows >= demand.decode_rows
+            and shape.prefill_tokens >= demand.prefill_tokens
+            and shape.width >= demand.width
+            for shape in self.extend
+        )
+
+
+class ProgramChoice:
+    """Chooses extend programs; remembers what it chose, because steps resemble each other."""
+
+    def __init__(self, buckets: Buckets, max_prefill_rows: int) -> None:
+        self._shapes, self._max_prefill_rows = buckets.extend, max_prefill_rows
+        self._chosen: dict[Demand, tuple[ExtendShape, bool]] = {}
+
+    def cheapest(self, demand: Demand) -> tuple[ExtendShape, bool]:
+        """(program, whether decode-shaped rows go to its decode segment). Raises PlanError if no program holds the step."""
+        chosen = self._chosen.get(demand)
+        if chosen is None:
+            candidates = list(self._candidates(demand))
+            if not candidates:
+                compiled = "; ".join(str(shape) for shape in sorted(self._shapes))
+                raise PlanError(
+                    f"no program holds {demand} with at most {self._max_prefill_rows} prefill rows; compiled are: {compiled}"
+                )
+            _, shape, separate = min(candidates)
+            chosen = self._chosen[demand] = (shape, separate)
+        return chosen
+
+    def _candidates(self, demand: Demand) -> Iterator[tuple[tuple[int, int], ExtendShape, bool]]:
+        """(cost, program, whether decode rows are apart) for everything that fits."""
+        all_rows = demand.decode_rows + demand.prefill_rows
+        all_tokens = demand.decode_rows + demand.prefill_tokens
+        for shape in self._shapes:
+            if shape.width < demand.width:
+                continue
+            tokens = shape.prefill_tokens
+            apart = shape.decode_rows >= demand.decode_rows and demand.prefill_rows <= self._max_prefill_rows
+            if apart and tokens >= demand.prefill_tokens:
+                yield (shape.tokens, shape.width), shape, True
+            elif tokens >= all_tokens and all_rows <= self._max_prefill_rows:
+                yield (shape.tokens + RAGGED_DECODE_COST * demand.decode_rows, shape.width), shape, False
 
 
 def smallest(sizes: Sequence[int], needed: int, what: str) -> int:
     """The smallest of the ascending `sizes` that is at least `needed`. Raises PlanError when there is none."""
     at = bisect_left(sizes, needed)
     if at == len(sizes):
-        largest = sizes[-1] if sizes else "none"
-        raise PlanError(f"the plan needs {needed} {what}; the largest compiled size is {largest}")
+        raise PlanError(f"the plan needs {needed} {what}; the largest compiled size is {sizes[-1]}")
     return sizes[at]
 
 
@@ -68,24 +141,25 @@ def powers_of_two(limit: int) -> tuple[int, ...]:
 
 
 def geometric(lowest: int, limit: int) -> tuple[int, ...]:
-    """`limit`, a quarter of it, and so on down to about `lowest`; ascending."""
+    """`limit`, a quarter of it, and so on down to `lowest`; ascending."""
     sizes = [limit]
     while sizes[-1] > lowest:
-        smaller = max(lowest, -(-sizes[-1] // GROWTH))
-        sizes.append(smaller)
+        sizes.append(max(lowest, -(-sizes[-1] // GROWTH)))
     return tuple(reversed(sizes))
 
 
 def default_buckets(
     *, page_size: int, max_num_seqs: int, max_model_len: int, chunk_tokens: int, roles: frozenset[Role]
 ) -> Buckets:
-    """Sizes for an instance with these limits and roles. An instance that never decodes needs no decode programs."""
-    decodes = Role.DECODE in roles
+    """Programs for an instance with these limits and roles."""
     width = -(-max_model_len // page_size)
-    return Buckets(
-        decode_rows=powers_of_two(max_num_seqs) if decodes else (),
-        mixed_decode_rows=(0, max_num_seqs) if decodes else (0,),
-        prefill_tokens=geometric(min(SMALLEST_PREFILL, chunk_tokens), chunk_tokens),
-        table_widths=geometric(min(max(1, SMALLEST_TABLE_TOKENS // page_size), width), width),
-        draws=geometric(1, max_num_seqs),
-    )
+    widths = geometric(min(max(1, SMALLEST_TABLE_TOKENS // page_size), width), width)
+    prefill_tokens = geometric(min(SMALLEST_PREFILL, chunk_tokens), chunk_tokens)
+    shapes = {ExtendShape(max_num_seqs, chunk_tokens, width)}
+    if Role.DECODE in roles:
+        shapes |= {ExtendShape(rows, 0, pages) for rows in powers_of_two(max_num_seqs) for pages in widths}
+    if Role.PREFILL in roles:
+        shapes |= {ExtendShape(0, tokens, pages) for tokens in prefill_tokens for pages in widths}
+    if roles >= {Role.PREFILL, Role.DECODE}:
+        shapes |= {ExtendShape(max_num_seqs, tokens, pages) for tokens in prefill_tokens for pages in widths}
+    return Buckets(tuple(sorted(shapes)), geometric(1, max_num_seqs))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
-from triptych.runtime.engine.buckets import Buckets, default_buckets
+from triptych.runtime.engine.buckets import Buckets, Demand, default_buckets
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,13 @@ class EngineConfig:
                 f"{self.num_pages - 1} KV pages of {self.page_size} tokens cannot hold one sequence of max_model_len "
                 f"{self.max_model_len} ({self.pages_per_sequence} pages): give the cache more memory or lower max_model_len"
             )
-        needed = (
-            ("table_widths", self.pages_per_sequence),
-            ("prefill_tokens", self.chunk_tokens),
-            ("draws", self.max_num_seqs),
-            *((("decode_rows", self.max_num_seqs),) if Role.DECODE in self.roles else ()),
-        )
-        for name, limit in needed:
-            sizes = getattr(self.buckets, name)
-            if not sizes or sizes[-1] < limit:
-                raise ConfigError(f"buckets.{name} {sizes} does not reach the limit of {limit}")
+        largest = Demand(self.max_num_seqs, self.max_prefill_rows, self.chunk_tokens, self.pages_per_sequence)
+        if not self.buckets.holds(largest):
+            raise ConfigError(
+                f"no extend program of the buckets holds the largest step that the limits allow, {largest}"
+            )
+        if self.buckets.draws[-1] < self.max_num_seqs:
+            raise ConfigError(f"buckets.draws {self.buckets.draws} do not reach max_num_seqs {self.max_num_seqs}")
 
     @property
     def pages_per_sequence(self) -> int:

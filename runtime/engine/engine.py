@@ -69,7 +69,7 @@ class Engine:
                 self._programs, self.config, self._params, self.pools, self._usable()
             )
         except Exception as error:
-            raise self._fail(error) from error
+            raise self.fail(error) from error
         return report
 
     def rebuild(self) -> None:
@@ -81,7 +81,7 @@ class Engine:
             self._state = self._programs[("state",)]()
             jax.block_until_ready((self.pools, self._state))
         except Exception as error:
-            raise self._fail(error) from error
+            raise self.fail(error) from error
         self._broken = None
 
     @property
@@ -108,7 +108,7 @@ class Engine:
             pending, self._state = self._launch(plan, batch, draws, state)
             return pending
         except Exception as error:
-            raise self._fail(error) from error
+            raise self.fail(error) from error
 
     def collect(self, pending: PendingStep) -> StepResult:
         """Wait for a step and read it. Steps are collected in the order of their dispatch. Raises EngineError when it failed."""
@@ -117,7 +117,7 @@ class Engine:
         try:
             return read(pending)
         except Exception as error:
-            raise self._fail(error) from error
+            raise self.fail(error) from error
 
     def _launch(
         self, plan: StepPlan, batch: ExtendBatch | None, draws: DrawBatch | None, state: SamplerState
@@ -179,7 +179,8 @@ class Engine:
             raise EngineError(f"the engine cannot run plans: {self._broken}; rebuild it")
         return self._state
 
-    def _fail(self, error: Exception) -> EngineError:
+    def fail(self, error: Exception) -> EngineError:
+        """Mark the engine broken and return the error to raise; also for others whose donating call on `pools` failed."""
         self._broken = f"{type(error).__name__}: {error}"
         if isinstance(error, EngineError):
             return error

@@ -22,7 +22,8 @@ from triptych.models.decoder import KV, Decoder, paged_attend
 from triptych.models.ragged import Ragged
 from triptych.models.rope import Rotation
 from triptych.models.structure import DecoderStructure, Pools
-from triptych.runtime.engine.batch import ExtendShape, extend_packing
+from triptych.runtime.engine.batch import extend_packing
+from triptych.runtime.engine.buckets import ExtendShape
 from triptych.runtime.engine.config import EngineConfig
 
 ExtendOutputs = tuple[Float[Array, "slots hidden"], Float[Array, "prefill_tokens hidden"] | None, Pools]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,8 @@ import numpy as np
 
 from triptych.models.kv import KVGroup
 from triptych.models.structure import DecoderStructure
-from triptych.runtime.engine.batch import ExtendShape, extend_packing, extend_shapes
+from triptych.runtime.engine.batch import extend_packing
+from triptych.runtime.engine.buckets import ExtendShape
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.extend import build_extend, copy_pages
 from triptych.runtime.engine.head import Head, HeadParams, head_params
@@ -90,27 +91,33 @@ class Programs:
         programs = self.all()
         start = time.perf_counter()
         pending: dict[Future[Executable], Program] = {}
+
+        def settle(finished: Iterable[Future[Executable]]) -> None:
+            for future in finished:
+                program = pending.pop(future)
+                self._compiled[program.key] = future.result()
+                progress(program.name, len(self._compiled), len(programs))
+
         previous = threading.stack_size(COMPILE_STACK_BYTES)
         try:
             with ThreadPoolExecutor(self._config.compile_threads, thread_name_prefix="compile") as threads:
                 for program in programs:
                     pending[threads.submit(program.lower().compile)] = program
+                    settle([future for future in pending if future.done()])
                 lowered = time.perf_counter()
-                for done, future in enumerate(as_completed(pending), start=1):
-                    self._compiled[pending[future].key] = future.result()
-                    progress(pending[future].name, done, len(programs))
+                settle(as_completed(list(pending)))
         finally:
             threading.stack_size(previous)
         return CompileReport(len(programs), lowered - start, time.perf_counter() - start)
 
     def all(self) -> list[Program]:
         """Every program that the configuration asks for; those that take longest to compile first."""
-        shapes = sorted(extend_shapes(self._config.buckets), key=lambda shape: -shape.prefill_tokens)
+        shapes = sorted(self._config.buckets.extend, key=lambda shape: shape.prefill_tokens, reverse=True)
         sizes = self._config.buckets.draws
         return [
             *(self._extend(shape) for shape in shapes),
             *(self._sample(variant, size) for variant in reversed(Variant) for size in sizes),
-            *(self._score(tokens) for tokens in self._config.buckets.prefill_tokens if self._config.prompt_logprobs),
+            *(self._score(tokens) for tokens in self._config.buckets.score_tokens if self._config.prompt_logprobs),
             *self._upkeep(),
         ]
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from triptych.models.structure import Pools
-from triptych.runtime.engine.batch import extend_packing, extend_shapes
+from triptych.runtime.engine.batch import extend_packing
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.programs import COPY_PAGES, Programs
 from triptych.runtime.engine.sample import Variant, sample_packing
@@ -28,7 +28,7 @@ def run_each_once(
     counts, in_prompt = programs[("seat",)](counts, in_prompt, np.asarray(0, np.int32), *nobody)
     pools = programs[("copy",)](pools, np.zeros((2, COPY_PAGES), np.int32))
     picked: jax.Array | None = None
-    for shape in extend_shapes(config.buckets):
+    for shape in config.buckets.extend:
         packed, views = extend_packing(shape, config).host()
         views["carried"].fill(slots)
         picked, hidden, pools = programs[("extend", shape)](params, pools, packed, last_tokens)

@@ -28,6 +28,11 @@ class Account:
             self._first_token = now
         self.completion_tokens += 1
 
+    def prompt(self, report: PromptReport, times: StageTimes) -> None:
+        """Prefill is done; it says so itself, beside the first token, because the scheduler's notice may come after the last one."""
+        self.report = report
+        self._stages[Role.PREFILL] = times
+
     def notice(self, notice: Placed | Progress | Completed) -> None:
         if isinstance(notice, Placed):
             self._placed = notice

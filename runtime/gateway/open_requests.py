@@ -23,6 +23,7 @@ from triptych.runtime.core.errors import (
     TriptychError,
 )
 from triptych.runtime.core.request import PromptReport, TokenOut
+from triptych.runtime.core.tasks import StageTimes
 from triptych.runtime.gateway.config import GatewayConfig
 from triptych.runtime.gateway.live import LiveRequest
 
@@ -136,10 +137,10 @@ class OpenRequests:
         for live in touched.values():
             live.changed()
 
-    def prompt(self, request: str, attempt: int, report: PromptReport) -> None:
+    def prompt(self, request: str, attempt: int, report: PromptReport, times: StageTimes) -> None:
         live = self._live(request)
         if live is not None:
-            live.session.prompt(attempt, report, self._clock.now())
+            live.session.prompt(attempt, report, times, self._clock.now())
             live.changed()
 
     def notice(self, notice: Placed | Progress | Failed | Completed) -> None:

@@ -16,6 +16,7 @@ from triptych.runtime.core.clock import Clock, MonotonicClock
 from triptych.runtime.core.control import Directory, GatewayNotice
 from triptych.runtime.core.errors import CancelledByClientError, ConfigError, InstanceLostError
 from triptych.runtime.core.request import PromptReport, TokenOut
+from triptych.runtime.core.tasks import StageTimes
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
 from triptych.runtime.gateway.directory import servable, worker_addresses
 from triptych.runtime.gateway.handlers import service_handler
@@ -128,8 +129,8 @@ class Gateway:
     def on_tokens(self, tokens: Iterable[TokenOut]) -> None:
         self._requests.tokens(tokens)
 
-    def on_prompt(self, request: str, attempt: int, report: PromptReport) -> None:
-        self._requests.prompt(request, attempt, report)
+    def on_prompt(self, request: str, attempt: int, report: PromptReport, times: StageTimes) -> None:
+        self._requests.prompt(request, attempt, report, times)
 
     def on_subscriptions_changed(self) -> None:
         self._health_changed.set()

@@ -18,6 +18,7 @@ from triptych.proto.v1 import inference_pb2 as pb
 from triptych.runtime.core.control import Completed, Failed, Placed, Progress
 from triptych.runtime.core.errors import DeadlineError, InstanceLostError, OverloadedError, TriptychError, error_for
 from triptych.runtime.core.request import PromptReport, Request, TokenOut
+from triptych.runtime.core.tasks import StageTimes
 from triptych.runtime.gateway.account import Account
 from triptych.runtime.gateway.assemble import SampleText, TextOptions, completion, fill_logprobs, token_detail
 from triptych.runtime.gateway.config import GatewayConfig
@@ -112,13 +113,13 @@ class Session:
                 )
             )
 
-    def prompt(self, attempt: int, report: PromptReport, now: float) -> None:
-        """Prefill's report on the prompt."""
+    def prompt(self, attempt: int, report: PromptReport, times: StageTimes, now: float) -> None:
+        """Prefill's report on the prompt, and the times of that stage."""
         if self.ended or attempt != self.journal.attempt:
             return
         if self._account.report is None and report.prompt_logprobs:
             self._queue_prompt_logprobs(report)
-        self._account.report = report
+        self._account.prompt(report, times)
         self._settle(now)
 
     def notice(self, notice: Placed | Progress | Failed | Completed, now: float) -> None:

@@ -18,6 +18,7 @@ from triptych.proto.v1 import worker_pb2, worker_pb2_grpc
 from triptych.runtime.core.clock import Clock
 from triptych.runtime.core.errors import InvalidRequestError
 from triptych.runtime.core.request import PromptReport, TokenOut
+from triptych.runtime.core.tasks import StageTimes
 from triptych.runtime.gateway.config import GatewayConfig
 from triptych.runtime.gateway.links import Backoff, Connect, describe
 from triptych.runtime.wire.convert import decode
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 class WorkerListener(Protocol):
     def on_tokens(self, tokens: Iterable[TokenOut]) -> None: ...
 
-    def on_prompt(self, request: str, attempt: int, report: PromptReport) -> None: ...
+    def on_prompt(self, request: str, attempt: int, report: PromptReport, times: StageTimes) -> None: ...
 
     def on_subscriptions_changed(self) -> None: ...
 
@@ -97,7 +98,8 @@ class WorkerLink:
         now = self._clock.now()
         # reports first: a request whose only token is in the same batch can then end without waiting for its usage
         for done in batch.prompts:
-            self._listener.on_prompt(done.request, done.attempt, decode(done.report, PromptReport, now))
+            times = decode(done.times, StageTimes, now)
+            self._listener.on_prompt(done.request, done.attempt, decode(done.report, PromptReport, now), times)
         if batch.tokens:
             self._listener.on_tokens([decode(token, TokenOut, now) for token in batch.tokens])
 

@@ -135,8 +135,8 @@ def _admit(state: InstanceState, fill: Fill, now: float) -> bool:
     for stream in fill.streams:
         state.seat(stream)
     if not fill.resumed:
-        task.cached_tokens = cached
-        task.admitted = now if task.admitted is None else task.admitted
+        if task.admitted is None:  # a second admission, after a preemption, finds what the first one computed
+            task.cached_tokens, task.admitted = cached, now
         task.advance(Trigger.ADMITTED)
     return True
 

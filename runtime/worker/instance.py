@@ -13,14 +13,14 @@ import random
 import secrets
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from triptych.proto.v1 import common_pb2
 from triptych.runtime.core.clock import Clock
 from triptych.runtime.core.errors import EngineError, Status, TriptychError
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, TransportKind
 from triptych.runtime.core.request import Continuation
-from triptych.runtime.core.tasks import StageTimes, TaskCommand, TaskReport
+from triptych.runtime.core.tasks import PrefillDone, StageTimes, TaskCommand, TaskEnded, TaskReport
 from triptych.runtime.engine.compile_guard import compile_count
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.core import InstanceCore
@@ -87,6 +87,7 @@ class LiveInstance:
         self._around = around
         self._out: list[tuple[InstanceRef, InstanceMessage]] = []
         self._pulls: dict[str, StartPull] = {}
+        self._preemptions = 0
         self._producer = TransferProducer(
             info.ref, parts.header, parts.mover.layout.head_unit, around.transports, self, threads=around.threads, loop=around.loop
         )
@@ -166,6 +167,8 @@ class LiveInstance:
                 self._pulls.pop(message.request, None)
                 self._consumer.cancel(message.request)
             case _:
+                if isinstance(message, Report) and isinstance(message.report, TaskEnded):
+                    self._preemptions += message.report.preemptions
                 self._out.append((self._core.ref, message))
 
     def on_export(self, export: Export) -> None:
@@ -233,6 +236,7 @@ class LiveInstance:
                 "steps": self._loop.steps,
                 "device_wait_us": int(self._loop.wait_seconds * 1e6),
                 "compiled_after_ready": compile_count() - self._compiled_before,
+                "preemptions": self._preemptions,
                 "kv_bytes_offered": stats.offered_bytes,
                 "kv_bytes_received": self._consumer.bytes_received,
             },
@@ -282,13 +286,20 @@ class LiveInstance:
     def _send(self, messages: list[tuple[InstanceRef, InstanceMessage]]) -> None:
         for ref, message in messages:
             if isinstance(message, Report):
-                self._around.report(ref, message.report)
+                self._around.report(ref, _without_logprobs(message.report))
             elif isinstance(message, Emit | EmitPrompt):
                 self._around.emit(message)
 
     def _announce_reset(self, old: InstanceRef, ref: InstanceRef, reason: str) -> None:
-        self._info = InstanceInfo(**{**vars(self._info), "ref": ref})
+        self._info = replace(self._info, ref=ref)
         self._around.reset(old, self._info, reason)
+
+
+def _without_logprobs(report: TaskReport) -> TaskReport:
+    """Prompt log-probabilities go to the gateway with the tokens; the scheduler has no use for them."""
+    if isinstance(report, PrefillDone) and report.report.prompt_logprobs:
+        return replace(report, report=replace(report.report, prompt_logprobs=()))
+    return report
 
 
 def make_core(

@@ -46,6 +46,7 @@ class Outbox:
                     request=message.request,
                     attempt=message.attempt,
                     report=encode(message.report, common_pb2.PromptReport, 0.0),
+                    times=encode(message.times, common_pb2.StageTimes, 0.0),
                 )
             )
 

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 import pytest
 
-from tests.runtime.gateway.toy_cluster import EOS, MODEL_LEN, TOKENIZER, Cluster, cluster, never, reply, run, until
+from tests.runtime.gateway.calls import run, until
+from tests.runtime.gateway.toy_cluster import EOS, MODEL_LEN, TOKENIZER, Cluster, cluster, never, reply
 from triptych.proto.v1 import inference_pb2 as pb
 from triptych.runtime.client import AsyncClient, Client, Result, Token
 from triptych.runtime.client.requests import generate_request

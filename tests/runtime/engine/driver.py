@@ -9,7 +9,7 @@ from typing import Any
 from tests.runtime.engine.oracle import LONGEST, toy
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.sampling import SamplingParams
-from triptych.runtime.engine.buckets import Buckets
+from triptych.runtime.engine.buckets import Buckets, ExtendShape
 from triptych.runtime.engine.compile_guard import no_compilation
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.engine import Engine
@@ -19,12 +19,18 @@ PAGE = 4
 SLOTS = 4
 CHUNK = 16
 PREFILL_ROWS = 3
+# Two table widths, two prefill sizes and two decode sizes, so that tests cross programs.
+SHAPES = tuple(
+    ExtendShape(rows, tokens, width)
+    for rows, tokens in ((1, 0), (4, 0), (0, 6), (0, 16), (4, 6), (4, 16))
+    for width in (4, 16)
+)
 BOTH = frozenset({Role.PREFILL, Role.DECODE})
 GREEDY = SamplingParams(temperature=0.0)
 
 
 def toy_config(**changes: Any) -> EngineConfig:
-    """A small engine with two table widths and two prefill sizes, so that tests cross buckets."""
+    """A small engine."""
     fields: dict[str, Any] = {
         "page_size": PAGE,
         "num_pages": 80,
@@ -32,9 +38,7 @@ def toy_config(**changes: Any) -> EngineConfig:
         "max_model_len": LONGEST,
         "chunk_tokens": CHUNK,
         "max_prefill_rows": PREFILL_ROWS,
-        "buckets": Buckets(
-            decode_rows=(1, 4), mixed_decode_rows=(0, 4), prefill_tokens=(6, 16), table_widths=(4, 16), draws=(1, 4)
-        ),
+        "buckets": Buckets(SHAPES, draws=(1, 4)),
         "kv_dtype": "float32",
         "roles": BOTH,
     }

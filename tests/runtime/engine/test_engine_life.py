@@ -10,14 +10,14 @@ from tests.runtime.engine.driver import Driver, compiled, sequence, toy_config
 from triptych.runtime.core.errors import EngineError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.sampling import SamplingParams
-from triptych.runtime.engine.buckets import Buckets
+from triptych.runtime.engine.buckets import Buckets, ExtendShape
 from triptych.runtime.engine.compile_guard import CompiledError, compile_count, no_compilation
 from triptych.runtime.engine.engine import Engine
 
 pytestmark = pytest.mark.limit(300)
 
 # The fewest programs that still decode.
-SMALL = Buckets(decode_rows=(4,), mixed_decode_rows=(0,), prefill_tokens=(16,), table_widths=(16,), draws=(4,))
+SMALL = Buckets((ExtendShape(4, 0, 16), ExtendShape(4, 16, 16)), draws=(4,))
 PROMPT = [11, 200, 3, 77, 5]
 SEEDED = SamplingParams(temperature=1.5, top_p=0.9, frequency_penalty=0.5, repetition_penalty=1.1, seed=8)
 
@@ -41,7 +41,7 @@ def test_compile_reports_every_program_once() -> None:
     engine = Engine(toy_config(buckets=SMALL, prompt_logprobs=False), loaded, loaded.rules.mesh)
     seen: list[tuple[str, int, int]] = []
     report = engine.compile(lambda name, done, total: seen.append((name, done, total)))
-    # decode, prefill; three samplers; copy, seat, pools, state
+    # decode, mixed; three samplers; copy, seat, pools, state
     assert report.programs == 2 + 3 + 4 == len(seen)
     assert [done for _, done, _ in seen] == list(range(1, 10)) and {total for _, _, total in seen} == {9}
     assert "extend decode=4 prefill=0 width=16" in {name for name, _, _ in seen}
@@ -58,18 +58,15 @@ def test_tokens_do_not_depend_on_the_number_of_devices(tp: int) -> None:
     assert shardings == {oracle.toy(tp).rules.pool()}
 
 
-def test_an_engine_without_mixed_programs_takes_one_token_prompts_with_others(small: Engine) -> None:
-    expected = [oracle.greedy([42], 1), oracle.greedy(PROMPT, 1)]
-    a, b = sequence(0, [42]), sequence(1, list(PROMPT))
-    assert Driver(small).tokens(a.row(1), b.row(5), seats=(a.seat(), b.seat())) == expected
-
-
-def test_a_prefill_instance_has_no_decode_programs() -> None:
-    buckets = Buckets((), (0,), (16,), (16,), (4,))
+def test_a_prefill_instance_takes_decode_shaped_rows() -> None:
+    buckets = Buckets((ExtendShape(4, 16, 16), ExtendShape(0, 6, 16)), draws=(4,))
     driver = Driver(compiled(roles=frozenset({Role.PREFILL}), buckets=buckets, prompt_logprobs=False))
+    expected = [oracle.greedy([token], 1) for token in range(40, 44)]
+    sequences = [sequence(number, [40 + number]) for number in range(4)]
+    seats = tuple(seq.seat() for seq in sequences)
+    assert driver.tokens(*(seq.row(1) for seq in sequences), seats=seats) == expected
     a, b = sequence(0, [42]), sequence(1, list(PROMPT))
-    assert driver.tokens(a.row(1), seats=(a.seat(),)) == [oracle.greedy([42], 1)]
-    assert driver.tokens(b.row(5), seats=(b.seat(),)) == [oracle.greedy(PROMPT, 1)]
+    assert driver.tokens(b.row(5), a.row(1)) == [oracle.greedy(PROMPT, 1), oracle.greedy([42], 1)]
 
 
 def test_a_failed_call_breaks_the_engine_until_it_is_rebuilt_without_compiling(small: Engine) -> None:
@@ -96,7 +93,7 @@ def test_a_failed_call_breaks_the_engine_until_it_is_rebuilt_without_compiling(s
 def test_a_plan_that_does_not_fit_breaks_the_engine_too(small: Engine) -> None:
     driver = Driver(small)
     rows = tuple(sequence(number, list(PROMPT)).row(5, draws=False) for number in range(4))
-    with pytest.raises(EngineError, match="4 prefill rows; the engine takes 3"):
+    with pytest.raises(EngineError, match="at most 3 prefill rows"):
         small.dispatch(driver.plan(*rows))
     assert small.broken is not None
     small.rebuild()

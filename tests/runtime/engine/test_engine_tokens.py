@@ -134,6 +134,6 @@ def test_a_plan_without_rows_or_draws_is_answered(driver: Driver) -> None:
 @pytest.mark.parametrize("numbers", [(0, 1, 2, 3), (0, 1)])
 def test_prompts_beyond_the_limits_are_refused_by_name(numbers: tuple[int, ...]) -> None:
     rows = tuple(sequence(number, [5] * 20, GREEDY).row(4 if len(numbers) == 4 else 9) for number in numbers)
-    expected = "4 prefill rows; the engine takes 3" if len(numbers) == 4 else "18 prefill tokens; .* 16"
+    expected = "prefill_rows=4, .* at most 3 prefill rows" if len(numbers) == 4 else "prefill_tokens=18"
     with pytest.raises(PlanError, match=expected):
         BatchPacker(toy_config()).pack(StepPlan(0, rows=rows))

@@ -14,8 +14,18 @@ from tests.runtime.engine.oracle import toy
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.engine import memory
-from triptych.runtime.engine.batch import BatchPacker, extend_packing, extend_shapes
-from triptych.runtime.engine.buckets import Buckets, PlanError, default_buckets, geometric, powers_of_two, smallest
+from triptych.runtime.engine.batch import BatchPacker, extend_packing
+from triptych.runtime.engine.buckets import (
+    Buckets,
+    Demand,
+    ExtendShape,
+    PlanError,
+    ProgramChoice,
+    default_buckets,
+    geometric,
+    powers_of_two,
+    smallest,
+)
 from triptych.runtime.engine.config import engine_config
 from triptych.runtime.engine.engine import copy_tables
 from triptych.runtime.engine.packing import Field, Packing
@@ -40,16 +50,55 @@ def test_the_smallest_size_that_fits_is_chosen() -> None:
 
 def test_roles_decide_which_programs_exist() -> None:
     limits: dict[str, Any] = {"page_size": 16, "max_num_seqs": 8, "max_model_len": 2048, "chunk_tokens": 512}
-    both = default_buckets(**limits, roles=frozenset(Role))
+    both = default_buckets(**limits, roles=frozenset({Role.PREFILL, Role.DECODE}))
     prefill = default_buckets(**limits, roles=frozenset({Role.PREFILL}))
-    assert len(extend_shapes(both)) == 4 * 2 + 2 * 3 * 2
-    assert len(extend_shapes(prefill)) == 3 * 2 and prefill.decode_rows == ()
+    decode = default_buckets(**limits, roles=frozenset({Role.DECODE}))
+    # widths 32 and 128; prefill 32, 128 and 512; decode rows 1, 2, 4 and 8
+    assert len(both.extend) == 4 * 2 + 2 * 3 * 2
+    assert len(prefill.extend) == 3 * 2 + 1
+    assert len(decode.extend) == 4 * 2 + 1
+    assert both.score_tokens == prefill.score_tokens == (32, 128, 512) and decode.score_tokens == (512,)
 
 
-@pytest.mark.parametrize("sizes", [(4, 2), (0, 4), (2, 2), ()])
-def test_malformed_sizes_are_refused(sizes: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="table_widths|only decode_rows"):
-        Buckets((1,), (0,), (16,), sizes, (1,))
+@pytest.mark.parametrize("roles", [{Role.PREFILL}, {Role.DECODE}, {Role.PREFILL, Role.DECODE}])
+def test_every_step_within_the_limits_has_a_program(roles: set[Role]) -> None:
+    config = engine_config(
+        num_pages=99, max_num_seqs=5, max_model_len=300, chunk_tokens=70, page_size=4, roles=frozenset(roles)
+    )
+    choice = ProgramChoice(config.buckets, config.max_prefill_rows)
+    for decode_rows in range(6):
+        for prefill_rows in range(5):
+            for prefill_tokens in {prefill_rows, 70} if prefill_rows else {0}:
+                for width in (1, 75):
+                    demand = Demand(decode_rows, prefill_rows, prefill_tokens, width)
+                    shape, apart = choice.cheapest(demand)
+                    assert shape.width >= width
+                    assert shape.prefill_tokens >= prefill_tokens + (0 if apart else decode_rows)
+                    assert not apart or shape.decode_rows >= decode_rows
+
+
+def test_the_cheapest_program_is_chosen() -> None:
+    shapes = {name: ExtendShape(*sizes) for name, sizes in {"d1": (1, 0, 8), "d4": (4, 0, 8), "p": (0, 16, 8)}.items()}
+    mixed, wide = ExtendShape(4, 16, 8), ExtendShape(4, 64, 32)
+    choice = ProgramChoice(Buckets((wide, mixed, *shapes.values()), (4,)), max_prefill_rows=2)
+    assert choice.cheapest(Demand(1, 0, 0, 8)) == (shapes["d1"], True)
+    assert choice.cheapest(Demand(3, 0, 0, 8)) == (shapes["d4"], True)
+    assert choice.cheapest(Demand(0, 2, 9, 1)) == (shapes["p"], True)
+    assert choice.cheapest(Demand(1, 1, 9, 1)) == (mixed, True)
+    assert choice.cheapest(Demand(1, 0, 0, 9)) == (wide, True)
+    without_mixed = ProgramChoice(Buckets((wide, *shapes.values()), (4,)), max_prefill_rows=2)
+    assert without_mixed.cheapest(Demand(1, 1, 9, 1)) == (shapes["p"], False)
+    with pytest.raises(PlanError, match="no program holds .*prefill_rows=3.* at most 2 prefill rows"):
+        choice.cheapest(Demand(0, 3, 3, 1))
+
+
+def test_malformed_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="each once"):
+        Buckets((ExtendShape(1, 0, 1),) * 2, (1,))
+    with pytest.raises(ValueError, match="strictly ascending"):
+        Buckets((ExtendShape(1, 0, 1),), (4, 2))
+    with pytest.raises(ValueError, match="needs tokens"):
+        ExtendShape(0, 0, 1)
 
 
 def test_a_pool_too_small_for_one_sequence_is_refused() -> None:
@@ -59,7 +108,7 @@ def test_a_pool_too_small_for_one_sequence_is_refused() -> None:
 
 
 def test_limits_beyond_the_buckets_are_refused() -> None:
-    with pytest.raises(ConfigError, match="buckets.prefill_tokens .* limit of 17"):
+    with pytest.raises(ConfigError, match="no extend program .* prefill_tokens=17"):
         toy_config(chunk_tokens=17)
     with pytest.raises(ConfigError, match="needs the role prefill or decode"):
         toy_config(roles=frozenset({Role.ENCODE}))
@@ -138,6 +187,11 @@ def test_rows_are_packed_where_the_program_expects_them() -> None:
 def test_a_table_too_short_for_its_tokens_is_refused() -> None:
     with pytest.raises(PlanError, match="sequence 3: 1 pages cannot hold 5 tokens"):
         BatchPacker(toy_config()).pack(StepPlan(0, rows=(Row(3, (1,), 4, 4, (7,)),)))
+
+
+def test_pages_that_are_not_there_are_refused() -> None:
+    with pytest.raises(PlanError, match="the pool has 80"):
+        BatchPacker(toy_config()).pack(StepPlan(0, rows=(Row(3, (1,), 0, 0, (80,)),)))
 
 
 def test_copies_that_depend_on_each_other_are_not_in_one_table() -> None:

@@ -7,18 +7,8 @@ import math
 import grpc
 import pytest
 
-from tests.runtime.gateway.toy_cluster import (
-    MODEL_LEN,
-    Order,
-    ask,
-    cluster,
-    finish,
-    never,
-    run,
-    serve_well,
-    toy_model,
-    until,
-)
+from tests.runtime.gateway.calls import ask, finish, run, until
+from tests.runtime.gateway.toy_cluster import MODEL_LEN, Order, cluster, never, serve_well, toy_model
 from triptych.models.text.chat import ChatTemplate
 from triptych.proto.v1 import inference_pb2 as pb
 from triptych.runtime.core.errors import Status

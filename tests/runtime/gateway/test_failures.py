@@ -8,20 +8,8 @@ import dataclasses
 import grpc
 import pytest
 
-from tests.runtime.gateway.toy_cluster import (
-    Order,
-    ask,
-    cluster,
-    finish,
-    generation,
-    instance,
-    never,
-    reply,
-    run,
-    serve_well,
-    toy_model,
-    until,
-)
+from tests.runtime.gateway.calls import ask, finish, run, until
+from tests.runtime.gateway.toy_cluster import Order, cluster, generation, instance, never, reply, serve_well, toy_model
 from triptych.models.text.toy import toy_tokenizer
 from triptych.proto.v1 import inference_pb2 as pb
 from triptych.proto.v1 import inference_pb2_grpc

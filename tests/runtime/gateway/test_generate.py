@@ -9,21 +9,18 @@ import itertools
 import grpc
 import pytest
 
+from tests.runtime.gateway.calls import ask, finish, run, until
 from tests.runtime.gateway.toy_cluster import (
     CACHED,
     EOS,
     MODEL_LEN,
     TOKENIZER,
     Order,
-    ask,
     cluster,
-    finish,
     generation,
     never,
     reply,
-    run,
     toy_model,
-    until,
 )
 from triptych.proto.v1 import inference_pb2 as pb
 from triptych.runtime.core.errors import Status

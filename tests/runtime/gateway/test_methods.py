@@ -8,7 +8,8 @@ import sys
 import grpc
 import pytest
 
-from tests.runtime.gateway.toy_cluster import MODEL_LEN, TOKENIZER, cluster, run
+from tests.runtime.gateway.calls import run
+from tests.runtime.gateway.toy_cluster import MODEL_LEN, TOKENIZER, cluster
 from triptych.proto.v1 import inference_pb2 as pb
 from triptych.runtime.core.errors import ConfigError, OverloadedError, Status, TriptychError
 from triptych.runtime.gateway.config import GatewayConfig

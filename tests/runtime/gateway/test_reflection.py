@@ -12,7 +12,8 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.runtime.gateway.toy_cluster import TOKENIZER, cluster, reply, run
+from tests.runtime.gateway.calls import run
+from tests.runtime.gateway.toy_cluster import TOKENIZER, cluster, reply
 
 
 class GenericClient:

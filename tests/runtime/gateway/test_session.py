@@ -15,6 +15,7 @@ from triptych.runtime.core.errors import (
 )
 from triptych.runtime.core.request import Finish, FinishReason, PromptReport, Request, TokenOut
 from triptych.runtime.core.sampling import SamplingParams
+from triptych.runtime.core.tasks import StageTimes
 from triptych.runtime.gateway.assemble import TextOptions
 from triptych.runtime.gateway.config import GatewayConfig
 from triptych.runtime.gateway.session import Session, State
@@ -36,12 +37,12 @@ def test_it_ends_when_tokens_and_report_are_here_in_either_order():
     for report_first in (True, False):
         s = session()
         if report_first:
-            s.prompt(1, REPORT, 1.0)
+            s.prompt(1, REPORT, StageTimes(), 1.0)
         s.token(token(0), 1.0)
         s.token(token(1, finish=True), 2.0)
         if not report_first:
             assert s.state is State.SETTLING and s.wakes_at() == 4.0
-            s.prompt(1, REPORT, 3.0)
+            s.prompt(1, REPORT, StageTimes(), 3.0)
         assert s.state is State.DONE and s.wakes_at() is None
         assert s.take()[-1].summary.usage.cached_tokens == 1
         assert not s.outlives_client
@@ -69,7 +70,7 @@ def test_completed_without_the_last_tokens_waits_for_them_a_bounded_time():
     s.notice(Completed("r"), 1.0)
     assert s.wakes_at() == 6.0
     s.token(token(0, finish=True), 5.0)
-    s.prompt(1, REPORT, 5.0)
+    s.prompt(1, REPORT, StageTimes(), 5.0)
     assert s.state is State.DONE
     s = session()
     s.notice(Completed("r"), 1.0)
@@ -111,7 +112,7 @@ def test_a_stop_string_found_here_drops_what_was_released_behind_it():
     s = session(stop=("ab",))
     for position, character in ((3, "d"), (2, "c"), (1, "b")):
         s.token(token(position, value=ord(character)), 1.0)
-    s.prompt(1, REPORT, 1.0)
+    s.prompt(1, REPORT, StageTimes(), 1.0)
     s.token(token(0), 1.0)
     assert s.state is State.DONE and s.outlives_client
     *_, delta, completion, summary = s.take()

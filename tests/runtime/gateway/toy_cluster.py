@@ -8,13 +8,14 @@ wants to go wrong it does itself, by replacing `TinyScheduler.script`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
+from tests.runtime.gateway.calls import until
 from triptych.models.text.chat import ChatTemplate
 from triptych.models.text.detokenizer import Detokenizer
 from triptych.models.text.stop import StopMatcher
@@ -23,7 +24,6 @@ from triptych.proto.v1 import (
     common_pb2,
     control_pb2,
     control_pb2_grpc,
-    inference_pb2,
     inference_pb2_grpc,
     worker_pb2,
     worker_pb2_grpc,
@@ -39,11 +39,10 @@ from triptych.runtime.gateway.server import Gateway, start_server
 from triptych.runtime.instance.termination import Termination
 from triptych.runtime.wire.convert import decode_oneof, encode, encode_oneof
 
-T = TypeVar("T")
-
 TOKENIZER = toy_tokenizer()
 EOS = TOKENIZER.eos_ids[0]
 MODEL_LEN = 128
+PREFILL_TIMES = StageTimes(queue=0.5, compute=2.0)
 CACHED = 16  # prompt tokens that the toy prefill reports as cached
 
 
@@ -132,7 +131,10 @@ class TinyWorker(worker_pb2_grpc.WorkerServicer):
     def prompt_done(self, request: Request, attempt: int = 1) -> None:
         report = PromptReport(len(request.prompt), min(CACHED, len(request.prompt) - 1), _prompt_logprobs(request))
         done = worker_pb2.PromptDone(
-            request=request.id, attempt=attempt, report=encode(report, common_pb2.PromptReport, 0.0)
+            request=request.id,
+            attempt=attempt,
+            report=encode(report, common_pb2.PromptReport, 0.0),
+            times=encode(PREFILL_TIMES, common_pb2.StageTimes, 0.0),
         )
         self._batches.put_nowait(worker_pb2.TokenBatch(prompts=[done]))
 
@@ -163,7 +165,7 @@ class Order:
         self.notice(Placed(self.request.id, prefill, decode, queue=0.25))
 
     def progress(self) -> None:
-        self.notice(Progress(self.request.id, Role.PREFILL, StageTimes(queue=0.5, compute=2.0)))
+        self.notice(Progress(self.request.id, Role.PREFILL, PREFILL_TIMES))
         times = StageTimes(transfer=3.0, bytes_moved=1000, pages_pulled=5, pages_skipped=1)
         self.notice(Progress(self.request.id, Role.DECODE, times))
 
@@ -331,77 +333,3 @@ async def cluster(
         await gateway.stop()
         for server in servers:
             await server.stop(0)
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait for something that the loop will bring about."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-@dataclass
-class Outcome:
-    """A finished Generate call."""
-
-    responses: list[inference_pb2.GenerateResponse]
-    code: grpc.StatusCode
-    details: str
-    retry_after: str | None
-
-    def of(self, kind: str) -> list[Any]:
-        return [getattr(r, kind) for r in self.responses if r.WhichOneof("kind") == kind]
-
-    def text(self, sample: int = 0) -> str:
-        return "".join(d.text for d in self.of("delta") if d.sample == sample)
-
-    def tokens(self, sample: int = 0) -> list[int]:
-        return [t.token for d in self.of("delta") if d.sample == sample for t in d.tokens]
-
-    def positions(self, sample: int = 0) -> list[int]:
-        return [t.position for d in self.of("delta") if d.sample == sample for t in d.tokens]
-
-    @property
-    def completions(self) -> dict[int, inference_pb2.Completion]:
-        return {c.sample: c for c in self.of("completion")}
-
-    @property
-    def usage(self) -> inference_pb2.Usage:
-        (summary,) = self.of("summary")
-        return summary.usage
-
-    @property
-    def timings(self) -> inference_pb2.Timings:
-        (summary,) = self.of("summary")
-        return summary.timings
-
-
-async def finish(call: Any) -> Outcome:
-    """Read a Generate call to its end, whatever that is."""
-    responses = []
-    try:
-        async for response in call:
-            responses.append(response)
-    except grpc.aio.AioRpcError as error:
-        hints = [str(entry[1]) for entry in error.trailing_metadata() or () if entry[0] == "retry-after"]
-        retry = hints[0] if hints else None
-        return Outcome(responses, error.code(), error.details() or "", retry)
-    return Outcome(responses, grpc.StatusCode.OK, "", None)
-
-
-def ask(prompt: str = "hello", **fields: Any) -> inference_pb2.GenerateRequest:
-    """A request; `sampling` is a dict."""
-    sampling = inference_pb2.SamplingOptions(**fields.pop("sampling", {}))
-    if not {"chat", "token_ids"} & fields.keys():
-        fields["prompt"] = prompt
-    return inference_pb2.GenerateRequest(sampling=sampling, **fields)
-
-
-def run(body: Awaitable[T]) -> T:
-    """Run one async test body, with a limit."""
-
-    async def limited() -> T:
-        async with asyncio.timeout(60):
-            return await body
-
-    return asyncio.run(limited())

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from tests.runtime.instance.cluster import Node, config, request
 from triptych.runtime.core.errors import Status
-from triptych.runtime.core.handle import Handle
-from triptych.runtime.core.instance import InstanceRef, Role
+from triptych.runtime.core.instance import Role
 from triptych.runtime.core.tasks import (
     AbortTask,
     PrefillDone,
     Refused,
-    ReserveDecode,
     Staged,
     StartLocal,
     StartPrefill,
@@ -27,9 +25,6 @@ from triptych.runtime.instance.messages import (
     StagedReleased,
     Tick,
 )
-
-HANDLE = Handle(InstanceRef("p", 3), "host:p", 99, "d")
-START = {Role.PREFILL: lambda req: StartPrefill(req, 0, 5.0), Role.DECODE: lambda req: ReserveDecode(req, 5.0)}
 
 
 def test_the_prefill_queue_is_bounded():

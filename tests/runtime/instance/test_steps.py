@@ -138,6 +138,18 @@ def test_a_scored_prompt_that_is_preempted_half_way_is_scored_once():
     assert ends["scored"].preemptions >= 1 and ends["scored"].status is Status.OK
 
 
+def test_a_preempted_prompt_does_not_count_its_own_pages_as_cached():
+    node = Node(config(num_pages=10, chunk_tokens=4))
+    node.command(StartLocal(request("old", 4, max_tokens=20)))
+    for _ in range(3):
+        node.ready()
+        node.done()
+    node.command(StartLocal(request("new", 24, max_tokens=1)))
+    node.run()
+    assert {end.request: end.preemptions > 0 for end in node.reports(TaskEnded)} == {"old": False, "new": True}
+    assert [report.report.cached_tokens for report in node.reports(PrefillDone)] == [0, 0]
+
+
 def test_results_in_the_wrong_order_or_shape_are_an_engine_error_and_change_nothing():
     node = Node(config())
     node.command(StartLocal(request("a")))
