@@ -32,7 +32,9 @@ def main() -> int:
         address = supervisor.wait_ready(START_LIMIT)["serve"]["address"]
         with Client(address) as client:
             client.wait_ready(30.0)
-            return converse(client)
+            status = converse(client)
+        supervisor.stop(grace=30.0)  # serve ends its own children in order; that takes longer than the default
+    return status
 
 
 def converse(client: Client) -> int:

@@ -140,9 +140,17 @@ async def _serve(config: ServeConfig, model: ServedModel) -> int:
         for task in (stopping, failing):
             task.cancel()
         await asyncio.gather(stopping, failing, return_exceptions=True)
-        await server.stop(config.shutdown_timeout / 2)  # running requests get this; the rest is for the workers
+        await _drain(gateway, config.shutdown_timeout)
         await gateway.stop()
         await loop.stop()
+        await server.stop(grace=None)
+
+
+async def _drain(gateway: gateways.Gateway, seconds: float) -> None:
+    """Wait until nobody is being served, at most `seconds`."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while gateway.open_requests and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.05)
 
 
 def _listen(server: grpc.aio.Server, config: ServeConfig) -> int:

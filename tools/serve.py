@@ -23,6 +23,7 @@ from triptych.tools.settings import add_arguments as add_settings
 from triptych.tools.settings import dump, resolve, write_dump
 from triptych.tools.supervisor import Child, StartupTimeoutError, Supervisor, describe_exit
 
+_SLACK = 5.0  # seconds that a process gets to close its ports and devices
 _POLL = 0.2  # seconds between looks at whether a signal came
 
 
@@ -52,8 +53,8 @@ def serve(config: ServeConfig) -> int:
         signal.signal(signum, on_signal)
     ended: queue.SimpleQueue[Child] = queue.SimpleQueue()
 
-    def on_exit(child: Child, stopping: bool) -> None:
-        if not stopping:
+    def on_exit(child: Child) -> None:
+        if not child.asked:
             ended.put(child)
 
     device = launch.detect_device() if config.device == "auto" else config.device
@@ -75,7 +76,10 @@ def serve(config: ServeConfig) -> int:
         announce_ready(address=address, pid=os.getpid(), processes={c.name: c.pid for c in supervisor.children})
         status = _watch(config, supervisor, workers, asked, ended)
         _say("stopping")
-        supervisor.stop(config.shutdown_timeout)
+        supervisor.stop(
+            config.shutdown_timeout + _SLACK, [first.name]
+        )  # it lets running requests end; they need the workers
+        supervisor.stop(_SLACK)
     return status
 
 

@@ -54,6 +54,8 @@ class Child:
         self.ready: dict[str, Any] | None = None
         """What its ready line said, once it came."""
         self.exit_code: int | None = None
+        self.asked = False
+        """Whether its end was asked for."""
         self.lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
 
     @property
@@ -69,17 +71,15 @@ class Supervisor:
     """Owns child processes. A context manager: leaving it stops them all.
 
     Args:
-        on_exit: called once per child that ended, from a thread of the supervisor, with the child (its exit_code set) and whether its end
-            was asked for.
+        on_exit: called once per child that ended, from a thread of the supervisor; its exit_code is set.
         log: receives one line without newline at a time, from several threads; default: stderr.
     """
 
-    def __init__(self, on_exit: Callable[[Child, bool], None] | None = None, log: Callable[[str], None] | None = None):
+    def __init__(self, on_exit: Callable[[Child], None] | None = None, log: Callable[[str], None] | None = None):
         self._on_exit = on_exit
         self._log = log or _log_to_stderr
         self._children: dict[str, Child] = {}
         self._changed = threading.Condition()
-        self._stopping = False
 
     @property
     def children(self) -> tuple[Child, ...]:
@@ -150,20 +150,21 @@ class Supervisor:
         for child in self.children:
             child.process.send_signal(signum)  # does nothing once the child was reaped
 
-    def stop(self, grace: float) -> dict[str, int]:
-        """SIGTERM all, last started first; after `grace` seconds SIGKILL who is left. Returns the exit codes by name."""
-        self._stopping = True
-        for child in reversed(self.children):
+    def stop(self, grace: float, names: Iterable[str] | None = None) -> dict[str, int]:
+        """SIGTERM the named children (None: all), last started first; SIGKILL who is left after `grace` seconds. Returns exit codes by name."""
+        wanted = [self._children[n] for n in (self._children if names is None else names)]
+        for child in reversed(wanted):
+            child.asked = True
             child.process.terminate()
         deadline = time.monotonic() + grace
-        for child in self.children:
+        for child in wanted:
             self._wait_for(child, max(0.0, deadline - time.monotonic()))
-        for child in self.children:
+        for child in wanted:
             if child.alive:
                 self._log(f"[{child.name}] did not end {grace:g} s after SIGTERM: killed")
                 child.process.kill()
                 self._wait_for(child, None)
-        return {c.name: c.exit_code for c in self.children if c.exit_code is not None}
+        return {c.name: c.exit_code for c in wanted if c.exit_code is not None}
 
     def __enter__(self) -> Self:
         return self
@@ -206,12 +207,11 @@ class Supervisor:
             child.process.stdin.close()
         with self._changed:
             child.exit_code = code
-            asked = self._stopping
             self._changed.notify_all()
-        if not asked:
+        if not child.asked:
             self._log(f"[{child.name}] ended unasked: {describe_exit(code)}")
         if self._on_exit is not None:
-            self._on_exit(child, asked)
+            self._on_exit(child)
 
 
 def _parse_ready(line: str) -> dict[str, Any] | None:

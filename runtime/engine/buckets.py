@@ -91,7 +91,7 @@ class Buckets:
 
 
 class ProgramChoice:
-    """Chooses extend programs; remembers what it chose, because steps resemble each other."""
+    """Chooses extend programs; remembers its choice for steps that only decode, which are many and alike."""
 
     def __init__(self, buckets: Buckets, max_prefill_rows: int) -> None:
         self._shapes, self._max_prefill_rows = buckets.extend, max_prefill_rows
@@ -108,7 +108,9 @@ class ProgramChoice:
                     f"no program holds {demand} with at most {self._max_prefill_rows} prefill rows; compiled are: {compiled}"
                 )
             _, shape, separate = min(candidates)
-            chosen = self._chosen[demand] = (shape, separate)
+            chosen = (shape, separate)
+            if not demand.prefill_rows:
+                self._chosen[demand] = chosen
         return chosen
 
     def _candidates(self, demand: Demand) -> Iterator[tuple[tuple[int, int], ExtendShape, bool]]:

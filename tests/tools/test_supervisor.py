@@ -68,8 +68,8 @@ def test_a_child_that_is_never_ready_times_out_by_name():
 def test_an_unasked_exit_is_told_once_and_the_others_live_on(log: list[str]):
     ended: list[tuple[str, int | None, bool]] = []
 
-    def on_exit(child: Child, asked: bool) -> None:
-        ended.append((child.name, child.exit_code, asked))
+    def on_exit(child: Child) -> None:
+        ended.append((child.name, child.exit_code, child.asked))
 
     with Supervisor(on_exit, log.append) as supervisor:
         victim = supervisor.start("victim", script(f"{READY} import time; time.sleep(60)"))
@@ -92,6 +92,15 @@ def test_a_child_that_ignores_sigterm_is_killed_after_the_grace_period(log: list
         supervisor.wait_ready(30)
         assert supervisor.stop(grace=0.2) == {"deaf": -9}
         assert any("did not end 0.2 s after SIGTERM" in line for line in log)
+
+
+def test_some_can_be_stopped_before_the_others():
+    with Supervisor(log=lambda line: None) as supervisor:
+        for name in ("first", "second"):
+            supervisor.start(name, script(f"{READY} import time; time.sleep(60)"))
+        supervisor.wait_ready(30)
+        assert supervisor.stop(10, ["first"]) == {"first": -15}
+        assert [c.alive for c in supervisor.children] == [False, True]
 
 
 def test_signals_are_forwarded():
