@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 from triptych.runtime.core.errors import ConfigError, TriptychError
+
+DEVICE_PACKAGES = frozenset(
+    {"jax", "jaxlib", "flax", "orbax", "gguf", "safetensors", "jaxtyping", "ml_dtypes", "tensorstore"}
+)
 
 
 class CommandModule(Protocol):
@@ -55,18 +60,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"triptych: no command {name!r}\n\n{usage()}", file=sys.stderr)
         return 2
-    command = cast(CommandModule, importlib.import_module(COMMANDS[name].module))
-    parser = argparse.ArgumentParser(prog=f"triptych {name}", description=COMMANDS[name].summary, allow_abbrev=False)
-    command.add_arguments(parser)
-    args = parser.parse_args(rest)
     try:
-        return command.run(args)
+        command = cast(CommandModule, importlib.import_module(COMMANDS[name].module))
+        parser = argparse.ArgumentParser(
+            prog=f"triptych {name}", description=COMMANDS[name].summary, allow_abbrev=False
+        )
+        command.add_arguments(parser)
+        status = command.run(parser.parse_args(rest))
+        sys.stdout.flush()
+        return status
     except TriptychError as error:
         hint = f" (retry in {error.retry_after:g} s)" if error.retry_after is not None else ""
         print(f"triptych {name}: {error.status.name}: {error.message}{hint}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in DEVICE_PACKAGES:
+            raise
+        print(
+            f"triptych {name}: {error.name} is not installed; pip install 'triptych[cpu]' (or [cuda], [tpu])",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, as shells report it
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or the interpreter complains again when it flushes at exit
+        return 141  # 128 + SIGPIPE: whoever read our output has seen enough
 
 
 def usage() -> str:

@@ -184,16 +184,6 @@ class ServeConfig:
         return sum(self.tp_of(spec.roles) for spec in instances)
 
 
-def endpoint(host: str, port: int) -> str:
-    """host:port, with brackets around an IPv6 address."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def local_endpoint(host: str, port: int) -> str:
-    """How a process on this machine reaches what listens on `host`: a wildcard address is none to connect to."""
-    return endpoint({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
-
-
 def _out_of_range(c: ServeConfig) -> list[str]:
     """One line per field that is wrong by itself."""
     problems = []

@@ -7,31 +7,28 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import dataclasses
 import logging
 import os
 import signal
 import sys
 from pathlib import Path
 
-import grpc
-
 from triptych import __version__
 from triptych.models.hub.errors import ModelFetchError
-from triptych.models.hub.resolve import ModelKind, ResolvedModel, resolve_model
+from triptych.models.hub.resolve import resolve_model
 from triptych.models.hub.text import open_text
 from triptych.models.text.chat import ChatTemplate
 from triptych.models.text.hf_tokenizer import tokenizer_from_folder
+from triptych.runtime.cluster import front
+from triptych.runtime.cluster.front import Front, FrontConfig
 from triptych.runtime.core.errors import ConfigError
-from triptych.runtime.gateway import server as gateways
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
-from triptych.runtime.gateway.model import SamplingDefaults, ServedModel
-from triptych.runtime.scheduler import server as control
+from triptych.runtime.gateway.model import ServedModel
 from triptych.runtime.scheduler.config import SchedulerConfig
-from triptych.runtime.wire.auth import bearer_interceptor, bearer_metadata
 from triptych.runtime.worker.config import DEFAULT_CONTEXT
 from triptych.tools.child import announce_ready, end_with_parent
-from triptych.tools.config import ServeConfig, endpoint, local_endpoint
+from triptych.tools.config import ServeConfig
 from triptych.tools.settings import add_arguments as add_settings
 from triptych.tools.settings import dump, resolve, write_dump
 
@@ -70,25 +67,10 @@ def served_model(config: ServeConfig) -> ServedModel:
     if config.chat_template is not None:
         bos, eos = (tokenizer.bos_token, tokenizer.eos_token) if tokenizer else (None, None)
         template = ChatTemplate(Path(config.chat_template).expanduser().read_text(), bos_token=bos, eos_token=eos)
-    return ServedModel(
-        name=config.served_name,
-        architecture=text.config.architecture,
-        revision=text.revision,
-        vocab_size=text.config.vocab_size,
-        max_model_len=min(config.max_model_len or DEFAULT_CONTEXT, text.config.max_position),
-        tokenizer=tokenizer,
-        chat_template=template,
-        eos_token_ids=text.config.eos_token_ids,
-        parameters=text.config.parameter_count(),
-        defaults=_sampling_defaults(resolved),
+    model = front.served_model(
+        resolved, text, name=config.served_name, max_model_len=config.max_model_len or DEFAULT_CONTEXT
     )
-
-
-def _sampling_defaults(resolved: ResolvedModel) -> SamplingDefaults:
-    file = resolved.path / "generation_config.json"
-    if resolved.kind not in (ModelKind.HF_FOLDER, ModelKind.ORBAX) or not file.is_file():
-        return SamplingDefaults()
-    return SamplingDefaults.from_generation_config(json.loads(file.read_text()))
+    return dataclasses.replace(model, tokenizer=tokenizer, chat_template=template)
 
 
 async def _serve(config: ServeConfig, model: ServedModel) -> int:
@@ -96,41 +78,10 @@ async def _serve(config: ServeConfig, model: ServedModel) -> int:
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    interceptors = [] if config.api_key is None else [bearer_interceptor(config.api_key)]
-    limit = config.max_message_mb * 10**6
-    options = (*dict((*control.OPTIONS, ("grpc.max_receive_message_length", limit))).items(),)
-    server = grpc.aio.server(interceptors=interceptors, options=options)
-    port = _listen(server, config)
-    loop = control.build_control(
-        control.ControlServerConfig(
-            scheduler=SchedulerConfig(
-                max_queued=config.max_waiting,
-                heartbeat_interval=config.heartbeat_interval,
-                heartbeat_timeout=config.heartbeat_timeout,
-                lease_seconds=config.lease_seconds,
-            )
-        )
-    )
-    control.add_control(loop, server)
-    address = local_endpoint(config.host, port)
-    gateway = gateways.Gateway(
-        GatewayConfig(
-            scheduler=address,
-            max_receive_bytes=limit,
-            max_prompt_tokens=config.max_prompt_tokens,
-            default_timeout=config.request_timeout,
-        ),
-        model,
-        ServerFacts(__version__, str(config.plan), dump(config)),
-        metadata=bearer_metadata(config.api_key),
-    )
-    gateway.add_to(server)
-    gateways.add_reflection(server, (control.SERVICE, gateways.SERVICE.full_name))
-    await server.start()
-    loop.start()
-    await gateway.start()
-    announce_ready(address=address, pid=os.getpid())
-    stopping, failing = asyncio.create_task(stop.wait()), asyncio.create_task(loop.wait())
+    running = Front(front_config(config, model))
+    await running.start()
+    announce_ready(address=running.address, pid=os.getpid())
+    stopping, failing = asyncio.create_task(stop.wait()), asyncio.create_task(running.wait())
     try:
         await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
         if failing.done():
@@ -140,21 +91,27 @@ async def _serve(config: ServeConfig, model: ServedModel) -> int:
         for task in (stopping, failing):
             task.cancel()
         await asyncio.gather(stopping, failing, return_exceptions=True)
-        await _drain(gateway, config.shutdown_timeout)
-        await gateway.stop()
-        await loop.stop()
-        await server.stop(grace=None)
+        await running.stop(config.shutdown_timeout)
 
 
-async def _drain(gateway: gateways.Gateway, seconds: float) -> None:
-    """Wait until nobody is being served, at most `seconds`."""
-    deadline = asyncio.get_running_loop().time() + seconds
-    while gateway.open_requests and asyncio.get_running_loop().time() < deadline:
-        await asyncio.sleep(0.05)
-
-
-def _listen(server: grpc.aio.Server, config: ServeConfig) -> int:
-    try:
-        return server.add_insecure_port(endpoint(config.host, config.port))
-    except RuntimeError as error:
-        raise ConfigError(f"cannot listen on {endpoint(config.host, config.port)}: {error}") from error
+def front_config(config: ServeConfig, model: ServedModel) -> FrontConfig:
+    """The front's part of the deployment's settings."""
+    return FrontConfig(
+        host=config.host,
+        port=config.port,
+        model=model,
+        facts=ServerFacts(__version__, str(config.plan), dump(config)),
+        scheduler=SchedulerConfig(
+            max_queued=config.max_waiting,
+            heartbeat_interval=config.heartbeat_interval,
+            heartbeat_timeout=config.heartbeat_timeout,
+            lease_seconds=config.lease_seconds,
+        ),
+        gateway=GatewayConfig(
+            scheduler="filled in by the front",
+            max_receive_bytes=config.max_message_mb * 10**6,
+            max_prompt_tokens=config.max_prompt_tokens,
+            default_timeout=config.request_timeout,
+        ),
+        token=config.api_key,
+    )

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--instances", metavar="IDS", help="instances of --topology to run, such as decode-0,prefill-0 (default: all)"
     )
     which.add_argument(
-        "--disaggregation-mode", "--role", choices=tuple(_MODES), help="run one instance with this role instead"
+        "--roles", "--disaggregation-mode", dest="roles", choices=tuple(_MODES), help="run one instance with this role instead"
     )
     worker.add_argument("--supervised", action="store_true", help="end when stdin closes (set by serve)")
     add_settings(parser, ServeConfig)
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.supervised:
         end_with_parent()
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    specs = chosen_instances(config, args.instances, args.disaggregation_mode, args.name)
+    specs = chosen_instances(config, args.instances, args.roles, args.name)
     import jax  # late: a wrong flag is reported without waiting for it
 
     platform = jax.default_backend()
@@ -107,11 +107,18 @@ def worker_config(
         memory_fraction=config.gpu_memory_utilization,
         prefix_cache=config.enable_prefix_caching,
         max_waiting=config.max_waiting,
-        transports=tuple(TransportKind) if config.transport == "auto" else (TransportKind(config.transport),),
+        transports=transports(config),
         interface=listen,
         token=config.api_key,
         heartbeat_interval=config.heartbeat_interval,
     )
+
+
+def transports(config: ServeConfig) -> tuple[TransportKind, ...]:
+    """Ways that KV may move. "device" can be neither authenticated nor encrypted, so where a token is asked for it must be named."""
+    if config.transport != "auto":
+        return (TransportKind(config.transport),)
+    return tuple(kind for kind in TransportKind if kind is not TransportKind.DEVICE or config.api_key is None)
 
 
 async def _work(config: WorkerConfig) -> int:

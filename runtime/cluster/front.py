@@ -24,7 +24,7 @@ from triptych.runtime.scheduler.server import OPTIONS as CONTROL_OPTIONS
 from triptych.runtime.scheduler.server import SERVICE as CONTROL
 from triptych.runtime.scheduler.server import ControlServerConfig, add_control, build_control
 from triptych.runtime.wire.auth import bearer_interceptor, bearer_metadata
-from triptych.runtime.wire.listening import listen
+from triptych.runtime.wire.listening import listen, local_endpoint
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Front:
         self.control = build_control(ControlServerConfig(config.host, config.port, config.token, scheduler=config.scheduler))
         add_control(self.control, self._server)
         port = listen(self._server, config.host, config.port)
-        self.address = f"{config.host}:{port}"
+        self.address = local_endpoint(config.host, port)
         gateway_config = GatewayConfig(**{**vars(config.gateway), "scheduler": self.address})
         self.gateway = Gateway(gateway_config, config.model, config.facts, metadata=bearer_metadata(config.token))
         self.gateway.add_to(self._server)

@@ -62,10 +62,8 @@ class DrawPacker:
             if name in views:
                 views[name][:count] = column[slots]
         views["position"][:count] = [draw.position for draw in draws]
-        # A zero here would switch the filter on, or divide by zero, for rows that nobody reads.
-        views["top_p"][count:] = 1.0
         if "repetition" in views:
-            views["repetition"][count:] = 1.0
+            views["repetition"][count:] = 1.0  # padding rows are not read, but shall not divide by zero
 
     def _fill_sparse(self, ids: np.ndarray, values: np.ndarray, draw: Draw, seat: Seat) -> None:
         used = 0
@@ -92,12 +90,13 @@ def check_seat(seat: Seat, slots: int, vocab: int) -> None:
 
 def _variant(draws: list[Draw], seats: list[Seat]) -> Variant:
     """The least variant that serves every draw."""
-    variant = Variant.GREEDY
+    random = filtered = False
     for draw, seat in zip(draws, seats, strict=True):
         params = seat.params
         forbidden = seat.forbidden and draw.position < seat.forbidden_until
         if params.penalised or params.logit_bias or params.logprobs is not None or forbidden:
             return Variant.FULL
         if not params.greedy:
-            variant = Variant.RANDOM
-    return variant
+            random = True
+            filtered = filtered or params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+    return Variant.FILTERED if filtered else Variant.RANDOM if random else Variant.GREEDY

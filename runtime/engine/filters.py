@@ -3,6 +3,9 @@
 A float's bits, read as an integer after flipping (all of them for negative numbers, the sign alone otherwise), have the order of the
 floats. The largest threshold for which a monotone condition still holds ("at least k logits reach it", "the logits that reach it have
 mass p") is then found bit by bit: 32 reductions over the row instead of a sort. Tokens with equal logits are kept or dropped together.
+
+Nothing here branches on what rows ask for: on a GPU a conditional makes the host wait for its predicate, and with it for the whole step.
+Which steps need filters is decided before, by the sampler's variant.
 """
 
 from __future__ import annotations
@@ -37,19 +40,14 @@ def largest_threshold(
 
 def keep_top_k(logits: Float[Array, "rows vocab"], k: Int32[Array, "rows"]) -> Float[Array, "rows vocab"]:
     """-inf for every logit below the row's k-th largest. k = 0 keeps the row as it is."""
-    vocab = logits.shape[1]
-    active = (k > 0) & (k < vocab)
+    order = ordered_bits(logits)
+    active = (k > 0) & (k < logits.shape[1])
 
-    def apply(logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
-        order = ordered_bits(logits)
+    def enough(threshold: UInt32[Array, "rows"]) -> Bool[Array, "rows"]:
+        return (order >= threshold[:, None]).sum(axis=1, dtype=jnp.int32) >= k
 
-        def enough(threshold: UInt32[Array, "rows"]) -> Bool[Array, "rows"]:
-            return (order >= threshold[:, None]).sum(axis=1, dtype=jnp.int32) >= k
-
-        threshold = largest_threshold(enough, logits.shape[0])
-        return jnp.where(active[:, None] & (order < threshold[:, None]), -jnp.inf, logits)
-
-    return jax.lax.cond(active.any(), apply, lambda unchanged: unchanged, logits)
+    threshold = largest_threshold(enough, logits.shape[0])
+    return jnp.where(active[:, None] & (order < threshold[:, None]), -jnp.inf, logits)
 
 
 def keep_top_p(logits: Float[Array, "rows vocab"], p: Float[Array, "rows"]) -> Float[Array, "rows vocab"]:
@@ -57,20 +55,15 @@ def keep_top_p(logits: Float[Array, "rows vocab"], p: Float[Array, "rows"]) -> F
 
     Probabilities are those of the given logits, renormalised over what earlier filters left. The largest logit of a row must be 0.
     """
-    active = p < 1
+    order = ordered_bits(logits)
+    weight = jnp.exp(logits)
+    needed = p * weight.sum(axis=1)
 
-    def apply(logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
-        order = ordered_bits(logits)
-        weight = jnp.exp(logits)
-        needed = p * weight.sum(axis=1)
+    def enough(threshold: UInt32[Array, "rows"]) -> Bool[Array, "rows"]:
+        return jnp.where(order >= threshold[:, None], weight, 0).sum(axis=1) >= needed
 
-        def enough(threshold: UInt32[Array, "rows"]) -> Bool[Array, "rows"]:
-            return jnp.where(order >= threshold[:, None], weight, 0).sum(axis=1) >= needed
-
-        threshold = largest_threshold(enough, logits.shape[0])
-        return jnp.where(active[:, None] & (order < threshold[:, None]), -jnp.inf, logits)
-
-    return jax.lax.cond(active.any(), apply, lambda unchanged: unchanged, logits)
+    threshold = largest_threshold(enough, logits.shape[0])
+    return jnp.where((p < 1)[:, None] & (order < threshold[:, None]), -jnp.inf, logits)
 
 
 def keep_min_p(logits: Float[Array, "rows vocab"], min_p: Float[Array, "rows"]) -> Float[Array, "rows vocab"]:

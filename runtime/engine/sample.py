@@ -1,7 +1,8 @@
-"""From hidden states to tokens: the `sample` program in three variants, of which a step takes the least that serves all its draws.
+"""From hidden states to tokens: the `sample` program in four variants, of which a step takes the least that serves all its draws.
 
     greedy   argmax
-    random   + temperature, min-p, top-k, top-p, seeded noise
+    random   + temperature, seeded noise
+    filtered + min-p, top-k, top-p
     full     + repetition, frequency and presence penalties, logit bias, forbidden ids; log-probabilities
 
 All variants give a row the same token: what a row does not use is exactly neutral for it. The order is vLLM's: penalties, bias,
@@ -39,6 +40,7 @@ class Variant(StrEnum):
 
     GREEDY = "greedy"
     RANDOM = "random"
+    FILTERED = "filtered"
     FULL = "full"
 
 
@@ -46,9 +48,11 @@ def sample_packing(variant: Variant, draws: int) -> Packing:
     """The per-draw inputs of a variant. A padding draw has a slot beyond the last one."""
     fields = [Field("slot", (draws,))]
     if variant is not Variant.GREEDY:
-        fields += [Field(name, (draws,), "float32") for name in ("temperature", "min_p", "top_p")]
+        fields += [Field("temperature", (draws,), "float32")]
         fields += [Field(name, (draws,), "uint32") for name in ("seed_high", "seed_low")]
-        fields += [Field(name, (draws,)) for name in ("top_k", "sample", "position")]
+        fields += [Field(name, (draws,)) for name in ("sample", "position")]
+    if variant in (Variant.FILTERED, Variant.FULL):
+        fields += [Field("min_p", (draws,), "float32"), Field("top_p", (draws,), "float32"), Field("top_k", (draws,))]
     if variant is Variant.FULL:
         fields += [Field(name, (draws,), "float32") for name in ("repetition", "frequency", "presence")]
         fields += [Field("sparse_ids", (draws, MAX_SPARSE)), Field("sparse_values", (draws, MAX_SPARSE), "float32")]
@@ -70,15 +74,18 @@ def penalised(
     return logits.at[rows, inputs["sparse_ids"]].add(inputs["sparse_values"], mode="drop")
 
 
-def drawn(logits: Float[Array, "rows vocab"], inputs: dict[str, jax.Array]) -> Int32[Array, "rows"]:
+def drawn(variant: Variant, logits: Float[Array, "rows vocab"], inputs: dict[str, jax.Array]) -> Int32[Array, "rows"]:
     """One token a row from logits that penalties and bias were already applied to."""
     best = jnp.argmax(logits, axis=1).astype(jnp.int32)
+    if variant is Variant.GREEDY:
+        return best
     temperature = inputs["temperature"]
     # With the largest at 0 no temperature overflows upwards, and the filters need no other normalisation.
     scaled = (logits - logits.max(axis=1, keepdims=True)) / jnp.maximum(temperature, MIN_TEMPERATURE)[:, None]
-    scaled = keep_min_p(scaled, inputs["min_p"])
-    scaled = keep_top_k(scaled, inputs["top_k"])
-    scaled = keep_top_p(scaled, inputs["top_p"])
+    if variant is not Variant.RANDOM:
+        scaled = keep_min_p(scaled, inputs["min_p"])
+        scaled = keep_top_k(scaled, inputs["top_k"])
+        scaled = keep_top_p(scaled, inputs["top_p"])
     key = draw_key(inputs["seed_high"], inputs["seed_low"], inputs["sample"], inputs["position"])
     random = jnp.argmax(scaled + gumbel(key, logits.shape[1]), axis=1).astype(jnp.int32)
     return jnp.where(temperature == 0, best, random)
@@ -99,8 +106,8 @@ def sample_plain(
     inputs: dict[str, jax.Array],
     last_tokens: Int32[Array, "slots"],
 ) -> tuple[Int32[Array, "rows 1"], Int32[Array, "slots"]]:
-    """Greedy and random: (the tokens, the slots' last tokens)."""
-    tokens = jnp.argmax(logits, axis=1).astype(jnp.int32) if variant is Variant.GREEDY else drawn(logits, inputs)
+    """Every variant but full: (the tokens, the slots' last tokens)."""
+    tokens = drawn(variant, logits, inputs)
     return tokens[:, None], last_tokens.at[inputs["slot"]].set(tokens, mode="drop")
 
 
@@ -108,7 +115,7 @@ def sample_full(
     logits: Float[Array, "rows vocab"], inputs: dict[str, jax.Array], state: SamplerState
 ) -> tuple[Int32[Array, "rows words"], SamplerState]:
     """Everything: (token and log-probabilities of each draw, the state with each drawn token counted)."""
-    tokens = drawn(penalised(logits, inputs, state), inputs)
+    tokens = drawn(Variant.FULL, penalised(logits, inputs, state), inputs)
     words = jnp.concatenate((tokens[:, None], log_probabilities(logits, tokens)), axis=1)
     slot = inputs["slot"]
     return words, SamplerState(

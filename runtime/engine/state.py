@@ -75,10 +75,9 @@ class SlotTables:
         high, low = split_seed(params.seed)
         values = {
             "temperature": params.temperature,
-            # Greedy rows are never filtered; neutral values spare the reductions.
-            "min_p": 0.0 if params.greedy else params.min_p,
-            "top_p": 1.0 if params.greedy else params.top_p,
-            "top_k": 0 if params.greedy else min(params.top_k, np.iinfo(np.int32).max),
+            "min_p": params.min_p,
+            "top_p": params.top_p,
+            "top_k": min(params.top_k, np.iinfo(np.int32).max),
             "repetition": params.repetition_penalty,
             "frequency": params.frequency_penalty,
             "presence": params.presence_penalty,

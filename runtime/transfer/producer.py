@@ -43,7 +43,7 @@ DEFAULT_STAGING_LIMIT = 1 << 30  # bytes; a second of the fastest measured link 
 
 
 class ProducerEvents(Protocol):
-    """What a producer tells its instance. Called from any thread; must return at once."""
+    """What a producer tells its instance. Called from any thread, possibly inside the producer's lock; must return at once."""
 
     def request_gather(self, key: int) -> None:
         """Have the device loop call `serve_gather` for this key."""
@@ -173,8 +173,8 @@ class TransferProducer:
         """Parts that were taken could not be offered: the staging ends, the puller is told `reason`."""
         with self._lock:
             self._freed(unoffered_bytes)
-        self.close(key, Status.INTERNAL, reason)
-        self._events.released(key)
+        if self.close(key, Status.INTERNAL, reason):
+            self._events.released(key)
 
     def complete(self, key: int, final: bytes) -> None:
         """Nothing more will be exported for `key`; `final` goes to the puller as it is."""
@@ -184,12 +184,12 @@ class TransferProducer:
                 staging.final = final
                 self._finish_if_complete(staging)
 
-    def close(self, key: int, status: Status, reason: str) -> None:
-        """Forgets `key`; a puller that is still there gets `status` and `reason`. An unknown key is ignored."""
+    def close(self, key: int, status: Status, reason: str) -> bool:
+        """Forgets `key`; a puller that is still there gets `status` and `reason`. False if there was nothing to forget."""
         with self._lock:
             staging = self._stagings.pop(key, None)
             if staging is None:
-                return
+                return False
             self._tombstones.add(key, reason)
             self._blocked.discard(key)
             for offer_id in tuple(staging.offers):
@@ -199,6 +199,7 @@ class TransferProducer:
             )
             staging.ended = True
             self._wake(staging)
+            return True
 
     def restart(self, ref: InstanceRef) -> None:
         """The pools are lost: every staging ends, and the instance goes on as `ref`."""
@@ -279,8 +280,9 @@ class TransferProducer:
                 except TimeoutError:
                     yield transfer_pb2.TransferEvent(alive=transfer_pb2.Alive())
         finally:
-            if not staging.ended:
-                self.close(key, Status.UNAVAILABLE, "the puller went away before it released the pages")
+            if not staging.ended and self.close(
+                key, Status.UNAVAILABLE, "the puller left before it released the pages"
+            ):
                 self._events.released(key)
 
     def release(self, key: int, epoch: int, offers: tuple[int, ...], outcome: tuple[Status, str] | None) -> None:
@@ -295,8 +297,8 @@ class TransferProducer:
                 self._withdraw(staging, offer_id)
         if outcome is not None:
             status, reason = outcome
-            self.close(key, status, reason or "released by the puller")
-            self._events.released(key)
+            if self.close(key, status, reason or "released by the puller"):
+                self._events.released(key)
 
     def check_offer(self, key: int, epoch: int, offer_id: int) -> None:
         """Whether `key` gives the right to fetch this offer: StaleEpochError or NotFoundError if not."""

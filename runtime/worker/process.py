@@ -31,7 +31,7 @@ from triptych.runtime.transfer.transports import TransportConfig, open_transport
 from triptych.runtime.transfer.transports.grpc import GrpcTransport
 from triptych.runtime.transfer.transports.local import LocalHub
 from triptych.runtime.wire.auth import bearer_client_interceptors, bearer_interceptor
-from triptych.runtime.wire.listening import listen
+from triptych.runtime.wire.listening import listen, local_endpoint
 from triptych.runtime.worker.build import InstanceParts, build_instances, open_bundle
 from triptych.runtime.worker.config import WorkerConfig
 from triptych.runtime.worker.control_client import ControlClient
@@ -108,7 +108,7 @@ class WorkerProcess:
         interceptors = [] if config.token is None else [bearer_interceptor(config.token)]
         self._server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
         port = listen(self._server, config.host, config.port)
-        self.address = f"{config.host}:{port}"
+        self.address = local_endpoint(config.host, port)
         self._transports = open_transports(
             TransportConfig(config.transports, interface=config.interface),
             hub=LocalHub(),

@@ -178,3 +178,18 @@ def test_serve_dumps_the_resolved_configuration(capsys):
     assert main(["serve", "dummy:toy", "--tp", "2", "--dump-config", "-"]) == 0
     dumped = json.loads(capsys.readouterr().out)
     assert (dumped["model"], dumped["tensor_parallel_size"], dumped["topology"]) == ("dummy:toy", 2, "1P1D")
+
+
+def test_without_jax_a_device_command_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    assert main(["floor", "dummy:toy"]) == 1
+    assert "pip install 'triptych[cpu]'" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    command = [sys.executable, "-m", "triptych.tools.cli", "serve", "--dump-config", "-"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.wait(60) == 141
+        assert process.stderr.read() == ""

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from triptych.runtime.core.errors import ConfigError
-from triptych.tools.config import ServeConfig, local_endpoint
+from triptych.runtime.wire.listening import local_endpoint
+from triptych.tools.config import ServeConfig
 from triptych.tools.settings import add_arguments, child_environment, dump, env_name, flag_names, parse_bytes, resolve
 
 

@@ -41,9 +41,9 @@ def test_compile_reports_every_program_once() -> None:
     engine = Engine(toy_config(buckets=SMALL, prompt_logprobs=False), loaded, loaded.rules.mesh)
     seen: list[tuple[str, int, int]] = []
     report = engine.compile(lambda name, done, total: seen.append((name, done, total)))
-    # decode, mixed; three samplers; copy, seat, pools, state
-    assert report.programs == 2 + 3 + 4 == len(seen)
-    assert [done for _, done, _ in seen] == list(range(1, 10)) and {total for _, _, total in seen} == {9}
+    # decode, mixed; four samplers; copy, seat, pools, state
+    assert report.programs == 2 + 4 + 4 == len(seen)
+    assert [done for _, done, _ in seen] == list(range(1, 11)) and {total for _, _, total in seen} == {10}
     assert "extend decode=4 prefill=0 width=16" in {name for name, _, _ in seen}
     assert 0 < report.lowering_seconds <= report.seconds
 

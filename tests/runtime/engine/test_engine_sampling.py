@@ -153,10 +153,12 @@ def variant_of(*seats: Seat, position: int = 10) -> Variant:
 
 
 def test_the_least_variant_that_serves_every_row_is_taken() -> None:
-    greedy, random = Seat(0, 0, GREEDY), Seat(1, 0, KINDS["top_k"])
+    greedy, random, filtered = Seat(0, 0, GREEDY), Seat(1, 0, KINDS["hot"]), Seat(2, 0, KINDS["top_k"])
     forbidding = Seat(2, 0, GREEDY, forbidden=(1,), forbidden_until=11)
     assert variant_of(greedy) is Variant.GREEDY
     assert variant_of(greedy, random) is Variant.RANDOM
+    assert variant_of(filtered, greedy, random) is Variant.FILTERED
+    assert variant_of(Seat(0, 0, SamplingParams(temperature=0.0, top_p=0.5))) is Variant.GREEDY
     assert variant_of(greedy, random, Seat(3, 0, KINDS["bias"])) is Variant.FULL
     assert variant_of(greedy, Seat(3, 0, SamplingParams(temperature=0.0, logprobs=0))) is Variant.FULL
     assert variant_of(forbidding, position=10) is Variant.FULL

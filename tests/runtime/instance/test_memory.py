@@ -154,6 +154,18 @@ def test_a_fork_shares_full_pages_and_copies_the_partial_one(length, copied):
     assert memory.pool.available == 11
 
 
+def test_a_fork_made_while_the_prompt_is_in_flight_commits_for_itself():
+    memory = _memory()
+    sequence = _sequence(memory, range(9))
+    sequence.reserve(10, spare=1)
+    sequence.scheduled = 9
+    twin = sequence.fork()
+    sequence.evict()
+    assert len(memory.index) == 0
+    twin.commit(9)
+    assert _sequence(memory, range(9)).pin_prefix(9) == 8
+
+
 def test_a_fork_without_a_spare_page_allocates_or_fails_whole():
     memory = _memory(num_pages=4)
     sequence = _computed(memory, range(10))
