@@ -42,6 +42,11 @@ class ConsumerEvents(Protocol):
         """Every page is there and verified, and the owner was told. `final` is what it passed to `complete`."""
         ...
 
+    def withdrawn(self, request: str, reason: str) -> None:
+        """The owner ended the staging on purpose (nothing is left to decode, or the request was cancelled). Not a failure: the
+        scheduler, which knows why, decides what becomes of the reservation. No page is written any more."""
+        ...
+
     def failed(self, request: str, status: Status, reason: str) -> None:
         """The pull ended for good; no page is written any more."""
         ...
@@ -142,7 +147,11 @@ class TransferConsumer:
                 self._events.done(request, final, stats)
 
     def _fail(self, pull: Pull, error: TriptychError) -> None:
-        if self._end(pull):
+        if not self._end(pull):
+            return
+        if error.status is Status.CANCELLED:
+            self._events.withdrawn(pull.message.request, error.message)
+        else:
             self._events.failed(pull.message.request, error.status, error.message)
 
     def _end(self, pull: Pull) -> bool:

@@ -190,7 +190,7 @@ class TransferProducer:
             staging = self._stagings.pop(key, None)
             if staging is None:
                 return False
-            self._tombstones.add(key, reason)
+            self._tombstones.add(key, status, reason)
             self._blocked.discard(key)
             for offer_id in tuple(staging.offers):
                 self._withdraw(staging, offer_id)
@@ -317,7 +317,7 @@ class TransferProducer:
             )
         staging = self._stagings.get(key)
         if staging is None:
-            raise NotFoundError(f"nothing is staged under this key on {self.ref.id}: {self._tombstones.reason(key)}")
+            raise self._tombstones.error(key)
         return staging
 
     def _announce(

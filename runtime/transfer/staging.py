@@ -12,6 +12,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from triptych.proto.v1 import transfer_pb2
+from triptych.runtime.core.errors import Status, TriptychError, error_for
 from triptych.runtime.instance.messages import OpenStaging
 from triptych.runtime.transfer.transports.base import Transport
 
@@ -72,15 +73,18 @@ class Tombstones:
     """Why recently ended keys ended, so that a late puller is told."""
 
     def __init__(self) -> None:
-        self._reasons: OrderedDict[int, str] = OrderedDict()
+        self._reasons: OrderedDict[int, tuple[Status, str]] = OrderedDict()
 
-    def add(self, key: int, reason: str) -> None:
-        self._reasons[key] = reason
+    def add(self, key: int, status: Status, reason: str) -> None:
+        self._reasons[key] = (status, reason)
         while len(self._reasons) > MAX_TOMBSTONES:
             self._reasons.popitem(last=False)
 
     def __contains__(self, key: int) -> bool:
         return key in self._reasons
 
-    def reason(self, key: int) -> str:
-        return self._reasons.get(key, "it was never staged on this instance")
+    def error(self, key: int) -> TriptychError:
+        """What a late puller is told. An end in good order is CANCELLED: nothing went wrong, and nothing is to be pulled any more."""
+        status, reason = self._reasons.get(key, (Status.NOT_FOUND, "it was never staged on this instance"))
+        in_order = status in (Status.OK, Status.CANCELLED)
+        return error_for(Status.CANCELLED if in_order else Status.NOT_FOUND, f"nothing is staged under this key any more: {reason}")

@@ -277,6 +277,10 @@ class LiveInstance:
         )
         self._loop.post(Imported(request, continuation, times))
 
+    def withdrawn(self, request: str, reason: str) -> None:
+        log.debug("pull of %s withdrawn: %s", request, reason)
+        self._pulls.pop(request, None)
+
     def failed(self, request: str, status: Status, reason: str) -> None:
         self._pulls.pop(request, None)
         self._loop.post(ImportFailed(request, status, reason))

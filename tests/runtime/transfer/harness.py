@@ -74,10 +74,11 @@ class Outcome:
 
     done: list[tuple[str, bytes, PullStats]] = field(default_factory=list)
     failed: list[tuple[str, Status, str]] = field(default_factory=list)
+    withdrawn: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def count(self) -> int:
-        return len(self.done) + len(self.failed)
+        return len(self.done) + len(self.failed) + len(self.withdrawn)
 
 
 class Node:
@@ -184,6 +185,10 @@ class Node:
 
     def done(self, request: str, final: bytes, stats: PullStats) -> None:
         self.outcome.done.append((request, final, stats))
+        self.reported.set()
+
+    def withdrawn(self, request: str, reason: str) -> None:
+        self.outcome.withdrawn.append((request, reason))
         self.reported.set()
 
     def failed(self, request: str, status: Status, reason: str) -> None:
