@@ -1,17 +1,17 @@
-"""Attention over paged KV with ragged rows: the reference, in plain JAX. It runs on CPU and is the oracle for every kernel.
+"""Attention over paged KV with ragged rows: the reference, in plain JAX. It is the oracle for every kernel.
 
 The semantics are those of ragged paged attention kernels (cu_q_lens, kv_lens, page_indices), with the batch of
-`models/ragged.py`. A row of L cached tokens of which the last n are this step's queries: query j (from 0) stands at KV position
-L - n + j and sees KV positions up to its own, and with a window only those above its own minus the window.
+`models/ragged.py`. A row of L cached tokens of which the last n are this step's queries: query j (from 0) stands at KV
+position L - n + j and sees KV positions up to its own, and with a window only those above its own minus the window.
 
-One inner function serves both segments: rows of equally many queries walk their pages in blocks, with a running softmax in float32
-(arXiv 2112.05682), from the first block that any query sees to the last. Time follows the live lengths and not the width of the
-block table, and what is gathered at once stays in cache: on two CPU cores, 8 rows of 200 tokens in tables of 512 take a fifth
-of the time of gathering whole rows. Decode rows (one query each) walk together. Ragged rows are cut into blocks of queries that
-walk one after another, and blocks beyond a row's length are skipped.
+One inner function serves both segments: rows of equally many queries walk their pages in blocks, with a running softmax
+in float32 (arXiv 2112.05682), from the first block that any query sees to the last. Time follows the live lengths and
+not the width of the block table, and what is gathered at once stays in cache: on two CPU cores, 8 rows of 200 tokens in
+tables of 512 take a fifth of the time of gathering whole rows. Decode rows (one query each) walk together. Ragged rows
+are cut into blocks of queries that walk one after another, and blocks beyond a row's length are skipped.
 
-Values at masked positions are cleared before they are summed: a page's unused tail holds whatever its last owner left, and
-0 x NaN is NaN.
+Values at masked positions are cleared before they are summed: a page's unused tail holds whatever its last owner left,
+and 0 x NaN is NaN.
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ from jaxtyping import Array, Bool, Float, Int
 # Queries per block of the ragged segment: enough rows to fill matrix units.
 QUERY_BLOCK = 128
 
-# KV tokens per block. 128 tokens of a few hundred floats, for 8 rows, fit an L2 cache; at 200 cached tokens half or twice as many
-# measured 1.5 times as slow.
+# KV tokens per block. 128 tokens of a few hundred floats, for 8 rows, fit an L2 cache; at 200 cached tokens half or
+# twice as many measured 1.5 times as slow.
 KV_BLOCK = 128
 
 # Instead of -inf, which turns a row without any visible position into NaN.
@@ -47,10 +47,10 @@ def ragged_paged_attention(
 ) -> Float[Array, "tokens heads head_dim"]:
     """Attend every query to its row's cached tokens; padding tokens get zeros.
 
-    kv_lens include this step's tokens, which are already in the pages. `decode_rows` and `max_q_len` are static: rows below
-    `decode_rows` have one token (or kv_len 0, for padding), token i being row i's; later rows have at most `max_q_len`. `soft_cap`
-    bounds scores as cap * tanh(score / cap), before masking. Page indices must lie in the pool. Raises ValueError if the static
-    sizes contradict each other.
+    kv_lens include this step's tokens, which are already in the pages. `decode_rows` and `max_q_len` are static: rows
+    below `decode_rows` have one token (or kv_len 0, for padding), token i being row i's; later rows have at most
+    `max_q_len`. `soft_cap` bounds scores as cap * tanh(score / cap), before masking. Page indices must lie in the pool.
+    Raises ValueError if the static sizes contradict each other.
     """
     tokens, rows = q.shape[0], kv_lens.shape[0]
     if not 0 <= decode_rows <= min(rows, tokens):
@@ -124,8 +124,9 @@ class _Cache:
         page_size, kv_heads = self.k_pages.shape[1:3]
         pages = min(max(KV_BLOCK // page_size, 1), page_indices.shape[1])
         tokens = pages * page_size
-        # Whole blocks, and one more: of a table of one block XLA hoists the gather out of the loop and fuses it with the write of
-        # the new token before it, which then needs the old pool, hence a copy of all of it. The null page is past every position.
+        # Whole blocks, and one more: of a table of one block XLA hoists the gather out of the loop and fuses it with
+        # the write of the new token before it, which then needs the old pool, hence a copy of all of it. The null page
+        # is past every position.
         page_indices = jnp.pad(page_indices, ((0, 0), (0, -page_indices.shape[1] % pages + pages)))
         grouped = q.reshape(rows, queries, kv_heads, heads // kv_heads, head_dim)
 

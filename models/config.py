@@ -1,7 +1,8 @@
 """What a decoder is, as data: one frozen, hashable `ModelConfig` for every supported dense decoder family.
 
-No JAX here: schedulers, gateways and planners read configurations on machines without devices. A family is a set of switches
-(biases, per-head norms, windows, rope scaling), never a class of its own; `models/decoder.py` has the one definition.
+No JAX here: schedulers, gateways and planners read configurations on machines without devices. A family is a set of
+switches (biases, per-head norms, windows, rope scaling), never a class of its own; `models/decoder.py` has the one
+definition.
 """
 
 import hashlib
@@ -86,7 +87,7 @@ class ModelConfig:
 
     @staticmethod
     def from_hf(config: Mapping[str, Any], generation_config: Mapping[str, Any] | None = None) -> "ModelConfig":
-        """From the parsed `config.json` and `generation_config.json` of a Hugging Face folder (formats of transformers 4 and 5).
+        """From the parsed `config.json` and `generation_config.json` of a Hugging Face folder (transformers 4 and 5).
 
         End-of-sequence ids come from the generation config when it has any, because chat models end turns there.
         Raises UnsupportedModelError, with what is supported, for anything that would be computed wrongly.
@@ -143,7 +144,8 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "unknown")
         raise UnsupportedModelError(
-            f"quantised weights ({method}) are not supported in Hugging Face folders; supported: float32, float16, bfloat16"
+            f"quantised weights ({method}) are not supported in Hugging Face folders; "
+            "supported: float32, float16, bfloat16"
         )
 
 
@@ -240,7 +242,7 @@ PRESETS: dict[str, ModelConfig] = {
         bos_token_id=1,
         pad_token_id=2,
     ),
-    # For tests: the 256 bytes and four special tokens (models/text/toy.py); grouped heads that 1, 2 and 4 devices can hold.
+    # For tests: the 256 bytes and four special tokens (models/text/toy.py); heads that 1, 2 and 4 devices can hold.
     "toy": ModelConfig(
         name="toy",
         architecture="LlamaForCausalLM",

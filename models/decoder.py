@@ -1,14 +1,17 @@
 """The one decoder definition: Llama 2 and 3, SmolLM2, Mistral, Qwen2/2.5 and Qwen3 dense, as switches of `ModelConfig`.
 
-flax nnx is for definition only. Engines hold a model as a flat tuple of arrays (`models/structure.py`) and merge inside a traced
-function, so nothing here runs per step. Programs compose the pieces: `embed`, layers (or a range of them), `norm`, `head`.
+flax nnx is for definition only. Engines hold a model as a flat tuple of arrays (`models/structure.py`) and merge inside
+a traced function, so nothing here runs per step. Programs compose the pieces: `embed`, layers (or a range of them),
+`norm`, `head`.
 
-Weights are [out, in], the order of checkpoints: on CPU a single token's products read them row by row, 1.3 times as fast as
-[in, out]. Sizes are physical ones, padded for tensor parallelism as `sharding/heads.py` says; pads are zeros, results are exact.
-Parameters and activations are in the parameter dtype; norms, rotary embedding, softmax and logits are in float32.
+Weights are [out, in], the order of checkpoints: on CPU a single token's products read them row by row, 1.3 times as
+fast as [in, out]. Sizes are physical ones, padded for tensor parallelism as `sharding/heads.py` says; pads are zeros,
+results are exact. Parameters and activations are in the parameter dtype; norms, rotary embedding, softmax and logits
+are in float32.
 
-`Attend` is how a layer meets the cache: it is given the step's queries, keys and values with the layer's pages, and returns what
-was attended and the pages with the new keys in. `paged_attend` is the reference; a kernel is another function of that shape.
+`Attend` is how a layer meets the cache: it is given the step's queries, keys and values with the layer's pages, and
+returns what was attended and the pages with the new keys in. `paged_attend` is the reference; a kernel is another
+function of that shape.
 """
 
 from collections.abc import Sequence
@@ -179,7 +182,8 @@ def paged_attend(batch: Ragged, scale: float) -> Attend:
     """The reference `Attend`: scatter the new keys and values into the pages, then ragged paged attention."""
 
     def write(pages: Pages, new: Float[Array, "tokens kv_heads head_dim"]) -> Pages:
-        # Indexed by page and offset: through a pool reshaped to [slots, ...] XLA copies the whole donated pool for one token.
+        # Indexed by page and offset: through a pool reshaped to [slots, ...] XLA copies the whole donated pool for one
+        # token.
         page, offset = jnp.divmod(batch.write_index, pages.shape[1])
         return pages.at[page, offset].set(new.astype(pages.dtype), mode="drop")
 
@@ -205,7 +209,7 @@ def paged_attend(batch: Ragged, scale: float) -> Attend:
 def extend_layers(
     decoder: Decoder, x: Float[Array, "tokens hidden"], pools: Sequence[KV], batch: Ragged, layers: range | None = None
 ) -> tuple[Float[Array, "tokens hidden"], tuple[KV, ...]]:
-    """Run a range of layers (all by default) on hidden states. `pools` holds one pair of page arrays per layer of the range."""
+    """Run a range of layers (all by default) on hidden states. `pools` holds one pair of pages per layer."""
     layers = range(decoder.config.num_layers) if layers is None else layers
     if len(pools) != len(layers):
         raise ValueError(f"{len(layers)} layers need as many pools, got {len(pools)}")
@@ -221,6 +225,6 @@ def extend_layers(
 def extend(
     decoder: Decoder, pools: Sequence[KV], batch: Ragged
 ) -> tuple[Float[Array, "tokens hidden"], tuple[KV, ...]]:
-    """One ragged step: prefill, chunk, append, decode, mixed or verification. Hidden states are after the final norm."""
+    """One ragged step: prefill, chunk, append, decode, mixed or verification. Hidden states are final-normed."""
     x, written = extend_layers(decoder, decoder.embed(batch.tokens), pools, batch)
     return decoder.norm(x), written

@@ -6,4 +6,4 @@ class UnsupportedModelError(ValueError):
 
 
 class WeightsError(ValueError):
-    """The stored weights do not fit the model: a tensor is missing, unexpected, or has another shape or a broken file."""
+    """The stored weights do not fit the model: a tensor is missing, unexpected or misshapen, or a file is broken."""

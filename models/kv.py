@@ -1,7 +1,8 @@
-"""The KV cache as a model declares it: groups of layers that share block tables, prefix keys and manifests. No JAX here.
+"""The KV cache as a model declares it: groups of layers that share block tables, prefix keys and manifests. No JAX.
 
-There is one group today, over all layers. Sliding-window layers are in it too: they keep every page and mask what lies outside
-the window, which costs memory and no correctness. A group of kind "window" with a length rule of its own fits this type.
+There is one group today, over all layers. Sliding-window layers are in it too: they keep every page and mask what lies
+outside the window, which costs memory and no correctness. A group of kind "window" with a length rule of its own fits
+this type.
 """
 
 from collections.abc import Iterable

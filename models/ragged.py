@@ -1,12 +1,12 @@
 """The metadata of one ragged step: which token stands where, in which page it is written, and what each row may read.
 
 A step has T token slots and N rows (a row is one sequence's share of the step). Rows come in two segments: the first
-`decode_rows` rows have exactly one token each, token i belonging to row i; the rest lie one after another behind them as
-`cu_q_lens` says. Both counts and `max_q_len` are static, so one compiled program serves every batch of its bucket.
+`decode_rows` rows have exactly one token each, token i belonging to row i; the rest lie one after another behind them
+as `cu_q_lens` says. Both counts and `max_q_len` are static, so one compiled program serves every batch of its bucket.
 
-Page 0 is the null page that no sequence owns: padding tokens write there, and unused table entries point there. A padding row
-has kv_len 0; token slots from cu_q_lens[-1] on are padding. In a step with ragged rows a decode row that is padding keeps its token
-slot: cu_q_lens[i] is i for every i up to `decode_rows`.
+Page 0 is the null page that no sequence owns: padding tokens write there, and unused table entries point there. A
+padding row has kv_len 0; token slots from cu_q_lens[-1] on are padding. In a step with ragged rows a decode row that is
+padding keeps its token slot: cu_q_lens[i] is i for every i up to `decode_rows`.
 """
 
 from dataclasses import dataclass
@@ -43,5 +43,5 @@ class Ragged:
     max_q_len: int
 
     def last_tokens(self) -> Int[Array, "rows"]:
-        """The slot of each row's last token (slot 0 for a row without tokens): where its next-token logits come from."""
+        """The slot of each row's last token, where its next logits come from; a padding row's is of no meaning."""
         return jax.numpy.maximum(self.cu_q_lens[1:] - 1, 0)

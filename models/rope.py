@@ -1,6 +1,7 @@
-"""Rotary position embedding, applied: half-split order (pairs are (i, i + head_dim/2)), angles in float32 from given positions.
+"""Rotary position embedding, applied: half-split order (pairs are (i, i + head_dim/2)), angles in float32.
 
-The paper is arXiv 2104.09864. Positions are explicit, one a token; `Rotation` is computed once a step and shared by all layers.
+The paper is arXiv 2104.09864. Positions are explicit, one a token; `Rotation` is computed once a step and shared by all
+layers.
 """
 
 from typing import NamedTuple

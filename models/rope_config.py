@@ -1,10 +1,12 @@
 """Rotary position embedding as data: the base, one of four scalings, and the inverse frequencies that follow.
 
-No JAX here: frequencies are a handful of float64 numbers that a program takes in as a constant. `models/rope.py` applies them.
+No JAX here: frequencies are a handful of float64 numbers that a program takes in as a constant. `models/rope.py`
+applies them.
 
-A scaling must be a function of the position alone, because cached keys outlive the step that wrote them. "dynamic" (NTK) as
-published changes every frequency when the sequence outgrows the trained length, which would silently invalidate the keys that
-are already cached; its frequencies are therefore those of a sequence within `max_position`, which is exact up to there.
+A scaling must be a function of the position alone, because cached keys outlive the step that wrote them. "dynamic"
+(NTK) as published changes every frequency when the sequence outgrows the trained length, which would silently
+invalidate the keys that are already cached; its frequencies are therefore those of a sequence within `max_position`,
+which is exact up to there.
 """
 
 import math
@@ -88,7 +90,8 @@ class RopeConfig:
         params = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
         if any(isinstance(value, Mapping) for value in params.values()):
             raise UnsupportedModelError(
-                f"rope parameters per layer type ({sorted(params)}) are not supported; supported: one set for all layers"
+                f"rope parameters per layer type ({sorted(params)}) are not supported; "
+                "supported: one set for all layers"
             )
         theta = float(params.get("rope_theta") or config.get("rope_theta") or 10000.0)
         kind = params.get("rope_type") or params.get("type") or "default"

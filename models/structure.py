@@ -1,7 +1,7 @@
 """A decoder taken apart: the static structure that programs close over, and the flat tuple of arrays that they take in.
 
-Splitting and merging an nnx module costs milliseconds; a flat tuple costs jit nothing to check. So an engine holds the tuple,
-and `DecoderStructure.merge` is called only while a program is traced.
+Splitting and merging an nnx module costs milliseconds; a flat tuple costs jit nothing to check. So an engine holds the
+tuple, and `DecoderStructure.merge` is called only while a program is traced.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ Pools = tuple[tuple[jax.Array, jax.Array], ...]
 class DecoderStructure:
     """What a decoder on a mesh consists of, without its numbers.
 
-    `paths` are dotted names ("layers.0.attention.q.weight") and `abstract` the shape, dtype and sharding of each parameter; both
-    are in the order of the flat tuple.
+    `paths` are dotted names ("layers.0.attention.q.weight") and `abstract` the shape, dtype and sharding of each
+    parameter; both are in the order of the flat tuple.
     """
 
     config: ModelConfig

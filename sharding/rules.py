@@ -1,7 +1,7 @@
 """Which logical axis lies on which mesh axis: one table, and the shardings that follow from it.
 
-Code names what an axis *is* ("heads", "ffn"); the table says where it goes. The pattern is Megatron's: the first matrix of a
-block is split by output rows, the second by input columns, so each block needs one all-reduce.
+Code names what an axis *is* ("heads", "ffn"); the table says where it goes. The pattern is Megatron's: the first matrix
+of a block is split by output rows, the second by input columns, so each block needs one all-reduce.
 """
 
 from dataclasses import dataclass

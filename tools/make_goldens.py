@@ -1,8 +1,9 @@
-"""Make the golden checkpoints of tests/models/goldens: tiny random models of every supported family, with reference logits.
+"""Make the golden checkpoints of tests/models/goldens: tiny random models of every family, with reference logits.
 
-The reference is the transformers library in float32 with eager attention; tests then need neither it nor torch. Each folder gets
-config.json, generation_config.json, model.safetensors (or a sharded index) and golden.npz: the prompt, its logits at every position, and
-the tokens and logits of greedy decoding after it, each step recomputed from the whole sequence so that no cache is trusted.
+The reference is the transformers library in float32 with eager attention; tests then need neither it nor torch. Each
+folder gets config.json, generation_config.json, model.safetensors (or a sharded index) and golden.npz: the prompt, its
+logits at every position, and the tokens and logits of greedy decoding after it, each step recomputed from the whole
+sequence so that no cache is trusted.
 
     pip install torch transformers   # made with 2.13 and 5.23; nothing else here needs them
     python -m triptych.tools.make_goldens tests/models/goldens [family ...]
@@ -18,8 +19,8 @@ import numpy as np
 PROMPT_TOKENS = 24
 DECODE_STEPS = 8
 
-# Small enough to commit, and awkward on purpose: widths and vocabularies that tp sizes do not divide, head_dim apart from
-# hidden / heads, windows shorter than the prompt.
+# Small enough to commit, and awkward on purpose: widths and vocabularies that tp sizes do not divide, head_dim apart
+# from hidden / heads, windows shorter than the prompt.
 _BASE = {
     "vocab_size": 256,
     "hidden_size": 48,

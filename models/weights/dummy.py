@@ -1,7 +1,7 @@
 """Random weights for presets: cheap, reproducible, and the same numbers however they are sliced over devices.
 
-Every row of a matrix is a window into one block of random numbers of that tensor, at an offset drawn for the row. That costs a copy
-instead of a random draw per weight, which for an 8B model is seconds instead of minutes.
+Every row of a matrix is a window into one block of random numbers of that tensor, at an offset drawn for the row. That
+costs a copy instead of a random draw per weight, which for an 8B model is seconds instead of minutes.
 """
 
 import zlib

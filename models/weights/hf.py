@@ -1,8 +1,8 @@
 """Hugging Face folders: config.json, generation_config.json and model.safetensors, whole or as a sharded index.
 
-Files are memory-mapped; a read touches the bytes of its slice. The safetensors layout is eight bytes of header length, a JSON header
-of dtypes, shapes and byte ranges, then the data (https://huggingface.co/docs/safetensors). It is parsed here because the numpy side
-of the library has no bfloat16.
+Files are memory-mapped; a read touches the bytes of its slice. The safetensors layout is eight bytes of header length,
+a JSON header of dtypes, shapes and byte ranges, then the data (https://huggingface.co/docs/safetensors). It is parsed
+here because the numpy side of the library has no bfloat16.
 """
 
 import json

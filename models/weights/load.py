@@ -1,7 +1,7 @@
-"""Weights from any source straight into their shards: each device's part is read, padded and put there, tensor by tensor.
+"""Weights from any source straight into their shards: each device's part is read, padded and placed, by tensor.
 
-Nothing is whole on the host twice; a host holds about one tensor at a time. What a checkpoint has and the model does not, and the
-other way round, is an error: either would be computed wrongly.
+Nothing is whole on the host twice; a host holds about one tensor at a time. What a checkpoint has and the model does
+not, and the other way round, is an error: either would be computed wrongly.
 """
 
 from collections.abc import Sequence
@@ -82,7 +82,8 @@ def check_tensors(structure: DecoderStructure, source: TensorSource) -> None:
     extra = sorted(name for name in stored - set(wanted) - ignored if not name.endswith(DERIVED_SUFFIX))
     if extra:
         raise WeightsError(
-            f"{len(extra)} tensors belong to no parameter of {structure.config.architecture}, the first is {extra[0]!r}; "
+            f"{len(extra)} tensors belong to no parameter of {structure.config.architecture}, "
+            f"the first is {extra[0]!r}; "
             "the model has parts that its configuration does not describe"
         )
     for name, shape in wanted.items():

@@ -1,7 +1,7 @@
-"""From physical slices to logical ones: which part of a checkpoint tensor a device's shard holds, and where it has zeros.
+"""From physical slices to logical ones: which part of a checkpoint tensor a device's shard holds, and its zeros.
 
-A physical axis is a run of blocks; each block is a run of the logical axis or a pad. KV heads that are replicated appear in
-several blocks; pads appear in none.
+A physical axis is a run of blocks; each block is a run of the logical axis or a pad. KV heads that are replicated
+appear in several blocks; pads appear in none.
 """
 
 from collections.abc import Callable, Sequence
@@ -90,7 +90,7 @@ def read_physical(
     dtype: np.dtype,
     read: Callable[[tuple[slice, ...]], np.ndarray],
 ) -> np.ndarray:
-    """The shard at `index` (slices of the physical axes) as a new array of `dtype`, reading only the logical parts in it."""
+    """The shard at `index` (slices of the physical axes) as a new array of `dtype`; only its logical parts are read."""
     ranges = [part.indices(axis.physical_size)[:2] for part, axis in zip(index, maps, strict=True)]
     shape = tuple(stop - start for start, stop in ranges)
     runs = [axis.segments(start, stop) for axis, (start, stop) in zip(maps, ranges, strict=True)]

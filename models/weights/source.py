@@ -1,7 +1,8 @@
 """Where weights come from: named tensors that can be read in part. Every file format is one `TensorSource`.
 
-Names, shapes and row orders are those of Hugging Face checkpoints ("model.layers.0.self_attn.q_proj.weight", [out, in], half-split
-rotary order), so a format with other conventions converts inside its source. `hf_name` maps a parameter's path to that name.
+Names, shapes and row orders are those of Hugging Face checkpoints ("model.layers.0.self_attn.q_proj.weight", [out, in],
+half-split rotary order), so a format with other conventions converts inside its source. `hf_name` maps a parameter's
+path to that name.
 """
 
 from collections.abc import Collection
@@ -45,7 +46,7 @@ _HF_MODULES = {
 
 
 def hf_name(path: str) -> str:
-    """The checkpoint name of the parameter at a dotted path: "layers.0.ffn.up.weight" -> "model.layers.0.mlp.up_proj.weight"."""
+    """The checkpoint's name of a parameter: "layers.0.ffn.up.weight" -> "model.layers.0.mlp.up_proj.weight"."""
     words = path.split(".")
     if words[0] == "layers":
         return f"model.layers.{words[1]}.{_HF_MODULES['.'.join(words[2:-1])]}.{words[-1]}"

@@ -5,6 +5,7 @@ Whatever a program reads that it does not own, or leaves unwritten, shows as NaN
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +96,8 @@ class PagedModel:
             cu_q_lens[row + 1] = at
             kv_lens[row], table[row] = sequence.length + len(new), sequence.pages
         cu_q_lens[len(rows) + 1 :] = at
-        return Ragged(tokens, positions, write, kv_lens, table, cu_q_lens, bucket.decode_rows, bucket.max_q_len)  # pyright: ignore[reportArgumentType]
+        arrays: tuple[Any, ...] = (tokens, positions, write, kv_lens, table, cu_q_lens)
+        return Ragged(*arrays, decode_rows=bucket.decode_rows, max_q_len=bucket.max_q_len)
 
     def _program(self, bucket: Bucket, batch: Ragged) -> jax.stages.Compiled:
         if bucket not in self._programs:

@@ -1,7 +1,7 @@
 """Every decoder family against logits of the reference library, in every way that a step can be made of tokens.
 
-The goldens come from tools/make_goldens.py. Two sequences share each step: one is prefilled whole, the other in chunks, and then both
-decode side by side. All logits of both must be the reference's.
+The goldens come from tools/make_goldens.py. Two sequences share each step: one is prefilled whole, the other in chunks,
+and then both decode side by side. All logits of both must be the reference's.
 """
 
 from pathlib import Path
