@@ -1,5 +1,4 @@
-"""How a model's heads, FFN columns and vocabulary rows sit on tp devices: exactly, by padding with zeros or by
-replication.
+"""How a model's heads, FFN columns and vocabulary sit on tp devices: exactly, by padding with zeros or by replication.
 
 Three ways, in this order:
 
@@ -7,9 +6,8 @@ Three ways, in this order:
 - *replicated* the KV heads divide tp and tp divides the query heads: each KV head is held by tp / kv_heads devices, and
                each of them serves its own share of the head's query group;
 - *padded*     KV heads are padded with zero heads to the next multiple of tp, each with a whole group of zero query
-heads.
-               A zero query attends to zero values, and the zero columns that follow it in the output projection drop
-               it, so the result is the same number. It is allowed while the cache at most doubles.
+               heads. A zero query attends to zero values, and the zero columns that follow it in the output projection
+               drop it, so the result is the same number. It is allowed while the cache at most doubles.
 
 No JAX here: planners and the transfer layer read it too.
 """
@@ -69,8 +67,8 @@ def head_layout(num_heads: int, num_kv_heads: int, tp: int) -> HeadLayout:
     if layout is None:
         fitting = ", ".join(str(size) for size in fitting_tp_sizes(num_heads, num_kv_heads))
         raise IncompatibleTpError(
-            f"{num_heads} query heads over {num_kv_heads} KV heads do not fit on tp={tp} devices: padding would more
-            than " f"double the KV cache; tp sizes that fit: {fitting}"
+            f"{num_heads} query heads over {num_kv_heads} KV heads do not fit on tp={tp} devices: "
+            f"padding would more than double the KV cache; tp sizes that fit: {fitting}"
         )
     return layout
 

@@ -44,7 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--instances", metavar="IDS", help="instances of --topology to run, such as decode-0,prefill-0 (default: all)"
     )
     which.add_argument(
-        "--roles", "--disaggregation-mode", dest="roles", choices=tuple(_MODES), help="run one instance with this role instead"
+        "--roles",
+        "--disaggregation-mode",
+        dest="roles",
+        choices=tuple(_MODES),
+        help="run one instance with this role instead",
     )
     worker.add_argument("--supervised", action="store_true", help="end when stdin closes (set by serve)")
     add_settings(parser, ServeConfig)

@@ -53,7 +53,9 @@ class Front:
         interceptors = [] if config.token is None else [bearer_interceptor(config.token)]
         options = dict(CONTROL_OPTIONS) | dict(server_options(config.gateway))
         self._server = grpc.aio.server(interceptors=interceptors, options=tuple(options.items()))
-        self.control = build_control(ControlServerConfig(config.host, config.port, config.token, scheduler=config.scheduler))
+        self.control = build_control(
+            ControlServerConfig(config.host, config.port, config.token, scheduler=config.scheduler)
+        )
         add_control(self.control, self._server)
         port = listen(self._server, config.host, config.port)
         self.address = local_endpoint(config.host, port)

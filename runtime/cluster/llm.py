@@ -29,6 +29,7 @@ from triptych.runtime.core.topology import parse
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.worker.config import DEFAULT_CONTEXT, InstancePlan, WorkerConfig
+from triptych.sharding.devices import Device
 
 DEFAULT_CACHE = Path("~/.cache/triptych")
 IN_FLIGHT = 256  # prompts of one `generate` that are submitted at a time; the rest wait here instead of being refused
@@ -48,7 +49,13 @@ class LLM:
     """
 
     def __init__(
-        self, model: str = DEFAULT_MODEL, *, topology: str = "PD", tp: int = 1, cache: Path = DEFAULT_CACHE, **options: Any
+        self,
+        model: str = DEFAULT_MODEL,
+        *,
+        topology: str = "PD",
+        tp: int = 1,
+        cache: Path = DEFAULT_CACHE,
+        **options: Any,
     ):
         instances = tuple(InstancePlan(spec.id, spec.roles, tp) for spec in parse(topology).instances())
         _ensure_devices(sum(plan.tp for plan in instances))
@@ -83,7 +90,9 @@ class LLM:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -129,12 +138,14 @@ def _ensure_devices(needed: int) -> None:
         )
 
 
-def _devices_emulating(count: int) -> list[jax.Device]:
-    before = jax.config.jax_num_cpu_devices
+def _devices_emulating(count: int) -> Sequence[Device]:
+    before = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
     try:
         jax.config.update("jax_num_cpu_devices", count)  # refused once jax is in use: what there is must do
         return jax.devices()
     except RuntimeError:
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", before)  # or XLA_FLAGS says how many, and jax wants only one of the two
+            jax.config.update(
+                "jax_num_cpu_devices", before
+            )  # or XLA_FLAGS says how many, and jax wants only one of the two
         return jax.devices()

@@ -15,8 +15,8 @@ from typing import Any, Self, TypeVar
 
 from triptych.runtime.cluster.front import Front, FrontConfig
 from triptych.runtime.worker.config import WorkerConfig
-from triptych.runtime.worker.service import InstanceSnapshot
 from triptych.runtime.worker.process import WorkerProcess
+from triptych.runtime.worker.service import InstanceSnapshot
 
 T = TypeVar("T")
 
@@ -57,7 +57,9 @@ class LocalCluster:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -95,9 +97,11 @@ class LocalCluster:
 
     async def _stop(self) -> None:
         if self.address:
-            await self.front.stop(grace=0.2)
+            await self.front.gateway.drain(0.2)
         for worker in self.workers:
             await worker.stop(grace=0.2)
+        if self.address:
+            await self.front.stop(grace=0)
         pending = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in pending:
             task.cancel()

@@ -54,7 +54,11 @@ class Compatibility:
     def difference(self, other: Compatibility) -> list[str]:
         """Readable lines, one per field that differs; empty when compatible."""
         names = ("protocol", "model", "revision", "kv_dtype", "page_size", "kv_layout")
-        return [f"{n}: {getattr(self, n)!r} != {getattr(other, n)!r}" for n in names if getattr(self, n) != getattr(other, n)]
+        return [
+            f"{n}: {getattr(self, n)!r} != {getattr(other, n)!r}"
+            for n in names
+            if getattr(self, n) != getattr(other, n)
+        ]
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,12 @@ class SamplingParams:
             self.min_tokens,
             f"at most max_tokens ({self.max_tokens})",
         )
-        _check(_finite(self.temperature) and 0.0 <= self.temperature <= 100.0, "temperature", self.temperature, "in [0, 100]")
+        _check(
+            _finite(self.temperature) and 0.0 <= self.temperature <= 100.0,
+            "temperature",
+            self.temperature,
+            "in [0, 100]",
+        )
         _check(self.top_k >= 0, "top_k", self.top_k, "0 (off) or positive")
         _check(_finite(self.top_p) and 0.0 < self.top_p <= 1.0, "top_p", self.top_p, "in (0, 1]")
         _check(_finite(self.min_p) and 0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "in [0, 1]")
@@ -73,7 +78,12 @@ class SamplingParams:
             self.repetition_penalty,
             "in (0, 100]",
         )
-        _check(len(self.logit_bias) <= MAX_LOGIT_BIAS, "logit_bias", len(self.logit_bias), f"at most {MAX_LOGIT_BIAS} entries")
+        _check(
+            len(self.logit_bias) <= MAX_LOGIT_BIAS,
+            "logit_bias",
+            len(self.logit_bias),
+            f"at most {MAX_LOGIT_BIAS} entries",
+        )
         for token, bias in self.logit_bias:
             _check(0 <= token < vocab_size, "logit_bias token id", token, f"in [0, {vocab_size})")
             _check(_finite(bias) and -100.0 <= bias <= 100.0, "logit_bias value", bias, "in [-100, 100]")
@@ -83,7 +93,10 @@ class SamplingParams:
         for text in self.stop:
             _check(0 < len(text) <= MAX_STOP_LENGTH, "stop string length", len(text), f"in [1, {MAX_STOP_LENGTH}]")
         _check(
-            len(self.stop_token_ids) <= MAX_STOP_TOKENS, "stop_token_ids", len(self.stop_token_ids), f"at most {MAX_STOP_TOKENS}"
+            len(self.stop_token_ids) <= MAX_STOP_TOKENS,
+            "stop_token_ids",
+            len(self.stop_token_ids),
+            f"at most {MAX_STOP_TOKENS}",
         )
         for token in self.stop_token_ids:
             _check(0 <= token < vocab_size, "stop_token_ids", token, f"in [0, {vocab_size})")

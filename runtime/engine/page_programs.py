@@ -25,8 +25,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from triptych.runtime.core.errors import ChecksumError
 from triptych.runtime.transfer.checksum import checksum
-from triptych.runtime.transfer.devices import Device
 from triptych.runtime.transfer.layout import ChunkLayout, Slots
+from triptych.sharding.devices import Device
 
 AXIS = "tp"
 COMPILE_THREADS = (

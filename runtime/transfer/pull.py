@@ -31,12 +31,12 @@ from triptych.runtime.core.errors import (
 from triptych.runtime.core.instance import InstanceRef, TransportKind
 from triptych.runtime.instance.messages import StartPull
 from triptych.runtime.transfer.delivery import Delivery, PullGate
-from triptych.runtime.transfer.devices import Device
 from triptych.runtime.transfer.header import KvHeader, check
 from triptych.runtime.transfer.transports.base import OfferSpec, Peer, Transport
 from triptych.runtime.transfer.transports.grpc import Channels
 from triptych.runtime.wire.convert import decode, encode
 from triptych.runtime.wire.status import error_from_call
+from triptych.sharding.devices import Device
 
 if TYPE_CHECKING:
     from triptych.runtime.engine.page_programs import PageMover

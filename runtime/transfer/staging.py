@@ -87,4 +87,6 @@ class Tombstones:
         """What a late puller is told. An end in good order is CANCELLED: nothing went wrong, and nothing is to be pulled any more."""
         status, reason = self._reasons.get(key, (Status.NOT_FOUND, "it was never staged on this instance"))
         in_order = status in (Status.OK, Status.CANCELLED)
-        return error_for(Status.CANCELLED if in_order else Status.NOT_FOUND, f"nothing is staged under this key any more: {reason}")
+        return error_for(
+            Status.CANCELLED if in_order else Status.NOT_FOUND, f"nothing is staged under this key any more: {reason}"
+        )

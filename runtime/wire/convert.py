@@ -22,7 +22,6 @@ from enum import Enum
 from functools import cache
 from typing import Any, TypeVar, Union
 
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from triptych.runtime.core import control, handle, instance, request, sampling, tasks
@@ -45,7 +44,9 @@ def encode(value: Any, message_class: type[M], now: float) -> M:
 def decode(message: Message, cls: type[T], now: float) -> T:
     """The `cls` value that `message` says. Raises InvalidRequestError when a value is not one of its enum's."""
     try:
-        arguments = {name: read(message, now) for name, read in _readers(cls, message.DESCRIPTOR.full_name, type(message))}
+        arguments = {
+            name: read(message, now) for name, read in _readers(cls, message.DESCRIPTOR.full_name, type(message))
+        }
         return cls(**arguments)
     except ValueError as error:
         raise InvalidRequestError(f"malformed {message.DESCRIPTOR.name}: {error}") from error
@@ -107,7 +108,7 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _matched_fields(cls: type, message_class: type[Message]) -> list[tuple[str, Any, FieldDescriptor]]:
+def _matched_fields(cls: type, message_class: type[Message]) -> list[tuple[str, Any, Any]]:
     wire = message_class.DESCRIPTOR.fields_by_name
     fields = [f.name for f in dataclasses.fields(cls)]
     if set(fields) != set(wire):
@@ -137,14 +138,18 @@ def _optional(hint: Any) -> tuple[Any, bool]:
 
 
 def _is_pair(hint: Any) -> bool:
-    return typing.get_origin(hint) is tuple and len(typing.get_args(hint)) == 2 and typing.get_args(hint)[1] is not Ellipsis
+    return (
+        typing.get_origin(hint) is tuple
+        and len(typing.get_args(hint)) == 2
+        and typing.get_args(hint)[1] is not Ellipsis
+    )
 
 
 def _item_type(hint: Any) -> Any:
     return typing.get_args(hint)[0]
 
 
-def _writer(name: str, hint: Any, field: FieldDescriptor) -> Writer:
+def _writer(name: str, hint: Any, field: Any) -> Writer:
     inner, _ = _optional(hint)
     if name == "deadline":
 
@@ -184,7 +189,9 @@ def _writer(name: str, hint: Any, field: FieldDescriptor) -> Writer:
             return write_messages
         if isinstance(item, type) and issubclass(item, Enum):
             order = sorted if typing.get_origin(inner) is frozenset else list
-            return lambda value, message, now: getattr(message, name).extend(order(e.value for e in getattr(value, name)))
+            return lambda value, message, now: getattr(message, name).extend(
+                order(e.value for e in getattr(value, name))
+            )
         return lambda value, message, now: getattr(message, name).extend(getattr(value, name))
     if dataclasses.is_dataclass(inner):
 
@@ -232,7 +239,7 @@ def _writer(name: str, hint: Any, field: FieldDescriptor) -> Writer:
     return write_scalar
 
 
-def _reader(name: str, hint: Any, field: FieldDescriptor) -> Reader:
+def _reader(name: str, hint: Any, field: Any) -> Reader:
     inner, optional = _optional(hint)
     if name == "deadline":
         return lambda message, now: now + message.deadline if message.HasField("deadline") else None  # type: ignore[attr-defined]

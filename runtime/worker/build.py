@@ -26,6 +26,7 @@ from triptych.runtime.engine.memory import free_bytes, pages_that_fit
 from triptych.runtime.engine.page_programs import PageMover
 from triptych.runtime.transfer.header import KvHeader, group_headers
 from triptych.runtime.worker.config import InstancePlan, WorkerConfig
+from triptych.sharding.devices import Device
 from triptych.sharding.mesh import make_mesh
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def build_instances(config: WorkerConfig, bundle: ModelBundle, progress: Progres
 
 
 def build_instance(
-    config: WorkerConfig, plan: InstancePlan, bundle: ModelBundle, devices: Sequence[jax.Device], progress: Progress
+    config: WorkerConfig, plan: InstancePlan, bundle: ModelBundle, devices: Sequence[Device], progress: Progress
 ) -> InstanceParts:
     """One instance on the given devices."""
     started = time.monotonic()

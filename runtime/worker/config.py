@@ -8,7 +8,9 @@ from pathlib import Path
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
 
-DEFAULT_CONTEXT = 2048  # tokens; models declare up to millions, and every compiled table is as wide as the longest sequence
+DEFAULT_CONTEXT = (
+    2048  # tokens; models declare up to millions, and every compiled table is as wide as the longest sequence
+)
 
 
 @dataclass(frozen=True)

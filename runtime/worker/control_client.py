@@ -106,11 +106,12 @@ class ControlClient:
             channel = grpc.aio.secure_channel(self._address, self._credentials, options=OPTIONS)
         call = control_pb2_grpc.ControlStub(channel).Worker(metadata=self._metadata)
         try:
-            interval = await asyncio.wait_for(self._register(call), timeout)
+            async with asyncio.timeout(timeout):  # wait_for of Python 3.11 can swallow a cancellation
+                interval = await self._register(call)
         except BaseException as error:
             call.cancel()
             await channel.close()
-            if isinstance(error, asyncio.TimeoutError):
+            if isinstance(error, TimeoutError):
                 raise InstanceLostError(
                     f"no welcome from the scheduler at {self._address} within {timeout:g} s"
                 ) from None

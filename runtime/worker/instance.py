@@ -89,7 +89,13 @@ class LiveInstance:
         self._pulls: dict[str, StartPull] = {}
         self._preemptions = 0
         self._producer = TransferProducer(
-            info.ref, parts.header, parts.mover.layout.head_unit, around.transports, self, threads=around.threads, loop=around.loop
+            info.ref,
+            parts.header,
+            parts.mover.layout.head_unit,
+            around.transports,
+            self,
+            threads=around.threads,
+            loop=around.loop,
         )
         self._consumer = TransferConsumer(
             parts.header,
@@ -103,7 +109,12 @@ class LiveInstance:
             limits=PullLimits(),
         )
         self._loop = DeviceLoop(
-            info.ref.id, core, parts.engine, self, clock=around.clock, on_death=lambda error: around.died(f"{info.ref.id}: {error}")
+            info.ref.id,
+            core,
+            parts.engine,
+            self,
+            clock=around.clock,
+            on_death=lambda error: around.died(f"{info.ref.id}: {error}"),
         )
         self._load, self._load_due = core.load(), 0.0
         self._compiled_before = compile_count()
@@ -267,7 +278,9 @@ class LiveInstance:
         try:
             continuation = decode(parse(final, common_pb2.Continuation), Continuation, self._around.clock.now())
         except TriptychError as error:
-            self._loop.post(ImportFailed(request, Status.DATA_LOSS, f"the final record cannot be read: {error.message}"))
+            self._loop.post(
+                ImportFailed(request, Status.DATA_LOSS, f"the final record cannot be read: {error.message}")
+            )
             return
         times = StageTimes(
             transfer=stats.seconds,

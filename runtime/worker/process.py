@@ -60,6 +60,7 @@ class WorkerProcess:
         self._control: ControlClient | None = None
         self._membership: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
+        self._stopping = False
         self._registered = asyncio.Event()
         self._dead: asyncio.Future[str] | None = None
         self.address = ""
@@ -87,6 +88,7 @@ class WorkerProcess:
 
     async def stop(self, grace: float = 1.0) -> None:
         """Leave the cluster, end what runs, free the port."""
+        self._stopping = True
         if self._membership is not None:
             self._membership.cancel()
             await asyncio.gather(self._membership, return_exceptions=True)
@@ -175,7 +177,7 @@ class WorkerProcess:
 
     async def _stay_registered(self) -> None:
         delay = RETRY_FIRST
-        while True:
+        while not self._stopping:
             self._lost.clear()
             try:
                 await self._register()

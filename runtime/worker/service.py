@@ -61,7 +61,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         reply = worker_pb2.InspectReply()
         for snapshot in snapshots:
             state = reply.instances.add(
-                info=encode(snapshot.info, common_pb2.InstanceInfo, 0.0), load=encode(snapshot.load, common_pb2.Load, 0.0)
+                info=encode(snapshot.info, common_pb2.InstanceInfo, 0.0),
+                load=encode(snapshot.load, common_pb2.Load, 0.0),
             )
             state.resources.update(snapshot.resources)
             state.counters.update(snapshot.counters)

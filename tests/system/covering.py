@@ -15,7 +15,11 @@ Row = dict[str, Any]
 
 
 def covering_rows(
-    factors: Mapping[str, Sequence[Any]], allowed: Callable[[Row], bool] = lambda row: True, *, seed: int = 0, tries: int = 40
+    factors: Mapping[str, Sequence[Any]],
+    allowed: Callable[[Row], bool] = lambda row: True,
+    *,
+    seed: int = 0,
+    tries: int = 40,
 ) -> list[Row]:
     """Rows that cover every pair of values that occurs in at least one allowed row."""
     names = list(factors)

@@ -46,26 +46,58 @@ def _prompt(length: int, seed: int) -> list[int]:
 
 
 REQUESTS: dict[str, dict[str, Any]] = {
-    "greedy": dict(token_ids=_prompt(17, 1), max_tokens=12, temperature=0, logprobs=2),
-    "one token prompt": dict(token_ids=_prompt(1, 2), max_tokens=20, temperature=0, min_tokens=5, stop=["a", "bc"]),
-    "several chunks, prompt scored": dict(token_ids=_prompt(70, 3), max_tokens=8, temperature=0, prompt_logprobs=1),
-    "whole pages, seeded": dict(token_ids=_prompt(48, 4), max_tokens=12, temperature=0.9, top_p=0.9, seed=7, logprobs=0),
-    "three samples": dict(token_ids=_prompt(33, 5), max_tokens=10, temperature=1.0, top_k=20, min_p=0.02, seed=2**63, n=3),
-    "penalised": dict(
-        token_ids=_prompt(20, 6),
-        max_tokens=16,
-        temperature=0,
-        repetition_penalty=1.3,
-        presence_penalty=0.5,
-        frequency_penalty=0.4,
-        logit_bias={5: 3.0, 9: -100.0},
-    ),
-    "penalised and seeded": dict(
-        token_ids=_prompt(31, 7), max_tokens=12, temperature=0.8, seed=3, repetition_penalty=1.2, frequency_penalty=0.7, n=2
-    ),
-    "one token": dict(token_ids=_prompt(18, 8), max_tokens=1, temperature=0),
-    "long": dict(token_ids=_prompt(16, 9), max_tokens=60, temperature=1.0, seed=11, ignore_eos=True),
-    "longer": dict(token_ids=_prompt(40, 10), max_tokens=70, temperature=0, ignore_eos=True),
+    "greedy": {"token_ids": _prompt(17, 1), "max_tokens": 12, "temperature": 0, "logprobs": 2},
+    "one token prompt": {
+        "token_ids": _prompt(1, 2),
+        "max_tokens": 20,
+        "temperature": 0,
+        "min_tokens": 5,
+        "stop": ["a", "bc"],
+    },
+    "several chunks, prompt scored": {
+        "token_ids": _prompt(70, 3),
+        "max_tokens": 8,
+        "temperature": 0,
+        "prompt_logprobs": 1,
+    },
+    "whole pages, seeded": {
+        "token_ids": _prompt(48, 4),
+        "max_tokens": 12,
+        "temperature": 0.9,
+        "top_p": 0.9,
+        "seed": 7,
+        "logprobs": 0,
+    },
+    "three samples": {
+        "token_ids": _prompt(33, 5),
+        "max_tokens": 10,
+        "temperature": 1.0,
+        "top_k": 20,
+        "min_p": 0.02,
+        "seed": 2**63,
+        "n": 3,
+    },
+    "penalised": {
+        "token_ids": _prompt(20, 6),
+        "max_tokens": 16,
+        "temperature": 0,
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.4,
+        "logit_bias": {5: 3.0, 9: -100.0},
+    },
+    "penalised and seeded": {
+        "token_ids": _prompt(31, 7),
+        "max_tokens": 12,
+        "temperature": 0.8,
+        "seed": 3,
+        "repetition_penalty": 1.2,
+        "frequency_penalty": 0.7,
+        "n": 2,
+    },
+    "one token": {"token_ids": _prompt(18, 8), "max_tokens": 1, "temperature": 0},
+    "long": {"token_ids": _prompt(16, 9), "max_tokens": 60, "temperature": 1.0, "seed": 11, "ignore_eos": True},
+    "longer": {"token_ids": _prompt(40, 10), "max_tokens": 70, "temperature": 0, "ignore_eos": True},
 }
 
 
@@ -80,7 +112,9 @@ def expected() -> dict[str, Result]:
         return {name: run_one(client, name) for name in REQUESTS}
 
 
-@pytest.fixture(scope="module", params=ROWS, ids=lambda row: "-".join(str(value).replace(" ", "") for value in row.values()))
+@pytest.fixture(
+    scope="module", params=ROWS, ids=lambda row: "-".join(str(value).replace(" ", "") for value in row.values())
+)
 def cluster(request: pytest.FixtureRequest) -> Iterator[tuple[Row, LocalCluster, Client]]:
     row = request.param
     setup = dict(row)

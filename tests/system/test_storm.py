@@ -26,9 +26,13 @@ async def one(client: AsyncClient, index: int, rng: random.Random) -> str:
     """Run one request to its end, or leave it on purpose; returns how it ended."""
     prompt = [rng.randrange(256) for _ in range(rng.randrange(1, 110))]
     room = 160 - len(prompt)
-    arguments = dict(
-        token_ids=prompt, max_tokens=rng.randrange(1, min(40, room)), seed=index, n=rng.choice([1, 1, 1, 2]), request_id=f"storm-{index}"
-    )
+    arguments = {
+        "token_ids": prompt,
+        "max_tokens": rng.randrange(1, min(40, room)),
+        "seed": index,
+        "n": rng.choice([1, 1, 1, 2]),
+        "request_id": f"storm-{index}",
+    }
     fate = rng.choice(["finish", "finish", "finish", "disconnect", "abort", "deadline"])
     if fate == "deadline":
         arguments["timeout"] = rng.uniform(0.01, 1.0)
@@ -39,7 +43,7 @@ async def one(client: AsyncClient, index: int, rng: random.Random) -> str:
         async for chunk in stream:
             seen += len(chunk.tokens)
             if fate == "disconnect" and seen >= leave_after:
-                await stream.aclose()
+                stream.close()
                 return "disconnected"
             if fate == "abort" and seen >= leave_after:
                 await client.abort(f"storm-{index}")

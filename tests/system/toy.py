@@ -93,6 +93,7 @@ def logprobs_of(result: Result) -> list[float]:
 
 def shape_of(result: Result) -> dict[str, Any]:
     """Everything about a result that must be the same wherever it was computed, except floating-point numbers."""
+    assert result.usage is not None
     return {
         "tokens": tokens_of(result),
         "text": [sample.text for sample in result.samples],

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import TransportKind
-from triptych.runtime.transfer.devices import Device
 from triptych.runtime.transfer.transports.base import Transport
 from triptych.runtime.transfer.transports.device import DeviceTransport
 from triptych.runtime.transfer.transports.grpc import Channels, GrpcTransport
 from triptych.runtime.transfer.transports.local import LocalHub, LocalTransport
+from triptych.sharding.devices import Device
 
 Transports = Mapping[TransportKind, Transport]
 

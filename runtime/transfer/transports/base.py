@@ -13,7 +13,7 @@ from typing import Protocol
 import jax
 
 from triptych.runtime.core.instance import InstanceRef, TransportKind
-from triptych.runtime.transfer.devices import Device
+from triptych.sharding.devices import Device
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from jax.sharding import SingleDeviceSharding
 
 from triptych.runtime.core.errors import ConfigError, TransferError, TransferTimeoutError
 from triptych.runtime.core.instance import TransportKind
-from triptych.runtime.transfer.devices import Device
 from triptych.runtime.transfer.transports.base import OfferSpec, Peer
+from triptych.sharding.devices import Device
 
 WAITERS = 32  # threads that wait for arriving arrays; they sleep in C++ and hold nothing else
 TRANSFER_SIZE = 32 << 20  # bytes of one staging copy; the library's 256 MiB would map 6 GiB of host memory a process

@@ -15,8 +15,8 @@ import numpy as np
 
 from triptych.runtime.core.errors import TransferError, TransferTimeoutError
 from triptych.runtime.core.instance import TransportKind
-from triptych.runtime.transfer.devices import Device
 from triptych.runtime.transfer.transports.base import OfferSpec, Peer, Transport
+from triptych.sharding.devices import Device
 
 
 class Fault(StrEnum):

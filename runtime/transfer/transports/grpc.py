@@ -18,9 +18,9 @@ import numpy as np
 from triptych.proto.v1 import common_pb2, transfer_pb2, transfer_pb2_grpc
 from triptych.runtime.core.errors import NotFoundError, Status, TransferError, TransferTimeoutError
 from triptych.runtime.core.instance import TransportKind
-from triptych.runtime.transfer.devices import Device
 from triptych.runtime.transfer.transports.base import OfferSpec, Peer
 from triptych.runtime.wire.status import error_from_call
+from triptych.sharding.devices import Device
 
 PIECE_BYTES = 1 << 20
 """Bytes of a message: well under gRPC's default limit of 4 MiB, large enough that per-message work does not count."""

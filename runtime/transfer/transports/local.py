@@ -14,8 +14,8 @@ import jax
 
 from triptych.runtime.core.errors import NotFoundError, TransferError, TransferTimeoutError
 from triptych.runtime.core.instance import TransportKind
-from triptych.runtime.transfer.devices import Device
 from triptych.runtime.transfer.transports.base import OfferSpec, Peer
+from triptych.sharding.devices import Device
 
 
 class LocalHub:

@@ -185,7 +185,9 @@ def test_an_end_in_good_order_is_no_failure_of_the_pull(when: str) -> None:
             if when == "before the puller comes":
                 t.pull(TARGET)
             outcome = await t.ended()
-            assert [reason.split(": ")[-1] for _, reason in outcome.withdrawn] == ["every sample ended at its first token"]
+            assert [reason.split(": ")[-1] for _, reason in outcome.withdrawn] == [
+                "every sample ended at its first token"
+            ]
             assert not outcome.failed and not outcome.done
             await t.settled()
 
