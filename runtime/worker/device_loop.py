@@ -85,6 +85,7 @@ class DeviceLoop(threading.Thread):
         self._in_flight: deque[Any] = deque()
         self._next_tick = 0.0
         self.steps = 0
+        self.prefill_tokens = 0  # computed in prompt chunks; on a decode instance only a preemption computes any
         self.wait_seconds = 0.0  # spent waiting for the device: the rest of a busy loop's time is host work
 
     # ---- from other threads ---------------------------------------------------------------------------------------------------------
@@ -156,6 +157,7 @@ class DeviceLoop(threading.Thread):
         for message in self._core.handle(event, self._clock.now()):
             if isinstance(message, StepPlan):
                 self._in_flight.append(self._engine.dispatch(message))
+                self.prefill_tokens += sum(row.length for row in message.rows if not row.decode)
                 for export in message.exports:
                     self._owner.on_export(export)
                 dispatched = True

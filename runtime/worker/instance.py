@@ -248,6 +248,7 @@ class LiveInstance:
                 "device_wait_us": int(self._loop.wait_seconds * 1e6),
                 "compiled_after_ready": compile_count() - self._compiled_before,
                 "preemptions": self._preemptions,
+                "prefill_tokens": self._loop.prefill_tokens,
                 "kv_bytes_offered": stats.offered_bytes,
                 "kv_bytes_received": self._consumer.bytes_received,
             },
