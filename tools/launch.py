@@ -22,6 +22,10 @@ SCHEDULER = "scheduler"
 _DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 _VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
+QUIET_GRPC = {
+    "GRPC_VERBOSITY": "ERROR"
+}  # its own log tells of every connection that closes, which is nobody's news; what is set already wins
+
 
 @dataclass(frozen=True)
 class ProcessSpec:
@@ -45,7 +49,7 @@ def detect_device(dev: Path = Path("/dev")) -> str:
 def scheduler_process(config: ServeConfig, config_file: Path, environ: Mapping[str, str]) -> ProcessSpec:
     """The scheduler and gateway. They never touch a device."""
     argv = (sys.executable, "-m", "triptych.tools.cli", "scheduler", "--supervised", "--config", str(config_file))
-    return ProcessSpec(SCHEDULER, argv, child_environment(config, environ))
+    return ProcessSpec(SCHEDULER, argv, QUIET_GRPC | child_environment(config, environ))
 
 
 def worker_processes(
@@ -68,7 +72,9 @@ def worker_processes(
             sys.executable, "-m", "triptych.tools.cli", "worker", "--supervised", "--config", str(config_file), "--scheduler", scheduler,
             "--name", name, "--instances", ",".join(spec.id for spec in group),
         )  # fmt: skip
-        env = child_environment(config, environ) | device_environment(config, device, first, needed, environ)
+        env = (
+            QUIET_GRPC | child_environment(config, environ) | device_environment(config, device, first, needed, environ)
+        )
         processes.append(ProcessSpec(name, argv, env, group))
         first += needed
     return tuple(processes)

@@ -12,7 +12,9 @@ import logging
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
 
+from triptych.models.hub.errors import ModelFetchError
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.core.topology import InstanceSpec
@@ -21,6 +23,9 @@ from triptych.tools.child import announce_ready, end_with_parent
 from triptych.tools.config import ServeConfig
 from triptych.tools.settings import add_arguments as add_settings
 from triptych.tools.settings import resolve, write_dump
+
+if TYPE_CHECKING:
+    from triptych.runtime.worker.process import WorkerProcess
 
 _MODES = {
     "prefill": frozenset({Role.PREFILL}),
@@ -127,7 +132,7 @@ def transports(config: ServeConfig) -> tuple[TransportKind, ...]:
 
 async def _work(config: WorkerConfig) -> int:
     """Run until SIGTERM (0) or until a device loop dies (1)."""
-    from triptych.runtime.worker.process import WorkerProcess
+    from triptych.runtime.worker.process import WorkerProcess  # late: it imports jax
 
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -148,7 +153,14 @@ async def _work(config: WorkerConfig) -> int:
         await process.stop()
 
 
-async def _start_and_wait(process) -> str:
-    await process.start()
+async def _start_and_wait(process: WorkerProcess) -> str:
+    try:
+        await process.start()
+    except (
+        ModelFetchError,
+        OSError,
+        ValueError,
+    ) as error:  # what cannot be found, read or laid out: the user's to mend
+        raise ConfigError(str(error)) from error
     announce_ready(address=process.address, pid=os.getpid(), instances=[i.info.ref.id for i in process.instances])
     return await process.wait()

@@ -77,11 +77,19 @@ class Front:
                 await asyncio.sleep(0.02)
 
     async def stop(self, grace: float = 1.0) -> None:
-        """New requests are refused at once, running ones get `grace` seconds; then every stream is closed."""
+        """`close_gateway`, then `close`."""
+        await self.close_gateway(grace)
+        await self.close()
+
+    async def close_gateway(self, grace: float) -> None:
+        """New requests are refused at once, running ones get `grace` seconds. Workers may leave in good order after this."""
         await self.gateway.drain(grace)
+        await self.gateway.stop()
+
+    async def close(self) -> None:
+        """End the streams of workers that are still there, and free the port."""
         await self.control.stop()
         await self._server.stop(0)
-        await self.gateway.stop()
 
 
 def served_model(resolved: ResolvedModel, text: ModelText, *, name: str, max_model_len: int) -> ServedModel:

@@ -58,6 +58,7 @@ class LLM:
         **options: Any,
     ):
         instances = tuple(InstancePlan(spec.id, spec.roles, tp) for spec in parse(topology).instances())
+        _cache_programs(cache.expanduser() / "compiled")
         _ensure_devices(sum(plan.tp for plan in instances))
         resolved = resolve_model(model, cache.expanduser())
         text = open_text(resolved)
@@ -127,6 +128,13 @@ class LLM:
                 return list(await asyncio.gather(*(one(request) for request in requests)))
 
         return self._cluster.run(all_of_them())
+
+
+def _cache_programs(folder: Path) -> None:
+    """Keep compiled programs for the next start, unless this process already says where."""
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _ensure_devices(needed: int) -> None:

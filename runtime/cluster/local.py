@@ -97,11 +97,11 @@ class LocalCluster:
 
     async def _stop(self) -> None:
         if self.address:
-            await self.front.gateway.drain(0.2)
+            await self.front.close_gateway(grace=0.2)
         for worker in self.workers:
             await worker.stop(grace=0.2)
         if self.address:
-            await self.front.stop(grace=0)
+            await self.front.close()
         pending = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in pending:
             task.cancel()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -28,6 +28,7 @@ from triptych.runtime.transfer.channels import SERVER_OPTIONS, PeerChannels
 from triptych.runtime.transfer.header import CHUNK_ORDER, PROTOCOL_VERSION
 from triptych.runtime.transfer.service import TransferServicer
 from triptych.runtime.transfer.transports import TransportConfig, open_transports
+from triptych.runtime.transfer.transports.base import Transport
 from triptych.runtime.transfer.transports.grpc import GrpcTransport
 from triptych.runtime.transfer.transports.local import LocalHub
 from triptych.runtime.wire.auth import bearer_client_interceptors, bearer_interceptor
@@ -55,6 +56,7 @@ class WorkerProcess:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="worker")
         self._outboxes = Outboxes()
         self._instances: dict[str, LiveInstance] = {}
+        self._transports: Mapping[TransportKind, Transport] = {}
         self._channels = PeerChannels(interceptors=bearer_client_interceptors(config.token))
         self._server: grpc.aio.Server | None = None
         self._control: ControlClient | None = None

@@ -34,6 +34,7 @@ def test_clients_of_a_lost_worker_get_an_error_in_time(victim: str, how: signal.
             if how == signal.SIGSTOP:
                 os.kill(pid, signal.SIGCONT)
         failed = [ended for ok, ended in outcomes if not ok]
+        assert failed or victim == "prefill-0", "the worker was lost too late to hurt anybody: the test shows nothing"
         assert all(ended - lost_at < HEARTBEAT_BOUND + SLACK for ended in failed)
         with Client(server.address) as client:  # what is left goes on serving
             assert client.complete(token_ids=[1, 2], max_tokens=3, timeout=60).usage is not None
