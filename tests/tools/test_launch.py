@@ -9,7 +9,14 @@ import pytest
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.topology import parse
 from triptych.tools.config import ServeConfig
-from triptych.tools.launch import detect_device, device_environment, scheduler_process, still_serves, worker_processes
+from triptych.tools.launch import (
+    QUIET_GRPC,
+    detect_device,
+    device_environment,
+    scheduler_process,
+    still_serves,
+    worker_processes,
+)
 
 FILE = Path("/run/config.json")
 
@@ -65,7 +72,7 @@ def test_tpu_chips_belong_to_one_process():
 def test_children_get_secrets_by_environment_and_no_setting_twice():
     environ = {"TRIPTYCH_PORT": "1", "PATH": "/bin"}
     spec = scheduler_process(ServeConfig(api_key="k"), FILE, environ)
-    assert spec.env == {"PATH": "/bin", "TRIPTYCH_API_KEY": "k"}
+    assert spec.env == QUIET_GRPC | {"PATH": "/bin", "TRIPTYCH_API_KEY": "k"}
     assert not any("k" == part for part in spec.argv)
 
 
