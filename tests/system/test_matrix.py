@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.system.covering import Row, covering_rows
+from tests.system.deployment import deployed
 from tests.system.toy import ToySetup, logprobs_of, shape_of
 from triptych.runtime.client import Client, Result
 from triptych.runtime.cluster.local import LocalCluster
@@ -39,6 +40,7 @@ def possible(row: Row) -> bool:
 
 
 ROWS = covering_rows(FACTORS, possible)
+FAST = 8  # the first rows cover most pairs and every value; the others run in `make test-all`
 
 
 def _prompt(length: int, seed: int) -> list[int]:
@@ -113,7 +115,9 @@ def expected() -> dict[str, Result]:
 
 
 @pytest.fixture(
-    scope="module", params=ROWS, ids=lambda row: "-".join(str(value).replace(" ", "") for value in row.values())
+    scope="module",
+    params=[*ROWS[:FAST], *(pytest.param(row, marks=pytest.mark.slow) for row in ROWS[FAST:])],
+    ids=lambda row: "-".join(str(value).replace(" ", "") for value in row.values()),
 )
 def cluster(request: pytest.FixtureRequest) -> Iterator[tuple[Row, LocalCluster, Client]]:
     row = request.param
@@ -147,3 +151,36 @@ def test_every_configuration_gives_the_monoliths_tokens(
                 assert_same(future.result(), expected[name], f"crowd: {name}")
     for snapshot in running.snapshots():
         assert snapshot.resources["pages_sequence"] == 0
+
+
+@pytest.mark.limit(400)
+@pytest.mark.parametrize("transport", ["device", pytest.param("grpc", marks=pytest.mark.slow)])
+def test_two_processes_give_the_monoliths_tokens(transport: str, expected: dict[str, Result]) -> None:
+    flags = ("--topology=1P1D", "--prefill-tp=2", "--decode-tp=4", f"--transport={transport}", "--num-pages=33")
+    with deployed(*flags) as server, Client(server.address) as client:
+        for turn in ("cold", "warm"):
+            for name, wanted in expected.items():
+                assert_same(run_one(client, name), wanted, f"{turn}: {name}")
+        with ThreadPoolExecutor(2 * len(REQUESTS)) as threads:
+            crowd = [(name, threads.submit(run_one, client, name, salt)) for salt in ("a", "b") for name in REQUESTS]
+            for name, future in crowd:
+                assert_same(future.result(), expected[name], f"crowd: {name}")
+        states = server.wait_idle()
+    assert states["decode-0"].counters["kv_bytes_received"] > 0
+    assert all(state.counters["compiled_after_ready"] == 0 for state in states.values())
+
+
+@pytest.mark.limit(400)
+def test_preemption_changes_no_token(expected: dict[str, Result]) -> None:
+    """A pool for two of the six sequences at a time: some must be preempted, and all must come out the same."""
+    with (
+        ToySetup("PD", num_pages=16, max_model_len=128, max_num_seqs=6).cluster() as running,
+        Client(running.address) as client,
+    ):
+        names = ("longer", "long", "longer", "long", "longer", "long")
+        with ThreadPoolExecutor(len(names)) as threads:
+            futures = [threads.submit(run_one, client, name, f"salt {i}") for i, name in enumerate(names)]
+            for name, future in zip(names, futures, strict=True):
+                assert_same(future.result(), expected[name], name)
+        (snapshot,) = running.snapshots()
+    assert snapshot.counters["preemptions"] > 0
