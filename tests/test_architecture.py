@@ -22,6 +22,10 @@ ALLOWED = {
     "runtime/core": set[str](),
     "runtime/scheduler": {"runtime/core", "runtime/wire", "proto"},
     "runtime/instance": {"runtime/core"},
+    "runtime/wire": {"runtime/core", "proto"},
+    "runtime/gateway": {"runtime/core", "runtime/wire", "models", "proto"},
+    "runtime/client": {"runtime/core", "runtime/wire", "proto"},
+    "runtime/engine": {"runtime/core", "runtime/instance", "runtime/transfer", "models", "sharding"},
 }
 PURE = ("runtime/core", "runtime/instance", "runtime/scheduler")
 SHELL = {f"runtime/scheduler/{name}.py" for name in ("service", "server", "control_loop")}  # the scheduler's gRPC shell
