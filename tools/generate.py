@@ -50,6 +50,12 @@ def run(args: argparse.Namespace) -> int:
 def _start(client: Client, args: argparse.Namespace) -> Stream:
     if (args.prompt is None) == (args.token_ids is None):
         raise ConfigError("give either a prompt or --token-ids")
+    if args.chat and args.token_ids is not None:
+        raise ConfigError(
+            "--chat puts text through the chat template; --token-ids are sent as they are: give one of them"
+        )
+    if args.system is not None and not args.chat:
+        raise ConfigError("--system needs --chat: a prompt to complete has no system message")
     sampling = sampling_of(args)
     if args.token_ids is not None:
         return client.generate(token_ids=_ids(args.token_ids), **sampling)

@@ -24,7 +24,9 @@ def run(args: argparse.Namespace) -> int:
             client.wait_ready(connection.wait)
         model, server, loads = client.model_info(), client.server_info(), client.loads()
     if args.json:
-        print(json.dumps({"model": _plain(model), "server": _plain(server), "loads": _plain(loads)}, indent=1))
+        facts = _plain(server)
+        facts["config"] = json.loads(facts.pop("config_json") or "null")
+        print(json.dumps({"model": _plain(model), "server": facts, "loads": _plain(loads)}, indent=1))
         return 0
     print(
         f"model     {model.model} ({model.architecture}, {model.parameters / 1e6:.1f} M parameters, revision {model.revision[:12]})"
@@ -42,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"{i.id:<14}{','.join(i.roles):<18}{i.tp:>3}{i.running:>9}{i.waiting:>9}{pages:>16}{i.free_slots:>12}{i.staged:>8}"
         )
+    if missing := {"prefill", "decode"} - {role for i in loads.instances for role in i.roles}:
+        print(f"\ncannot serve now: no instance for {' and '.join(sorted(missing, reverse=True))}")
     return 0
 
 

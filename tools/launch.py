@@ -19,7 +19,7 @@ from triptych.tools.config import ServeConfig
 from triptych.tools.settings import child_environment
 
 SCHEDULER = "scheduler"
-_DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
+DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 _VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 QUIET_GRPC = {
@@ -92,8 +92,8 @@ def device_environment(
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
     if device == "cpu":
-        others = [flag for flag in environ.get("XLA_FLAGS", "").split() if not flag.startswith(_DEVICE_COUNT_FLAG)]
-        env["XLA_FLAGS"] = " ".join([*others, f"{_DEVICE_COUNT_FLAG}={config.emulate_devices or count}"])
+        others = [flag for flag in environ.get("XLA_FLAGS", "").split() if not flag.startswith(DEVICE_COUNT_FLAG)]
+        env["XLA_FLAGS"] = " ".join([*others, f"{DEVICE_COUNT_FLAG}={config.emulate_devices or count}"])
     if device == "cuda":
         visible = [name for name in environ.get(_VISIBLE_GPUS, "").split(",") if name]
         chosen = visible[first : first + count] if visible else [str(i) for i in range(first, first + count)]

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from triptych.runtime.core.errors import ConfigError
 from triptych.tools import launch
 from triptych.tools.child import announce_ready
 from triptych.tools.config import ServeConfig
@@ -34,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.model_name is not None:
+        if getattr(args, "model", args.model_name) != args.model_name:
+            raise ConfigError(f"two models are named, {args.model_name} and --model {args.model}; give one of them")
         args.model = args.model_name
     config = resolve(ServeConfig, args)
     if args.dump_config is not None:

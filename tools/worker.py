@@ -1,7 +1,7 @@
 """`triptych worker`: a process that owns devices and runs some instances of a topology, registered at a scheduler.
 
-`triptych serve` starts these; by hand they make a deployment over several machines. Platform and devices are what jax finds in its environment
-(launch.device_environment sets it for children of serve).
+`triptych serve` starts these; by hand they make a deployment over several machines. Platform and devices are what jax finds in its environment:
+launch.device_environment sets it for children of serve, `hand_environment` for a worker started by hand.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from triptych.models.hub.errors import ModelFetchError
@@ -19,6 +20,7 @@ from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.core.topology import InstanceSpec
 from triptych.runtime.worker.config import DEFAULT_CONTEXT, InstancePlan, WorkerConfig
+from triptych.tools import launch
 from triptych.tools.child import announce_ready, end_with_parent
 from triptych.tools.config import ServeConfig
 from triptych.tools.settings import add_arguments as add_settings
@@ -70,12 +72,33 @@ def run(args: argparse.Namespace) -> int:
         end_with_parent()
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     specs = chosen_instances(config, args.instances, args.roles, args.name)
-    import jax  # late: a wrong flag is reported without waiting for it
+    if not args.supervised:
+        os.environ.update(hand_environment(config, specs, os.environ))
+    import jax  # late: it reads the environment, and a wrong flag is reported without waiting for it
 
     platform = jax.default_backend()
     return asyncio.run(
         _work(worker_config(config, specs, args.name or specs[0].id, args.scheduler, args.listen, platform))
     )
+
+
+def hand_environment(
+    config: ServeConfig, specs: tuple[InstanceSpec, ...], environ: Mapping[str, str]
+) -> dict[str, str]:
+    """What --device, --emulate-devices and --compile-cache-dir mean to jax, for a worker that no `triptych serve` prepared.
+
+    Which accelerators it sees stays the operator's choice (CUDA_VISIBLE_DEVICES and the like), and so does what jax's own variables say already.
+    """
+    device = launch.detect_device() if config.device == "auto" else config.device
+    wanted = launch.device_environment(config, device, 0, config.devices_of(*specs), {})
+    emulated = {"XLA_FLAGS": f"{environ.get('XLA_FLAGS', '')} {wanted['XLA_FLAGS']}".strip()} if device == "cpu" else {}
+    if launch.DEVICE_COUNT_FLAG in environ.get("XLA_FLAGS", ""):
+        emulated = {}
+    platform = {} if config.device == "auto" else {"JAX_PLATFORMS": device}
+    cache = {
+        k: v for k, v in wanted.items() if k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT")) and k not in environ
+    }
+    return platform | emulated | cache
 
 
 def chosen_instances(

@@ -78,10 +78,12 @@ class LocalCluster:
         """End everything. Running requests fail with CANCELLED."""
         if not self._thread.is_alive():
             return
-        self.run(self._stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        try:
+            self.run(self._stop())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
 
     async def _start(self) -> None:
         await self.front.start()

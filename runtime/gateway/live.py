@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from triptych.proto.v1 import inference_pb2 as pb
-from triptych.runtime.core.clock import Clock
-from triptych.runtime.core.errors import TriptychError
+from triptych.runtime.core.clock import Clock, remaining
+from triptych.runtime.core.errors import DeadlineError, TriptychError
 from triptych.runtime.gateway.session import Session
 
 Write = Callable[[pb.GenerateResponse], Awaitable[object]]
@@ -60,21 +60,25 @@ class LiveRequest:
     async def deliver(self, write: Write) -> None:
         """Send everything until the session ends; raises the session's error.
 
-        A write blocks while the client does not read. When the session fails meanwhile, what is queued gets `drain_grace` seconds, then the
-        write is given up.
+        A write blocks while the client does not read. When the session fails meanwhile, or the deadline passes, what is queued gets
+        `drain_grace` seconds, then the write is given up; with DeadlineError if all was there and only the client did not take it.
         """
+        left = remaining(self.session.request.deadline, self._clock.now())
         sending = asyncio.ensure_future(self._send(write))
         try:
-            await asyncio.wait((sending, self._failed), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((sending, self._failed), timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
                 await asyncio.wait((sending,), timeout=self._drain_grace)
-            if sending.done():
+            delivered = sending.done()
+            if delivered:
                 sending.result()
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
         if self.session.error is not None:
             raise self.session.error
+        if not delivered:
+            raise DeadlineError("the deadline passed before the client had read everything")
 
     async def _send(self, write: Write) -> None:
         while True:

@@ -99,8 +99,8 @@ class TransferConsumer:
         """Ends a pull from any thread: once this returned True, no page is written and nothing is reported. False if there was none."""
         with self._lock:
             pull = self._pulls.pop(request, None)
-        if pull is None or not pull.gate.shut():
-            return False
+            if pull is None or not pull.gate.shut():
+                return False
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop, pull)
         return True
@@ -156,8 +156,8 @@ class TransferConsumer:
 
     def _end(self, pull: Pull) -> bool:
         """Takes the pull's single end; False if it was cancelled."""
-        if not pull.gate.shut():
-            return False
-        with self._lock:
+        with self._lock:  # both at once: `cancel` on the device loop must find the pull live and listed, or neither
+            if not pull.gate.shut():
+                return False
             del self._pulls[pull.message.request]
         return True

@@ -84,6 +84,7 @@ class DeviceLoop(threading.Thread):
         self._inbox: queue.SimpleQueue[InstanceEvent | Job | None] = queue.SimpleQueue()
         self._in_flight: deque[Any] = deque()
         self._next_tick = 0.0
+        self._idle = False  # the core had nothing to plan, and was told nothing since
         self.steps = 0
         self.prefill_tokens = 0  # computed in prompt chunks; on a decode instance only a preemption computes any
         self.wait_seconds = 0.0  # spent waiting for the device: the rest of a busy loop's time is host work
@@ -97,6 +98,10 @@ class DeviceLoop(threading.Thread):
     def call(self, job: Job) -> None:
         """Run `job` on this thread, between steps. An EngineError it raises counts as one of the engine's."""
         self._inbox.put(job)
+
+    def feed(self, event: InstanceEvent) -> None:
+        """For jobs, on this thread: hand the core an event now."""
+        self._feed(event)
 
     def stop(self) -> None:
         """End the loop after what is already queued; the caller joins."""
@@ -121,7 +126,8 @@ class DeviceLoop(threading.Thread):
             raise
 
     def _iterate(self) -> bool:
-        if not self._drain(wait=not self._in_flight):
+        idle, self._idle = self._idle, False
+        if not self._drain(wait=idle):
             return False
         now = self._clock.now()
         if now >= self._next_tick:
@@ -133,7 +139,9 @@ class DeviceLoop(threading.Thread):
             result = self._engine.collect(self._in_flight.popleft())
             self.wait_seconds += self._clock.now() - started
             self.steps += 1
-            self._feed(StepDone(result))
+            self._feed(StepDone(result))  # may have freed what the head of the queue waits for: ask again at once
+        elif not dispatched:
+            self._idle = True
         return True
 
     def _drain(self, *, wait: bool) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from triptych.proto.v1 import common_pb2
 from triptych.runtime.core.clock import Clock
-from triptych.runtime.core.errors import EngineError, Status, TriptychError
+from triptych.runtime.core.errors import EngineError, InstanceLostError, Status, TriptychError
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, TransportKind
 from triptych.runtime.core.request import Continuation
 from triptych.runtime.core.tasks import PrefillDone, StageTimes, TaskCommand, TaskEnded, TaskReport
@@ -54,6 +54,7 @@ from triptych.runtime.worker.service import InstanceSnapshot
 
 log = logging.getLogger(__name__)
 
+SNAPSHOT_TIMEOUT = 10.0  # seconds; a loop that is alive answers within a step
 LOAD_INTERVAL = 0.1  # seconds; heartbeats are no more frequent than this
 
 
@@ -136,19 +137,39 @@ class LiveInstance:
         self._loop.start()
 
     async def stop(self) -> None:
-        """Ends pulls, then the loop after what is already queued."""
+        """Ends the loop after what is already queued, then its pulls."""
+        if self._loop.is_alive():
+            self._loop.stop()
+            await asyncio.get_running_loop().run_in_executor(self._around.threads, self._loop.join)
         self._consumer.cancel_all()
         await self._consumer.close()
-        self._loop.stop()
-        await asyncio.get_running_loop().run_in_executor(self._around.threads, self._loop.join)
 
     def command(self, command: TaskCommand) -> None:
-        """A command of the scheduler for the current epoch."""
-        self._loop.post(Command(command))
+        """A command of the scheduler for `info.ref`. Dropped if the device loop has begun a new epoch by the time it gets there: the scheduler
+        hears of the reset, and starts elsewhere or anew what it had sent to the old one."""
+        ref = self._info.ref
 
-    def abandon(self, reason: str) -> None:
-        """The scheduler is gone: nobody would hear how tasks end. All end now, and the instance is a new peer from here on."""
-        self._loop.call(lambda: self._renew(reason))
+        def obey() -> None:
+            if self._core.ref == ref:
+                self._loop.feed(Command(command))
+            else:
+                log.info("dropped %s for %s, which has ended", type(command).__name__, ref)
+
+        self._loop.call(obey)
+
+    def abandon(self, reason: str) -> asyncio.Future[None]:
+        """The scheduler is gone: nobody would hear how tasks end. All end now, and the instance is a new peer from here on.
+
+        The future is done when `info` shows the new epoch.
+        """
+        renewed: asyncio.Future[None] = self._around.loop.create_future()
+
+        def renew() -> None:
+            self._renew(reason)
+            self._around.loop.call_soon_threadsafe(lambda: renewed.done() or renewed.set_result(None))
+
+        self._loop.call(renew)
+        return renewed
 
     async def snapshot(self) -> InstanceSnapshot:
         """Taken on the device loop, between two steps."""
@@ -159,7 +180,13 @@ class LiveInstance:
             self._around.loop.call_soon_threadsafe(lambda: answer.done() or answer.set_result(snapshot))
 
         self._loop.call(take)
-        return await answer
+        try:
+            async with asyncio.timeout(SNAPSHOT_TIMEOUT):
+                return await answer
+        except TimeoutError:
+            raise InstanceLostError(
+                f"{self._info.ref.id}: its device loop has not answered for {SNAPSHOT_TIMEOUT:g} s"
+            ) from None
 
     # ---- LoopOwner: on the device loop ----------------------------------------------------------------------------------------------
 
@@ -268,7 +295,10 @@ class LiveInstance:
     def deliver(self, delivery: Delivery) -> None:
         def scatter() -> None:
             engine = self._parts.engine
-            engine.pools = delivery.scatter(self._parts.mover, engine.pools)
+            try:
+                engine.pools = delivery.scatter(self._parts.mover, engine.pools)
+            except EngineError as error:
+                raise engine.fail(error) from error
 
         self._loop.call(scatter)
 

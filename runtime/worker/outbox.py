@@ -2,7 +2,8 @@
 
 Tokens of a step leave in one message. An outbox exists from the first token on, so nothing is lost if a gateway subscribes a moment
 later; it is bounded, because a gateway that never comes (or reads too slowly) must not grow this process. Overflow breaks the
-subscription: the gateway then fails its requests here with a reason instead of missing a token silently.
+subscription: the gateway then fails its requests here with a reason instead of missing a token silently. Gateways come back under new
+names, so an outbox that nobody has read for UNREAD seconds is forgotten.
 
 Owned by the asyncio loop of the worker process.
 """
@@ -10,20 +11,24 @@ Owned by the asyncio loop of the worker process.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from triptych.proto.v1 import common_pb2, worker_pb2
+from triptych.runtime.core.clock import Clock, MonotonicClock
 from triptych.runtime.core.errors import OverloadedError
 from triptych.runtime.instance.messages import Emit, EmitPrompt
 from triptych.runtime.wire.convert import encode
 
 MAX_PENDING = 65_536  # tokens; about 4 MiB of messages, a second of a large batch
+UNREAD = 60.0  # seconds; a gateway that lives subscribes again within its backoff of a few
 
 
 class Outbox:
     """What one gateway has still to read. At most one reader; a new subscription replaces the old one."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._unread_since: float | None = clock.now()
         self._batch = worker_pb2.TokenBatch()
         self._pending = 0
         self._overflowed = False
@@ -33,6 +38,11 @@ class Outbox:
     @property
     def pending(self) -> int:
         return self._pending
+
+    @property
+    def unread_seconds(self) -> float:
+        """Since the last subscription ended, or since it was made; 0 while there is one."""
+        return 0.0 if self._unread_since is None else self._clock.now() - self._unread_since
 
     def add_tokens(self, message: Emit) -> None:
         if self._admit(len(message.tokens)):
@@ -50,22 +60,29 @@ class Outbox:
                 )
             )
 
-    async def batches(self) -> AsyncIterator[worker_pb2.TokenBatch]:
+    async def batches(self) -> AsyncGenerator[worker_pb2.TokenBatch, None]:
         """Everything so far and from now on. Ends when a newer subscription takes over. Raises OverloadedError after an overflow."""
         self._reader += 1
         mine = self._reader
+        self._unread_since = None
         self._wake.set()
-        while True:
-            await self._wake.wait()
-            if self._reader != mine:
-                self._wake.set()
-                return
-            self._wake.clear()
-            if self._overflowed:
-                raise OverloadedError(f"gateway read too slowly: more than {MAX_PENDING} tokens were waiting for it")
-            if self._pending:
-                batch, self._batch, self._pending = self._batch, worker_pb2.TokenBatch(), 0
-                yield batch
+        try:
+            while True:
+                await self._wake.wait()
+                if self._reader != mine:
+                    self._wake.set()
+                    return
+                self._wake.clear()
+                if self._overflowed:
+                    raise OverloadedError(
+                        f"gateway read too slowly: more than {MAX_PENDING} tokens were waiting for it"
+                    )
+                if self._pending:
+                    batch, self._batch, self._pending = self._batch, worker_pb2.TokenBatch(), 0
+                    yield batch
+        finally:
+            if self._reader == mine:
+                self._unread_since = self._clock.now()
 
     def _admit(self, count: int) -> bool:
         if self._pending + count > MAX_PENDING:
@@ -80,11 +97,17 @@ class Outbox:
 class Outboxes:
     """The outboxes of a worker process, by gateway id."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or MonotonicClock()
         self._by_gateway: dict[str, Outbox] = {}
 
     def of(self, gateway: str) -> Outbox:
-        return self._by_gateway.setdefault(gateway, Outbox())
+        outbox = self._by_gateway.get(gateway)
+        if outbox is None:
+            for gone in [name for name, other in self._by_gateway.items() if other.unread_seconds > UNREAD]:
+                self.forget(gone)
+            outbox = self._by_gateway[gateway] = Outbox(self._clock)
+        return outbox
 
     def emit(self, message: Emit | EmitPrompt) -> None:
         outbox = self.of(message.gateway)

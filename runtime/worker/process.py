@@ -20,7 +20,7 @@ from triptych.models.text.stop import StopMatcher
 from triptych.models.text.tokenizer import Tokenizer
 from triptych.proto.v1 import transfer_pb2_grpc, worker_pb2_grpc
 from triptych.runtime.core.clock import MonotonicClock
-from triptych.runtime.core.errors import InvalidRequestError, TriptychError
+from triptych.runtime.core.errors import EngineError, InvalidRequestError, Status, TriptychError
 from triptych.runtime.core.instance import Capacity, Compatibility, InstanceInfo, InstanceRef, TransportKind
 from triptych.runtime.core.tasks import TaskCommand, TaskReport
 from triptych.runtime.instance.termination import StopProbe
@@ -43,6 +43,9 @@ from triptych.runtime.worker.service import WorkerServicer
 log = logging.getLogger(__name__)
 
 RETRY_FIRST, RETRY_MOST = 0.2, 5.0  # seconds between attempts to register again
+REFUSED_FOR_GOOD = frozenset(
+    {Status.FAILED_PRECONDITION, Status.INVALID_ARGUMENT, Status.UNAUTHENTICATED, Status.PERMISSION_DENIED}
+)  # by the first scheduler it finds: wrong model, page size or token. Later a scheduler may be replaced, and waiting is right.
 THREADS = 8  # wait for devices and copy bytes; pulls are bounded, so few are ever busy
 
 
@@ -62,6 +65,7 @@ class WorkerProcess:
         self._control: ControlClient | None = None
         self._membership: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
+        self._renewals: list[asyncio.Future[None]] = []
         self._stopping = False
         self._registered = asyncio.Event()
         self._dead: asyncio.Future[str] | None = None
@@ -72,7 +76,10 @@ class WorkerProcess:
         return tuple(self._instances.values())
 
     async def start(self) -> None:
-        """Raises ConfigError and what loading and compiling raise; nothing is left running then but what `stop` ends."""
+        """Until registered. An unreachable scheduler is waited for; one that refuses this worker for good is an error.
+
+        Raises ConfigError, what loading and compiling raise, and the scheduler's refusal; nothing is left running then but what `stop` ends.
+        """
         loop = asyncio.get_running_loop()
         self._dead = loop.create_future()
         bundle = await loop.run_in_executor(self._threads, open_bundle, self._config)
@@ -81,11 +88,22 @@ class WorkerProcess:
         for instance in self.instances:
             instance.start()
         self._membership = asyncio.create_task(self._stay_registered(), name="membership")
-        await self._registered.wait()
+        registered = asyncio.create_task(self._registered.wait())
+        try:
+            await asyncio.wait({registered, self._membership, self._dead}, return_when=asyncio.FIRST_COMPLETED)
+            if self._membership.done():
+                self._membership.result()
+            if self._dead.done():
+                raise EngineError(f"a device loop died before the worker was registered: {self._dead.result()}")
+        finally:
+            registered.cancel()
 
     async def wait(self) -> str:
-        """Until a device loop dies; returns why. (A lost scheduler is no reason to end.)"""
-        assert self._dead is not None, "start first"
+        """Until a device loop dies; returns why. (A lost scheduler is no reason to end.) Raises what ended the membership, if that did."""
+        assert self._dead is not None and self._membership is not None, "start first"
+        await asyncio.wait({self._dead, self._membership}, return_when=asyncio.FIRST_COMPLETED)
+        if not self._dead.done():
+            self._membership.result()
         return await self._dead
 
     async def stop(self, grace: float = 1.0) -> None:
@@ -184,6 +202,8 @@ class WorkerProcess:
             try:
                 await self._register()
             except TriptychError as error:
+                if error.status in REFUSED_FOR_GOOD and not self._registered.is_set():
+                    raise
                 log.warning("cannot register at %s: %s; again in %.1f s", self._config.scheduler, error.message, delay)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, RETRY_MOST)
@@ -191,19 +211,30 @@ class WorkerProcess:
             delay = RETRY_FIRST
             self._registered.set()
             await self._lost.wait()
+            await asyncio.gather(*self._renewals)  # or the old epochs would be registered
 
     async def _register(self) -> None:
+        registered: dict[str, InstanceRef] = {}
+
+        def infos() -> Sequence[InstanceInfo]:
+            infos = tuple(instance.info for instance in self.instances)
+            registered.update((info.ref.id, info.ref) for info in infos)
+            return infos
+
         control = ControlClient(
             self._config.scheduler,
             self._config.token,
             worker=self._config.name,
-            instances=lambda: tuple(instance.info for instance in self.instances),
+            instances=infos,
             loads=lambda: {instance.info.ref: instance.load() for instance in self.instances},
             on_command=self._on_command,
             on_lost=self._on_scheduler_lost,
         )
         await control.connect()
         self._control = control
+        for instance in self.instances:
+            if instance.info.ref != registered[instance.info.ref.id]:  # reset while nobody could be told
+                control.instance_reset(registered[instance.info.ref.id], instance.info, "reset while registering")
 
     def _on_command(self, ref: InstanceRef, command: TaskCommand) -> None:
         instance = self._instances.get(ref.id)
@@ -215,8 +246,7 @@ class WorkerProcess:
     def _on_scheduler_lost(self, reason: str) -> None:
         log.warning("scheduler lost: %s", reason)
         self._control = None
-        for instance in self.instances:
-            instance.abandon(f"the scheduler was lost: {reason}")
+        self._renewals = [instance.abandon(f"the scheduler was lost: {reason}") for instance in self.instances]
         self._lost.set()
 
     def _report(self, ref: InstanceRef, report: TaskReport) -> None:

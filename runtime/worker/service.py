@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -48,8 +49,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         # Headers first: the gateway knows that it is subscribed before it submits anything.
         await context.send_initial_metadata(())
         try:
-            async for batch in self._outboxes.of(request.gateway).batches():
-                yield batch
+            async with aclosing(self._outboxes.of(request.gateway).batches()) as batches:
+                async for batch in batches:
+                    yield batch
         except TriptychError as error:
             self._outboxes.forget(request.gateway)
             await abort_with(context, error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,19 @@ class ToySetup:
     prefix_cache: bool = True
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
-    def cluster(self) -> LocalCluster:
+    def cluster(self, token: str | None = None) -> LocalCluster:
         resolved = resolve_model(MODEL, NO_CACHE)
         model = served_model(resolved, open_text(resolved), name="toy", max_model_len=self.max_model_len)
         front = FrontConfig(
-            "127.0.0.1", 0, model, ServerFacts("test", self.topology), self.scheduler, GatewayConfig("set by the front")
+            host="127.0.0.1",
+            port=0,
+            model=model,
+            facts=ServerFacts("test", self.topology),
+            scheduler=self.scheduler,
+            gateway=GatewayConfig("set by the front"),
+            token=token,
         )
-        return LocalCluster(front, self.workers())
+        return LocalCluster(front, [replace(worker, token=token) for worker in self.workers()])
 
     def workers(self) -> list[WorkerConfig]:
         prefill, decode = self.tp

@@ -58,7 +58,7 @@ class ToyInference(inference_pb2_grpc.InferenceServicer):
         )
 
     def GetServerInfo(self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext) -> pb.ServerInfo:
-        return pb.ServerInfo(version="0", topology="1P1D", uptime=5.0)
+        return pb.ServerInfo(version="0", topology="1P1D", uptime=5.0, config_json='{"topology": "1P1D"}')
 
     def GetLoads(self, request: pb.GetLoadsRequest, context: grpc.ServicerContext) -> pb.Loads:
         one = pb.InstanceOccupancy(

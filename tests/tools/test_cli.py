@@ -81,6 +81,9 @@ def test_an_unreachable_server_is_an_error_and_not_a_hang(capsys):
     [
         (["generate"], "either a prompt or --token-ids"),
         (["generate", "--token-ids", "one"], "are not whole numbers"),
+        (["generate", "--chat", "--token-ids", "1"], "give one of them"),
+        (["generate", "A", "--system", "S"], "--system needs --chat"),
+        (["serve", "dummy:toy", "--model", "smollm2", "--dump-config", "-"], "two models are named"),
         (["generate", "A", "--address", "nowhere"], "expected host:port"),
         (["serve", "--port", "x"], "--port: 'x' is not a whole number"),
         (["bench", "--goodput", "speed:1"], "is not one of ttft"),
@@ -96,9 +99,13 @@ def test_info_shows_model_and_instances(address: str, capsys):
     assert main(["info", "--address", address]) == 0
     shown = capsys.readouterr().out
     assert "toy (Toy, 1.0 M parameters" in shown and "topology 1P1D" in shown
-    assert [line.split() for line in shown.splitlines()][-1] == ["decode-0", "decode", "1", "1", "0", "3/4", "7", "0"]
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["decode-0", "decode", "1", "1", "0", "3/4", "7", "0"] in rows
+    assert "cannot serve now: no instance for prefill" in shown
     assert main(["info", "--json", "--address", address]) == 0
-    assert json.loads(capsys.readouterr().out)["loads"]["instances"][0]["roles"] == ["decode"]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["loads"]["instances"][0]["roles"] == ["decode"]
+    assert printed["server"]["config"] == {"topology": "1P1D"}
 
 
 def test_chat_keeps_the_conversation_until_reset(toy: ToyInference, address: str, capsys, monkeypatch):
@@ -149,6 +156,14 @@ def test_bench_replays_the_bundled_trace(toy: ToyInference, address: str, capsys
     assert main(argv) == 0
     assert sorted(len(r.token_ids.ids) for r in toy.requests[-4:]) == [5, 19, 20, 44]  # they overlap: any order
     assert "completed 4" in capsys.readouterr().out
+
+
+def test_bench_says_which_requests_of_a_trace_it_cut_and_prints_json_alone(toy: ToyInference, address: str, capsys):
+    load = ["--trace", "azure", "--num-requests", "4", "--speed", "1000", "--warmup", "0"]
+    assert main(["bench", "--address", address, *load, "--json", "-"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["runs"][address]["summary"]["completed"] == 4
+    assert "of 4 requests are longer than the model's 256 tokens" in captured.err and "TTFT" in captured.err
 
 
 def test_help_lists_every_command_and_an_unknown_one_is_refused(capsys):

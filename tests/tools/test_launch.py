@@ -17,6 +17,7 @@ from triptych.tools.launch import (
     still_serves,
     worker_processes,
 )
+from triptych.tools.worker import hand_environment
 
 FILE = Path("/run/config.json")
 
@@ -61,6 +62,18 @@ def test_cpu_processes_emulate_as_many_devices_as_they_need_and_keep_other_xla_f
     ]
     env = device_environment(ServeConfig(emulate_devices=8), "cpu", 0, 1, {})
     assert env["XLA_FLAGS"].endswith("=8") and env["JAX_PLATFORMS"] == "cpu"
+
+
+def test_a_worker_by_hand_gets_the_devices_and_cache_that_its_flags_name():
+    config = ServeConfig(topology="PD", tensor_parallel_size=2, device="cpu", compile_cache_dir="/cache")
+    specs = config.plan.instances()
+    env = hand_environment(config, specs, {"XLA_FLAGS": "--xla_foo"})
+    assert env["JAX_PLATFORMS"] == "cpu" and env["JAX_COMPILATION_CACHE_DIR"] == "/cache"
+    assert env["XLA_FLAGS"] == "--xla_foo --xla_force_host_platform_device_count=2"
+    chosen = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_COMPILATION_CACHE_DIR": "/mine"}
+    assert not chosen.keys() & hand_environment(config, specs, chosen).keys()
+    gpu = hand_environment(ServeConfig(topology="PD", device="cuda"), specs, {"CUDA_VISIBLE_DEVICES": "3"})
+    assert gpu["JAX_PLATFORMS"] == "cuda" and not {"CUDA_VISIBLE_DEVICES", "XLA_FLAGS"} & gpu.keys()
 
 
 def test_tpu_chips_belong_to_one_process():

@@ -19,6 +19,8 @@ from triptych.tools.bench.workload import Item
 from triptych.tools.connection import Connection
 from triptych.tools.settings import add_flags, resolve
 
+_STDOUT = Path("-")
+
 
 @dataclass(frozen=True)
 class Target:
@@ -72,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     out.add_argument("--compare", nargs=2, metavar=("A", "B"), help="run two servers in turns and print B over A")
     out.add_argument("--rounds", type=int, default=3, help="turns of each with --compare (default 3)")
-    out.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    out.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON ('-' for stdout)")
     out.add_argument("--plot", type=Path, metavar="PNG", help="draw latency distributions (needs matplotlib)")
     add_flags(parser, Connection)
 
@@ -113,13 +115,18 @@ async def _bench(args: argparse.Namespace, connection: Connection, objectives: d
     for name, side, digest in zip(names, sides, summaries, strict=True):
         for number, (records, summary) in enumerate(zip(side, digest, strict=True), start=1):
             runs[name if len(side) == 1 else f"{name} round {number}"] = (summary, records)
+    people = sys.stderr if args.json == _STDOUT else sys.stdout  # stdout then carries JSON alone
     for name, (summary, _) in runs.items():
-        print(f"\n{name}\n{report.table(summary)}")
+        print(f"\n{name}\n{report.table(summary)}", file=people)
     if ratios:
-        print(f"\n{report.ratio_table(ratios, names[0], names[1])}")
+        print(f"\n{report.ratio_table(ratios, names[0], names[1])}", file=people)
     if args.json is not None:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "api_key"}
-        args.json.write_text(report.as_json(settings, runs, ratios))
+        text = report.as_json(settings, runs, ratios)
+        if args.json == _STDOUT:
+            print(text)
+        else:
+            args.json.write_text(text)
     if args.plot is not None:
         report.plot(
             args.plot, {n: [r for records in side for r in records] for n, side in zip(names, sides, strict=True)}
@@ -133,6 +140,12 @@ def build_items(args: argparse.Namespace, vocab: list[int], context: int) -> lis
     if args.trace is not None:
         path = workload.BUNDLED_TRACE if args.trace == "azure" else Path(args.trace)
         rows = workload.read_trace(path.read_text().splitlines())[: args.num_requests]
+        lengths = [(r.input_tokens + r.output_tokens) * args.length_scale for r in rows]
+        if cut := sum(length > context for length in lengths):
+            print(
+                f"{cut} of {len(rows)} requests are longer than the model's {context} tokens and are cut to fit; --length-scale shrinks all alike",
+                file=sys.stderr,
+            )
         return workload.trace_items(
             rows, speed=args.speed, length_scale=args.length_scale, max_total=context, vocab=vocab, rng=rng
         )

@@ -1,0 +1,85 @@
+"""The device loop asks for work whenever there may be some, and ends a lost engine's steps."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from triptych.runtime.core.clock import MonotonicClock
+from triptych.runtime.core.errors import EngineError
+from triptych.runtime.instance.messages import DeviceReady, InstanceEvent, StepDone, Tick
+from triptych.runtime.instance.plan import Export, StepPlan, StepResult
+from triptych.runtime.worker import device_loop
+from triptych.runtime.worker.device_loop import DeviceLoop
+
+STEPS = 20
+
+
+class OneAtATime:
+    """Has something to plan only after the result of the last plan, as when the queue's head waits for the pages of what runs."""
+
+    def __init__(self) -> None:
+        self.planned = self.done = 0
+        self.finished = threading.Event()
+
+    def handle(self, event: InstanceEvent, now: float) -> list[StepPlan]:
+        if isinstance(event, StepDone):
+            self.done += 1
+            if self.done == STEPS:
+                self.finished.set()
+        if isinstance(event, DeviceReady) and self.planned == self.done < STEPS:
+            self.planned += 1
+            return [StepPlan(self.planned, ())]
+        return []
+
+
+class Immediate:
+    def dispatch(self, plan: StepPlan) -> StepPlan:
+        return plan
+
+    def collect(self, pending: StepPlan) -> StepResult:
+        return StepResult(pending.id, ())
+
+
+class Owner:
+    def __init__(self) -> None:
+        self.lost: list[EngineError] = []
+
+    def on_message(self, message: object) -> None: ...
+
+    def on_export(self, export: Export) -> None: ...
+
+    def on_flush(self) -> None: ...
+
+    def on_engine_lost(self, error: EngineError) -> None:
+        self.lost.append(error)
+
+
+def started(core: OneAtATime, owner: Owner) -> DeviceLoop:
+    loop = DeviceLoop("test", core, Immediate(), owner, clock=MonotonicClock(), on_death=lambda error: None)
+    loop.start()
+    return loop
+
+
+def test_a_result_that_makes_room_is_followed_by_the_next_plan_at_once() -> None:
+    core = OneAtATime()
+    before = time.monotonic()
+    loop = started(core, Owner())
+    assert core.finished.wait(10)
+    taken = time.monotonic() - before
+    loop.stop()
+    loop.join()
+    assert taken < STEPS * device_loop.TICK / 2, f"{STEPS} steps took {taken:.2f} s: the loop slept between them"
+
+
+def test_a_failing_job_loses_the_engine_and_the_loop_goes_on() -> None:
+    def fail() -> None:
+        raise EngineError("a scatter failed")
+
+    core, owner = OneAtATime(), Owner()
+    loop = started(core, owner)
+    loop.call(fail)
+    loop.call(lambda: loop.feed(Tick()))
+    loop.stop()
+    loop.join()
+    assert [str(error) for error in owner.lost] == ["a scatter failed"]
