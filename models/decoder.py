@@ -4,10 +4,11 @@ flax nnx is for definition only. Engines hold a model as a flat tuple of arrays 
 a traced function, so nothing here runs per step. Programs compose the pieces: `embed`, layers (or a range of them),
 `norm`, `head`.
 
-Weights are [out, in], the order of checkpoints: on CPU a single token's products read them row by row, 1.3 times as
-fast as [in, out]. Sizes are physical ones, padded for tensor parallelism as `sharding/heads.py` says; pads are zeros,
-results are exact. Parameters and activations are in the parameter dtype; norms, rotary embedding, softmax and logits
-are in float32.
+Projections of one input are one parameter: on CPU a product of fewer than half a million weights runs on one core, and
+a wider one on all. Fused weights are [in, out] and the others [out, in], the order of checkpoints: whichever measured
+faster for a single token. Sizes are physical ones, padded for tensor parallelism as `sharding/heads.py` says; pads are
+zeros, results are exact. Parameters and activations are in the parameter dtype; norms, rotary embedding, softmax and
+logits are in float32.
 
 `Attend` is how a layer meets the cache: it is given the step's queries, keys and values with the layer's pages, and
 returns what was attended and the pages with the new keys in. `paged_attend` is the reference; a kernel is another
@@ -15,6 +16,7 @@ function of that shape.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Protocol
 
 import jax
@@ -27,7 +29,7 @@ from triptych.models.config import ModelConfig
 from triptych.models.ragged import Ragged
 from triptych.models.rope import Rotation, rotate, rotation
 from triptych.sharding.heads import head_layout, padded_size
-from triptych.sharding.rules import ShardingRules
+from triptych.sharding.rules import LogicalAxis, ShardingRules
 
 Pages = Float[Array, "pages page_size kv_heads head_dim"]
 KV = tuple[Pages, Pages]
@@ -63,6 +65,34 @@ class Linear(nnx.Module):
         return out if self.bias is None else out + self.bias[...]
 
 
+class FusedLinear(nnx.Module):
+    """Several projections of one input: x @ weight + bias, with the weight as [in, out], split into its parts.
+
+    The outputs of a device lie together, in the order of `FUSED_AXES`, so splitting moves nothing between devices.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: tuple[int, ...],
+        axis: LogicalAxis,
+        bias: bool,
+        rules: ShardingRules,
+        dtype: jnp.dtype,
+    ) -> None:
+        self.weight = _zeros((inputs, sum(outputs)), dtype)
+        self.bias = _zeros((sum(outputs),), dtype) if bias else None
+        self.ends = tuple(accumulate(size // rules.tp for size in outputs))
+        self.axis: LogicalAxis = axis
+        self.rules = rules
+
+    def __call__(self, x: Float[Array, "tokens inputs"]) -> tuple[Float[Array, "tokens outputs"], ...]:
+        out = x @ self.weight[...]
+        out = out if self.bias is None else out + self.bias[...]
+        by_device = self.rules.constrain(out, "tokens", self.axis).reshape(x.shape[0], self.rules.tp, -1)
+        return tuple(part.reshape(x.shape[0], -1) for part in jnp.split(by_device, self.ends[:-1], axis=2))
+
+
 class RmsNorm(nnx.Module):
     """Root mean square norm over the last axis, in float32."""
 
@@ -95,9 +125,8 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, window: int | None, rules: ShardingRules, dtype: jnp.dtype) -> None:
         layout = head_layout(config.num_heads, config.num_kv_heads, rules.tp)
         q_size, kv_size = layout.heads_total * config.head_dim, layout.kv_heads_total * config.head_dim
-        self.q = Linear(config.hidden_size, q_size, config.qkv_bias, dtype)
-        self.k = Linear(config.hidden_size, kv_size, config.qkv_bias, dtype)
-        self.v = Linear(config.hidden_size, kv_size, config.qkv_bias, dtype)
+        sizes = (q_size, kv_size, kv_size)
+        self.qkv = FusedLinear(config.hidden_size, sizes, "qkv", config.qkv_bias, rules, dtype)
         self.o = Linear(q_size, config.hidden_size, config.o_bias, dtype)
         self.q_norm = RmsNorm(config.head_dim, config.rms_norm_eps, dtype) if config.qk_norm else None
         self.k_norm = RmsNorm(config.head_dim, config.rms_norm_eps, dtype) if config.qk_norm else None
@@ -107,9 +136,7 @@ class Attention(nnx.Module):
         self, x: Float[Array, "tokens hidden"], by: Rotation, kv: KV, attend: Attend
     ) -> tuple[Float[Array, "tokens hidden"], KV]:
         tokens = x.shape[0]
-        q = self.q(x).reshape(tokens, -1, self.head_dim)
-        k = self.k(x).reshape(tokens, -1, self.head_dim)
-        v = self.v(x).reshape(tokens, -1, self.head_dim)
+        q, k, v = (part.reshape(tokens, -1, self.head_dim) for part in self.qkv(x))
         q = rotate(q if self.q_norm is None else self.q_norm(q), by)
         k = rotate(k if self.k_norm is None else self.k_norm(k), by)
         q = self.rules.constrain(q, "tokens", "heads", "head_dim")
@@ -125,14 +152,13 @@ class Ffn(nnx.Module):
 
     def __init__(self, config: ModelConfig, rules: ShardingRules, dtype: jnp.dtype) -> None:
         width = padded_size(config.intermediate_size, rules.tp)
-        self.gate = Linear(config.hidden_size, width, config.mlp_bias, dtype)
-        self.up = Linear(config.hidden_size, width, config.mlp_bias, dtype)
+        self.gate_up = FusedLinear(config.hidden_size, (width, width), "gate_up", config.mlp_bias, rules, dtype)
         self.down = Linear(width, config.hidden_size, config.mlp_bias, dtype)
         self.rules = rules
 
     def __call__(self, x: Float[Array, "tokens hidden"]) -> Float[Array, "tokens hidden"]:
-        inner = jax.nn.silu(self.gate(x)) * self.up(x)
-        return self.down(self.rules.constrain(inner, "tokens", "ffn"))
+        gate, up = self.gate_up(x)
+        return self.down(self.rules.constrain(jax.nn.silu(gate) * up, "tokens", "ffn"))
 
 
 class Layer(nnx.Module):

@@ -25,7 +25,7 @@ Pools = tuple[tuple[jax.Array, jax.Array], ...]
 class DecoderStructure:
     """What a decoder on a mesh consists of, without its numbers.
 
-    `paths` are dotted names ("layers.0.attention.q.weight") and `abstract` the shape, dtype and sharding of each
+    `paths` are dotted names ("layers.0.attention.qkv.weight") and `abstract` the shape, dtype and sharding of each
     parameter; both are in the order of the flat tuple.
     """
 

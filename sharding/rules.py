@@ -12,14 +12,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from triptych.sharding.mesh import TP
 
-LogicalAxis = Literal["vocab", "hidden", "heads", "kv_heads", "ffn", "head_dim", "pages", "page", "tokens"]
+LogicalAxis = Literal[
+    "vocab", "hidden", "heads", "kv_heads", "qkv", "ffn", "gate_up", "head_dim", "pages", "page", "tokens"
+]
 
 RULES: dict[LogicalAxis, str | None] = {
     "vocab": TP,
     "hidden": None,
     "heads": TP,
     "kv_heads": TP,
+    "qkv": TP,
     "ffn": TP,
+    "gate_up": TP,
     "head_dim": None,
     "pages": None,
     "page": None,
@@ -27,7 +31,13 @@ RULES: dict[LogicalAxis, str | None] = {
 }
 assert set(RULES) == set(get_args(LogicalAxis))
 
-# The last two words of a parameter's path -> the logical axes of its [out, in] weight or [out] bias.
+# Axes on which several lie: each device's run of the axis is its own run of the first, then of the second, and so on.
+FUSED_AXES: dict[LogicalAxis, tuple[LogicalAxis, ...]] = {
+    "qkv": ("heads", "kv_heads", "kv_heads"),
+    "gate_up": ("ffn", "ffn"),
+}
+
+# The last two words of a parameter's path -> the logical axes of its weight or bias.
 PARAMETER_AXES: dict[str, tuple[LogicalAxis, ...]] = {
     "embedding.weight": ("vocab", "hidden"),
     "lm_head.weight": ("vocab", "hidden"),
@@ -36,19 +46,13 @@ PARAMETER_AXES: dict[str, tuple[LogicalAxis, ...]] = {
     "ffn_norm.weight": ("hidden",),
     "q_norm.weight": ("head_dim",),
     "k_norm.weight": ("head_dim",),
-    "q.weight": ("heads", "hidden"),
-    "k.weight": ("kv_heads", "hidden"),
-    "v.weight": ("kv_heads", "hidden"),
+    "qkv.weight": ("hidden", "qkv"),
     "o.weight": ("hidden", "heads"),
-    "q.bias": ("heads",),
-    "k.bias": ("kv_heads",),
-    "v.bias": ("kv_heads",),
+    "qkv.bias": ("qkv",),
     "o.bias": ("hidden",),
-    "gate.weight": ("ffn", "hidden"),
-    "up.weight": ("ffn", "hidden"),
+    "gate_up.weight": ("hidden", "gate_up"),
     "down.weight": ("hidden", "ffn"),
-    "gate.bias": ("ffn",),
-    "up.bias": ("ffn",),
+    "gate_up.bias": ("gate_up",),
     "down.bias": ("hidden",),
 }
 
@@ -56,7 +60,7 @@ POOL_AXES: tuple[LogicalAxis, ...] = ("pages", "page", "kv_heads", "head_dim")
 
 
 def parameter_axes(path: str) -> tuple[LogicalAxis, ...]:
-    """Logical axes of the parameter at a dotted path such as "layers.3.attention.q.weight"."""
+    """Logical axes of the parameter at a dotted path such as "layers.3.attention.qkv.weight"."""
     return PARAMETER_AXES[".".join(path.split(".")[-2:])]
 
 

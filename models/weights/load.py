@@ -6,6 +6,7 @@ not, and the other way round, is an error: either would be computed wrongly.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
@@ -15,10 +16,11 @@ from triptych.models.config import ModelConfig
 from triptych.models.decoder import Decoder
 from triptych.models.errors import WeightsError
 from triptych.models.structure import DecoderStructure, decoder_structure
-from triptych.models.weights.padding import axis_map, read_physical
-from triptych.models.weights.source import TensorSource, hf_name
+from triptych.models.weights.padding import fill_physical, read_physical
+from triptych.models.weights.parts import parameter_parts
+from triptych.models.weights.source import TensorSource
 from triptych.sharding.heads import HeadLayout
-from triptych.sharding.rules import ShardingRules, parameter_axes
+from triptych.sharding.rules import ShardingRules
 
 # A derived tensor that older checkpoints store; it is computed here.
 DERIVED_SUFFIX = "rotary_emb.inv_freq"
@@ -63,15 +65,10 @@ def load_decoder(config: ModelConfig, source: TensorSource, mesh: Mesh, dtype: s
     return LoadedDecoder(structure, params)
 
 
-def logical_shape(structure: DecoderStructure, path: str) -> tuple[int, ...]:
-    """The shape of a parameter in a checkpoint: without pads and replicas."""
-    axes = parameter_axes(path)
-    return tuple(axis_map(axis, structure.config, structure.head_layout).logical_size for axis in axes)
-
-
 def check_tensors(structure: DecoderStructure, source: TensorSource) -> None:
     """Compare the source's names and shapes with the model's before anything is read."""
-    wanted = {hf_name(path): logical_shape(structure, path) for path in structure.paths}
+    parts = (parameter_parts(path, structure.config, structure.head_layout) for path in structure.paths)
+    wanted = {part.name: part.shape for made_of in parts for part in made_of}
     stored = set(source.names())
     missing = sorted(set(wanted) - stored)
     if missing:
@@ -95,12 +92,15 @@ def check_tensors(structure: DecoderStructure, source: TensorSource) -> None:
 
 def _place(structure: DecoderStructure, at: int, source: TensorSource) -> jax.Array:
     path, struct = structure.paths[at], structure.abstract[at]
-    name = hf_name(path)
-    maps = [axis_map(axis, structure.config, structure.head_layout) for axis in parameter_axes(path)]
+    parts = parameter_parts(path, structure.config, structure.head_layout)
 
     def shard(index: tuple[slice, ...] | None) -> np.ndarray:
-        here = (slice(None),) * len(maps) if index is None else index
-        return read_physical(maps, here, np.dtype(struct.dtype), lambda slices: source.read(name, slices))
+        here = (slice(None),) * len(struct.shape) if index is None else index
+        first, *others = parts
+        array = read_physical(first.maps, here, np.dtype(struct.dtype), partial(first.read, source))
+        for part in others:
+            fill_physical(array, part.maps, here, partial(part.read, source))
+        return array
 
     array = jax.make_array_from_callback(struct.shape, struct.sharding, shard, dtype=struct.dtype)
     # Waiting bounds host memory: a transfer in flight keeps its host copy.

@@ -6,10 +6,9 @@ from collections.abc import Collection
 
 import numpy as np
 
-from triptych.models.weights.load import LoadedDecoder, logical_shape
-from triptych.models.weights.padding import AxisMap, axis_map
-from triptych.models.weights.source import hf_name
-from triptych.sharding.rules import parameter_axes
+from triptych.models.weights.load import LoadedDecoder
+from triptych.models.weights.padding import AxisMap
+from triptych.models.weights.parts import parameter_parts
 
 __all__ = ["DecoderSource"]
 
@@ -17,25 +16,26 @@ __all__ = ["DecoderSource"]
 class DecoderSource:
     """A `TensorSource` over the arrays of a `LoadedDecoder`; every shard must be addressable from this process.
 
-    Reading fetches the whole tensor from its devices, so ask for a tensor in one piece.
+    Reading fetches the whole parameter from its devices, so ask for a tensor in one piece.
     """
 
     def __init__(self, loaded: LoadedDecoder) -> None:
-        self._loaded = loaded
-        self._at = {hf_name(path): at for at, path in enumerate(loaded.structure.paths)}
+        parts = (parameter_parts(path, loaded.config, loaded.head_layout) for path in loaded.structure.paths)
+        self._tensors = {
+            part.name: (part, array) for made_of, array in zip(parts, loaded.params, strict=True) for part in made_of
+        }
 
     def names(self) -> Collection[str]:
-        return self._at.keys()
+        return self._tensors.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return logical_shape(self._loaded.structure, self._loaded.structure.paths[self._at[name]])
+        return self._tensors[name][0].shape
 
     def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
-        path = self._loaded.structure.paths[self._at[name]]
-        config, layout = self._loaded.config, self._loaded.head_layout
-        axes = [_physical_indices(axis_map(axis, config, layout)) for axis in parameter_axes(path)]
-        physical = np.asarray(self._loaded.params[self._at[name]])
-        return physical[np.ix_(*(axis[part] for axis, part in zip(axes, slices, strict=True)))]
+        part, array = self._tensors[name]
+        physical = np.asarray(array).transpose(part.order)
+        indices = [_physical_indices(part.maps[axis])[along] for axis, along in zip(part.order, slices, strict=True)]
+        return physical[np.ix_(*indices)]
 
 
 def _physical_indices(axis: AxisMap) -> np.ndarray:

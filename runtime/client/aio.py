@@ -11,7 +11,7 @@ import grpc
 from triptych.proto.v1 import inference_pb2 as pb
 from triptych.proto.v1 import inference_pb2_grpc
 from triptych.runtime.client import transport
-from triptych.runtime.client.requests import Message, Sampling, generate_request, tokenize_request
+from triptych.runtime.client.requests import Message, Sampling, detokenize_request, generate_request, tokenize_request
 from triptych.runtime.client.results import Chunk, Result
 from triptych.runtime.core.errors import DeadlineError, TriptychError
 from triptych.runtime.wire.auth import bearer_metadata
@@ -131,7 +131,7 @@ class AsyncClient:
         return list(response.ids)
 
     async def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        request = pb.DetokenizeRequest(ids=ids, skip_special_tokens=skip_special_tokens)
+        request = detokenize_request(ids, skip_special_tokens)
         response = await self._unary(self._stub.Detokenize(request, metadata=self._metadata))
         return response.text
 

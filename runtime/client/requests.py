@@ -71,7 +71,7 @@ def generate_request(
             request.chat.CopyFrom(chat(messages, add_generation_prompt))
         else:
             request.token_ids.SetInParent()
-            request.token_ids.ids.extend(token_ids or ())
+            request.token_ids.ids.extend(_ids("token_ids", token_ids or ()))
         _fill_sampling(request.sampling, sampling or {})
     except (ValueError, TypeError) as error:  # protobuf names the field and the range
         raise InvalidRequestError(f"the request cannot be encoded: {error}") from error
@@ -100,10 +100,25 @@ def tokenize_request(
         raise InvalidRequestError("expected exactly one of text and messages")
     if messages is not None:
         return pb.TokenizeRequest(chat=chat(messages, add_generation_prompt))
-    request = pb.TokenizeRequest(text=text)
+    try:
+        request = pb.TokenizeRequest(text=text)
+    except ValueError as error:
+        raise InvalidRequestError(f"text cannot be encoded: {error}") from error
     if add_special_tokens is not None:
         request.add_special_tokens = add_special_tokens
     return request
+
+
+def detokenize_request(ids: Sequence[int], skip_special_tokens: bool) -> pb.DetokenizeRequest:
+    return pb.DetokenizeRequest(ids=_ids("ids", ids), skip_special_tokens=skip_special_tokens)
+
+
+def _ids(name: str, ids: Sequence[int]) -> Sequence[int]:
+    """Raises InvalidRequestError naming the first id that no vocabulary has."""
+    for index, token in enumerate(ids):
+        if not isinstance(token, int) or not 0 <= token < 2**32:
+            raise InvalidRequestError(f"{name}[{index}] is {token!r}; expected a token id")
+    return ids
 
 
 def _fill_sampling(options: pb.SamplingOptions, sampling: Mapping[str, object]) -> None:
@@ -113,11 +128,14 @@ def _fill_sampling(options: pb.SamplingOptions, sampling: Mapping[str, object]) 
             raise InvalidRequestError(f"{name} is no sampling field; expected one of {', '.join(sorted(known))}")
         if value is None:
             continue
-        if isinstance(value, Mapping):
-            getattr(options, name).update(value)
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            getattr(options, name).extend(value)
-        elif name == "stop":
-            options.stop.append(str(value))
-        else:
-            setattr(options, name, value)
+        try:
+            if isinstance(value, Mapping):
+                getattr(options, name).update(value)
+            elif isinstance(value, Sequence) and not isinstance(value, str):
+                getattr(options, name).extend(value)
+            elif name == "stop":
+                options.stop.append(str(value))
+            else:
+                setattr(options, name, value)
+        except (ValueError, TypeError) as error:
+            raise InvalidRequestError(f"{name} is {value!r}, which its field cannot hold: {error}") from error

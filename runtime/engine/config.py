@@ -54,8 +54,8 @@ class EngineConfig:
             raise ConfigError(f"an engine needs the role prefill or decode, got {sorted(self.roles)}")
         if self.num_pages - 1 < self.pages_per_sequence:
             raise ConfigError(
-                f"{self.num_pages - 1} KV pages of {self.page_size} tokens cannot hold one sequence of max_model_len "
-                f"{self.max_model_len} ({self.pages_per_sequence} pages): give the cache more memory or lower max_model_len"
+                f"{self.num_pages - 1} KV pages of {self.page_size} tokens (num_pages {self.num_pages}, one of them reserved) cannot hold one sequence of max_model_len "
+                f"{self.max_model_len} ({self.pages_per_sequence} pages): raise num_pages or the cache's memory, or lower max_model_len"
             )
         largest = Demand(self.max_num_seqs, self.max_prefill_rows, self.chunk_tokens, self.pages_per_sequence)
         if not self.buckets.holds(largest):

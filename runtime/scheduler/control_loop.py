@@ -20,6 +20,7 @@ from triptych.runtime.core.control import (
     ToGateway,
     ToInstance,
     WorkerJoined,
+    WorkerLost,
 )
 from triptych.runtime.core.errors import IncompatibleError, InstanceLostError
 from triptych.runtime.scheduler.scheduler import Scheduler
@@ -73,6 +74,10 @@ class ControlLoop:
         """Handle `event` now. Raises RuntimeError if the scheduler has failed, now or before."""
         if self._failure is not None:
             raise RuntimeError("the scheduler has failed; its process must be restarted") from self._failure
+        if isinstance(event, WorkerJoined):
+            log.info("worker %s joined with %s", event.worker, ", ".join(info.ref.id for info in event.instances))
+        elif isinstance(event, WorkerLost):
+            log.warning("worker %s is gone: %s", event.worker, event.reason)
         try:
             commands = self._scheduler.handle(event, self._clock.now())
             for command in commands:

@@ -86,6 +86,8 @@ def build_instance(
     progress(f"{plan.id}: weights on {plan.tp} device(s) in {weights_seconds:.1f} s")
     (group,) = kv_groups(bundle.config, config.kv_dtype)
     max_model_len = min(config.max_model_len, bundle.config.max_position)
+    if max_model_len < config.max_model_len:
+        log.warning("max_model_len %d is more than the model's %d, which holds", config.max_model_len, max_model_len)
     num_pages = config.num_pages or pages_that_fit(
         loaded.structure,
         page_size=config.page_size,

@@ -43,6 +43,7 @@ from triptych.runtime.worker.service import WorkerServicer
 log = logging.getLogger(__name__)
 
 RETRY_FIRST, RETRY_MOST = 0.2, 5.0  # seconds between attempts to register again
+STABLE = 10.0  # seconds; a registration that lasted longer was a good one
 REFUSED_FOR_GOOD = frozenset(
     {Status.FAILED_PRECONDITION, Status.INVALID_ARGUMENT, Status.UNAUTHENTICATED, Status.PERMISSION_DENIED}
 )  # by the first scheduler it finds: wrong model, page size or token. Later a scheduler may be replaced, and waiting is right.
@@ -208,9 +209,14 @@ class WorkerProcess:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, RETRY_MOST)
                 continue
-            delay = RETRY_FIRST
+            since = self._clock.now()
             self._registered.set()
             await self._lost.wait()
+            if self._clock.now() - since > STABLE:
+                delay = RETRY_FIRST
+            else:  # two processes under one name take the registration from each other: not as fast as they can
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, RETRY_MOST)
             await asyncio.gather(*self._renewals)  # or the old epochs would be registered
 
     async def _register(self) -> None:

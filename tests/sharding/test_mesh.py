@@ -42,7 +42,7 @@ def test_malformed_device_subsets_are_refused(text: str, reason: str) -> None:
 
 def test_parameters_and_pools_lie_where_the_table_says() -> None:
     rules = ShardingRules(make_mesh(jax.devices()[:2], 2))
-    assert rules.parameter("layers.3.attention.q.weight").spec == PartitionSpec("tp", None)
+    assert rules.parameter("layers.3.attention.qkv.weight").spec == PartitionSpec(None, "tp")
     assert rules.parameter("layers.3.attention.o.weight").spec == PartitionSpec(None, "tp")
     assert rules.pool().spec == PartitionSpec(None, None, "tp", None)
     assert rules.replicated().spec == PartitionSpec()

@@ -67,8 +67,8 @@ def test_a_quantised_file_loads_onto_a_mesh(tmp_path: Path):
     path = write_gguf(tmp_path / "m.gguf", config, hf_tensors(config), kinds={"proj": Kind.Q8_0, "lm_head": Kind.Q8_0})
     opened, source = open_gguf_model(path)
     loaded = load_decoder(opened, source, make_mesh(jax.devices()[:2], 2), "float32")
-    at = loaded.structure.paths.index("layers.1.attention.k.weight")
-    name = "model.layers.1.self_attn.k_proj.weight"
+    at = loaded.structure.paths.index("layers.1.ffn.down.weight")
+    name = "model.layers.1.mlp.down_proj.weight"
     np.testing.assert_array_equal(np.asarray(loaded.params[at]), source.read(name, (EVERYTHING, EVERYTHING)))
 
 

@@ -10,7 +10,7 @@ from triptych.models.config import PRESETS
 from triptych.models.weights.dummy import DummySource
 from triptych.models.weights.load import check_tensors, load_decoder
 from triptych.models.weights.padding import AxisMap, axis_map, read_physical
-from triptych.models.weights.source import hf_name
+from triptych.models.weights.source import hf_names
 from triptych.sharding.heads import head_layout
 from triptych.sharding.mesh import make_mesh
 
@@ -46,12 +46,26 @@ def test_shards_put_together_are_the_checkpoint_without_pads_and_with_replicas(t
     loaded = load_decoder(config, source, make_mesh(jax.devices()[:tp], tp), "float32")
     layout = loaded.head_layout
     named = dict(zip(loaded.structure.paths, loaded.params, strict=True))
-    k = np.asarray(named["layers.1.attention.k.weight"]).reshape(layout.kv_heads_total, config.head_dim, -1)
-    stored = whole(source, hf_name("layers.1.attention.k.weight")).reshape(config.num_kv_heads, config.head_dim, -1)
-    for slot, head in enumerate(layout.kv_sources()):
-        np.testing.assert_array_equal(k[slot], 0 if head is None else stored[head])
-    for path in ("embedding.weight", "layers.0.ffn.down.weight", "layers.0.ffn.up.weight", "norm.weight"):
-        array, logical = np.asarray(named[path]), whole(source, hf_name(path))
+    qkv = np.asarray(named["layers.1.attention.qkv.weight"]).T.reshape(tp, -1, config.head_dim, config.hidden_size)
+    q_heads, kv_heads = layout.heads_per_device, layout.kv_heads_per_device
+    q, k, v = np.split(qkv, (q_heads, q_heads + kv_heads), axis=1)
+    by_tensor = zip((q, k, v), (layout.query_sources(), layout.kv_sources(), layout.kv_sources()), "qkv", strict=True)
+    for physical, sources, letter in by_tensor:
+        stored = whole(source, f"model.layers.1.self_attn.{letter}_proj.weight")
+        stored = stored.reshape(-1, config.head_dim, config.hidden_size)
+        for slot, head in zip(physical.reshape(-1, *stored.shape[1:]), sources, strict=True):
+            np.testing.assert_array_equal(slot, 0 if head is None else stored[head])
+    gate_up = np.asarray(named["layers.0.ffn.gate_up.weight"]).T.reshape(tp, 2, -1, config.hidden_size)
+    for at, name in enumerate(("gate_proj", "up_proj")):
+        physical, stored = (
+            gate_up[:, at].reshape(-1, config.hidden_size),
+            whole(source, f"model.layers.0.mlp.{name}.weight"),
+        )
+        np.testing.assert_array_equal(physical[: len(stored)], stored)
+        assert not physical[len(stored) :].any()
+    for path in ("embedding.weight", "layers.0.ffn.down.weight", "norm.weight"):
+        (name,) = hf_names(path)
+        array, logical = np.asarray(named[path]), whole(source, name)
         inside = tuple(slice(0, size) for size in logical.shape)
         np.testing.assert_array_equal(array[inside], logical)
         assert np.abs(array).sum() == pytest.approx(np.abs(logical).sum(), rel=1e-5)
