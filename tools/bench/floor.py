@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"floor            {floor.seconds * 1e3:.3f} ms")
     print(
-        f"measured         {median * 1e3:.3f} ms median, {best * 1e3:.3f} ms best of {len(times)} windows of {WINDOW} (batch {args.batch}, context {args.context})"
+        f"measured         {median * 1e3:.3f} ms median, {best * 1e3:.3f} ms best of {len(times)} windows of {min(WINDOW, args.steps)} steps (batch {args.batch}, context {args.context})"
     )
     print(f"measured / floor {median / floor.seconds:.2f} median, {best / floor.seconds:.2f} best")
     if args.json is not None:
@@ -130,15 +130,16 @@ def time_steps(engine: Engine, batch: int, context: int, page_size: int, steps: 
 
     Single intervals would flatter: when the host is held up, the step that is already dispatched ends meanwhile and seems to take no time.
     """
+    window = min(WINDOW, steps)
     pending = engine.dispatch(decode_plan(0, batch, context, page_size))
     times, last = [], time.perf_counter()
-    for number in range(1, WINDOW + steps + 1):
+    for number in range(1, window + steps + 1):
         following = engine.dispatch(decode_plan(number, batch, context, page_size))
         engine.collect(pending)
         pending = following
-        if number % WINDOW == 0:
+        if number % window == 0:
             now = time.perf_counter()
-            times.append((now - last) / WINDOW)
+            times.append((now - last) / window)
             last = now
     engine.collect(pending)
     return times[1:]  # the first window warms up
