@@ -77,7 +77,12 @@ class ControlLoop:
         if isinstance(event, WorkerJoined):
             log.info("worker %s joined with %s", event.worker, ", ".join(info.ref.id for info in event.instances))
         elif isinstance(event, WorkerLost):
-            log.warning("worker %s is gone: %s", event.worker, event.reason)
+            log.log(
+                logging.INFO if event.reason == "left" else logging.WARNING,
+                "worker %s is gone: %s",
+                event.worker,
+                event.reason,
+            )
         try:
             commands = self._scheduler.handle(event, self._clock.now())
             for command in commands:

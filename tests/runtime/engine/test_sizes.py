@@ -103,7 +103,10 @@ def test_malformed_sizes_are_refused() -> None:
 
 def test_a_pool_too_small_for_one_sequence_is_refused() -> None:
     assert toy_config(num_pages=17).pages_per_sequence == 16
-    with pytest.raises(ConfigError, match="15 KV pages of 4 tokens cannot hold one sequence of max_model_len 64"):
+    with pytest.raises(
+        ConfigError,
+        match=r"15 KV pages of 4 tokens \(num_pages 16, one of them reserved\) cannot hold one sequence of max_model_len 64",
+    ):
         toy_config(num_pages=16)
 
 
