@@ -6,6 +6,8 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 endif
 PYTEST_ARGS ?=
+# Two files at a time: most of the time is tracing and compiling, which one interpreter does on one core.
+PARALLEL ?= -n 2 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -48,10 +50,10 @@ demo: $(STAMP)
 	$(BIN)/python -m triptych.tools.demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not real_model" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not real_model" $(PYTEST_ARGS)
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
