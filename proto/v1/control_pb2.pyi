@@ -8,48 +8,58 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ReserveDecode(_message.Message):
-    __slots__ = ("request", "ttl")
+    __slots__ = ("request", "ttl", "resumed")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
     request: _common_pb2.Request
     ttl: float
-    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ..., ttl: _Optional[float] = ...) -> None: ...
+    resumed: _containers.RepeatedCompositeFieldContainer[_common_pb2.SampleState]
+    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ..., ttl: _Optional[float] = ..., resumed: _Optional[_Iterable[_Union[_common_pb2.SampleState, _Mapping]]] = ...) -> None: ...
 
 class StartPrefill(_message.Message):
-    __slots__ = ("request", "skip_tokens", "lease")
+    __slots__ = ("request", "skip_tokens", "lease", "resumed")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     SKIP_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
     request: _common_pb2.Request
     skip_tokens: int
     lease: float
-    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ..., skip_tokens: _Optional[int] = ..., lease: _Optional[float] = ...) -> None: ...
+    resumed: _containers.RepeatedCompositeFieldContainer[_common_pb2.SampleState]
+    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ..., skip_tokens: _Optional[int] = ..., lease: _Optional[float] = ..., resumed: _Optional[_Iterable[_Union[_common_pb2.SampleState, _Mapping]]] = ...) -> None: ...
 
 class StartDecode(_message.Message):
-    __slots__ = ("request", "source")
+    __slots__ = ("request", "source", "attempt")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     request: str
     source: _common_pb2.Handle
-    def __init__(self, request: _Optional[str] = ..., source: _Optional[_Union[_common_pb2.Handle, _Mapping]] = ...) -> None: ...
+    attempt: int
+    def __init__(self, request: _Optional[str] = ..., source: _Optional[_Union[_common_pb2.Handle, _Mapping]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class StartLocal(_message.Message):
-    __slots__ = ("request",)
+    __slots__ = ("request", "resumed")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
     request: _common_pb2.Request
-    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ...) -> None: ...
+    resumed: _containers.RepeatedCompositeFieldContainer[_common_pb2.SampleState]
+    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ..., resumed: _Optional[_Iterable[_Union[_common_pb2.SampleState, _Mapping]]] = ...) -> None: ...
 
 class AbortTask(_message.Message):
-    __slots__ = ("request", "status", "reason", "role")
+    __slots__ = ("request", "status", "reason", "role", "attempt")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     request: str
     status: int
     reason: str
     role: str
-    def __init__(self, request: _Optional[str] = ..., status: _Optional[int] = ..., reason: _Optional[str] = ..., role: _Optional[str] = ...) -> None: ...
+    attempt: int
+    def __init__(self, request: _Optional[str] = ..., status: _Optional[int] = ..., reason: _Optional[str] = ..., role: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class TaskCommand(_message.Message):
     __slots__ = ("reserve_decode", "start_prefill", "start_decode", "start_local", "abort_task")
@@ -66,72 +76,86 @@ class TaskCommand(_message.Message):
     def __init__(self, reserve_decode: _Optional[_Union[ReserveDecode, _Mapping]] = ..., start_prefill: _Optional[_Union[StartPrefill, _Mapping]] = ..., start_decode: _Optional[_Union[StartDecode, _Mapping]] = ..., start_local: _Optional[_Union[StartLocal, _Mapping]] = ..., abort_task: _Optional[_Union[AbortTask, _Mapping]] = ...) -> None: ...
 
 class Granted(_message.Message):
-    __slots__ = ("request", "cached_tokens")
+    __slots__ = ("request", "cached_tokens", "attempt")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     request: str
     cached_tokens: int
-    def __init__(self, request: _Optional[str] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
+    attempt: int
+    def __init__(self, request: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Refused(_message.Message):
-    __slots__ = ("request", "role", "reason", "permanent")
+    __slots__ = ("request", "role", "reason", "permanent", "attempt")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PERMANENT_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     request: str
     role: str
     reason: str
     permanent: bool
-    def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., reason: _Optional[str] = ..., permanent: bool = ...) -> None: ...
+    attempt: int
+    def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., reason: _Optional[str] = ..., permanent: bool = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Staged(_message.Message):
-    __slots__ = ("request", "handle")
+    __slots__ = ("request", "handle", "attempt")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     HANDLE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     request: str
     handle: _common_pb2.Handle
-    def __init__(self, request: _Optional[str] = ..., handle: _Optional[_Union[_common_pb2.Handle, _Mapping]] = ...) -> None: ...
+    attempt: int
+    def __init__(self, request: _Optional[str] = ..., handle: _Optional[_Union[_common_pb2.Handle, _Mapping]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Accepted(_message.Message):
-    __slots__ = ("request",)
+    __slots__ = ("request", "attempt")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     request: str
-    def __init__(self, request: _Optional[str] = ...) -> None: ...
+    attempt: int
+    def __init__(self, request: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class PrefillDone(_message.Message):
-    __slots__ = ("request", "report", "finished", "times")
+    __slots__ = ("request", "report", "finished", "times", "attempt")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     TIMES_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     request: str
     report: _common_pb2.PromptReport
     finished: bool
     times: _common_pb2.StageTimes
-    def __init__(self, request: _Optional[str] = ..., report: _Optional[_Union[_common_pb2.PromptReport, _Mapping]] = ..., finished: bool = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ...) -> None: ...
+    attempt: int
+    def __init__(self, request: _Optional[str] = ..., report: _Optional[_Union[_common_pb2.PromptReport, _Mapping]] = ..., finished: bool = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class DecodeStarted(_message.Message):
-    __slots__ = ("request", "times")
+    __slots__ = ("request", "times", "attempt")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     TIMES_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     request: str
     times: _common_pb2.StageTimes
-    def __init__(self, request: _Optional[str] = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ...) -> None: ...
+    attempt: int
+    def __init__(self, request: _Optional[str] = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class TaskEnded(_message.Message):
-    __slots__ = ("request", "role", "status", "reason", "preemptions")
+    __slots__ = ("request", "role", "status", "reason", "preemptions", "attempt")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     request: str
     role: str
     status: int
     reason: str
     preemptions: int
-    def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., status: _Optional[int] = ..., reason: _Optional[str] = ..., preemptions: _Optional[int] = ...) -> None: ...
+    attempt: int
+    def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., status: _Optional[int] = ..., reason: _Optional[str] = ..., preemptions: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class TaskReport(_message.Message):
     __slots__ = ("granted", "refused", "staged", "accepted", "prefill_done", "decode_started", "task_ended")
@@ -151,6 +175,22 @@ class TaskReport(_message.Message):
     task_ended: TaskEnded
     def __init__(self, granted: _Optional[_Union[Granted, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., staged: _Optional[_Union[Staged, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., prefill_done: _Optional[_Union[PrefillDone, _Mapping]] = ..., decode_started: _Optional[_Union[DecodeStarted, _Mapping]] = ..., task_ended: _Optional[_Union[TaskEnded, _Mapping]] = ...) -> None: ...
 
+class HeldTask(_message.Message):
+    __slots__ = ("ref", "request", "attempt", "role", "gateway", "running")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    ref: _common_pb2.InstanceRef
+    request: str
+    attempt: int
+    role: str
+    gateway: str
+    running: bool
+    def __init__(self, ref: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., request: _Optional[str] = ..., attempt: _Optional[int] = ..., role: _Optional[str] = ..., gateway: _Optional[str] = ..., running: bool = ...) -> None: ...
+
 class InstanceLoad(_message.Message):
     __slots__ = ("ref", "load")
     REF_FIELD_NUMBER: _ClassVar[int]
@@ -160,12 +200,14 @@ class InstanceLoad(_message.Message):
     def __init__(self, ref: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., load: _Optional[_Union[_common_pb2.Load, _Mapping]] = ...) -> None: ...
 
 class WorkerJoined(_message.Message):
-    __slots__ = ("worker", "instances")
+    __slots__ = ("worker", "instances", "held")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     worker: str
     instances: _containers.RepeatedCompositeFieldContainer[_common_pb2.InstanceInfo]
-    def __init__(self, worker: _Optional[str] = ..., instances: _Optional[_Iterable[_Union[_common_pb2.InstanceInfo, _Mapping]]] = ...) -> None: ...
+    held: _containers.RepeatedCompositeFieldContainer[HeldTask]
+    def __init__(self, worker: _Optional[str] = ..., instances: _Optional[_Iterable[_Union[_common_pb2.InstanceInfo, _Mapping]]] = ..., held: _Optional[_Iterable[_Union[HeldTask, _Mapping]]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("worker", "loads")
@@ -249,6 +291,20 @@ class Submit(_message.Message):
     request: _common_pb2.Request
     def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ...) -> None: ...
 
+class Declare(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: _common_pb2.Request
+    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ...) -> None: ...
+
+class Resume(_message.Message):
+    __slots__ = ("request", "samples")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    request: _common_pb2.Request
+    samples: _containers.RepeatedCompositeFieldContainer[_common_pb2.SampleState]
+    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ..., samples: _Optional[_Iterable[_Union[_common_pb2.SampleState, _Mapping]]] = ...) -> None: ...
+
 class Cancel(_message.Message):
     __slots__ = ("request", "reason")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
@@ -258,14 +314,18 @@ class Cancel(_message.Message):
     def __init__(self, request: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class GatewayMessage(_message.Message):
-    __slots__ = ("hello", "submit", "cancel")
+    __slots__ = ("hello", "submit", "cancel", "declare", "resume")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    DECLARE_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     submit: Submit
     cancel: Cancel
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
+    declare: Declare
+    resume: Resume
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., declare: _Optional[_Union[Declare, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ...) -> None: ...
 
 class Directory(_message.Message):
     __slots__ = ("instances",)
@@ -295,6 +355,16 @@ class Progress(_message.Message):
     times: _common_pb2.StageTimes
     def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ...) -> None: ...
 
+class Interrupted(_message.Message):
+    __slots__ = ("request", "attempt", "reason")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    attempt: int
+    reason: str
+    def __init__(self, request: _Optional[str] = ..., attempt: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class Failed(_message.Message):
     __slots__ = ("request", "status", "reason", "retry_after")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
@@ -316,18 +386,20 @@ class Completed(_message.Message):
     def __init__(self, request: _Optional[str] = ..., preemptions: _Optional[int] = ...) -> None: ...
 
 class GatewayNotice(_message.Message):
-    __slots__ = ("directory", "placed", "progress", "failed", "completed")
+    __slots__ = ("directory", "placed", "progress", "failed", "completed", "interrupted")
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     PLACED_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     COMPLETED_FIELD_NUMBER: _ClassVar[int]
+    INTERRUPTED_FIELD_NUMBER: _ClassVar[int]
     directory: Directory
     placed: Placed
     progress: Progress
     failed: Failed
     completed: Completed
-    def __init__(self, directory: _Optional[_Union[Directory, _Mapping]] = ..., placed: _Optional[_Union[Placed, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., completed: _Optional[_Union[Completed, _Mapping]] = ...) -> None: ...
+    interrupted: Interrupted
+    def __init__(self, directory: _Optional[_Union[Directory, _Mapping]] = ..., placed: _Optional[_Union[Placed, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., completed: _Optional[_Union[Completed, _Mapping]] = ..., interrupted: _Optional[_Union[Interrupted, _Mapping]] = ...) -> None: ...
 
 class GetClusterRequest(_message.Message):
     __slots__ = ()

@@ -10,18 +10,19 @@ from dataclasses import dataclass
 
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, Role
-from triptych.runtime.core.request import Request
-from triptych.runtime.core.tasks import StageTimes, TaskCommand, TaskReport
+from triptych.runtime.core.request import Request, SampleState
+from triptych.runtime.core.tasks import HeldTask, StageTimes, TaskCommand, TaskReport
 
 # ---- events -------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class WorkerJoined:
-    """A worker process registered these instances."""
+    """A worker process registered these instances, which hold these tasks (of an earlier life of the scheduler or of this stream)."""
 
     worker: str
     instances: tuple[InstanceInfo, ...]
+    held: tuple[HeldTask, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,24 @@ class Submit:
 
 
 @dataclass(frozen=True)
+class Declare:
+    """A gateway that connected (again) has this request open, at this attempt. Instances that run it go on; else it is resumed."""
+
+    request: Request
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A gateway asks to go on with a request under a new attempt (request.attempt), from `samples`: all that its client has seen.
+
+    Answers Interrupted, or comes unasked when tokens were lost on their way to the gateway.
+    """
+
+    request: Request
+    samples: tuple[SampleState, ...]
+
+
+@dataclass(frozen=True)
 class Cancel:
     """The client went away, aborted, or the gateway found the request's end itself."""
 
@@ -109,6 +128,8 @@ SchedulerEvent = (
     | GatewayJoined
     | GatewayLost
     | Submit
+    | Declare
+    | Resume
     | Cancel
     | SchedulerTick
 )
@@ -143,6 +164,15 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Interrupted:
+    """What ran the request is lost. From now on tokens of earlier attempts do not count; the answer is Resume under `attempt`."""
+
+    request: str
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Failed:
     """The request's one terminal failure. Never sent after Completed, nor twice."""
 
@@ -160,7 +190,7 @@ class Completed:
     preemptions: int = 0
 
 
-GatewayNotice = Directory | Placed | Progress | Failed | Completed
+GatewayNotice = Directory | Placed | Progress | Interrupted | Failed | Completed
 
 # ---- commands -----------------------------------------------------------------------------------------------------------------------
 

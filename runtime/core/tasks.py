@@ -11,6 +11,10 @@ One request on a P/D split, in order (P = prefill instance, D = decode instance)
 
 An instance that holds both roles gets StartLocal instead of all of these. AbortTask may come at any time and is always answered by
 exactly one TaskEnded for a task that the instance knows. Every task ends in exactly one TaskEnded; a refused one never began.
+
+A request that lost an instance begins again under its next attempt. `resumed` then says what its client has seen: prefill computes the
+prompt and draws nothing, and decode recomputes the outputs of each sample before it draws on. Commands and reports carry the attempt, so
+that what is left of an earlier one is never taken for news of this one.
 """
 
 from __future__ import annotations
@@ -19,8 +23,8 @@ from dataclasses import dataclass
 
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.handle import Handle
-from triptych.runtime.core.instance import Role
-from triptych.runtime.core.request import PromptReport, Request
+from triptych.runtime.core.instance import InstanceRef, Role
+from triptych.runtime.core.request import PromptReport, Request, SampleState
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class ReserveDecode:
 
     request: Request
     ttl: float
+    resumed: tuple[SampleState, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,14 @@ class StartPrefill:
 
     `skip_tokens`: leading prompt tokens whose KV the decode instance already has (a multiple of the page size): not offered.
     `lease`: seconds that staged KV outlives the puller's last sign of life.
+    `resumed`: every sample as its client has seen it, or empty at the first attempt. If it is not empty, nothing is drawn and the
+    final record carries these samples.
     """
 
     request: Request
     skip_tokens: int
     lease: float
+    resumed: tuple[SampleState, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,23 +58,29 @@ class StartDecode:
 
     request: str
     source: Handle
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
 class StartLocal:
-    """Prefill and decode on the same instance and pool (topology PD)."""
+    """Prefill and decode on the same instance and pool (topology PD). `resumed` as for StartPrefill."""
 
     request: Request
+    resumed: tuple[SampleState, ...] = ()
 
 
 @dataclass(frozen=True)
 class AbortTask:
-    """End the instance's task of `role` (None: every task) of this request, free what it holds, answer TaskEnded(status, reason)."""
+    """End the instance's task of `role` (None: every task) of this request, free what it holds, answer TaskEnded(status, reason).
+
+    `attempt`: only if the task is of this attempt (None: whichever it is of).
+    """
 
     request: str
     status: Status
     reason: str
     role: Role | None = None
+    attempt: int | None = None
 
 
 TaskCommand = ReserveDecode | StartPrefill | StartDecode | StartLocal | AbortTask
@@ -78,6 +92,7 @@ class Granted:
 
     request: str
     cached_tokens: int
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,7 @@ class Refused:
     role: Role
     reason: str
     permanent: bool = False
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -96,6 +112,7 @@ class Staged:
 
     request: str
     handle: Handle
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -103,6 +120,7 @@ class Accepted:
     """Answer to StartLocal: queued on the instance."""
 
     request: str
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -125,6 +143,7 @@ class PrefillDone:
     report: PromptReport
     finished: bool
     times: StageTimes = StageTimes()
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -133,6 +152,7 @@ class DecodeStarted:
 
     request: str
     times: StageTimes = StageTimes()
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -144,6 +164,25 @@ class TaskEnded:
     status: Status
     reason: str = ""
     preemptions: int = 0
+    attempt: int = 1
 
 
 TaskReport = Granted | Refused | Staged | Accepted | PrefillDone | DecodeStarted | TaskEnded
+
+
+@dataclass(frozen=True)
+class HeldTask:
+    """A task that an instance holds, as its worker declares it when it registers.
+
+    Attributes:
+        role: None for a local task, which has both.
+        gateway: who hears its tokens.
+        running: needs nothing of any other instance any more: a local task, or a decode task whose KV has arrived.
+    """
+
+    ref: InstanceRef
+    request: str
+    attempt: int
+    role: Role | None
+    gateway: str
+    running: bool
