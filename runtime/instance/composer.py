@@ -76,23 +76,46 @@ class StepComposer(Protocol):
 
 
 class DefaultComposer:
-    """All decodes, then prefill chunks in order, as in Sarathi-Serve (Agrawal et al. 2024, arXiv 2403.02310).
+    """All decodes, then prefill chunks in order, as in Sarathi-Serve (Agrawal et al. 2024, arXiv 2403.02310): topology PD.
 
     A candidate with a single token left and nothing to score has the shape of a decode row and takes no share of the
     prefill limits; there are always enough decode rows, because every candidate holds a slot that is not decoding yet.
     """
 
     def compose(self, view: StepView) -> StepChoice:
-        chunks: list[int] = []
-        tokens, rows = view.limits.chunk_tokens, view.limits.max_prefill_rows
-        for candidate in view.chunks:
-            if candidate.tokens == 1 and not candidate.scored:
-                chunks.append(1)
-                continue
-            if not rows or not tokens:
-                break
-            chosen = min(candidate.tokens, tokens)
-            chunks.append(chosen)
-            tokens -= chosen
-            rows -= 1
-        return StepChoice(view.decodes, tuple(chunks + [0] * (len(view.chunks) - len(chunks))))
+        return StepChoice(view.decodes, _chunks(view))
+
+
+class TakingTurns:
+    """Steps of decode rows only and of prefill chunks only, in turns while there is work for both: topology (P-D).
+
+    What separate loops on one device come to where programs run one after another: a decode step is never longer than
+    its own work, and waits for at most one prefill step of `chunk_tokens` tokens. The instance's share (`limits`) bounds
+    that step, so it sets how compute is split.
+    """
+
+    def __init__(self) -> None:
+        self._prefilled_last = False
+
+    def compose(self, view: StepView) -> StepChoice:
+        none = (0,) * len(view.chunks)
+        prefill = bool(view.chunks) and not (view.decodes and self._prefilled_last)
+        self._prefilled_last = prefill
+        return StepChoice(0, _chunks(view)) if prefill else StepChoice(view.decodes, none)
+
+
+def _chunks(view: StepView) -> tuple[int, ...]:
+    """As many tokens of each candidate, in order, as the limits allow."""
+    chunks: list[int] = []
+    tokens, rows = view.limits.chunk_tokens, view.limits.max_prefill_rows
+    for candidate in view.chunks:
+        if candidate.tokens == 1 and not candidate.scored:
+            chunks.append(1)
+            continue
+        if not rows or not tokens:
+            break
+        chosen = min(candidate.tokens, tokens)
+        chunks.append(chosen)
+        tokens -= chosen
+        rows -= 1
+    return tuple(chunks + [0] * (len(view.chunks) - len(chunks)))
