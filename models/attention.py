@@ -10,6 +10,10 @@ not the width of the block table, and what is gathered at once stays in cache: o
 tables of 512 take a fifth of the time of gathering whole rows. Decode rows (one query each) walk together. Ragged rows
 are cut into blocks of queries that walk one after another, and blocks beyond a row's length are skipped.
 
+The query of a lone decode row is multiplied with all KV heads of a device at once if they are few, each head's query
+being zero at the other heads' numbers. That multiplies more, but takes the gathered tokens as they lie in the pages:
+bringing the heads forward is a strided pass over cold memory, on CPU half of what attention costs such a step.
+
 Values at masked positions are cleared before they are summed: a page's unused tail holds whatever its last owner left,
 and 0 x NaN is NaN.
 """
@@ -26,6 +30,12 @@ QUERY_BLOCK = 128
 # KV tokens per block. 128 tokens of a few hundred floats, for 8 rows, fit an L2 cache; at 200 cached tokens half or
 # twice as many measured 1.5 times as slow.
 KV_BLOCK = 128
+
+# KV tokens per block of a single row: half as many small operations for the same reading.
+LONE_ROW_KV_BLOCK = 256
+
+# Most multiplications with zero, for each cached number, that cost less than bringing the heads forward.
+MAX_WASTE = 8
 
 # Instead of -inf, which turns a row without any visible position into NaN.
 MASKED_SCORE = -1e30
@@ -44,12 +54,14 @@ def ragged_paged_attention(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
+    tp: int = 1,
 ) -> Float[Array, "tokens heads head_dim"]:
     """Attend every query to its row's cached tokens; padding tokens get zeros.
 
     kv_lens include this step's tokens, which are already in the pages. `decode_rows` and `max_q_len` are static: rows
     below `decode_rows` have one token (or kv_len 0, for padding), token i being row i's; later rows have at most
-    `max_q_len`. `soft_cap` bounds scores as cap * tanh(score / cap), before masking. Page indices must lie in the pool.
+    `max_q_len`. `soft_cap` bounds scores as cap * tanh(score / cap), before masking. `tp` is
+    how many devices the heads are spread over. Page indices must lie in the pool.
     Raises ValueError if the static sizes contradict each other.
     """
     tokens, rows = q.shape[0], kv_lens.shape[0]
@@ -57,7 +69,7 @@ def ragged_paged_attention(
         raise ValueError(f"decode_rows must lie between 0 and the {rows} rows and {tokens} tokens, got {decode_rows}")
     if tokens > decode_rows and rows == decode_rows:
         raise ValueError(f"{tokens - decode_rows} tokens after the {decode_rows} decode rows belong to no row")
-    cache = _Cache(k_pages, v_pages, scale, window, soft_cap)
+    cache = _Cache(k_pages, v_pages, scale, window, soft_cap, tp)
     outputs = []
     if decode_rows:
         lens = kv_lens[:decode_rows]
@@ -112,6 +124,7 @@ class _Cache:
     scale: float
     window: int | None
     soft_cap: float | None
+    tp: int
 
     def attend(
         self,
@@ -122,18 +135,23 @@ class _Cache:
         """Attend queries standing at KV `positions`; a query at a negative position sees nothing and gets zeros."""
         rows, queries, heads, head_dim = q.shape
         page_size, kv_heads = self.k_pages.shape[1:3]
-        pages = min(max(KV_BLOCK // page_size, 1), page_indices.shape[1])
+        lone = rows == queries == 1
+        pages = min(max((LONE_ROW_KV_BLOCK if lone else KV_BLOCK) // page_size, 1), page_indices.shape[1])
         tokens = pages * page_size
         # Whole blocks, and one more: of a table of one block XLA hoists the gather out of the loop and fuses it with
         # the write of the new token before it, which then needs the old pool, hence a copy of all of it. The null page
         # is past every position.
         page_indices = jnp.pad(page_indices, ((0, 0), (0, -page_indices.shape[1] % pages + pages)))
-        grouped = q.reshape(rows, queries, kv_heads, heads // kv_heads, head_dim)
+        merged = self._mergeable_heads(heads) if lone else 1
+        own = jnp.eye(merged, dtype=bool)
+        by_head = q.reshape(rows, queries, kv_heads // merged, merged, heads // kv_heads, 1, head_dim)
+        spread = jnp.where(own[:, None, :, None], by_head, 0)
+        grouped = spread.reshape(rows, queries, kv_heads // merged, -1, merged * head_dim)
 
         def block(index: Int[Array, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             peak, total, summed = state
             table = jax.lax.dynamic_slice_in_dim(page_indices, index * pages, pages, axis=1)
-            k, v = _gather(self.k_pages, table), _gather(self.v_pages, table)
+            k, v = _gather(self.k_pages, table, merged), _gather(self.v_pages, table, merged)
             mask = self._visible(positions, index * tokens + jnp.arange(tokens))
             v = jnp.where(mask.any(axis=1)[:, :, None, None], v, 0)
             scores = jnp.einsum("rqkgd,rskd->rkgqs", grouped, k, preferred_element_type=jnp.float32) * self.scale
@@ -147,16 +165,25 @@ class _Cache:
             here = jnp.einsum("rkgqs,rskd->rkgqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
             return new_peak, total * fade + weights.sum(axis=-1), summed * fade[..., None] + here
 
-        shape = (rows, kv_heads, heads // kv_heads, queries)
-        state = (jnp.full(shape, MASKED_SCORE), jnp.zeros(shape), jnp.zeros((*shape, head_dim)))
+        shape = (rows, kv_heads // merged, merged * (heads // kv_heads), queries)
+        state = (jnp.full(shape, MASKED_SCORE), jnp.zeros(shape), jnp.zeros((*shape, merged * head_dim)))
         last = positions.max() // tokens + 1
         first = 0
         if self.window is not None:
             earliest = jnp.where(positions < 0, positions.max(), positions).min() - self.window + 1
             first = jnp.maximum(earliest, 0) // tokens
         _, total, summed = jax.lax.fori_loop(first, last, block, state)
-        out = summed / jnp.where(total > 0, total, 1.0)[..., None]
-        return jnp.moveaxis(out, 3, 1).reshape(q.shape).astype(q.dtype)
+        out = (summed / jnp.where(total > 0, total, 1.0)[..., None]).reshape(
+            rows, kv_heads // merged, merged, -1, queries, merged, head_dim
+        )
+        out = jnp.where(own[:, None, None, :, None], out, 0).sum(axis=5).reshape(rows, heads, queries, head_dim)
+        return jnp.moveaxis(out, 2, 1).astype(q.dtype)
+
+    def _mergeable_heads(self, heads: int) -> int:
+        """How many neighbouring KV heads can be multiplied at once: all of a device, or one by one."""
+        local = self.k_pages.shape[2] // self.tp
+        waste = heads // self.tp * (local - 1) / local
+        return local if waste <= MAX_WASTE else 1
 
     def _visible(
         self, positions: Int[Array, "rows queries"], kv_positions: Int[Array, "tokens"]
@@ -167,8 +194,8 @@ class _Cache:
 
 
 def _gather(
-    pages: Float[Array, "pages page_size kv_heads head_dim"], table: Int[Array, "rows width"]
-) -> Float[Array, "rows tokens kv_heads head_dim"]:
-    """The tokens of each row's pages, in order."""
+    pages: Float[Array, "pages page_size kv_heads head_dim"], table: Int[Array, "rows width"], merged: int
+) -> Float[Array, "rows tokens head_groups merged_dim"]:
+    """The tokens of each row's pages, in order; `merged` heads of a token, which lie together, are one vector."""
     gathered = pages.at[table].get(mode="promise_in_bounds")
-    return gathered.reshape(table.shape[0], -1, *pages.shape[2:])
+    return gathered.reshape(table.shape[0], -1, pages.shape[2] // merged, merged * pages.shape[3])

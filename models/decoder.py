@@ -4,9 +4,8 @@ flax nnx is for definition only. Engines hold a model as a flat tuple of arrays 
 a traced function, so nothing here runs per step. Programs compose the pieces: `embed`, layers (or a range of them),
 `norm`, `head`.
 
-Projections of one input are one parameter: on CPU a product of fewer than half a million weights runs on one core, and
-a wider one on all. Fused weights are [in, out] and the others [out, in], the order of checkpoints: whichever measured
-faster for a single token. Sizes are physical ones, padded for tensor parallelism as `sharding/heads.py` says; pads are
+Projections of one input are one parameter: fewer, larger products. Fused weights are [in, out] and the others [out, in],
+the order of checkpoints; `models/product.py` says how a single token is multiplied. Sizes are physical ones, padded for tensor parallelism as `sharding/heads.py` says; pads are
 zeros, results are exact. Parameters and activations are in the parameter dtype; norms, rotary embedding, softmax and
 logits are in float32.
 
@@ -26,6 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from triptych.models.attention import ragged_paged_attention
 from triptych.models.config import ModelConfig
+from triptych.models.product import times, times_transposed
 from triptych.models.ragged import Ragged
 from triptych.models.rope import Rotation, rotate, rotation
 from triptych.sharding.heads import head_layout, padded_size
@@ -61,7 +61,7 @@ class Linear(nnx.Module):
         self.bias = _zeros((outputs,), dtype) if bias else None
 
     def __call__(self, x: Float[Array, "tokens inputs"]) -> Float[Array, "tokens outputs"]:
-        out = jnp.einsum("ti,oi->to", x, self.weight[...])
+        out = times_transposed(x, self.weight[...])
         return out if self.bias is None else out + self.bias[...]
 
 
@@ -87,7 +87,7 @@ class FusedLinear(nnx.Module):
         self.rules = rules
 
     def __call__(self, x: Float[Array, "tokens inputs"]) -> tuple[Float[Array, "tokens outputs"], ...]:
-        out = x @ self.weight[...]
+        out = times(x, self.weight[...])
         out = out if self.bias is None else out + self.bias[...]
         by_device = self.rules.constrain(out, "tokens", self.axis).reshape(x.shape[0], self.rules.tp, -1)
         return tuple(part.reshape(x.shape[0], -1) for part in jnp.split(by_device, self.ends[:-1], axis=2))
@@ -204,8 +204,11 @@ class Decoder(nnx.Module):
         return self.rules.constrain(logits)[:, : self.config.vocab_size]
 
 
-def paged_attend(batch: Ragged, scale: float) -> Attend:
-    """The reference `Attend`: scatter the new keys and values into the pages, then ragged paged attention."""
+def paged_attend(batch: Ragged, scale: float, tp: int) -> Attend:
+    """The reference `Attend`: scatter the new keys and values into the pages, then ragged paged attention.
+
+    `tp` is how many devices the heads are spread over.
+    """
 
     def write(pages: Pages, new: Float[Array, "tokens kv_heads head_dim"]) -> Pages:
         # Indexed by page and offset: through a pool reshaped to [slots, ...] XLA copies the whole donated pool for one
@@ -226,6 +229,7 @@ def paged_attend(batch: Ragged, scale: float) -> Attend:
             max_q_len=batch.max_q_len,
             scale=scale,
             window=window,
+            tp=tp,
         )
         return out, (k_pages, v_pages)
 
@@ -239,7 +243,7 @@ def extend_layers(
     layers = range(decoder.config.num_layers) if layers is None else layers
     if len(pools) != len(layers):
         raise ValueError(f"{len(layers)} layers need as many pools, got {len(pools)}")
-    attend = paged_attend(batch, decoder.config.head_dim**-0.5)
+    attend = paged_attend(batch, decoder.config.head_dim**-0.5, decoder.rules.tp)
     by = decoder.rotation(batch.positions)
     written: list[KV] = []
     for index, kv in zip(layers, pools, strict=True):

@@ -23,11 +23,13 @@ ALLOWED = {
     "runtime/scheduler": {"runtime/core", "runtime/wire", "proto"},
     "runtime/instance": {"runtime/core"},
     "runtime/wire": {"runtime/core", "proto"},
-    "runtime/gateway": {"runtime/core", "runtime/wire", "models", "proto"},
+    "runtime/gateway": {"runtime/core", "runtime/wire", "runtime/client", "runtime/metrics", "models", "proto"},
+    "runtime/metrics": {"runtime/core", "runtime/wire", "proto"},
     "runtime/client": {"runtime/core", "runtime/wire", "proto"},
+    "runtime/simulation": {"runtime/core", "runtime/scheduler", "runtime/instance"},
     "runtime/engine": {"runtime/core", "runtime/instance", "runtime/transfer", "models", "sharding"},
 }
-PURE = ("runtime/core", "runtime/instance", "runtime/scheduler")
+PURE = ("runtime/core", "runtime/instance", "runtime/scheduler", "runtime/simulation")
 SHELL = {f"runtime/scheduler/{name}.py" for name in ("service", "server", "control_loop")}  # the scheduler's gRPC shell
 
 
@@ -118,6 +120,7 @@ def test_every_package_is_linked_and_importable():
     [
         "triptych.runtime.client",
         "triptych.runtime.gateway.server",
+        "triptych.runtime.gateway.http.server",
         "triptych.runtime.scheduler.server",
         "triptych.runtime.instance.core",
         "triptych.models.text.chat",

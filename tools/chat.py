@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     connection = resolve(Connection, args)
-    with Client(connection.address, connection.api_key) as client:
+    with Client(connection.address, connection.token, connection.tls) as client:
         client.wait_ready(connection.wait or 5.0)
         print(f"talking to {client.model_info().model} on {connection.address}; {HELP}", file=sys.stderr)
         converse(client, Conversation(args.system), sampling_of(args), _read)

@@ -41,11 +41,31 @@ COMMANDS = {
     "generate": Command("triptych.tools.generate", "complete one prompt on a running server"),
     "chat": Command("triptych.tools.chat", "talk to a running server"),
     "info": Command("triptych.tools.info", "show what a running server serves and how busy it is"),
+    "top": Command("triptych.tools.top", "watch a running cluster"),
+    "http": Command("triptych.tools.http", "serve OpenAI's HTTP API before a running server"),
     "bench": Command("triptych.tools.bench.command", "measure a running server under load, or two against each other"),
+    "faults": Command("triptych.tools.faults", "run random fault schedules on a virtual cluster, or replay one"),
     "floor": Command("triptych.tools.bench.floor", "measure one decode step against the time its bytes need"),
+    "fidelity": Command(
+        "triptych.tools.fidelity", "compare what the simulator predicts with a live deployment on this machine"
+    ),
+    "bench-scheduler": Command(
+        "triptych.tools.bench_scheduler", "measure what a request costs the scheduler, by size of cluster"
+    ),
+    "simulate": Command("triptych.tools.simulate", "simulate a cluster under load: objectives met, goodput, occupancy"),
+    "calibrate": Command("triptych.tools.calibrate", "measure step times of a model on this machine, for simulate"),
     "convert": Command("triptych.tools.convert", "write a model as an Orbax checkpoint"),
-    "scheduler": Command("triptych.tools.scheduler", "run only the scheduler and gateway (what serve starts first)"),
-    "worker": Command("triptych.tools.worker", "run only a worker with some instances (what serve starts next)"),
+    "scheduler": Command("triptych.tools.scheduler", "run only the scheduler"),
+    "gateway": Command("triptych.tools.gateway", "run only a gateway, which clients call"),
+    "worker": Command("triptych.tools.worker", "run only a worker with some instances"),
+    "drain": Command("triptych.tools.drain", "take an instance out of a running cluster"),
+    "switch-role": Command("triptych.tools.switch_role", "let an instance go on with other roles"),
+    "certs": Command("triptych.tools.certs", "make certificates to try TLS with"),
+    "fuzz": Command("triptych.tools.trials.fuzz", "send strange input to every RPC and route of a toy deployment"),
+    "chaos": Command(
+        "triptych.tools.trials.chaos", "kill, freeze and cut off processes of a toy deployment under load"
+    ),
+    "soak": Command("triptych.tools.trials.soak", "send many requests through a toy deployment and see what grows"),
     "version": Command("triptych.tools.version", "show the versions of Triptych and of what it runs on"),
 }
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from triptych.runtime.core import topology as topologies
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
-from triptych.tools.settings import describe, parse_bytes, setting
+from triptych.runtime.wire.logs import FORMATS as LOG_FORMATS
+from triptych.tools.settings import describe, parse_bytes, setting, split_secrets
 
 DEFAULT_PORT = 8431
 _LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -53,7 +54,7 @@ class ServeConfig:
     )
     seed: int = setting(0, "seed of dummy weights and of draws whose request names none", group="model")
 
-    topology: str = setting("1P1D", "instances: xPyD or nPD", group="placement")
+    topology: str = setting("1P1D", "instances: xPyD, nPD or n(P-D)", group="placement")
     processes: str = setting(
         "per-instance",
         "one process per instance, or one for all (KV then moves inside the process)",
@@ -73,6 +74,11 @@ class ServeConfig:
         None,
         "devices per decode instance (auto: --tensor-parallel-size)",
         flags=("--decode-tensor-parallel-size",),
+        group="placement",
+    )
+    switchable: bool = setting(
+        False,
+        "prepare every instance for both stages, so that `triptych switch-role` compiles nothing (longer start, more programs)",
         group="placement",
     )
     transport: str = setting(
@@ -120,10 +126,59 @@ class ServeConfig:
 
     host: str = setting("127.0.0.1", "address to listen on", group="network")
     port: int = setting(DEFAULT_PORT, "gRPC port; 0 takes a free one and prints it", group="network")
-    api_key: str | None = setting(
-        None, "bearer token that every call must carry (better in the environment)", secret=True, group="network"
+    scheduler_port: int = setting(
+        0,
+        "port of the scheduler that serve starts, for workers elsewhere; 0 takes a free one and prints it",
+        group="network",
+    )
+    http_port: int | None = setting(
+        None,
+        "port of OpenAI's HTTP API before the gateway; 0 takes a free one and prints it (auto: none)",
+        group="network",
     )
     max_message_mb: int = setting(16, "largest gRPC message, in MB", group="network")
+
+    api_key: str | None = setting(
+        None,
+        "bearer tokens of clients, separated by commas; a call must carry one (better in the environment or a file)",
+        flags=("--token",),
+        secret=True,
+        group="security",
+    )
+    api_key_file: str | None = setting(
+        None, "file with bearer tokens of clients, one a line", flags=("--token-file",), group="security"
+    )
+    cluster_token: str | None = setting(
+        None,
+        "bearer token between the processes of the deployment (auto: the clients' first)",
+        secret=True,
+        group="security",
+    )
+    cluster_token_file: str | None = setting(None, "file with that token", group="security")
+    ssl_certfile: str | None = setting(None, "certificate of this server, PEM: TLS on every leg", group="security")
+    ssl_keyfile: str | None = setting(None, "its key, PEM", group="security")
+    ssl_ca_certs: str | None = setting(None, "authorities whose certificates are believed, PEM", group="security")
+    ssl_cert_reqs: str = setting(
+        "required",
+        "whether clients of the gateway must show a certificate; the processes of the deployment always must",
+        choices=("required", "none", "2", "0"),
+        group="security",
+    )
+    cluster_ssl_certfile: str | None = setting(
+        None, "certificate that processes of the deployment show each other (auto: --ssl-certfile)", group="security"
+    )
+    cluster_ssl_keyfile: str | None = setting(None, "its key, PEM (auto: --ssl-keyfile)", group="security")
+    cluster_ssl_ca_certs: str | None = setting(
+        None, "authorities that they believe, PEM (auto: --ssl-ca-certs)", group="security"
+    )
+    cluster_ssl_server_name: str | None = setting(
+        None, "name that their certificates carry (auto: the address that is called)", group="security"
+    )
+    allow_insecure_device_transport: bool = setting(
+        False,
+        "let KV move by transport device although TLS is on: it can be neither encrypted nor authenticated",
+        group="security",
+    )
 
     max_waiting: int = setting(
         256,
@@ -131,8 +186,21 @@ class ServeConfig:
         flags=("--max-queued-requests",),
         group="limits",
     )
+    max_in_flight: int = setting(1024, "requests that the gateway has open at once; more are refused", group="limits")
+    rate_limit: float | None = setting(
+        None,
+        "requests per second of one gRPC client, by token or address; an HTTP server before the gateway is one client (auto: no limit)",
+        group="limits",
+    )
+    rate_burst: int = setting(20, "requests that a client may send at once before the rate holds", group="limits")
     max_prompt_tokens: int | None = setting(None, "longest prompt (auto: what --max-model-len leaves)", group="limits")
     request_timeout: float = setting(600.0, "seconds that a request may take when it names no deadline", group="limits")
+    max_attempts: int = setting(
+        5, "times that a request is begun, when what runs it is lost, before it fails", group="limits"
+    )
+    patience: float = setting(
+        30.0, "seconds that a request waits for a missing stage, or for a scheduler, before it fails", group="limits"
+    )
     heartbeat_interval: float = setting(1.0, "seconds between heartbeats of a worker", group="limits")
     heartbeat_timeout: float = setting(5.0, "seconds of silence after which a worker counts as dead", group="limits")
     lease_seconds: float = setting(
@@ -148,6 +216,16 @@ class ServeConfig:
         None, "compiled programs (auto: <cache-dir>/compiled)", group="files and logs"
     )
     log_level: str = setting("info", "what to log", choices=_LOG_LEVELS, group="files and logs")
+    log_format: str = setting("text", "how to log", choices=LOG_FORMATS, group="files and logs")
+    metrics_host: str = setting("127.0.0.1", "address of the metrics ports", group="files and logs")
+    metrics_port: int = setting(
+        0,
+        "port of /metrics, /live and /ready; serve gives the scheduler this one, the gateway the next, then the workers (0: none)",
+        group="files and logs",
+    )
+    otlp_traces_endpoint: str | None = setting(
+        None, "send a span for each request there, such as http://localhost:4318/v1/traces", group="files and logs"
+    )
 
     def __post_init__(self) -> None:
         problems = [*_out_of_range(self), *_contradictions(self)]
@@ -190,7 +268,8 @@ def _out_of_range(c: ServeConfig) -> list[str]:
     positive = (
         "max_model_len", "tensor_parallel_size", "prefill_tp", "decode_tp", "emulate_devices", "max_num_seqs", "max_num_batched_tokens",
         "page_size", "num_pages", "kv_cache_memory", "max_message_mb", "max_waiting", "max_prompt_tokens", "request_timeout",
-        "heartbeat_interval", "heartbeat_timeout", "lease_seconds", "startup_timeout",
+        "heartbeat_interval", "heartbeat_timeout", "lease_seconds", "startup_timeout", "max_attempts", "patience",
+        "max_in_flight", "rate_limit", "rate_burst",
     )  # fmt: skip
     for name in positive:
         value = getattr(c, name)
@@ -200,8 +279,9 @@ def _out_of_range(c: ServeConfig) -> list[str]:
         problems.append(f"shutdown_timeout is {c.shutdown_timeout}; expected 0 or more")
     if not 0.0 < c.gpu_memory_utilization <= 1.0:
         problems.append(f"gpu_memory_utilization is {c.gpu_memory_utilization}; expected a share in (0, 1]")
-    if not 0 <= c.port <= 65535:
-        problems.append(f"port is {c.port}; expected 0 (any free port) to 65535")
+    for name in ("port", "scheduler_port", "http_port", "metrics_port"):
+        if getattr(c, name) is not None and not 0 <= getattr(c, name) <= 65535:
+            problems.append(f"{name} is {getattr(c, name)}; expected 0 (any free port) to 65535")
     if not 0 <= c.seed < 2**64:
         problems.append(f"seed is {c.seed}; expected an unsigned 64-bit number")
     if not _is_host(c.host):
@@ -210,8 +290,10 @@ def _out_of_range(c: ServeConfig) -> list[str]:
         )
     if not c.model.strip():
         problems.append("model is empty; expected a name, folder or file")
-    if c.api_key is not None and len(c.api_key.split()) != 1:
-        problems.append("api_key must not be empty or contain white space")
+    for name in ("api_key", "cluster_token"):
+        given = getattr(c, name)
+        if given is not None and (not split_secrets(given) or any(len(t.split()) != 1 for t in split_secrets(given))):
+            problems.append(f"{name} must not be empty or contain white space")
     if c.chat_template is not None and not Path(c.chat_template).expanduser().is_file():
         problems.append(f"chat_template {c.chat_template!r} is not a file")
     try:
@@ -228,6 +310,8 @@ def _contradictions(c: ServeConfig) -> list[str]:
         plan = topologies.parse(c.topology)
     except topologies.TopologyError:
         return []
+    if c.http_port is not None and c.ssl_certfile is not None:
+        problems.append("http_port: serve's HTTP server speaks no TLS; run `triptych http` with certificates instead")
     if c.num_pages is not None and c.kv_cache_memory is not None:
         problems.append("num_pages and kv_cache_memory both size the KV pool; give one of them")
     if c.heartbeat_timeout < 2 * c.heartbeat_interval:
@@ -241,7 +325,7 @@ def _contradictions(c: ServeConfig) -> list[str]:
         )
     if plan.disaggregated and c.transport == "local" and c.processes != "one":
         problems.append("transport local moves KV inside one process; add --processes one, or take device or grpc")
-    if plan.combined and (c.prefill_tp is not None or c.decode_tp is not None):
+    if not plan.disaggregated and (c.prefill_tp is not None or c.decode_tp is not None):
         problems.append(f"prefill_tp and decode_tp mean nothing for topology {plan}; use tensor_parallel_size")
     specs = plan.instances()
     needed = c.devices_of(*specs) if c.processes == "one" else max(c.devices_of(s) for s in specs)

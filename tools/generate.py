@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     connection = resolve(Connection, args)
-    with Client(connection.address, connection.api_key) as client:
+    with Client(connection.address, connection.token, connection.tls) as client:
         if connection.wait:
             client.wait_ready(connection.wait)
         with _start(client, args) as stream:
@@ -96,6 +96,8 @@ def describe(result: Result) -> str:
         t = result.timings
         parts.append(f"first token {t.first_token * 1e3:.1f} ms, total {t.total * 1e3:.1f} ms")
         parts.append(f"queue {t.queue * 1e3:.1f} ms, prefill {t.prefill * 1e3:.1f} ms on {t.prefill_instance or '?'}")
+        if t.attempts > 1:
+            parts.append(f"went on {t.attempts - 1} times after a loss: attempt {t.attempts} finished it")
         if t.decode_instance and t.decode_instance != t.prefill_instance:
             pages = f"{t.pages_pulled} pages, {t.kv_bytes / 1e6:.2f} MB, {t.pages_skipped} pages were there"
             parts.append(f"KV to {t.decode_instance} {t.transfer * 1e3:.1f} ms ({pages})")

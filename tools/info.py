@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     connection = resolve(Connection, args)
-    with Client(connection.address, connection.api_key) as client:
+    with Client(connection.address, connection.token, connection.tls) as client:
         if connection.wait:
             client.wait_ready(connection.wait)
         model, server, loads = client.model_info(), client.server_info(), client.loads()

@@ -1,7 +1,8 @@
 """From a ServeConfig to the processes of a deployment on this machine: command lines and environments, computed, not started.
 
-First the scheduler (with the gateway in it), then, once its address is known, the workers: one per instance, or one for all. Devices are
-handed out in the order of `Topology.instances`; processes on GPUs see only their own.
+A scheduler, a gateway, and the workers: one per instance, or one for all. (http.py has the process that may stand before the gateway.) Ports are
+chosen by whoever starts them, so that a process that is started again is found where it was. Devices are handed out in the order of
+`Topology.instances`; processes on GPUs see only their own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from triptych.tools.config import ServeConfig
 from triptych.tools.settings import child_environment
 
 SCHEDULER = "scheduler"
+GATEWAY = "gateway"
 DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 _VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
@@ -46,10 +48,18 @@ def detect_device(dev: Path = Path("/dev")) -> str:
     return "cpu"
 
 
-def scheduler_process(config: ServeConfig, config_file: Path, environ: Mapping[str, str]) -> ProcessSpec:
-    """The scheduler and gateway. They never touch a device."""
-    argv = (sys.executable, "-m", "triptych.tools.cli", "scheduler", "--supervised", "--config", str(config_file))
+def scheduler_process(config: ServeConfig, config_file: Path, port: int, environ: Mapping[str, str]) -> ProcessSpec:
+    """The scheduler, listening on `port`."""
+    argv = (*_command("scheduler", config_file), "--port", str(port), *_metrics_port(config, 0))
     return ProcessSpec(SCHEDULER, argv, QUIET_GRPC | child_environment(config, environ))
+
+
+def gateway_process(
+    config: ServeConfig, config_file: Path, scheduler: str, port: int, environ: Mapping[str, str]
+) -> ProcessSpec:
+    """The gateway, listening on `port`, for the scheduler at host:port."""
+    argv = (*_command("gateway", config_file), "--port", str(port), "--scheduler", scheduler, *_metrics_port(config, 1))
+    return ProcessSpec(GATEWAY, argv, QUIET_GRPC | child_environment(config, environ))
 
 
 def worker_processes(
@@ -69,8 +79,8 @@ def worker_processes(
         needed = config.devices_of(*group)
         name = group[0].id if len(groups) > 1 else "worker"
         argv = (
-            sys.executable, "-m", "triptych.tools.cli", "worker", "--supervised", "--config", str(config_file), "--scheduler", scheduler,
-            "--name", name, "--instances", ",".join(spec.id for spec in group),
+            *_command("worker", config_file), "--scheduler", scheduler, "--name", name, "--instances",
+            ",".join(spec.id for spec in group), *_metrics_port(config, 2 + len(processes)),
         )  # fmt: skip
         env = (
             QUIET_GRPC | child_environment(config, environ) | device_environment(config, device, first, needed, environ)
@@ -107,6 +117,15 @@ def still_serves(plan: Topology, alive: Iterable[InstanceSpec]) -> bool:
     """Whether the instances that are left can take a request from its prompt to its end."""
     roles = {role for spec in alive for role in spec.roles}
     return {Role.PREFILL, Role.DECODE} <= roles if plan.disaggregated else bool(roles)
+
+
+def _command(name: str, config_file: Path) -> tuple[str, ...]:
+    return (sys.executable, "-m", "triptych.tools.cli", name, "--supervised", "--config", str(config_file))
+
+
+def _metrics_port(config: ServeConfig, number: int) -> tuple[str, ...]:
+    """The flag that gives a process the port of its place in the deployment; none where metrics are off."""
+    return ("--metrics-port", str(config.metrics_port + number)) if config.metrics_port else ()
 
 
 def _installed(module: str) -> bool:

@@ -1,14 +1,16 @@
-"""`triptych serve`: start the scheduler and the workers of a topology, say when they are ready, end them together.
+"""`triptych serve`: start the processes of a topology, say when they are ready, start again those that die, end them together.
 
-stdout carries exactly one line, {"ready": {"address": ...}}, for scripts; everything for people is on stderr. The command ends with status 0
-when it was asked to (SIGTERM, Ctrl-C), and with 1 when the scheduler died or no instance is left for some stage.
+stdout carries JSON lines for scripts: one {"ready": {...}} with the gateway's address and the address and pid of every process, then one
+{"restarted": {...}} for each process that is ready again; everything for people is on stderr. The command ends with status 0 when it was asked to
+(SIGTERM, Ctrl-C), and with 1 when a process dies before all are ready.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
-import queue
 import signal
 import sys
 import tempfile
@@ -17,14 +19,17 @@ from pathlib import Path
 from types import FrameType
 
 from triptych.runtime.core.errors import ConfigError
-from triptych.tools import launch
+from triptych.tools import http, launch
 from triptych.tools.child import announce_ready
 from triptych.tools.config import ServeConfig
+from triptych.tools.credentials import check_security
+from triptych.tools.keeper import Keeper
+from triptych.tools.ports import ReservedPort
 from triptych.tools.settings import add_arguments as add_settings
 from triptych.tools.settings import dump, resolve, write_dump
-from triptych.tools.supervisor import Child, StartupTimeoutError, Supervisor, describe_exit
+from triptych.tools.supervisor import Child, StartupTimeoutError, Supervisor
 
-_SLACK = 5.0  # seconds that a process gets to close its ports and devices
+_SLACK = 10.0  # seconds that a process gets to close its ports and devices; an interpreter with jax takes one or two by itself
 _POLL = 0.2  # seconds between looks at whether a signal came
 
 
@@ -42,11 +47,12 @@ def run(args: argparse.Namespace) -> int:
     if args.dump_config is not None:
         write_dump(config, args.dump_config)
         return 0
+    check_security(config)
     return serve(config)
 
 
 def serve(config: ServeConfig) -> int:
-    """Run the deployment until it is asked to stop or cannot serve any more; returns the exit status."""
+    """Run the deployment until it is asked to stop; returns the exit status. Raises ChildExitedError if it cannot start."""
     asked: list[int] = []
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
@@ -54,36 +60,43 @@ def serve(config: ServeConfig) -> int:
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, on_signal)
-    ended: queue.SimpleQueue[Child] = queue.SimpleQueue()
-
-    def on_exit(child: Child) -> None:
-        if not child.asked:
-            ended.put(child)
-
     device = launch.detect_device() if config.device == "auto" else config.device
-    with tempfile.TemporaryDirectory(prefix="triptych-") as folder, Supervisor(on_exit) as supervisor:
-        config_file = Path(folder) / "config.json"
+    with contextlib.ExitStack() as stack:
+        config_file = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="triptych-"))) / "config.json"
         config_file.write_text(dump(config))
-        first = launch.scheduler_process(config, config_file, os.environ)
-        scheduler = supervisor.start(first.name, first.argv, first.env)
-        _say(f"starting {config.topology} of {config.model} on {device}")
-        if not _wait_ready(config, supervisor, asked) or scheduler.ready is None:
-            return 0
-        address = scheduler.ready["address"]
-        workers = launch.worker_processes(config, config_file, address, device, os.environ)
-        for spec in workers:
-            supervisor.start(spec.name, spec.argv, spec.env)
-        if not _wait_ready(config, supervisor, asked):
-            return 0
-        _say(f"ready on {address}")
-        announce_ready(address=address, pid=os.getpid(), processes={c.name: c.pid for c in supervisor.children})
-        status = _watch(config, supervisor, workers, asked, ended)
-        _say("stopping")
-        supervisor.stop(
-            config.shutdown_timeout + _SLACK, [first.name]
-        )  # it lets running requests end; they need the workers
-        supervisor.stop(_SLACK)
-    return status
+        door, control, *web = [
+            stack.enter_context(ReservedPort(config.host, port))
+            for port in (config.port, config.scheduler_port, config.http_port)
+            if port is not None
+        ]
+        if len({port.port for port in (door, control, *web)}) != 2 + len(web):
+            raise ConfigError("port, scheduler_port and http_port must differ: each process needs one of its own")
+        front = [
+            launch.scheduler_process(config, config_file, control.port, os.environ),
+            launch.gateway_process(config, config_file, control.address, door.port, os.environ),
+            *(http.http_process(config, door.address, port.port, os.environ) for port in web),
+        ]
+        workers = launch.worker_processes(config, config_file, control.address, device, os.environ)
+        keeper = Keeper(config.plan, (*front, *workers), _say, _announce_back)
+        with keeper.supervisor as supervisor:
+            _say(f"starting {config.topology} of {config.model} on {device}")
+            # The gateway fetches the model, if need be, before the workers look for it.
+            for group in (front, workers):
+                for spec in group:
+                    keeper.start(spec.name)
+                if not _wait_ready(config, supervisor, asked):
+                    return 0
+            _say(f"ready on {door.address}, scheduler on {control.address}")
+            _announce(door, supervisor)
+            while not asked:
+                keeper.watch(_POLL)
+            _say("stopping")
+            # The doors let running requests end, for which they need the workers, and those leave at the scheduler.
+            for spec in reversed(front[1:]):
+                supervisor.stop(config.shutdown_timeout + _SLACK, [spec.name])
+            supervisor.stop(_SLACK, [spec.name for spec in workers])
+            supervisor.stop(_SLACK)
+    return 0
 
 
 def _wait_ready(config: ServeConfig, supervisor: Supervisor, asked: list[int]) -> bool:
@@ -100,28 +113,19 @@ def _wait_ready(config: ServeConfig, supervisor: Supervisor, asked: list[int]) -
     return False
 
 
-def _watch(
-    config: ServeConfig,
-    supervisor: Supervisor,
-    workers: tuple[launch.ProcessSpec, ...],
-    asked: list[int],
-    ended: queue.SimpleQueue[Child],
-) -> int:
-    """Wait for a signal (0) or for the deployment to become useless (1)."""
-    while not asked:
-        try:
-            child = ended.get(timeout=_POLL)
-        except queue.Empty:
-            continue
-        living = {c.name for c in supervisor.children if c.alive}
-        left = [spec for worker in workers if worker.name in living for spec in worker.instances]
-        if launch.SCHEDULER not in living or not launch.still_serves(config.plan, left):
-            _say(
-                f"{child.name} ended ({describe_exit(child.exit_code or 0)}) and what is left cannot serve {config.topology}"
-            )
-            return 1
-        _say(f"{child.name} ended ({describe_exit(child.exit_code or 0)}); going on with {len(left)} instances")
-    return 0
+def _announce(door: ReservedPort, supervisor: Supervisor) -> None:
+    children = supervisor.children
+    announce_ready(
+        address=door.address,
+        pid=os.getpid(),
+        processes={child.name: child.pid for child in children},
+        addresses={child.name: child.ready["address"] for child in children if child.ready is not None},
+    )
+
+
+def _announce_back(child: Child) -> None:
+    address = (child.ready or {}).get("address")
+    print(json.dumps({"restarted": {"name": child.name, "pid": child.pid, "address": address}}), flush=True)
 
 
 def _say(text: str) -> None:

@@ -40,7 +40,7 @@ def setting(
     metavar: str | None = None,
     secret: bool = False,
 ) -> Any:
-    """A dataclass field with everything a flag needs. `flags` are further names beside --field-name; a secret is never dumped."""
+    """A dataclass field with everything a flag needs. `flags` are further names beside --field-name; a secret is never dumped or shown."""
     metadata = {
         "help": help,
         "flags": tuple(flags),
@@ -50,7 +50,7 @@ def setting(
         "metavar": metavar,
         "secret": secret,
     }
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata, repr=not secret)
 
 
 def flag_names(field: dataclasses.Field[Any]) -> tuple[str, ...]:
@@ -70,6 +70,11 @@ def parse_bytes(text: str) -> int:
     if unit not in _UNITS:
         raise ValueError(f"{text!r} is not a size such as 512MiB or 2GB")
     return int(float(number) * _UNITS[unit])
+
+
+def split_secrets(text: str | None) -> tuple[str, ...]:
+    """The tokens of a setting that takes several, separated by commas."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
 
 def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:

@@ -1,8 +1,8 @@
 """The parent's half of a local deployment: start child processes, wait until they are ready, pass signals on, say how they ended.
 
 A child is ready when it prints one JSON line {"ready": {...}} to stdout (child.py is its half). Everything else it prints appears on the
-supervisor's log with the child's name in front. The supervisor never restarts a child: a dead one is reported with its exit code, and who
-supervises decides. It signals only processes it started, through their Popen objects, so a recycled pid cannot be hit.
+supervisor's log with the child's name in front. The supervisor never restarts a child by itself: a dead one is reported with its exit code, and
+who supervises decides, and may start another under its name. It signals only processes it started, through their Popen objects, so a recycled pid cannot be hit.
 
 Children run in process groups of their own, hence Ctrl-C reaches the supervisor alone, which ends them in order. Each holds the read end of
 a pipe as stdin: when the supervisor is killed, the pipe closes and the children see it.
@@ -53,6 +53,8 @@ class Child:
         self.process = process
         self.ready: dict[str, Any] | None = None
         """What its ready line said, once it came."""
+        self.ready_at: float | None = None
+        """When it came, on the monotonic clock."""
         self.exit_code: int | None = None
         self.asked = False
         """Whether its end was asked for."""
@@ -86,9 +88,9 @@ class Supervisor:
         return tuple(self._children.values())
 
     def start(self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> Child:
-        """Start `argv` (no shell) with exactly `env` (None: this process's own). Returns at once."""
-        if name in self._children:
-            raise ValueError(f"a child named {name!r} was already started; names must differ")
+        """Start `argv` (no shell) with exactly `env` (None: this process's own). Returns at once. A dead child of this name is forgotten."""
+        if name in self._children and self._children[name].alive:
+            raise ValueError(f"a child named {name!r} is running; names must differ")
         process = subprocess.Popen(
             list(argv),
             stdin=subprocess.PIPE,
@@ -186,7 +188,7 @@ class Supervisor:
                     self._take(child, line)
                     continue
                 with self._changed:
-                    child.ready = ready
+                    child.ready, child.ready_at = ready, time.monotonic()
                     self._changed.notify_all()
 
     def _read_stderr(self, child: Child, stream: IO[str]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -19,10 +18,13 @@ from triptych.models.hub.errors import ModelFetchError
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.core.topology import InstanceSpec
+from triptych.runtime.metrics.worker import WorkerMetrics
 from triptych.runtime.worker.config import DEFAULT_CONTEXT, InstancePlan, WorkerConfig
 from triptych.tools import launch
 from triptych.tools.child import announce_ready, end_with_parent
 from triptych.tools.config import ServeConfig
+from triptych.tools.credentials import check_security, cluster_token, inside_tls
+from triptych.tools.observing import open_port, start_log
 from triptych.tools.settings import add_arguments as add_settings
 from triptych.tools.settings import resolve, write_dump
 
@@ -68,18 +70,18 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.scheduler is None:
         raise ConfigError("--scheduler HOST:PORT is missing; `triptych serve` starts scheduler and workers together")
+    check_security(config)
     if args.supervised:
         end_with_parent()
-    logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    start_log(config, args.name or "worker")
     specs = chosen_instances(config, args.instances, args.roles, args.name)
     if not args.supervised:
         os.environ.update(hand_environment(config, specs, os.environ))
     import jax  # late: it reads the environment, and a wrong flag is reported without waiting for it
 
     platform = jax.default_backend()
-    return asyncio.run(
-        _work(worker_config(config, specs, args.name or specs[0].id, args.scheduler, args.listen, platform))
-    )
+    chosen = worker_config(config, specs, args.name or specs[0].id, args.scheduler, args.listen, platform)
+    return asyncio.run(_work(config, chosen))
 
 
 def hand_environment(
@@ -106,7 +108,7 @@ def chosen_instances(
 ) -> tuple[InstanceSpec, ...]:
     """The instances that the flags name. Raises ConfigError for one that the topology does not have."""
     if mode is not None:
-        return (InstanceSpec(name or f"{mode if mode != 'null' else 'pd'}-{os.getpid()}", _MODES[mode]),)
+        return (InstanceSpec(name or f"{mode if mode != 'null' else 'pd'}-{os.getpid()}", (_MODES[mode],)),)
     known = {spec.id: spec for spec in config.plan.instances()}
     wanted = list(known) if ids is None else [part.strip() for part in ids.split(",")]
     if unknown := [i for i in wanted if i not in known]:
@@ -119,10 +121,11 @@ def worker_config(
 ) -> WorkerConfig:
     """The worker's part of the deployment's settings, for devices of `platform` (what jax calls it: cpu, gpu, tpu)."""
     dtype = config.dtype if config.dtype != "auto" else "float32" if platform == "cpu" else "bfloat16"
+    switchable = frozenset({Role.PREFILL, Role.DECODE}) if config.switchable else frozenset()
     return WorkerConfig(
         name=name,
         scheduler=scheduler,
-        instances=tuple(InstancePlan(s.id, s.roles, config.tp_of(s.roles)) for s in specs),
+        instances=tuple(InstancePlan(s.id, s.roles, config.tp_of(s.roles), switchable) for s in specs),
         model=config.model,
         cache=config.cache_path,
         served_model_name=config.served_name,
@@ -141,32 +144,42 @@ def worker_config(
         max_waiting=config.max_waiting,
         transports=transports(config),
         interface=listen,
-        token=config.api_key,
+        token=cluster_token(config),
+        tls=inside_tls(config),
+        device_without_tls=config.allow_insecure_device_transport,
         heartbeat_interval=config.heartbeat_interval,
     )
 
 
 def transports(config: ServeConfig) -> tuple[TransportKind, ...]:
-    """Ways that KV may move. "device" can be neither authenticated nor encrypted, so where a token is asked for it must be named."""
+    """Ways that KV may move. "device" can be neither authenticated nor encrypted, so where tokens or TLS are asked for it must be named."""
     if config.transport != "auto":
         return (TransportKind(config.transport),)
-    return tuple(kind for kind in TransportKind if kind is not TransportKind.DEVICE or config.api_key is None)
+    open_inside = cluster_token(config) is None and inside_tls(config) is None
+    return tuple(kind for kind in TransportKind if kind is not TransportKind.DEVICE or open_inside)
 
 
-async def _work(config: WorkerConfig) -> int:
-    """Run until SIGTERM (0) or until a device loop dies (1)."""
+async def _work(settings: ServeConfig, config: WorkerConfig) -> int:
+    """Run until SIGTERM or until the last instance was retired (0), or until a device loop dies (1)."""
     from triptych.runtime.worker.process import WorkerProcess  # late: it imports jax
 
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     process = WorkerProcess(config, progress=lambda text: print(text, file=sys.stderr, flush=True))
+    measured = WorkerMetrics(lambda: process.instances if process.registered else (), config.served_model_name)
+    shown = await open_port(
+        settings,
+        measured.metrics,
+        refresh=measured.refresh,
+        ready=lambda: None if process.registered else "not registered yet",
+    )
     stopping = asyncio.create_task(stop.wait())
     working = asyncio.create_task(_start_and_wait(process))
     done, _ = await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
     try:
-        if working in done:
-            print(f"a device loop died: {working.result()}", file=sys.stderr)
+        if working in done and (reason := working.result()) is not None:
+            print(f"a device loop died: {reason}", file=sys.stderr)
             return 1
         return 0
     finally:
@@ -174,9 +187,14 @@ async def _work(config: WorkerConfig) -> int:
             task.cancel()
         await asyncio.gather(stopping, working, return_exceptions=True)
         await process.stop()
+        await shown.stop()
+        if process.building:  # nothing interrupts a compiler, and the interpreter would wait for its threads
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
 
-async def _start_and_wait(process: WorkerProcess) -> str:
+async def _start_and_wait(process: WorkerProcess) -> str | None:
     try:
         await process.start()
     except (

@@ -51,7 +51,7 @@ class Label(_message.Message):
     def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
 
 class InstanceInfo(_message.Message):
-    __slots__ = ("ref", "worker", "address", "roles", "capacity", "compatibility", "tp", "transports", "domain", "labels")
+    __slots__ = ("ref", "worker", "address", "roles", "capacity", "compatibility", "tp", "transports", "domain", "labels", "switchable")
     REF_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +62,7 @@ class InstanceInfo(_message.Message):
     TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    SWITCHABLE_FIELD_NUMBER: _ClassVar[int]
     ref: InstanceRef
     worker: str
     address: str
@@ -72,7 +73,8 @@ class InstanceInfo(_message.Message):
     transports: _containers.RepeatedScalarFieldContainer[str]
     domain: str
     labels: _containers.RepeatedCompositeFieldContainer[Label]
-    def __init__(self, ref: _Optional[_Union[InstanceRef, _Mapping]] = ..., worker: _Optional[str] = ..., address: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., compatibility: _Optional[_Union[Compatibility, _Mapping]] = ..., tp: _Optional[int] = ..., transports: _Optional[_Iterable[str]] = ..., domain: _Optional[str] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ...) -> None: ...
+    switchable: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ref: _Optional[_Union[InstanceRef, _Mapping]] = ..., worker: _Optional[str] = ..., address: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., compatibility: _Optional[_Union[Compatibility, _Mapping]] = ..., tp: _Optional[int] = ..., transports: _Optional[_Iterable[str]] = ..., domain: _Optional[str] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., switchable: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Load(_message.Message):
     __slots__ = ("running", "waiting", "waiting_tokens", "free_pages", "free_slots", "staged")

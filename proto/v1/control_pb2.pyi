@@ -243,19 +243,43 @@ class Leave(_message.Message):
     reason: str
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
+class InstanceLeft(_message.Message):
+    __slots__ = ("worker", "ref", "reason")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    REF_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    ref: _common_pb2.InstanceRef
+    reason: str
+    def __init__(self, worker: _Optional[str] = ..., ref: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RolesRefused(_message.Message):
+    __slots__ = ("worker", "ref", "reason")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    REF_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    ref: _common_pb2.InstanceRef
+    reason: str
+    def __init__(self, worker: _Optional[str] = ..., ref: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class WorkerMessage(_message.Message):
-    __slots__ = ("worker_joined", "heartbeat", "reported", "instance_reset", "leave")
+    __slots__ = ("worker_joined", "heartbeat", "reported", "instance_reset", "leave", "instance_left", "roles_refused")
     WORKER_JOINED_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     REPORTED_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_RESET_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_LEFT_FIELD_NUMBER: _ClassVar[int]
+    ROLES_REFUSED_FIELD_NUMBER: _ClassVar[int]
     worker_joined: WorkerJoined
     heartbeat: Heartbeat
     reported: Reported
     instance_reset: InstanceReset
     leave: Leave
-    def __init__(self, worker_joined: _Optional[_Union[WorkerJoined, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., reported: _Optional[_Union[Reported, _Mapping]] = ..., instance_reset: _Optional[_Union[InstanceReset, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
+    instance_left: InstanceLeft
+    roles_refused: RolesRefused
+    def __init__(self, worker_joined: _Optional[_Union[WorkerJoined, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., reported: _Optional[_Union[Reported, _Mapping]] = ..., instance_reset: _Optional[_Union[InstanceReset, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., instance_left: _Optional[_Union[InstanceLeft, _Mapping]] = ..., roles_refused: _Optional[_Union[RolesRefused, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("heartbeat_interval",)
@@ -271,13 +295,33 @@ class InstanceCommand(_message.Message):
     command: TaskCommand
     def __init__(self, ref: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., command: _Optional[_Union[TaskCommand, _Mapping]] = ...) -> None: ...
 
+class SetRoles(_message.Message):
+    __slots__ = ("ref", "roles")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    ref: _common_pb2.InstanceRef
+    roles: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ref: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., roles: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Retire(_message.Message):
+    __slots__ = ("ref", "reason")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ref: _common_pb2.InstanceRef
+    reason: str
+    def __init__(self, ref: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class WorkerCommand(_message.Message):
-    __slots__ = ("welcome", "instance_command")
+    __slots__ = ("welcome", "instance_command", "set_roles", "retire")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_COMMAND_FIELD_NUMBER: _ClassVar[int]
+    SET_ROLES_FIELD_NUMBER: _ClassVar[int]
+    RETIRE_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     instance_command: InstanceCommand
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., instance_command: _Optional[_Union[InstanceCommand, _Mapping]] = ...) -> None: ...
+    set_roles: SetRoles
+    retire: Retire
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., instance_command: _Optional[_Union[InstanceCommand, _Mapping]] = ..., set_roles: _Optional[_Union[SetRoles, _Mapping]] = ..., retire: _Optional[_Union[Retire, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("gateway",)
@@ -314,18 +358,20 @@ class Cancel(_message.Message):
     def __init__(self, request: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class GatewayMessage(_message.Message):
-    __slots__ = ("hello", "submit", "cancel", "declare", "resume")
+    __slots__ = ("hello", "submit", "cancel", "declare", "resume", "leave")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     DECLARE_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     submit: Submit
     cancel: Cancel
     declare: Declare
     resume: Resume
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., declare: _Optional[_Union[Declare, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ...) -> None: ...
+    leave: Leave
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., declare: _Optional[_Union[Declare, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
 
 class Directory(_message.Message):
     __slots__ = ("instances",)
@@ -406,16 +452,18 @@ class GetClusterRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ClusterInstance(_message.Message):
-    __slots__ = ("info", "load", "heartbeat_age", "tasks")
+    __slots__ = ("info", "load", "heartbeat_age", "tasks", "state")
     INFO_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_AGE_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     info: _common_pb2.InstanceInfo
     load: _common_pb2.Load
     heartbeat_age: float
     tasks: int
-    def __init__(self, info: _Optional[_Union[_common_pb2.InstanceInfo, _Mapping]] = ..., load: _Optional[_Union[_common_pb2.Load, _Mapping]] = ..., heartbeat_age: _Optional[float] = ..., tasks: _Optional[int] = ...) -> None: ...
+    state: str
+    def __init__(self, info: _Optional[_Union[_common_pb2.InstanceInfo, _Mapping]] = ..., load: _Optional[_Union[_common_pb2.Load, _Mapping]] = ..., heartbeat_age: _Optional[float] = ..., tasks: _Optional[int] = ..., state: _Optional[str] = ...) -> None: ...
 
 class Cluster(_message.Message):
     __slots__ = ("instances", "queued", "active", "counters")
@@ -435,3 +483,27 @@ class Cluster(_message.Message):
     active: int
     counters: _containers.ScalarMap[str, int]
     def __init__(self, instances: _Optional[_Iterable[_Union[ClusterInstance, _Mapping]]] = ..., queued: _Optional[int] = ..., active: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("instance", "force")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    instance: str
+    force: bool
+    def __init__(self, instance: _Optional[str] = ..., force: bool = ...) -> None: ...
+
+class SwitchRoleRequest(_message.Message):
+    __slots__ = ("instance", "roles", "force")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    instance: str
+    roles: _containers.RepeatedScalarFieldContainer[str]
+    force: bool
+    def __init__(self, instance: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., force: bool = ...) -> None: ...
+
+class Drained(_message.Message):
+    __slots__ = ("seconds",)
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    def __init__(self, seconds: _Optional[float] = ...) -> None: ...

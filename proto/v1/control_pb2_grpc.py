@@ -49,6 +49,16 @@ class ControlStub(object):
                 request_serializer=triptych_dot_proto_dot_v1_dot_control__pb2.GetClusterRequest.SerializeToString,
                 response_deserializer=triptych_dot_proto_dot_v1_dot_control__pb2.Cluster.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/triptych.v1.Control/Drain',
+                request_serializer=triptych_dot_proto_dot_v1_dot_control__pb2.DrainRequest.SerializeToString,
+                response_deserializer=triptych_dot_proto_dot_v1_dot_control__pb2.Drained.FromString,
+                _registered_method=True)
+        self.SwitchRole = channel.unary_unary(
+                '/triptych.v1.Control/SwitchRole',
+                request_serializer=triptych_dot_proto_dot_v1_dot_control__pb2.SwitchRoleRequest.SerializeToString,
+                response_deserializer=triptych_dot_proto_dot_v1_dot_control__pb2.Drained.FromString,
+                _registered_method=True)
 
 
 class ControlServicer(object):
@@ -75,6 +85,22 @@ class ControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Takes an instance out of the cluster: no new work, what it has ends or goes on elsewhere, then it ends. Returns when it is gone.
+        NOT_FOUND: no such instance. FAILED_PRECONDITION: it is being drained, or is the last one of a role and `force` is not set.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SwitchRole(self, request, context):
+        """The same, but then the instance goes on with other roles (and a new epoch). Returns when it has registered again.
+        FAILED_PRECONDITION also if it cannot take on one of the roles.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +118,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.GetCluster,
                     request_deserializer=triptych_dot_proto_dot_v1_dot_control__pb2.GetClusterRequest.FromString,
                     response_serializer=triptych_dot_proto_dot_v1_dot_control__pb2.Cluster.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=triptych_dot_proto_dot_v1_dot_control__pb2.DrainRequest.FromString,
+                    response_serializer=triptych_dot_proto_dot_v1_dot_control__pb2.Drained.SerializeToString,
+            ),
+            'SwitchRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.SwitchRole,
+                    request_deserializer=triptych_dot_proto_dot_v1_dot_control__pb2.SwitchRoleRequest.FromString,
+                    response_serializer=triptych_dot_proto_dot_v1_dot_control__pb2.Drained.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +211,60 @@ class Control(object):
             '/triptych.v1.Control/GetCluster',
             triptych_dot_proto_dot_v1_dot_control__pb2.GetClusterRequest.SerializeToString,
             triptych_dot_proto_dot_v1_dot_control__pb2.Cluster.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.Control/Drain',
+            triptych_dot_proto_dot_v1_dot_control__pb2.DrainRequest.SerializeToString,
+            triptych_dot_proto_dot_v1_dot_control__pb2.Drained.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SwitchRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.Control/SwitchRole',
+            triptych_dot_proto_dot_v1_dot_control__pb2.SwitchRoleRequest.SerializeToString,
+            triptych_dot_proto_dot_v1_dot_control__pb2.Drained.FromString,
             options,
             channel_credentials,
             insecure,

@@ -156,7 +156,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("queue", "prefill", "transfer", "first_token", "total", "kv_bytes", "pages_pulled", "pages_skipped", "prefill_instance", "decode_instance", "preemptions")
+    __slots__ = ("queue", "prefill", "transfer", "first_token", "total", "kv_bytes", "pages_pulled", "pages_skipped", "prefill_instance", "decode_instance", "preemptions", "attempts")
     QUEUE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +168,7 @@ class Timings(_message.Message):
     PREFILL_INSTANCE_FIELD_NUMBER: _ClassVar[int]
     DECODE_INSTANCE_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     queue: float
     prefill: float
     transfer: float
@@ -179,7 +180,8 @@ class Timings(_message.Message):
     prefill_instance: str
     decode_instance: str
     preemptions: int
-    def __init__(self, queue: _Optional[float] = ..., prefill: _Optional[float] = ..., transfer: _Optional[float] = ..., first_token: _Optional[float] = ..., total: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., pages_pulled: _Optional[int] = ..., pages_skipped: _Optional[int] = ..., prefill_instance: _Optional[str] = ..., decode_instance: _Optional[str] = ..., preemptions: _Optional[int] = ...) -> None: ...
+    attempts: int
+    def __init__(self, queue: _Optional[float] = ..., prefill: _Optional[float] = ..., transfer: _Optional[float] = ..., first_token: _Optional[float] = ..., total: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., pages_pulled: _Optional[int] = ..., pages_skipped: _Optional[int] = ..., prefill_instance: _Optional[str] = ..., decode_instance: _Optional[str] = ..., preemptions: _Optional[int] = ..., attempts: _Optional[int] = ...) -> None: ...
 
 class Summary(_message.Message):
     __slots__ = ("usage", "timings")

@@ -16,6 +16,7 @@ from triptych.runtime.client.results import Chunk, Result
 from triptych.runtime.core.errors import DeadlineError, TriptychError
 from triptych.runtime.wire.auth import bearer_metadata
 from triptych.runtime.wire.status import error_from_call
+from triptych.runtime.wire.tls import Tls, open_channel
 
 T = TypeVar("T")
 
@@ -64,12 +65,9 @@ class AsyncClient:
         tls: None for plaintext.
     """
 
-    def __init__(self, address: str, token: str | None = None, tls: transport.Tls | None = None):
+    def __init__(self, address: str, token: str | None = None, tls: Tls | None = None):
         self._address = address
-        if tls is None:
-            self._channel = grpc.aio.insecure_channel(address, options=transport.CHANNEL_OPTIONS)
-        else:
-            self._channel = grpc.aio.secure_channel(address, tls.credentials(), options=transport.CHANNEL_OPTIONS)
+        self._channel = open_channel(address, tls, transport.CHANNEL_OPTIONS)
         self._metadata = bearer_metadata(token)
         self._stub = inference_pb2_grpc.InferenceStub(self._channel)
 
@@ -85,9 +83,15 @@ class AsyncClient:
         timeout: float | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        traceparent: str = "",
         **sampling: Unpack[Sampling],
     ) -> AsyncStream:
-        """Stream a generation from exactly one of `prompt`, `messages` and `token_ids`. `timeout` is in seconds."""
+        """Stream a generation from exactly one of `prompt`, `messages` and `token_ids`.
+
+        Args:
+            timeout: seconds.
+            traceparent: W3C trace context that the server's spans shall belong to.
+        """
         request = generate_request(
             prompt,
             messages=messages,
@@ -100,12 +104,13 @@ class AsyncClient:
             cache_salt=cache_salt,
             sampling=sampling,
         )
-        return self.stream(request)
+        return self.stream(request, traceparent)
 
-    def stream(self, request: pb.GenerateRequest) -> AsyncStream:
+    def stream(self, request: pb.GenerateRequest, traceparent: str = "") -> AsyncStream:
         """Stream a generation from a message."""
         timeout = transport.call_timeout(request.timeout if request.HasField("timeout") else None)
-        return AsyncStream(self._stub.Generate(request, timeout=timeout, metadata=self._metadata))
+        trace = (("traceparent", traceparent),) if traceparent else ()
+        return AsyncStream(self._stub.Generate(request, timeout=timeout, metadata=(*self._metadata, *trace)))
 
     async def complete(self, prompt: str | None = None, **arguments: Any) -> Result:
         """Run a generation to its end; takes what `generate` takes."""

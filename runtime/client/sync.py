@@ -16,6 +16,7 @@ from triptych.runtime.client.results import Chunk, Result
 from triptych.runtime.core.errors import DeadlineError, TriptychError
 from triptych.runtime.wire.auth import bearer_metadata
 from triptych.runtime.wire.status import error_from_call
+from triptych.runtime.wire.tls import Tls
 
 
 class Stream(Iterator[Chunk]):
@@ -61,12 +62,13 @@ class Client:
         tls: None for plaintext.
     """
 
-    def __init__(self, address: str, token: str | None = None, tls: transport.Tls | None = None):
+    def __init__(self, address: str, token: str | None = None, tls: Tls | None = None):
         self._address = address
         if tls is None:
             self._channel = grpc.insecure_channel(address, options=transport.CHANNEL_OPTIONS)
         else:
-            self._channel = grpc.secure_channel(address, tls.credentials(), options=transport.CHANNEL_OPTIONS)
+            options = (*transport.CHANNEL_OPTIONS, *tls.channel_options())
+            self._channel = grpc.secure_channel(address, tls.credentials(), options=options)
         self._metadata = bearer_metadata(token)
         self._stub = inference_pb2_grpc.InferenceStub(self._channel)
 

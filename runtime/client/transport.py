@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import grpc
-
 from triptych.runtime.core.errors import Status
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -34,18 +30,6 @@ FATAL = (Status.UNAUTHENTICATED, Status.PERMISSION_DENIED)
 
 HEALTH_INTERVAL = 0.1
 """Seconds between looks while waiting for a server to become ready."""
-
-
-@dataclass(frozen=True)
-class Tls:
-    """Certificates in PEM: `root` to trust (None: the system's), and for mTLS the client's own certificate and key."""
-
-    root: bytes | None = None
-    certificate: bytes | None = None
-    key: bytes | None = None
-
-    def credentials(self) -> grpc.ChannelCredentials:
-        return grpc.ssl_channel_credentials(self.root, self.key, self.certificate)
 
 
 def call_timeout(timeout: float | None) -> float | None:

@@ -1,1 +1,1 @@
-"""Whole deployments: the front process (scheduler and gateway), and a cluster inside one process for scripts and tests."""
+"""A cluster inside one process, for scripts and tests: scheduler and gateway behind one port, and workers."""

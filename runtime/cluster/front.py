@@ -1,14 +1,14 @@
-"""The front: scheduler and gateway in one process and behind one port, without devices and without jax.
+"""The front of a cluster inside one Python process: scheduler and gateway behind one port, without devices and without jax.
 
-They are two parties all the same: the gateway reaches the scheduler through its gRPC service like any other gateway, so that more gateways
-may run elsewhere, and neither reads the other's state.
+They are two parties all the same: the gateway reaches the scheduler through its gRPC service as one in a process of its own does
+(docs/decisions/009-processes.md), and neither reads the other's state.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -18,13 +18,14 @@ from triptych.models.hub.text import ModelText
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
 from triptych.runtime.gateway.model import SamplingDefaults, ServedModel
 from triptych.runtime.gateway.server import SERVICE as INFERENCE
-from triptych.runtime.gateway.server import Gateway, add_reflection, server_options
+from triptych.runtime.gateway.server import Gateway, server_options
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.server import OPTIONS as CONTROL_OPTIONS
 from triptych.runtime.scheduler.server import SERVICE as CONTROL
 from triptych.runtime.scheduler.server import ControlServerConfig, add_control, build_control
 from triptych.runtime.wire.auth import bearer_interceptor, bearer_metadata
 from triptych.runtime.wire.listening import listen, local_endpoint
+from triptych.runtime.wire.standard import add_reflection
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class FrontConfig:
     facts: ServerFacts
     scheduler: SchedulerConfig
     gateway: GatewayConfig
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
 
 
 class Front:

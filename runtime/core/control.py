@@ -27,7 +27,15 @@ class WorkerJoined:
 
 @dataclass(frozen=True)
 class WorkerLost:
-    """A worker's stream ended or its heartbeats stopped: all its instances are gone, whatever the reason."""
+    """A worker's stream ended without a good-bye. The process may be dead, or back in a moment with the same epochs and what it held."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class WorkerLeft:
+    """A worker said good-bye: all its instances are gone, and with them what they held."""
 
     worker: str
     reason: str
@@ -35,11 +43,29 @@ class WorkerLost:
 
 @dataclass(frozen=True)
 class InstanceReset:
-    """One instance lost its pool and goes on as `info` (new epoch); the worker process is fine."""
+    """One instance lost its pool, or took on other roles (SetRoles), and goes on as `info` (new epoch) without tasks; its worker is fine."""
 
     worker: str
     old: InstanceRef
     info: InstanceInfo
+    reason: str
+
+
+@dataclass(frozen=True)
+class InstanceLeft:
+    """One instance is gone for good, in answer to Retire; its worker goes on. A worker whose last instance it was leaves instead."""
+
+    worker: str
+    ref: InstanceRef
+    reason: str
+
+
+@dataclass(frozen=True)
+class RolesRefused:
+    """Answer to SetRoles: the instance stays as it is, with the roles and the epoch that it has."""
+
+    worker: str
+    ref: InstanceRef
     reason: str
 
 
@@ -76,7 +102,14 @@ class GatewayJoined:
 
 @dataclass(frozen=True)
 class GatewayLost:
-    """A gateway's stream ended: its requests have no client any more."""
+    """A gateway's stream ended without a good-bye. It may be back in a moment and declare what it has open."""
+
+    gateway: str
+
+
+@dataclass(frozen=True)
+class GatewayLeft:
+    """A gateway said good-bye: its requests have no client any more."""
 
     gateway: str
 
@@ -99,6 +132,8 @@ class Declare:
 class Resume:
     """A gateway asks to go on with a request under a new attempt (request.attempt), from `samples`: all that its client has seen.
 
+    `samples` names every sample in order, or is empty if the client has seen nothing: the request then begins afresh.
+
     Answers Interrupted, or comes unasked when tokens were lost on their way to the gateway.
     """
 
@@ -115,6 +150,23 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class DrainRequested:
+    """Take an instance out of service: it gets no new work, what it has ends (or, after a grace, goes on elsewhere), then it changes.
+
+    Attributes:
+        ticket: chosen by whoever asks; the one DrainEnded that answers carries it.
+        instance: its name, whatever its epoch.
+        roles: what it does afterwards; None: it leaves the cluster for good.
+        force: also if no other instance is left for a role that it gives up.
+    """
+
+    ticket: str
+    instance: str
+    roles: frozenset[Role] | None
+    force: bool = False
+
+
+@dataclass(frozen=True)
 class SchedulerTick:
     """Time passed: heartbeats and deadlines are checked. Send one at least every 100 ms."""
 
@@ -122,15 +174,20 @@ class SchedulerTick:
 SchedulerEvent = (
     WorkerJoined
     | WorkerLost
+    | WorkerLeft
     | InstanceReset
+    | InstanceLeft
+    | RolesRefused
     | Heartbeat
     | Reported
     | GatewayJoined
     | GatewayLost
+    | GatewayLeft
     | Submit
     | Declare
     | Resume
     | Cancel
+    | DrainRequested
     | SchedulerTick
 )
 
@@ -165,7 +222,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """What ran the request is lost. From now on tokens of earlier attempts do not count; the answer is Resume under `attempt`."""
+    """What ran the request is lost. From now on tokens of earlier attempts do not count; the answer is Resume under `attempt`.
+
+    A gateway that has begun `attempt` or a later one already (its own Resume crossed this) ignores it; one that does not know the request
+    (any more) answers Cancel.
+    """
 
     request: str
     attempt: int
@@ -174,7 +235,7 @@ class Interrupted:
 
 @dataclass(frozen=True)
 class Failed:
-    """The request's one terminal failure. Never sent after Completed, nor twice."""
+    """The request's one terminal failure. Never sent after Completed; sent again only in answer to a Declare or Resume that came too late."""
 
     request: str
     status: Status
@@ -192,6 +253,28 @@ class Completed:
 
 GatewayNotice = Directory | Placed | Progress | Interrupted | Failed | Completed
 
+# ---- commands to workers ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SetRoles:
+    """Take on other roles: each is one that the instance has or may switch to (InstanceInfo.switchable), and it holds no task.
+
+    Weights, programs and pool stay. Answered by InstanceReset(old, info with these roles and a new epoch), or by RolesRefused.
+    """
+
+    ref: InstanceRef
+    roles: frozenset[Role]
+
+
+@dataclass(frozen=True)
+class Retire:
+    """End an instance that holds no task. Answered by InstanceLeft or, by a worker that has no other, by leaving (exit status 0)."""
+
+    ref: InstanceRef
+    reason: str
+
+
 # ---- commands -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -202,6 +285,14 @@ class ToInstance:
     worker: str
     ref: InstanceRef
     command: TaskCommand
+
+
+@dataclass(frozen=True)
+class ToWorker:
+    """Send a command about one of its instances to a worker."""
+
+    worker: str
+    command: SetRoles | Retire
 
 
 @dataclass(frozen=True)
@@ -220,4 +311,14 @@ class DropWorker:
     reason: str
 
 
-SchedulerCommand = ToInstance | ToGateway | DropWorker
+@dataclass(frozen=True)
+class DrainEnded:
+    """The one answer to DrainRequested: `status` OK after `seconds`, or why not (the instance then goes on as it was, if it lives)."""
+
+    ticket: str
+    status: Status
+    reason: str = ""
+    seconds: float = 0.0
+
+
+SchedulerCommand = ToInstance | ToWorker | ToGateway | DropWorker | DrainEnded

@@ -67,6 +67,7 @@ class InstanceInfo:
 
     `worker` names the process that owns it; `address` is the gRPC endpoint of that process (Worker and Transfer services).
     `transports` are the transports it can *serve*, best first; `domain` names what `local` reaches (one process).
+    `switchable` are roles beyond `roles` that it can take on later without compiling anything.
     """
 
     ref: InstanceRef
@@ -79,6 +80,7 @@ class InstanceInfo:
     transports: tuple[TransportKind, ...] = (TransportKind.GRPC,)
     domain: str = ""
     labels: tuple[tuple[str, str], ...] = ()
+    switchable: frozenset[Role] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,11 @@ class DecodeStarted:
 
 @dataclass(frozen=True)
 class TaskEnded:
-    """The task's single end: everything it held on the instance is free. Status OK, or why not."""
+    """The task's single end: everything it held on the instance is free. Status OK, or why not.
+
+    UNAVAILABLE and DATA_LOSS say that what it ran on or pulled from is lost, and that another attempt may succeed; so does DEADLINE_EXCEEDED
+    as long as the request's own deadline has not passed. With every other status the request has failed for good.
+    """
 
     request: str
     role: Role

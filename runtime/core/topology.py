@@ -117,7 +117,9 @@ def _groups(text: str) -> Iterator[Group]:
             raise _unreadable(text)
         spelt = match[2] or match[3]
         if "E" in spelt:
-            raise TopologyError(f"topology {text!r} names encode instances (E), which are not served yet; for example {EXAMPLES}")
+            raise TopologyError(
+                f"topology {text!r} names encode instances (E), which are not served yet; for example {EXAMPLES}"
+            )
         letters = spelt.replace("-", "")
         if len(set(letters)) != len(letters) or not set(letters) <= _ROLES.keys():
             raise _unreadable(text)

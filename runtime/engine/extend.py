@@ -67,13 +67,13 @@ def build_extend(
 
 def extend(decoder: Decoder, pools: Pools, batch: Ragged) -> tuple[Float[Array, "tokens hidden"], Pools]:
     """`models.decoder.extend`, with each kind of layer traced once."""
-    scale = decoder.config.head_dim**-0.5
+    scale, tp = decoder.config.head_dim**-0.5, decoder.rules.tp
 
     @partial(jax.jit, static_argnums=0)
     def layer(
         definition: Any, arrays: Any, x: Float[Array, "tokens hidden"], by: Rotation, kv: KV, batch: Ragged
     ) -> tuple[Float[Array, "tokens hidden"], KV]:
-        return nnx.merge(definition, arrays)(x, by, kv, paged_attend(batch, scale))
+        return nnx.merge(definition, arrays)(x, by, kv, paged_attend(batch, scale, tp))
 
     x, by = decoder.embed(batch.tokens), decoder.rotation(batch.positions)
     written: list[KV] = []

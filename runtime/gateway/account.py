@@ -29,8 +29,12 @@ class Account:
         self.completion_tokens += 1
 
     def prompt(self, report: PromptReport, times: StageTimes) -> None:
-        """Prefill is done; it says so itself, beside the first token, because the scheduler's notice may come after the last one."""
-        self.report = report
+        """Prefill is done; it says so itself, beside the first token, because the scheduler's notice may come after the last one.
+
+        A later attempt computes the prompt again, from what the cache has by then. Usage is what the first one reported.
+        """
+        if self.report is None:
+            self.report = report
         self._stages[Role.PREFILL] = times
 
     def notice(self, notice: Placed | Progress | Completed) -> None:
@@ -41,7 +45,8 @@ class Account:
         else:
             self._preemptions = notice.preemptions
 
-    def summary(self, now: float) -> pb.Summary:
+    def summary(self, attempts: int, now: float) -> pb.Summary:
+        """`attempts`: how often the request was begun; stages' times are those of the last attempt that reported them."""
         prefill = self._stages.get(Role.PREFILL, StageTimes())
         decode = self._stages.get(Role.DECODE, StageTimes())
         timings = pb.Timings(
@@ -56,6 +61,7 @@ class Account:
             prefill_instance=self._placed.prefill.id if self._placed else "",
             decode_instance=self._placed.decode.id if self._placed else "",
             preemptions=self._preemptions,
+            attempts=attempts,
         )
         usage = pb.Usage(
             prompt_tokens=self._prompt_tokens,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import grpc
 
 from triptych.runtime.gateway.config import GatewayConfig
+from triptych.runtime.wire.tls import Tls, open_channel
 
 Connect = Callable[[str], grpc.aio.Channel]
 
@@ -28,9 +29,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-def insecure_connect(address: str) -> grpc.aio.Channel:
-    """A plaintext channel inside the cluster."""
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+def connect_with(tls: Tls | None) -> Connect:
+    """Makes channels inside the cluster; None: in plain text."""
+    return lambda address: open_channel(address, tls, CHANNEL_OPTIONS)
 
 
 class Backoff:

@@ -1,16 +1,32 @@
-"""A session on an event loop: wakes its RPC when there is something to send, and fires its timers even while the RPC is stuck in a write."""
+"""A session on an event loop: wakes its RPC when there is something to send, tells the scheduler what it must hear, and fires the session's timers
+even while the RPC is stuck in a write."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from triptych.proto.v1 import inference_pb2 as pb
 from triptych.runtime.core.clock import Clock, remaining
 from triptych.runtime.core.errors import DeadlineError, TriptychError
+from triptych.runtime.core.standing import Told
 from triptych.runtime.gateway.session import Session
 
 Write = Callable[[pb.GenerateResponse], Awaitable[object]]
+
+STILL = (
+    1.0  # seconds; a timer so late means that the whole process stood still (a stopped process, a suspended machine)
+)
+
+
+class SchedulerPort(Protocol):
+    """Where sessions' messages to the scheduler go."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    def send(self, told: Told) -> None: ...
 
 
 class LiveRequest:
@@ -20,8 +36,16 @@ class LiveRequest:
         on_end: called once, when the session reaches a terminal state or is closed, whichever is first.
     """
 
-    def __init__(self, session: Session, clock: Clock, drain_grace: float, on_end: Callable[[Session], None]):
+    def __init__(
+        self,
+        session: Session,
+        scheduler: SchedulerPort,
+        clock: Clock,
+        drain_grace: float,
+        on_end: Callable[[Session], None],
+    ):
         self.session = session
+        self._scheduler = scheduler
         self._clock = clock
         self._drain_grace = drain_grace
         self._on_end: Callable[[Session], None] | None = on_end
@@ -32,8 +56,11 @@ class LiveRequest:
         self.changed()
 
     def changed(self) -> None:
-        """The session was fed: wake the sender, move the timer."""
+        """The session was fed: wake the sender, tell the scheduler, move the timer."""
         self._wake.set()
+        if self._scheduler.connected:
+            for told in self.session.tell():
+                self._scheduler.send(told)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -44,7 +71,17 @@ class LiveRequest:
             return
         wakes_at = self.session.wakes_at()
         if wakes_at is not None:
-            self._timer = self._loop.call_later(max(0.0, wakes_at - self._clock.now()), self._tick)
+            self._timer = self._loop.call_later(max(0.0, wakes_at - self._clock.now()), self._tick, wakes_at)
+
+    def introduce(self) -> None:
+        """The scheduler is there (again)."""
+        for told in self.session.introduce():
+            self._scheduler.send(told)
+        self.changed()
+
+    def scheduler_lost(self) -> None:
+        self.session.scheduler_lost(self._clock.now())
+        self.changed()
 
     def fail(self, error: TriptychError) -> None:
         self.session.fail(error)
@@ -90,9 +127,12 @@ class LiveRequest:
             if ended:
                 return
 
-    def _tick(self) -> None:
+    def _tick(self, due: float) -> None:
         self._timer = None
-        self.session.tick(self._clock.now())
+        now = self._clock.now()
+        if now - due > STILL:
+            self.session.stood_still(now)
+        self.session.tick(now)
         self.changed()
 
     def _end(self) -> None:

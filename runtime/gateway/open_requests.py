@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from triptych.runtime.core.clock import Clock
-from triptych.runtime.core.control import Completed, Failed, Placed, Progress
+from triptych.runtime.core.control import Cancel, Completed, Failed, Interrupted, Placed, Progress
 from triptych.runtime.core.errors import (
     InstanceLostError,
     InvalidRequestError,
@@ -25,7 +25,7 @@ from triptych.runtime.core.errors import (
 from triptych.runtime.core.request import PromptReport, TokenOut
 from triptych.runtime.core.tasks import StageTimes
 from triptych.runtime.gateway.config import GatewayConfig
-from triptych.runtime.gateway.live import LiveRequest
+from triptych.runtime.gateway.live import LiveRequest, SchedulerPort
 
 
 @dataclass
@@ -119,11 +119,20 @@ class OpenRequests:
             raise NotFoundError(f"no running request has the id {public_id!r}")
         entry.fail(error)
 
-    def fail_submitted(self, error: TriptychError) -> None:
-        """End every request that the scheduler has."""
+    def fail_all(self, error: TriptychError) -> None:
+        """End every request."""
         for entry in list(self._entries.values()):
-            if entry.live is not None:
-                entry.live.fail(error)
+            entry.fail(error)
+
+    def introduce(self) -> None:
+        """The scheduler is there (again): tell it of every request that runs."""
+        for live in self._lives():
+            live.introduce()
+
+    def scheduler_lost(self) -> None:
+        """There is no scheduler: requests wait for one."""
+        for live in self._lives():
+            live.scheduler_lost()
 
     def tokens(self, tokens: Iterable[TokenOut]) -> None:
         """Tokens of one step, of any requests."""
@@ -143,13 +152,17 @@ class OpenRequests:
             live.session.prompt(attempt, report, times, self._clock.now())
             live.changed()
 
-    def notice(self, notice: Placed | Progress | Failed | Completed) -> None:
-        entry = self._entries.get(
-            notice.request
-        )  # a late notice is normal: the scheduler ends a request after its client is served
+    def notice(self, notice: Placed | Progress | Interrupted | Failed | Completed, scheduler: SchedulerPort) -> None:
+        """A notice about one request. Late ones are normal: the scheduler ends a request after its client is served."""
+        entry = self._entries.get(notice.request)
         if entry is not None and entry.live is not None:
             entry.live.session.notice(notice, self._clock.now())
             entry.live.changed()
+        elif isinstance(notice, Interrupted):  # it waits for an answer, and its client is gone
+            scheduler.send(Cancel(notice.request, "the request is not open at its gateway any more"))
+
+    def _lives(self) -> list[LiveRequest]:
+        return [entry.live for entry in self._entries.values() if entry.live is not None]
 
     def _live(self, request: str) -> LiveRequest | None:
         entry = self._entries.get(request)

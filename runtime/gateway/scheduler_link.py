@@ -1,7 +1,7 @@
-"""The gateway's one stream to the scheduler: submissions and cancellations up, notices down.
+"""The gateway's one stream to the scheduler: submissions, declarations, resumptions and cancellations up, notices down.
 
-The life of the stream is the life of the gateway in the scheduler's eyes: when it breaks, the scheduler aborts everything this gateway
-submitted, so here every open request fails at once and the link reconnects with backoff.
+The link counts as connected once the scheduler has answered the greeting. When the stream breaks, requests wait and the link reconnects with
+backoff, to the same scheduler or to a new one that knows nothing; the listener then tells it of every request that is open.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import grpc
 
 from triptych.proto.v1 import control_pb2, control_pb2_grpc
 from triptych.runtime.core.clock import Clock
-from triptych.runtime.core.control import Cancel, GatewayNotice, Submit
-from triptych.runtime.core.errors import InstanceLostError, InvalidRequestError, OverloadedError
-from triptych.runtime.core.request import Request
+from triptych.runtime.core.control import GatewayNotice
+from triptych.runtime.core.errors import InvalidRequestError, OverloadedError
+from triptych.runtime.core.standing import Told
 from triptych.runtime.gateway.config import GatewayConfig
 from triptych.runtime.gateway.links import Backoff, Connect, describe
 from triptych.runtime.wire.convert import decode_oneof, encode_oneof
@@ -25,13 +25,19 @@ from triptych.runtime.wire.status import error_from_call
 
 logger = logging.getLogger(__name__)
 
+GOOD_BYE = 1.0  # seconds that the last messages get on their way out
+
 
 class SchedulerListener(Protocol):
-    def on_connected(self) -> None: ...
+    def on_connected(self) -> None:
+        """The scheduler is there; `send` reaches it."""
+        ...
 
     def on_notice(self, notice: GatewayNotice) -> None: ...
 
-    def on_lost(self, reason: str) -> None: ...
+    def on_lost(self) -> None:
+        """It was there, and is not any more."""
+        ...
 
 
 class SchedulerLink:
@@ -58,7 +64,8 @@ class SchedulerLink:
         self._metadata = metadata
         self._channel = connect(config.scheduler)
         self._stub = control_pb2_grpc.ControlStub(self._channel)
-        self._outgoing: asyncio.Queue[control_pb2.GatewayMessage] | None = None  # exists while connected
+        self._outgoing: asyncio.Queue[control_pb2.GatewayMessage | None] | None = None  # exists while connected
+        self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -69,25 +76,26 @@ class SchedulerLink:
         self._task = asyncio.create_task(self._run(), name="scheduler link")
 
     async def stop(self) -> None:
+        """Send what is left, say good-bye, close."""
+        self._stopping = True
         if self._task is not None:
+            if self._outgoing is not None:
+                self._outgoing.put_nowait(control_pb2.GatewayMessage(leave=control_pb2.Leave(reason="shutting down")))
+                self._outgoing.put_nowait(None)
+                await asyncio.wait({self._task}, timeout=GOOD_BYE)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._channel.close()
 
-    def submit(self, request: Request) -> None:
-        """Hand a request over. Raises InstanceLostError without a scheduler, OverloadedError if it does not keep up."""
-        if self._outgoing is None:
-            raise InstanceLostError(
-                f"the scheduler at {self._config.scheduler} cannot be reached; retry later", retry_after=1.0
-            )
-        if self._outgoing.qsize() >= self._config.max_in_flight:
+    def check_backlog(self) -> None:
+        """Raises OverloadedError if the scheduler does not keep up with what it is sent."""
+        if self._outgoing is not None and self._outgoing.qsize() >= self._config.max_in_flight:
             raise OverloadedError("the scheduler does not keep up; retry later", retry_after=self._config.retry_after)
-        self._send(Submit(request))
 
-    def cancel(self, request: str, reason: str) -> None:
-        """Tell the scheduler that nobody wants this request any more; without a scheduler there is nothing to tell."""
-        if self._outgoing is not None:
-            self._send(Cancel(request, reason))
+    def send(self, told: Told) -> None:
+        """Send a message to the scheduler, which must be there: see `connected`."""
+        assert self._outgoing is not None, "not connected"
+        self._outgoing.put_nowait(encode_oneof(told, control_pb2.GatewayMessage, self._clock.now()))
 
     async def get_cluster(self) -> control_pb2.Cluster:
         """What the scheduler knows. Raises the typed error of a failed call."""
@@ -96,29 +104,28 @@ class SchedulerLink:
         except grpc.aio.AioRpcError as error:
             raise error_from_call(error.code(), error.details(), error.trailing_metadata()) from error
 
-    def _send(self, event: Submit | Cancel) -> None:
-        assert self._outgoing is not None
-        self._outgoing.put_nowait(encode_oneof(event, control_pb2.GatewayMessage, self._clock.now()))
-
     async def _run(self) -> None:
         backoff = Backoff(self._config)
         while True:
             reason = await self._converse(backoff)
+            if self._stopping:
+                return
             logger.warning("scheduler %s: %s", self._config.scheduler, reason)
             await asyncio.sleep(backoff.next())
 
     async def _converse(self, backoff: Backoff) -> str:
         """One life of the stream; returns why it ended."""
         await self._channel.channel_ready()
-        outgoing: asyncio.Queue[control_pb2.GatewayMessage] = asyncio.Queue()
+        outgoing: asyncio.Queue[control_pb2.GatewayMessage | None] = asyncio.Queue()
         outgoing.put_nowait(control_pb2.GatewayMessage(hello=control_pb2.Hello(gateway=self._gateway)))
         call = self._stub.Gateway(_drain(outgoing), metadata=self._metadata)
-        self._outgoing = outgoing
         reason = "the scheduler closed the stream"
         try:
-            self._listener.on_connected()
             async for message in call:
-                backoff.reset()
+                if self._outgoing is None:  # it answers the greeting with the directory
+                    backoff.reset()
+                    self._outgoing = outgoing
+                    self._listener.on_connected()
                 self._listener.on_notice(decode_oneof(message, self._clock.now()))
         except grpc.aio.AioRpcError as error:
             reason = describe(error)
@@ -131,11 +138,13 @@ class SchedulerLink:
             reason = f"a notice could not be handled: {type(error).__name__}"
         finally:
             call.cancel()
-            self._outgoing = None
-            self._listener.on_lost(reason)
+            outgoing.put_nowait(None)  # or what feeds the call waits for ever: gRPC does not end it with the call
+            if self._outgoing is not None:
+                self._outgoing = None
+                self._listener.on_lost()
         return reason
 
 
-async def _drain(queue: asyncio.Queue[control_pb2.GatewayMessage]) -> AsyncIterator[control_pb2.GatewayMessage]:
-    while True:
-        yield await queue.get()
+async def _drain(queue: asyncio.Queue[control_pb2.GatewayMessage | None]) -> AsyncIterator[control_pb2.GatewayMessage]:
+    while (message := await queue.get()) is not None:
+        yield message

@@ -8,24 +8,26 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2
 
 from triptych.proto.v1 import inference_pb2
 from triptych.runtime.core.clock import Clock, MonotonicClock
 from triptych.runtime.core.control import Directory, GatewayNotice
-from triptych.runtime.core.errors import CancelledByClientError, ConfigError, InstanceLostError
+from triptych.runtime.core.errors import CancelledByClientError
 from triptych.runtime.core.request import PromptReport, TokenOut
 from triptych.runtime.core.tasks import StageTimes
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
 from triptych.runtime.gateway.directory import servable, worker_addresses
-from triptych.runtime.gateway.handlers import service_handler
-from triptych.runtime.gateway.links import Connect, insecure_connect
+from triptych.runtime.gateway.links import Connect, connect_with
 from triptych.runtime.gateway.model import ServedModel
 from triptych.runtime.gateway.open_requests import GatewayCounts, OpenRequests
 from triptych.runtime.gateway.scheduler_link import SchedulerLink
 from triptych.runtime.gateway.service import InferenceService
 from triptych.runtime.gateway.worker_link import WorkerLinks
+from triptych.runtime.metrics.observer import RequestObserver, unobserved
+from triptych.runtime.wire.handlers import service_handler
+from triptych.runtime.wire.listening import listen_at
+from triptych.runtime.wire.standard import Health, add_health, add_reflection
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"]
 
@@ -34,9 +36,10 @@ class Gateway:
     """One gateway on the running event loop.
 
     Args:
-        connect: makes the channels to the scheduler and the workers (TLS is its business).
+        connect: makes the channels to the scheduler and the workers (TLS is its business); None: in plain text.
         metadata: sent with every call to them (authentication).
         health: the health service of the gRPC server, if it has one already; then this gateway only sets its statuses.
+        observer: told of every request when it has ended; None: nobody is.
     """
 
     def __init__(
@@ -46,19 +49,23 @@ class Gateway:
         facts: ServerFacts,
         *,
         clock: Clock | None = None,
-        connect: Connect = insecure_connect,
+        connect: Connect | None = None,
         metadata: tuple[tuple[str, str], ...] = (),
         health: Any = None,
+        observer: RequestObserver | None = None,
     ):
-        clock = clock or MonotonicClock()
+        clock, connect = clock or MonotonicClock(), connect or connect_with(None)
         self.id = f"gateway-{secrets.token_hex(6)}"
         self._requests = OpenRequests(config, clock)
         self._scheduler = SchedulerLink(self.id, config, clock, self, connect, metadata)
         self._workers = WorkerLinks(self.id, config, clock, self, connect, metadata)
-        self._service = InferenceService(self.id, model, facts, config, clock, self._requests, self._scheduler)
+        observer = observer or unobserved(clock)
+        self._service = InferenceService(
+            self.id, model, facts, config, clock, self._requests, self._scheduler, observer
+        )
         self._directory = Directory(())
         self._owns_health = health is None
-        self._health = _new_health() if health is None else health
+        self._health = Health() if health is None else health
         self._health_changed = asyncio.Event()
         self._health_task: asyncio.Task[None] | None = None
 
@@ -82,7 +89,7 @@ class Gateway:
         """Mount Inference, and health unless the server has it. Reflection comes last, with the names of all services."""
         server.add_generic_rpc_handlers((service_handler(self._service, SERVICE),))
         if self._owns_health:
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+            add_health(server, self._health)
 
     async def start(self) -> None:
         self._health_task = asyncio.create_task(self._publish_health(), name="gateway health")
@@ -99,7 +106,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """End every request and every link. `drain` and stop the gRPC server first."""
-        self._requests.fail_submitted(CancelledByClientError("the server is shutting down"))
+        self._requests.fail_all(CancelledByClientError("the server is shutting down"))
         await self._scheduler.stop()
         await self._workers.close()
         if self._health_task is not None:
@@ -110,6 +117,7 @@ class Gateway:
     # ---- what the links hear --------------------------------------------------------------------------------------------------------
 
     def on_connected(self) -> None:
+        self._requests.introduce()
         self._health_changed.set()
 
     def on_notice(self, notice: GatewayNotice) -> None:
@@ -118,12 +126,10 @@ class Gateway:
             self._workers.update(worker_addresses(notice))
             self._health_changed.set()
         else:
-            self._requests.notice(notice)
+            self._requests.notice(notice, self._scheduler)
 
-    def on_lost(self, reason: str) -> None:
-        self._requests.fail_submitted(
-            InstanceLostError(f"the scheduler was lost: {reason}; retry later", retry_after=1.0)
-        )
+    def on_lost(self) -> None:
+        self._requests.scheduler_lost()
         self._health_changed.set()
 
     def on_tokens(self, tokens: Iterable[TokenOut]) -> None:
@@ -146,10 +152,6 @@ class Gateway:
                 await self._health.set(name, status)
 
 
-def _new_health() -> Any:
-    return health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] - imported conditionally
-
-
 def server_options(config: GatewayConfig) -> tuple[tuple[str, int], ...]:
     """Options of a gRPC server that gateways are mounted into."""
     return (
@@ -160,12 +162,6 @@ def server_options(config: GatewayConfig) -> tuple[tuple[str, int], ...]:
         ("grpc.keepalive_timeout_ms", 30_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     )
-
-
-def add_reflection(server: grpc.aio.Server, services: Sequence[str] = (SERVICE.full_name,)) -> None:
-    """Let generic clients list and describe `services` (and health and reflection themselves)."""
-    names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
 
 
 async def start_server(
@@ -179,14 +175,8 @@ async def start_server(
     """A server of its own for one gateway, started; returns it with its port. Raises ConfigError if `address` is taken."""
     server = grpc.aio.server(interceptors=tuple(interceptors), options=server_options(config))
     gateway.add_to(server)
-    add_reflection(server)
-    try:
-        if credentials is None:
-            port = server.add_insecure_port(address)
-        else:
-            port = server.add_secure_port(address, credentials)
-    except RuntimeError as error:
-        raise ConfigError(f"cannot listen on {address}: {error}") from error
+    add_reflection(server, (SERVICE.full_name,))
+    port = listen_at(server, address, credentials)
     await server.start()
     await gateway.start()
     return server, port

@@ -2,7 +2,7 @@
 
     enter        a place and two ids                             OpenRequests.enter
     validate     envelope, deadline; text on a thread            validate.py, prompt.py
-    submit       to the scheduler                                SchedulerLink.submit
+    submit       to the scheduler, or wait for one               LiveRequest.changed, SchedulerLink.send
     deliver      tokens, notices and timers feed its Session; what the Session queues is written to the client
     leave        counted once, by status; what still runs is cancelled
 
@@ -18,10 +18,11 @@ import grpc
 
 from triptych.proto.v1 import inference_pb2 as pb
 from triptych.runtime.core.clock import Clock
+from triptych.runtime.core.control import Cancel
 from triptych.runtime.core.errors import CancelledByClientError, InvalidRequestError, Status, TriptychError
 from triptych.runtime.gateway.assemble import TextOptions
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
-from triptych.runtime.gateway.live import LiveRequest
+from triptych.runtime.gateway.live import LiveRequest, Write
 from triptych.runtime.gateway.model import ServedModel
 from triptych.runtime.gateway.open_requests import Entry, OpenRequests
 from triptych.runtime.gateway.prompt import chat_ids, check_ids, text_ids, tokenizer_of
@@ -29,12 +30,17 @@ from triptych.runtime.gateway.scheduler_link import SchedulerLink
 from triptych.runtime.gateway.session import Session
 from triptych.runtime.gateway.text_pool import TextPool
 from triptych.runtime.gateway.validate import build_request, check_envelope, deadline_of
+from triptych.runtime.metrics.observer import RequestObserver
+from triptych.runtime.wire.auth import client_of
+from triptych.runtime.wire.rate import RateLimiter
 
 Context = grpc.aio.ServicerContext
 
+CLOCK_SLACK = 0.02  # seconds; a client ends its call at its own deadline, which comes a little before ours
+
 
 class InferenceService:
-    """Methods of triptych.v1.Inference; mounted by handlers.service_handler, which turns what they raise into statuses."""
+    """Methods of triptych.v1.Inference; mounted by wire.handlers.service_handler, which turns what they raise into statuses."""
 
     def __init__(
         self,
@@ -45,6 +51,7 @@ class InferenceService:
         clock: Clock,
         requests: OpenRequests,
         scheduler: SchedulerLink,
+        observer: RequestObserver,
     ):
         self._gateway = gateway
         self._model = model
@@ -53,7 +60,9 @@ class InferenceService:
         self._clock = clock
         self._requests = requests
         self._scheduler = scheduler
+        self._observer = observer
         self._text = TextPool(config)
+        self._limiter = None if config.rate is None else RateLimiter(config.rate)
         self._started = clock.now()
 
     def close(self) -> None:
@@ -61,25 +70,29 @@ class InferenceService:
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         arrived = self._clock.now()
+        seen = self._observer.begin(request.request_id, context.invocation_metadata())
         status = Status.INTERNAL
         try:
+            self._check_rate(context)
             check_envelope(request, self._model)
             deadline = deadline_of(request, context.time_remaining(), self._config.default_timeout, arrived)
             with self._requests.enter(request.request_id) as entry:
-                await self._generate(request, context, entry, arrived, deadline)
+                write = seen.through(entry.public_id, context.write)
+                await self._generate(request, write, entry, arrived, deadline)
             status = Status.OK
         except TriptychError as error:
             status = error.status
             raise
         except asyncio.CancelledError:
             left = context.time_remaining()
-            status = Status.CANCELLED if left is None or left > 0 else Status.DEADLINE_EXCEEDED
+            status = Status.CANCELLED if left is None or left > CLOCK_SLACK else Status.DEADLINE_EXCEEDED
             raise
         finally:
             self._requests.counts.ended[status] += 1
+            seen.end(status)
 
     async def _generate(
-        self, request: pb.GenerateRequest, context: Context, entry: Entry, arrived: float, deadline: float
+        self, request: pb.GenerateRequest, write: Write, entry: Entry, arrived: float, deadline: float
     ) -> None:
         build = partial(
             build_request,
@@ -100,19 +113,25 @@ class InferenceService:
             include_stop=options.include_stop,
             skip_special_tokens=options.skip_special_tokens if options.HasField("skip_special_tokens") else True,
         )
-        session = Session(admitted, entry.public_id, self._model, text, self._config, arrived)
-        self._scheduler.submit(admitted)
-        entry.live = LiveRequest(session, self._clock, self._config.drain_grace, self._ended)
-        await entry.live.deliver(context.write)
+        self._scheduler.check_backlog()
+        away_since = None if self._scheduler.connected else self._clock.now()
+        session = Session(admitted, entry.public_id, self._model, text, self._config, arrived, away_since)
+        entry.live = LiveRequest(session, self._scheduler, self._clock, self._config.drain_grace, self._ended)
+        await entry.live.deliver(write)
 
     def _ended(self, session: Session) -> None:
-        if not session.outlives_client:
-            return
+        if not session.outlives_client or not self._scheduler.connected:
+            return  # a scheduler that comes back ends what is not declared
         if session.error is not None:
             reason = session.error.message
         else:
             reason = "finished by a stop string" if session.ended else "the client went away"
-        self._scheduler.cancel(session.request.id, reason)
+        self._scheduler.send(Cancel(session.request.id, reason))
+
+    def _check_rate(self, context: Context) -> None:
+        """Raises RateLimitedError for a client that calls too often."""
+        if self._limiter is not None:
+            self._limiter.admit(client_of(context), self._clock.now())
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
         self._requests.abort(request.request_id, CancelledByClientError(f"request {request.request_id!r} was aborted"))
@@ -157,6 +176,7 @@ class InferenceService:
         return loads
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        self._check_rate(context)
         kind, limit = request.WhichOneof("input"), self._config.max_prompt_chars
         if kind is None:
             raise InvalidRequestError("input is not set; expected text or chat")
@@ -170,6 +190,7 @@ class InferenceService:
         return pb.TokenizeResponse(ids=await self._text.run(tokenise, context.time_remaining()))
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
+        self._check_rate(context)
         tokenizer, ids = tokenizer_of(self._model), list(request.ids)
         check_ids("ids", ids, self._model.vocab_size)
         decode = partial(tokenizer.decode, ids, skip_special_tokens=request.skip_special_tokens)

@@ -1,4 +1,5 @@
-"""One open request, from submission to its single end: a pure state machine, fed with tokens and notices, drained by its RPC.
+"""One open request, from submission to its single end: what its generation gives (core/generation.py) as a stream of messages to the client.
+A pure state machine, fed with tokens and notices, drained by its RPC.
 
     RUNNING   tokens are missing
     SETTLING  every sample is finished; prefill's report on the prompt is missing (usage needs it; waits a bounded time)
@@ -6,7 +7,7 @@
     FAILED    ended with `error`
 
 DONE and FAILED are terminal: whatever comes later is ignored. In particular a failure that races with the last token changes nothing once every
-sample is finished, and a Completed without its last tokens (a worker's stream broke) is a failure after a bounded wait, never a hang.
+sample is finished. A new attempt goes on where the last one was lost: texts, usage and the client's stream notice nothing.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from collections.abc import Iterable
 from enum import Enum
 
 from triptych.proto.v1 import inference_pb2 as pb
-from triptych.runtime.core.control import Completed, Failed, Placed, Progress
-from triptych.runtime.core.errors import DeadlineError, InstanceLostError, OverloadedError, TriptychError, error_for
+from triptych.runtime.core import generation
+from triptych.runtime.core.control import Completed, Failed, Interrupted, Placed, Progress
+from triptych.runtime.core.errors import InstanceLostError, OverloadedError, TriptychError
+from triptych.runtime.core.generation import Generation
+from triptych.runtime.core.journal import Journal
 from triptych.runtime.core.request import PromptReport, Request, TokenOut
+from triptych.runtime.core.standing import Told
 from triptych.runtime.core.tasks import StageTimes
 from triptych.runtime.gateway.account import Account
 from triptych.runtime.gateway.assemble import SampleText, TextOptions, completion, fill_logprobs, token_detail
 from triptych.runtime.gateway.config import GatewayConfig
-from triptych.runtime.gateway.journal import Journal
 from triptych.runtime.gateway.model import ServedModel
 
 
@@ -44,6 +48,7 @@ class Session:
         public_id: the id that the client knows.
         options: how its text is cut.
         arrived: when the gateway got it, for timings.
+        away_since: since when there has been no scheduler to submit it to; None if there is one.
     """
 
     def __init__(
@@ -54,16 +59,14 @@ class Session:
         options: TextOptions,
         config: GatewayConfig,
         arrived: float,
+        away_since: float | None = None,
     ):
         prompt_tokens = len(request.prompt)
-        self.request = request
         self.public_id = public_id
         self.state = State.RUNNING
         self.error: TriptychError | None = None
-        self.journal = Journal(prompt_tokens, request.sampling.n, model.max_model_len, request.attempt)
-        self._instances_decode = False  # whether an instance may still decode a sample that ended here
         self.report_missing = False  # ended without prefill's report: cached_tokens is not known
-        self._scheduler_knows = False  # whether the scheduler itself said how the request ended
+        self._generation = Generation(request, model.max_model_len, config.patience, away_since)
         self._config = config
         self._tokenizer = model.tokenizer
         self._texts = [SampleText(model.tokenizer, options) for _ in range(request.sampling.n)]
@@ -71,10 +74,17 @@ class Session:
         self._queued: list[pb.GenerateResponse] = []
         self._queued_tokens = 0
         self._open_delta: dict[int, pb.Delta] = {}  # per sample, a queued delta that may still grow
-        self._complete_since: float | None = None
-        self._gap_since: float | None = None
         self._finished_since: float | None = None
         self._queue(pb.GenerateResponse(prompt=pb.PromptInfo(request_id=public_id, prompt_tokens=prompt_tokens)))
+
+    @property
+    def request(self) -> Request:
+        """Under its current attempt."""
+        return self._generation.request
+
+    @property
+    def journal(self) -> Journal:
+        return self._generation.journal
 
     @property
     def ended(self) -> bool:
@@ -83,9 +93,7 @@ class Session:
     @property
     def outlives_client(self) -> bool:
         """Whether, if the session is over now, the scheduler must be told to cancel what still runs."""
-        if self._scheduler_knows:
-            return False
-        return self._instances_decode or not self.journal.finished
+        return self._generation.must_cancel
 
     # ---- what comes in --------------------------------------------------------------------------------------------------------------
 
@@ -93,19 +101,11 @@ class Session:
         """One token from any instance, in any order."""
         if self.state is not State.RUNNING:
             return
-        released = self.journal.push(token)
-        for token_now in released:
-            if self._emit(token_now, now):
+        for released in self._generation.token(token, now):
+            if self._emit(released, now):
                 break  # the sample ended here; what was released behind it is not wanted
-        if not self.journal.gapped:
-            self._gap_since = None
-        elif released or self._gap_since is None:
-            self._gap_since = now
-        if self.journal.finished:
-            self.state = State.SETTLING
-            self._finished_since = now
-            self._settle(now)
-        elif self._queued_tokens > self._config.max_buffered_tokens:
+        self._follow(now)
+        if self._queued_tokens > self._config.max_buffered_tokens:
             self.fail(
                 OverloadedError(
                     f"the client reads too slowly: {self._queued_tokens} tokens wait for it; expected at most "
@@ -114,50 +114,48 @@ class Session:
             )
 
     def prompt(self, attempt: int, report: PromptReport, times: StageTimes, now: float) -> None:
-        """Prefill's report on the prompt, and the times of that stage."""
-        if self.ended or attempt != self.journal.attempt:
+        """Prefill's report on the prompt, and the times of that stage. The first one counts: it says the same under every attempt."""
+        if self.ended or (attempt != self.journal.attempt and self._account.report is not None):
             return
+        self._generation.heard(attempt)
         if self._account.report is None and report.prompt_logprobs:
             self._queue_prompt_logprobs(report)
         self._account.prompt(report, times)
         self._settle(now)
 
-    def notice(self, notice: Placed | Progress | Failed | Completed, now: float) -> None:
+    def notice(self, notice: Placed | Progress | Interrupted | Failed | Completed, now: float) -> None:
         """A notice of the scheduler about this request."""
         if self.ended:
             return
-        self._scheduler_knows = self._scheduler_knows or isinstance(notice, Failed | Completed)
-        if isinstance(notice, Failed):
-            error = error_for(notice.status, notice.reason)
-            error.status = notice.status
-            error.retry_after = notice.retry_after
-            self.fail(error)
-            return
-        self._account.notice(notice)
-        if isinstance(notice, Completed):
-            self._complete_since = now
+        current = self._generation.notice(notice, now)
+        if current and isinstance(notice, Placed | Progress | Completed):
+            self._account.notice(notice)
+        self._follow(now)
 
     def fail(self, error: TriptychError) -> None:
         """End with `error`, unless every sample is already finished or the request has ended."""
         if self.state is State.RUNNING:
-            self.state = State.FAILED
-            self.error = error
+            self._generation.fail(error)
+            self.state, self.error = State.FAILED, error
+
+    def tell(self) -> list[Told]:
+        """What a scheduler that is there must hear now; call only to send it."""
+        return self._generation.tell()
+
+    def introduce(self) -> list[Told]:
+        """What a scheduler that is there (again) must hear first: it may have this request or not."""
+        return self._generation.introduce()
+
+    def scheduler_lost(self, now: float) -> None:
+        """There is no scheduler from now on."""
+        self._generation.scheduler_lost(now)
 
     def tick(self, now: float) -> None:
         """Time passed: see `wakes_at`."""
-        config = self._config
         if self.state is State.RUNNING:
-            if _due(self.request.deadline, 0.0, now):
-                self.fail(DeadlineError(f"the deadline passed after {self._account.completion_tokens} tokens"))
-            elif _due(self._complete_since, config.final_token_grace, now):
-                self.fail(
-                    InstanceLostError(
-                        "the request was completed, but its last tokens were lost on the way to the gateway"
-                    )
-                )
-            elif _due(self._gap_since, config.gap_timeout, now):
-                self.fail(InstanceLostError("a token was lost on the way to the gateway, later ones arrived"))
-        elif self.state is State.SETTLING and _due(self._finished_since, config.report_grace, now):
+            self._generation.tick(now)
+            self._follow(now)
+        elif self.state is State.SETTLING and self._report_due(now):
             self.report_missing = True
             if self.request.sampling.prompt_logprobs is not None:
                 self.state = State.FAILED
@@ -169,17 +167,15 @@ class Session:
 
     def wakes_at(self) -> float | None:
         """When `tick` must be called, if nothing else happens before; None once the request has ended."""
-        if self.ended:
-            return None
-        if self.state is State.SETTLING:
-            timers = [(self._finished_since, self._config.report_grace)]
-        else:
-            timers = [
-                (self.request.deadline, 0.0),
-                (self._complete_since, self._config.final_token_grace),
-                (self._gap_since, self._config.gap_timeout),
-            ]
-        return min((since + wait for since, wait in timers if since is not None), default=None)
+        if self.state is State.SETTLING and self._finished_since is not None:
+            return self._finished_since + self._config.report_grace
+        return self._generation.wakes_at() if self.state is State.RUNNING else None
+
+    def stood_still(self, now: float) -> None:
+        """This process did not run for a while: what came meanwhile is still to be read, so all waiting (but for the deadline) begins anew."""
+        self._generation.stood_still(now)
+        if self._finished_since is not None:
+            self._finished_since = now
 
     # ---- what goes out --------------------------------------------------------------------------------------------------------------
 
@@ -205,8 +201,7 @@ class Session:
         if piece.finish is None:
             return False
         if token.finish is None:
-            self._instances_decode = True
-        self.journal.close_sample(token.sample, token.position, piece.finish)
+            self._generation.close_sample(token.sample, token.position, piece.finish)
         self._queue(pb.GenerateResponse(completion=completion(token.sample, piece.finish)))
         return True
 
@@ -222,14 +217,22 @@ class Session:
             fill_logprobs(detail, logprobs, self._tokenizer)
         self._queue(pb.GenerateResponse(prompt=info))
 
+    def _follow(self, now: float) -> None:
+        """Take over how the generation ended, once it has."""
+        if self.state is State.RUNNING and self._generation.state is generation.State.FAILED:
+            self.state, self.error = State.FAILED, self._generation.error
+        elif self.state is State.RUNNING and self._generation.state is generation.State.FINISHED:
+            self.state = State.SETTLING
+            self._finished_since = now
+            self._settle(now)
+
     def _settle(self, now: float) -> None:
         if self.state is State.SETTLING and self._account.report is not None:
             self._finish(now)
 
     def _finish(self, now: float) -> None:
-        self._queue(pb.GenerateResponse(summary=self._account.summary(now)))
+        self._queue(pb.GenerateResponse(summary=self._account.summary(self.journal.attempt, now)))
         self.state = State.DONE
 
-
-def _due(since: float | None, wait: float, now: float) -> bool:
-    return since is not None and now >= since + wait
+    def _report_due(self, now: float) -> bool:
+        return self._finished_since is not None and now >= self._finished_since + self._config.report_grace

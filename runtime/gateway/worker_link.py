@@ -1,8 +1,8 @@
 """Subscriptions to the tokens of every worker in the directory.
 
-A link exists as long as its worker's address is in the directory and a moment longer (news of a departure may overtake the last tokens), and
-reconnects while it does. A worker keeps what it emits before the subscription; what is lost when a stream breaks in the middle shows as a gap
-in a journal, and ends those requests.
+A link exists as long as its worker's address is in the directory and a while longer (news of a departure may overtake the last tokens, and the
+directory of a scheduler that has just started is empty), and reconnects while the address is there. A worker keeps what it emits before the
+subscription; what is lost when a stream breaks in the middle shows as a gap in a journal, and those requests go on under a new attempt.
 """
 
 from __future__ import annotations
@@ -53,10 +53,18 @@ class WorkerLink:
         self._clock = clock
         self._listener = listener
         self._metadata = metadata
+        self.leaving = (
+            False  # whether the directory names it no more: then the end of its stream is no news, and the last one
+        )
         self._channel = connect(address)
         self._stub = worker_pb2_grpc.WorkerStub(self._channel)
         self.subscribed = False
         self._task = asyncio.create_task(self._run(), name=f"worker link {address}")
+
+    @property
+    def over(self) -> bool:
+        """Whether it has given up, because it ended while it was leaving."""
+        return self._task.done()
 
     async def close(self) -> None:
         self._task.cancel()
@@ -67,6 +75,8 @@ class WorkerLink:
         backoff = Backoff(self._config)
         while True:
             reason = await self._listen(backoff)
+            if self.leaving:
+                return
             logger.warning("worker %s: %s", self._address, reason)
             await asyncio.sleep(backoff.next())
 
@@ -122,7 +132,7 @@ class WorkerLinks:
         metadata: tuple[tuple[str, str], ...] = (),
     ):
         self._arguments = (gateway, config, clock, listener, connect, metadata)
-        self._linger = config.final_token_grace
+        self._linger = config.link_linger
         self._links: dict[str, WorkerLink] = {}
         self._leaving: dict[str, asyncio.TimerHandle] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -137,9 +147,13 @@ class WorkerLinks:
         for address in addresses:
             if address in self._leaving:
                 self._leaving.pop(address).cancel()
+                if self._links[address].over:
+                    self._close(address)
             if address not in self._links:
                 self._links[address] = WorkerLink(address, *self._arguments)
+            self._links[address].leaving = False
         for address in self._links.keys() - addresses - self._leaving.keys():
+            self._links[address].leaving = True
             self._leaving[address] = asyncio.get_running_loop().call_later(self._linger, self._close, address)
 
     async def close(self) -> None:

@@ -8,35 +8,46 @@ each other's pages.
 
 from __future__ import annotations
 
+from triptych.runtime.core.errors import Status
 from triptych.runtime.core.handle import Handle
 from triptych.runtime.core.instance import Role
-from triptych.runtime.core.request import Request
-from triptych.runtime.core.tasks import Accepted, Granted, Refused, ReserveDecode, Staged, StartLocal, StartPrefill
+from triptych.runtime.core.request import Request, SampleState
+from triptych.runtime.core.tasks import (
+    Accepted,
+    Granted,
+    Refused,
+    ReserveDecode,
+    Staged,
+    StartLocal,
+    StartPrefill,
+    TaskEnded,
+)
 from triptych.runtime.instance.lifecycle import Kind, State, Trigger
 from triptych.runtime.instance.messages import InstanceMessage, OpenStaging, Report
+from triptych.runtime.instance.resuming import least_pages, room, try_reserve
 from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.instance.state import InstanceState
-from triptych.runtime.instance.tasks import DecodeTask, Fill, LocalTask, PrefillTask, Task
+from triptych.runtime.instance.tasks import DecodeTask, Fill, LocalTask, PrefillTask, Task, live_samples
 
 KEY_BITS = 63  # a handle's key is random and unguessable; 63 bits fit every signed 64-bit field on the wire
 
 
 def reserve_decode(state: InstanceState, command: ReserveDecode, now: float) -> list[InstanceMessage]:
-    """Hold pages for the prompt and each sample's first output, and a slot per sample; or refuse."""
-    request = command.request
-    refused = _refusal(state, request, Role.DECODE, frozenset({Role.DECODE}), _pages_to_decode(state, request))
+    """Hold pages for the prompt and each live sample's outputs so far and next one, and a slot per live sample; or
+    refuse."""
+    request, resumed = command.request, command.resumed
+    refused = _refusal(state, request, Role.DECODE, frozenset({Role.DECODE}), resumed)
     if refused is not None:
         return [Report(refused)]
     head = next(iter(state.waiting.values()), None)
     if head is not None and head.resumed:
         return [_refused(request, Role.DECODE, "preempted sequences wait for memory")]
-    if state.slots.free < request.sampling.n:
-        return [
-            _refused(request, Role.DECODE, f"{request.sampling.n} slots were asked for, {state.slots.free} are free")
-        ]
+    slots = len(live_samples(request, resumed))
+    if state.slots.free < slots:
+        return [_refused(request, Role.DECODE, f"{slots} slots were asked for, {state.slots.free} are free")]
     sequence = _new_sequence(state, request)
     cached = sequence.pin_prefix(len(request.prompt))
-    if not _reserve_to_decode(state, sequence, request):
+    if not try_reserve(state, sequence, *room(state.config, request, resumed)):
         sequence.evict()
         return [_refused(request, Role.DECODE, f"too few KV pages are free ({state.memory.pool.available})")]
     task = DecodeTask(
@@ -46,6 +57,7 @@ def reserve_decode(state: InstanceState, command: ReserveDecode, now: float) -> 
         state.next_serial,
         now,
         State.RESERVED,
+        resumed,
         sequence=sequence,
         expires=now + command.ttl,
     )
@@ -55,14 +67,14 @@ def reserve_decode(state: InstanceState, command: ReserveDecode, now: float) -> 
     for stream in task.streams:
         state.seat(stream)
     state.add(task)
-    return [Report(Granted(request.id, cached))]
+    return [Report(Granted(request.id, cached, request.attempt))]
 
 
 def start_prefill(state: InstanceState, command: StartPrefill, now: float) -> list[InstanceMessage]:
-    """Queue a prompt whose KV is staged for a puller; or refuse."""
+    """Queue a prompt whose KV is staged for a puller; or refuse. Resumed, it draws nothing and needs no slot."""
     request, config = command.request, state.config
     pages = config.pages_for(len(request.prompt))
-    refused = _refusal(state, request, Role.PREFILL, frozenset({Role.PREFILL}), pages) or _queue_full(
+    refused = _refusal(state, request, Role.PREFILL, frozenset({Role.PREFILL}), command.resumed) or _queue_full(
         state, request, Role.PREFILL
     )
     if refused is not None:
@@ -76,6 +88,7 @@ def start_prefill(state: InstanceState, command: StartPrefill, now: float) -> li
         state.next_serial,
         now,
         State.WAITING,
+        command.resumed,
         staging_key=key,
         lease_seconds=command.lease,
         next_export=first_page,
@@ -84,20 +97,21 @@ def start_prefill(state: InstanceState, command: StartPrefill, now: float) -> li
     _queue(state, task)
     handle = Handle(state.ref, config.address, key, config.digest)
     opened = OpenStaging(request.id, key, len(request.prompt), first_page, pages - first_page)
-    return [opened, Report(Staged(request.id, handle))]
+    return [opened, Report(Staged(request.id, handle, request.attempt))]
 
 
 def start_local(state: InstanceState, command: StartLocal, now: float) -> list[InstanceMessage]:
-    """Queue a prompt that is decoded here as well; or refuse."""
-    request = command.request
+    """Queue a prompt that is decoded here as well; or refuse. Resumed with no sample left to decode, it ends at once."""
+    request, resumed = command.request, command.resumed
     roles = frozenset({Role.PREFILL, Role.DECODE})
-    refused = _refusal(state, request, Role.DECODE, roles, _pages_to_decode(state, request)) or _queue_full(
-        state, request, Role.DECODE
-    )
+    refused = _refusal(state, request, Role.DECODE, roles, resumed) or _queue_full(state, request, Role.DECODE)
     if refused is not None:
         return [Report(refused)]
-    _queue(state, LocalTask(Kind.LOCAL, Role.DECODE, request, state.next_serial, now, State.WAITING))
-    return [Report(Accepted(request.id))]
+    accepted = Report(Accepted(request.id, request.attempt))
+    if not live_samples(request, resumed):  # its client has seen everything
+        return [accepted, Report(TaskEnded(request.id, Role.DECODE, Status.OK, attempt=request.attempt))]
+    _queue(state, LocalTask(Kind.LOCAL, Role.DECODE, request, state.next_serial, now, State.WAITING, resumed))
+    return [accepted]
 
 
 def admit_waiting(state: InstanceState, now: float) -> None:
@@ -146,32 +160,17 @@ def _reserve(state: InstanceState, fill: Fill) -> bool:
         # one more than known, so that the next decode step does not preempt again at once; but a pool of just the
         # known size must do, too
         known, most = len(fill.sequence.tokens), state.config.usable_pages * state.config.page_size
-        return _try_reserve(state, fill.sequence, min(known + 1, most), 0)
+        return try_reserve(state, fill.sequence, min(known + 1, most))
     if fill.task.kind is Kind.PREFILL:
-        return _try_reserve(state, fill.sequence, len(fill.sequence.tokens), 0)
-    return _reserve_to_decode(state, fill.sequence, fill.task.request)
-
-
-def _reserve_to_decode(state: InstanceState, sequence: Sequence, request: Request) -> bool:
-    """Pages for the prompt, and for every sample the page that its first output goes to (forks copy or add it)."""
-    return _try_reserve(state, sequence, len(request.prompt) + 1, request.sampling.n - 1)
-
-
-def _try_reserve(state: InstanceState, sequence: Sequence, tokens: int, spare: int) -> bool:
-    if sequence.missing(tokens, spare) > state.memory.pool.available:
-        return False
-    sequence.reserve(tokens, spare)
-    return True
-
-
-def _pages_to_decode(state: InstanceState, request: Request) -> int:
-    return len(request.prompt) // state.config.page_size + request.sampling.n
+        return try_reserve(state, fill.sequence, len(fill.sequence.tokens))
+    return try_reserve(state, fill.sequence, *room(state.config, fill.task.request, fill.task.resumed))
 
 
 def _queue(state: InstanceState, task: Task) -> None:
-    task.streams = state.streams_for(task)
+    if task.kind is not Kind.PREFILL or not task.resumed:
+        task.streams = state.streams_for(task)
     task.sequence = _new_sequence(state, task.request)
-    fill = Fill(task, task.sequence, task.streams, False, task.request.sampling.prompt_logprobs)
+    fill = Fill(task, task.sequence, task.streams, False, task.score_top)
     state.waiting[task.sequence.number] = fill
     state.add(task)
 
@@ -180,35 +179,48 @@ def _new_sequence(state: InstanceState, request: Request) -> Sequence:
     return Sequence(state.memory, list(request.prompt), state.memory.roots(request.cache_salt))
 
 
-def _refusal(state: InstanceState, request: Request, role: Role, roles: frozenset[Role], pages: int) -> Refused | None:
-    """Why `request` cannot be taken whatever the load, if so; `pages` is the least that it needs."""
+def _refusal(
+    state: InstanceState, request: Request, role: Role, roles: frozenset[Role], resumed: tuple[SampleState, ...]
+) -> Refused | None:
+    """Why `request` cannot be taken whatever the load, if so."""
     config, prompt = state.config, len(request.prompt)
-    if (request.id, role) in state.tasks:
-        return Refused(request.id, role, f"request {request.id} already has a {role} task here")
+    for other in Role:
+        live = state.tasks.get((request.id, other))
+        if live is not None and (other is role or live.request.attempt > request.attempt):
+            reason = f"request {request.id} already has a {other} task here, of attempt {live.request.attempt}"
+            return Refused(request.id, role, reason, attempt=request.attempt)
+    if role is Role.DECODE:
+        slots, pages = len(live_samples(request, resumed)), least_pages(config, request, resumed)
+    else:
+        slots, pages = 0 if resumed else request.sampling.n, config.pages_for(prompt)
+    longest = max((len(sample.outputs) for sample in resumed if sample.finish is None), default=0)
     if not roles <= config.roles:
         reason = (
             f"instance {state.ref.id} has roles {', '.join(sorted(config.roles))}; {', '.join(sorted(roles))} needed"
         )
     elif prompt == 0:
         reason = "the prompt is empty"
-    elif prompt + 1 > config.max_model_len:
-        reason = f"the prompt has {prompt} tokens; max_model_len {config.max_model_len} leaves no room for an output"
-    elif request.sampling.n > config.max_num_seqs:
+    elif resumed and [sample.sample for sample in resumed] != list(range(request.sampling.n)):
+        reason = f"samples {[sample.sample for sample in resumed]} are to be resumed; n is {request.sampling.n}"
+    elif prompt + longest + 1 > config.max_model_len:
+        reason = (
+            f"the prompt has {prompt} tokens and {longest} outputs; max_model_len {config.max_model_len} leaves no room"
+        )
+    elif slots > config.max_num_seqs:
         reason = f"n is {request.sampling.n}; the instance has {config.max_num_seqs} slots"
     elif pages > config.usable_pages:
         reason = f"the request needs {pages} KV pages; the instance has {config.usable_pages}"
     else:
         return None
-    return Refused(request.id, role, reason, permanent=True)
+    return Refused(request.id, role, reason, permanent=True, attempt=request.attempt)
 
 
 def _queue_full(state: InstanceState, request: Request, role: Role) -> Refused | None:
     if len(state.waiting) < state.config.max_waiting:
         return None
-    return Refused(
-        request.id, role, f"{len(state.waiting)} sequences wait here already (max_waiting {state.config.max_waiting})"
-    )
+    reason = f"{len(state.waiting)} sequences wait here already (max_waiting {state.config.max_waiting})"
+    return Refused(request.id, role, reason, attempt=request.attempt)
 
 
 def _refused(request: Request, role: Role, reason: str) -> Report:
-    return Report(Refused(request.id, role, reason))
+    return Report(Refused(request.id, role, reason, attempt=request.attempt))

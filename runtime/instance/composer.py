@@ -50,11 +50,16 @@ class StepView:
         if len(choice.chunks) != len(self.chunks):
             raise InvalidCompositionError(f"{len(choice.chunks)} chunks were chosen for {len(self.chunks)} candidates")
         rows = tokens = 0
+        singles = choice.decodes
         for chosen, candidate in zip(choice.chunks, self.chunks, strict=True):
             if not 0 <= chosen <= candidate.tokens:
                 raise InvalidCompositionError(f"a chunk of {chosen} tokens was chosen of {candidate.tokens}")
             if chosen > 1 or (chosen and candidate.scored):
                 rows, tokens = rows + 1, tokens + chosen
+            else:
+                singles += chosen
+        if singles > self.limits.max_num_seqs:
+            raise InvalidCompositionError(f"{singles} rows of one token were chosen; the limits are {self.limits}")
         if rows > self.limits.max_prefill_rows or tokens > self.limits.chunk_tokens:
             raise InvalidCompositionError(
                 f"{tokens} prefill tokens in {rows} rows were chosen; the limits are {self.limits}"
@@ -79,11 +84,14 @@ class DefaultComposer:
     """All decodes, then prefill chunks in order, as in Sarathi-Serve (Agrawal et al. 2024, arXiv 2403.02310): topology PD.
 
     A candidate with a single token left and nothing to score has the shape of a decode row and takes no share of the
-    prefill limits; there are always enough decode rows, because every candidate holds a slot that is not decoding yet.
+    prefill limits. Nearly always there are enough decode rows, because a candidate that draws holds a slot that is not
+    decoding yet; for one that draws nothing (a resumed prompt) the youngest decode may have to sit a step out.
     """
 
     def compose(self, view: StepView) -> StepChoice:
-        return StepChoice(view.decodes, _chunks(view))
+        chunks = _chunks(view)
+        singles = sum(n == 1 and not c.scored for n, c in zip(chunks, view.chunks, strict=True))
+        return StepChoice(min(view.decodes, view.limits.max_num_seqs - singles), chunks)
 
 
 class TakingTurns:
@@ -107,14 +115,21 @@ class TakingTurns:
 def _chunks(view: StepView) -> tuple[int, ...]:
     """As many tokens of each candidate, in order, as the limits allow."""
     chunks: list[int] = []
-    tokens, rows = view.limits.chunk_tokens, view.limits.max_prefill_rows
+    tokens, rows, singles = view.limits.chunk_tokens, view.limits.max_prefill_rows, view.limits.max_num_seqs
     for candidate in view.chunks:
         if candidate.tokens == 1 and not candidate.scored:
+            if not singles:
+                break
             chunks.append(1)
+            singles -= 1
             continue
         if not rows or not tokens:
             break
         chosen = min(candidate.tokens, tokens)
+        if chosen == 1 and not candidate.scored:
+            if not singles:
+                break
+            singles -= 1
         chunks.append(chosen)
         tokens -= chosen
         rows -= 1

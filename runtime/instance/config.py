@@ -26,6 +26,7 @@ class InstanceConfig:
         export_pages: pages per Export; only the last one of a prompt may have fewer.
         eos_ids: token ids that end a generation unless `ignore_eos`.
         prefix_cache: whether pages of committed tokens are kept for later requests.
+        switchable: roles beyond `roles` that it can take on (`InstanceCore.switch`).
     """
 
     ref: InstanceRef
@@ -43,6 +44,7 @@ class InstanceConfig:
     export_pages: int = 8
     eos_ids: tuple[int, ...] = ()
     prefix_cache: bool = True
+    switchable: frozenset[Role] = frozenset()
 
     def __post_init__(self) -> None:
         least = {

@@ -21,11 +21,20 @@ What the shell promises, on its one device loop:
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
-from triptych.runtime.core.errors import Status
+from triptych.runtime.core.errors import Status, TriptychError
 from triptych.runtime.core.instance import InstanceRef, Load, Role
-from triptych.runtime.core.tasks import AbortTask, ReserveDecode, StartDecode, StartLocal, StartPrefill, TaskCommand
-from triptych.runtime.instance import admission, audit, expiry, importing, results
+from triptych.runtime.core.tasks import (
+    AbortTask,
+    HeldTask,
+    ReserveDecode,
+    StartDecode,
+    StartLocal,
+    StartPrefill,
+    TaskCommand,
+)
+from triptych.runtime.instance import admission, attempts, audit, expiry, importing, results
 from triptych.runtime.instance.composer import DefaultComposer, StepComposer
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.lifecycle import Trigger
@@ -49,6 +58,12 @@ from triptych.runtime.instance.state import InstanceState, end_task
 from triptych.runtime.instance.termination import StopProbeFactory
 
 
+class RolesRefusedError(TriptychError):
+    """The instance cannot take on these roles (now)."""
+
+    status = Status.FAILED_PRECONDITION
+
+
 class InstanceCore:
     """Deterministic: the same events at the same times with the same `random` give the same answers."""
 
@@ -70,6 +85,11 @@ class InstanceCore:
     @property
     def ref(self) -> InstanceRef:
         return self._state.ref
+
+    @property
+    def state(self) -> InstanceState:
+        """For simulators, which look into plans in flight and take runs of steps at once. Everybody else sends events."""
+        return self._state
 
     def handle(self, event: InstanceEvent, now: float) -> list[StepPlan | InstanceMessage]:
         """What `event` at `now` (seconds) leads to, in the order in which it must be done. A plan, if any, comes last.
@@ -109,6 +129,15 @@ class InstanceCore:
             staged=len(state.staged),
         )
 
+    def held(self) -> tuple[HeldTask, ...]:
+        """Every task, as it is declared to a scheduler that does not know it."""
+        return attempts.held(self._state)
+
+    @property
+    def stale(self) -> int:
+        """Commands and events dropped because they were of another attempt than the task here, or of none."""
+        return self._state.stale
+
     def resources(self) -> audit.Resources:
         """Who holds what."""
         return audit.resources(self._state)
@@ -139,23 +168,39 @@ class InstanceCore:
             SlotPool(old.config.max_num_seqs),
             next_serial=old.next_serial,
             next_plan=old.next_plan,
+            stale=old.stale,
         )
         return messages
+
+    def switch(self, ref: InstanceRef, roles: frozenset[Role]) -> None:
+        """Take on other roles, and go on as `ref`. The pool and everything cached in it stay: a page's key says all that its KV depends
+        on, and that is not the role. Plans in flight are of tasks that ended; they are heard of as usual.
+
+        Raises RolesRefusedError, and nothing has changed, if a task is held or a role was not prepared for.
+        """
+        state = self._state
+        possible = state.config.roles | state.config.switchable
+        if state.tasks:
+            raise RolesRefusedError(
+                f"{ref.id} holds {len(state.tasks)} tasks; it can change its roles when it holds none"
+            )
+        if not roles or not roles <= possible:
+            raise RolesRefusedError(
+                f"{ref.id} can have the roles {', '.join(sorted(possible))}; {', '.join(sorted(roles)) or 'none'} were asked for"
+            )
+        state.config = replace(state.config, roles=roles, switchable=possible - roles)
+        state.ref = ref
 
     def _command(self, command: TaskCommand, now: float) -> list[InstanceMessage]:
         state = self._state
         match command:
             case ReserveDecode():
-                return admission.reserve_decode(state, command, now)
+                return [*attempts.supersede(state, command.request), *admission.reserve_decode(state, command, now)]
             case StartPrefill():
-                return admission.start_prefill(state, command, now)
+                return [*attempts.supersede(state, command.request), *admission.start_prefill(state, command, now)]
             case StartDecode():
                 return importing.start_decode(state, command)
             case StartLocal():
-                return admission.start_local(state, command, now)
+                return [*attempts.supersede(state, command.request), *admission.start_local(state, command, now)]
             case AbortTask():
-                roles = Role if command.role is None else (command.role,)
-                tasks = [task for role in roles if (task := state.tasks.get((command.request, role))) is not None]
-                return [
-                    m for task in tasks for m in end_task(state, task, Trigger.FAILED, command.status, command.reason)
-                ]
+                return attempts.abort(state, command)

@@ -30,7 +30,7 @@ def _expired(task: Task, now: float) -> tuple[Status, str] | None:
     if deadline is not None and deadline <= now:
         return Status.DEADLINE_EXCEEDED, f"the request's deadline passed while its {task.kind} task was {task.state}"
     if isinstance(task, DecodeTask) and task.state is State.RESERVED and task.expires <= now:
-        return Status.DEADLINE_EXCEEDED, "the reservation expired before decoding was started"
+        return Status.UNAVAILABLE, "the reservation expired before decoding was started"
     if isinstance(task, PrefillTask) and task.lease is not None and task.lease.expired(now):
         return Status.UNAVAILABLE, "the lease of the staged KV expired: no sign of life from a puller"
     return None

@@ -30,20 +30,22 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Imported:
-    """A pull is complete and verified: the reservation's pages hold the prompt's KV."""
+    """A pull is complete and verified: the reservation's pages hold the prompt's KV. `attempt` is that of its StartPull."""
 
     request: str
     continuation: Continuation
     times: StageTimes
+    attempt: int
 
 
 @dataclass(frozen=True)
 class ImportFailed:
-    """A pull failed for good; the reservation must end."""
+    """A pull failed for good; the reservation must end. `attempt` is that of its StartPull."""
 
     request: str
     status: Status
     reason: str
+    attempt: int
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class StartPull:
     """For the transfer consumer: pull `command.source` into `pages` (prompt pages from `first_page` on)."""
 
     request: str
+    attempt: int
     source_key: int
     source_address: str
     source_instance: str

@@ -10,6 +10,7 @@ whatever a later plan puts there comes after (see InstanceCore).
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 
 from triptych.runtime.core.errors import OverloadedError
@@ -27,17 +28,18 @@ class PagePool:
 
     def __init__(self, num_pages: int, index: PrefixIndex):
         self._index = index
-        self._free = list(range(num_pages - 1, NULL_PAGE, -1))
-        self._references = [0] * num_pages
+        self._free: list[int] = []  # given back; the last one is taken first
+        self._untouched = NULL_PAGE + 1  # this page and those above were never taken
+        self._references = array("I", bytes(4 * num_pages))
 
     @property
     def available(self) -> int:
         """Pages that `allocate` can give now."""
-        return len(self._free) + self._index.idle
+        return self.free + self._index.idle
 
     @property
     def free(self) -> int:
-        return len(self._free)
+        return len(self._free) + len(self._references) - self._untouched
 
     @property
     def cached(self) -> int:
@@ -52,7 +54,13 @@ class PagePool:
             raise OutOfPagesError(f"{count} KV pages were needed, {self.available} are free or cached")
         pages = []
         for _ in range(count):
-            page = self._free.pop() if self._free else self._index.evict()
+            if self._free:
+                page = self._free.pop()
+            elif self._untouched < len(self._references):
+                page = self._untouched
+                self._untouched += 1
+            else:
+                page = self._index.evict()
             self._references[page] = 1
             pages.append(page)
         return pages
@@ -87,8 +95,8 @@ class PagePool:
                 if held.get(p) != expected.get(p)
             }
             raise AssertionError(f"page references (held, expected) differ: {wrong}")
-        free, idle = set(self._free), set(self._index.idle_pages())
-        if len(free) != len(self._free):
+        free, idle = {*self._free, *range(self._untouched, len(self._references))}, set(self._index.idle_pages())
+        if len(free) != self.free:
             raise AssertionError("a page is in the free list twice")
         if free & idle or free & held.keys() or idle & held.keys():
             raise AssertionError("a page is in two of free, cached and referenced")

@@ -16,6 +16,7 @@ from triptych.runtime.instance.lifecycle import Kind, Trigger
 from triptych.runtime.instance.messages import InstanceMessage
 from triptych.runtime.instance.plan import Draw, Export, Row, Seat, StepPlan
 from triptych.runtime.instance.preemption import make_room
+from triptych.runtime.instance.resuming import go_on
 from triptych.runtime.instance.state import InstanceState, PlannedRow, PlannedStep
 from triptych.runtime.instance.tasks import Fill, PrefillTask, Stream
 
@@ -48,7 +49,8 @@ def plan_step(
     for fill, tokens in zip(fills, choice.chunks, strict=True):
         if tokens:
             builder.chunk(fill, tokens)
-    return messages, builder.finish() if builder.rows else None
+    plan = builder.finish() if builder.rows else None
+    return messages + builder.messages, plan
 
 
 def _decoding(state: InstanceState) -> tuple[list[Stream], list[Stream]]:
@@ -91,6 +93,7 @@ class PlanBuilder:
         self._copies: list[tuple[int, int]] = []
         self._exports: list[Export] = []
         self.rows: list[Row] = []
+        self.messages: list[InstanceMessage] = []
 
     def decode(self, stream: Stream) -> None:
         """One token of one stream: the last one known, or the one that its slot is drawing in the plan before."""
@@ -111,10 +114,12 @@ class PlanBuilder:
     def chunk(self, fill: Fill, tokens: int) -> None:
         """The next `tokens` known tokens of a fill; with its last one the draws, and then its streams are running."""
         sequence, task = fill.sequence, fill.task
+        if sequence.copies:
+            self._copies += sequence.take_copies()
         start = sequence.scheduled
         end = sequence.scheduled = start + tokens
         last = not fill.left
-        streams = fill.streams if last else ()
+        streams = fill.streams if last and fill.drawing else ()
         for stream in streams:
             if not stream.seated:
                 self._seat(stream)
@@ -131,8 +136,9 @@ class PlanBuilder:
             score_top=fill.score or 0,
         )
         self.rows.append(row)
+        prompt_of = task if last and not fill.drawing else None
         self._planned.append(
-            PlannedRow(sequence, sequence.generation, end, tuple((s, s.generation) for s in streams), fill)
+            PlannedRow(sequence, sequence.generation, end, tuple((s, s.generation) for s in streams), fill, prompt_of)
         )
         if isinstance(task, PrefillTask):
             self._export(task, fill, last)
@@ -181,6 +187,11 @@ class PlanBuilder:
         state, task = self._state, fill.task
         del state.filling[fill.sequence.number]
         if task.kind is Kind.PREFILL:
+            return
+        if not fill.drawing:
+            task.sequence = None
+            task.advance(Trigger.COMPUTED)
+            self.messages += go_on(state, task, fill.sequence, task.resumed)
             return
         if not fill.resumed:
             first, *others = fill.streams

@@ -43,6 +43,9 @@ def apply_result(state: InstanceState, result: StepResult, now: float) -> list[I
             tokens.setdefault(task.request.gateway, []).append(_accept(stream, drawn))
             if stream.finish is not None or not task.reported:
                 touched[task.serial] = task
+        resumed = planned.prompt_of
+        if resumed is not None and resumed.serial in state.by_serial:
+            touched[resumed.serial] = resumed
     messages: list[InstanceMessage] = [Emit(gateway, tuple(emitted)) for gateway, emitted in tokens.items()]
     for task in touched.values():
         messages += _settle(state, task, now)
@@ -78,7 +81,7 @@ def _accept(stream: Stream, drawn: Drawn) -> TokenOut:
 def _settle(state: InstanceState, task: Task, now: float) -> list[InstanceMessage]:
     """Report the prompt once every sample has its first token; free what ended, and with the last sample the task."""
     messages: list[InstanceMessage] = []
-    finished = all(stream.finish is not None for stream in task.streams)
+    finished = bool(task.streams) and all(stream.finish is not None for stream in task.streams)
     if not task.reported and all(stream.outputs for stream in task.streams):
         messages += _report_prompt(task, finished, now)
     if isinstance(task, PrefillTask):
@@ -94,7 +97,7 @@ def _settle(state: InstanceState, task: Task, now: float) -> list[InstanceMessag
 def _report_prompt(task: Task, finished: bool, now: float) -> list[InstanceMessage]:
     request = task.request
     scored: tuple[tuple[int, Logprobs | None], ...] = ()
-    if request.sampling.prompt_logprobs is not None:
+    if task.score_top is not None:
         scored = tuple(zip(request.prompt, (None, *task.scores), strict=True))
     report = PromptReport(len(request.prompt), task.cached_tokens, scored)
     started = now if task.admitted is None else task.admitted
@@ -102,14 +105,15 @@ def _report_prompt(task: Task, finished: bool, now: float) -> list[InstanceMessa
     task.reported = True
     return [
         EmitPrompt(request.gateway, request.id, request.attempt, report, times),
-        Report(PrefillDone(request.id, report, finished, times)),
+        Report(PrefillDone(request.id, report, finished, times, request.attempt)),
     ]
 
 
 def _stage(state: InstanceState, task: PrefillTask, finished: bool, now: float) -> list[InstanceMessage]:
     """The prompt's KV and first tokens are complete: the puller gets the final record, and the lease begins."""
     task.advance(Trigger.COMPUTED)
-    samples = tuple(SampleState(stream.sample, tuple(stream.outputs), stream.finish) for stream in task.streams)
+    drawn = tuple(SampleState(stream.sample, tuple(stream.outputs), stream.finish) for stream in task.streams)
+    samples = task.resumed or drawn
     messages: list[InstanceMessage] = [CompleteStaging(task.staging_key, Continuation(task.request, samples))]
     for stream in task.streams:
         state.drop(stream)

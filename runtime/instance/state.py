@@ -21,7 +21,7 @@ from triptych.runtime.instance.memory import KvMemory
 from triptych.runtime.instance.messages import CancelPull, CloseStaging, InstanceMessage, Report
 from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.instance.slots import SlotPool
-from triptych.runtime.instance.tasks import DecodeTask, Fill, PrefillTask, Stream, Task
+from triptych.runtime.instance.tasks import DecodeTask, Fill, PrefillTask, Stream, Task, live_samples
 from triptych.runtime.instance.termination import StopProbeFactory, Termination
 from triptych.runtime.instance.timers import Timers
 
@@ -37,6 +37,7 @@ class PlannedRow:
     computed: int  # tokens whose KV exists once the plan is done
     draws: tuple[tuple[Stream, int], ...]
     fill: Fill | None = None
+    prompt_of: Task | None = None  # the resumed task whose prompt is computed with this row: no draw tells it
 
 
 @dataclass(slots=True)
@@ -65,15 +66,16 @@ class InstanceState:
     timers: Timers = field(default_factory=Timers)
     next_serial: int = 1
     next_plan: int = 1
+    stale: int = 0  # commands and events of other attempts, dropped
     blocked: tuple[int, int] | None = (
         None  # (sequence number, pages available) when the head of the queue last did not fit
     )
 
     def streams_for(self, task: Task) -> tuple[Stream, ...]:
-        """Fresh streams for every sample that the request asks for."""
+        """Fresh streams for every sample that has not ended."""
         return tuple(
             Stream(task, sample, (task.serial, sample), self.termination(task.request))
-            for sample in range(task.request.sampling.n)
+            for sample in live_samples(task.request, task.resumed)
         )
 
     def termination(self, request: Request) -> Termination:
@@ -143,5 +145,6 @@ def end_task(
         messages.append(CloseStaging(task.staging_key, status, reason))
     if isinstance(task, DecodeTask) and task.pulling:
         messages.append(CancelPull(task.request.id))
-    messages.append(Report(TaskEnded(task.request.id, task.role, status, reason, task.preemptions)))
+    request = task.request
+    messages.append(Report(TaskEnded(request.id, task.role, status, reason, task.preemptions, request.attempt)))
     return messages

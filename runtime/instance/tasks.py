@@ -12,10 +12,17 @@ from dataclasses import dataclass, field
 
 from triptych.runtime.core.handle import Lease
 from triptych.runtime.core.instance import Role
-from triptych.runtime.core.request import Finish, Logprobs, Request
+from triptych.runtime.core.request import Finish, Logprobs, Request, SampleState
 from triptych.runtime.instance.lifecycle import Kind, State, Trigger, next_state
 from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.instance.termination import Termination
+
+
+def live_samples(request: Request, resumed: tuple[SampleState, ...]) -> tuple[int, ...]:
+    """The samples that still have to draw."""
+    if not resumed:
+        return tuple(range(request.sampling.n))
+    return tuple(sample.sample for sample in resumed if sample.finish is None)
 
 
 @dataclass(eq=False, slots=True)
@@ -45,11 +52,12 @@ class Stream:
 
 @dataclass(eq=False, slots=True)
 class Fill:
-    """A sequence whose known tokens are being computed; its last chunk draws the next token of each of `streams`.
+    """A sequence whose known tokens are being computed; its last chunk draws the next token of each of `streams`, unless
+    it is the prompt of samples that have outputs already (`drawing`).
 
     Attributes:
         score: most likely tokens to report with each prompt token's logprob; None = nothing is scored.
-        resumed: a stream goes on after a preemption (else a prompt is computed for the first time).
+        resumed: a stream that has outputs goes on (else a prompt is computed for its task).
         abandoned: it was preempted half-way and another Fill starts over; scores still under way belong to nobody.
     """
 
@@ -65,6 +73,10 @@ class Fill:
         return self.streams[0].order
 
     @property
+    def drawing(self) -> bool:
+        return self.resumed or not self.task.resumed
+
+    @property
     def left(self) -> int:
         """Known tokens whose KV no plan computes yet."""
         return len(self.sequence.tokens) - self.sequence.scheduled
@@ -72,7 +84,11 @@ class Fill:
 
 @dataclass(eq=False)
 class Task:
-    """One accepted command. `serial` counts acceptances and is never used twice."""
+    """One accepted command. `serial` counts acceptances and is never used twice.
+
+    `resumed`: the samples of a request that begins again, as its client has seen them; empty at the first attempt.
+    `streams` are those that draw here: all samples, of a resumed request the live ones, where it is prefilled none.
+    """
 
     kind: Kind
     role: Role
@@ -80,6 +96,7 @@ class Task:
     serial: int
     arrived: float
     state: State
+    resumed: tuple[SampleState, ...] = ()
     streams: tuple[Stream, ...] = ()
     sequence: Sequence | None = None
     cached_tokens: int = 0
@@ -92,6 +109,11 @@ class Task:
     @property
     def key(self) -> tuple[str, Role]:
         return self.request.id, self.role
+
+    @property
+    def score_top(self) -> int | None:
+        """Likely tokens to report with each prompt token, None to score nothing. Whoever has an output has the scores."""
+        return None if any(sample.outputs for sample in self.resumed) else self.request.sampling.prompt_logprobs
 
     def advance(self, trigger: Trigger) -> None:
         """Raises IllegalTransitionError."""

@@ -19,6 +19,11 @@ class Timers:
     def __len__(self) -> int:
         return len(self._heap)
 
+    @property
+    def first(self) -> float | None:
+        """When the earliest entry is due."""
+        return self._heap[0][0] if self._heap else None
+
     def add(self, when: float, serial: int) -> None:
         heapq.heappush(self._heap, (when, serial))
 

@@ -1,4 +1,7 @@
-"""Who is let in. A request that cannot be served, or would wait in a queue without bound, is refused at once with a reason."""
+"""Who is let in. A request that cannot be served, or would wait in a queue without bound, is refused at once with a reason.
+
+While no instance can serve at all, nothing is known of what will be served: requests wait then, as long as patience lasts.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +22,6 @@ class Refusal:
     retry_after: float | None = None
 
 
-def unservable(length: int, longest: int, retry_after: float) -> Refusal | None:
-    """Whether no placement could ever hold `length` tokens, given the longest that the cluster can (0: no placement at all)."""
-    if longest == 0:
-        return Refusal(
-            Status.UNAVAILABLE,
-            "no instance can serve: the cluster lacks a prefill or a decode role, or a transport between them",
-            retry_after,
-        )
-    if length > longest:
-        return Refusal(
-            Status.INVALID_ARGUMENT,
-            f"prompt has {length - 1} tokens and at least one must be generated; the longest sequence served here is {longest} tokens",
-        )
-    return None
-
-
 def refusal(
     request: Request, config: SchedulerConfig, *, now: float, queued: int, longest: int, live: Phase | None
 ) -> Refusal | None:
@@ -42,7 +29,7 @@ def refusal(
 
     Args:
         queued: requests that wait already.
-        longest: tokens of the longest sequence that the cluster can serve.
+        longest: tokens of the longest sequence that the cluster can serve; 0 if it can serve none.
         live: the phase of a live request with the same id, if there is one.
     """
     if live is Phase.ENDING:
@@ -59,11 +46,15 @@ def refusal(
         return Refusal(Status.INVALID_ARGUMENT, "prompt is empty; expected at least one token")
     if request.deadline is not None and request.deadline <= now:
         return Refusal(Status.DEADLINE_EXCEEDED, "the deadline had passed before the request was queued")
-    impossible = unservable(len(request.prompt) + 1, longest, config.retry_after)
-    if impossible is None and queued >= config.max_queued:
+    if 0 < longest <= len(request.prompt):
+        return Refusal(
+            Status.INVALID_ARGUMENT,
+            f"prompt has {len(request.prompt)} tokens and at least one must be generated; the longest sequence served here is {longest} tokens",
+        )
+    if queued >= config.max_queued:
         return Refusal(
             Status.RESOURCE_EXHAUSTED,
             f"{queued} requests are waiting already, which is the limit; try again later",
             config.retry_after,
         )
-    return impossible
+    return None

@@ -1,8 +1,8 @@
 """The instances that exist, what the scheduler has given them, and indexes over both that are kept up to date event by event.
 
 The load that placement uses is the scheduler's own account of the tasks it placed: exact and immediate. What instances report arrives late and
-breaks ties only; whether something fits is decided by the instance. One that refused for lack of room is *closed*: it takes part in
-no placement until something there may have changed (a task ended, a heartbeat shows room, or some time passed).
+breaks ties only; whether something fits is decided by the instance. An instance with an *obstacle* takes part in no placement: it refused for
+lack of room and nothing there has changed since, its worker's stream is broken, or it is being drained.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from enum import StrEnum
 
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, Role
+from triptych.runtime.scheduler.reach import Reach
 from triptych.runtime.scheduler.state import Task
 
 
@@ -21,6 +22,14 @@ class Pool(StrEnum):
     PREFILL = "prefill"
     DECODE = "decode"
     LOCAL = "local"
+
+
+class Obstacle(StrEnum):
+    """Why an instance takes part in no placement."""
+
+    FULL = "full"  # until something there may have changed: a task ended, a heartbeat shows room, or some time passed
+    AWAY = "away"  # until its worker is back
+    DRAINING = "draining"  # for good
 
 
 def pool_of(roles: frozenset[Role]) -> Pool | None:
@@ -38,23 +47,38 @@ class Member:
         self.worker = worker
         self.pool = pool_of(info.roles)
         self.load = Load(free_pages=info.capacity.num_pages, free_slots=info.capacity.max_num_seqs)
-        self.closed = False
+        self.obstacles: set[Obstacle] = set()
         self.requests: dict[str, int] = {}  # live tasks here by request id; a dict, so that iteration follows insertion
         self.prefill_tokens = 0
         self.sequences = 0
         self.kv_tokens = 0
+        self.pressure = 0.0
 
     @property
     def ref(self) -> InstanceRef:
         return self.info.ref
 
     @property
-    def pressure(self) -> float:
-        """How busy: prompt tokens waiting to be computed in units of the longest prompt, plus the fuller of slots and KV pages."""
+    def closed(self) -> bool:
+        return bool(self.obstacles)
+
+    def account(self, task: Task, by: int) -> None:
+        """Add `task` to the account (`by` 1) or take it out (-1).
+
+        `pressure` says how busy the instance is: prompt tokens waiting to be computed in units of the longest prompt, plus the fuller of slots
+        and KV pages.
+        """
+        self.prefill_tokens += by * task.prefill_tokens
+        self.sequences += by * task.sequences
+        self.kv_tokens += by * task.kv_tokens
+        self.weigh()
+
+    def weigh(self) -> None:
+        """Bring `pressure` up to date."""
         capacity = self.info.capacity
         slots = self.sequences / max(1, capacity.max_num_seqs)
         pages = self.kv_tokens / max(1, capacity.num_pages * capacity.page_size)
-        return self.prefill_tokens / max(1, capacity.max_model_len) + max(slots, pages)
+        self.pressure = self.prefill_tokens / max(1, capacity.max_model_len) + max(slots, pages)
 
     @property
     def sort_key(self) -> tuple[float, int, str]:
@@ -70,6 +94,8 @@ class Cluster:
         self._by_load: dict[Pool, list[tuple[float, int, str]]] = {pool: [] for pool in Pool}
         self._by_id: dict[Pool, list[str]] = {pool: [] for pool in Pool}
         self._keys: dict[str, tuple[float, int, str]] = {}  # the key under which each open member stands in _by_load
+        self._infos: dict[str, InstanceInfo] = {}
+        self._reach = Reach()
 
     # ---- membership
 
@@ -79,7 +105,12 @@ class Cluster:
     @property
     def infos(self) -> tuple[InstanceInfo, ...]:
         """Every live instance, in order of joining."""
-        return tuple(m.info for m in self._members.values())
+        return tuple(self._infos.values())
+
+    @property
+    def reach(self) -> Reach:
+        """What the instances that are not draining can serve; only to be read."""
+        return self._reach
 
     @property
     def members(self) -> Iterable[Member]:
@@ -114,6 +145,8 @@ class Cluster:
     def add(self, info: InstanceInfo, worker: str) -> Member:
         """Add an instance of a known worker; its name must be free."""
         member = Member(info, worker)
+        self._infos[info.ref.id] = info
+        self._reach.add(info)
         self._members[info.ref.id] = member
         self._workers[worker][info.ref.id] = None
         if member.pool is not None:
@@ -122,6 +155,9 @@ class Cluster:
         return member
 
     def remove(self, member: Member) -> None:
+        del self._infos[member.ref.id]
+        if Obstacle.DRAINING not in member.obstacles:
+            self._reach.remove(member.info)
         self._unindex(member)
         if member.pool is not None:
             ids = self._by_id[member.pool]
@@ -134,9 +170,7 @@ class Cluster:
     def assign(self, member: Member, request: str, task: Task) -> None:
         """Account for a task that `member` was just told to start."""
         member.requests[request] = member.requests.get(request, 0) + 1
-        member.prefill_tokens += task.prefill_tokens
-        member.sequences += task.sequences
-        member.kv_tokens += task.kv_tokens
+        member.account(task, 1)
         self._reindex(member)
 
     def release(self, member: Member, request: str, task: Task) -> None:
@@ -144,32 +178,36 @@ class Cluster:
         member.requests[request] -= 1
         if member.requests[request] == 0:
             del member.requests[request]
-        member.prefill_tokens -= task.prefill_tokens
-        member.sequences -= task.sequences
-        member.kv_tokens -= task.kv_tokens
+        member.account(task, -1)
         self._reindex(member)
 
     def prefilled(self, member: Member, task: Task) -> None:
         """The prompt of `task` is computed: it waits for no more compute."""
         member.prefill_tokens -= task.prefill_tokens
         task.prefill_tokens = 0
+        member.weigh()
         self._reindex(member)
 
     def report_load(self, member: Member, load: Load) -> None:
         member.load = load
         self._reindex(member)
 
-    def close(self, member: Member) -> None:
-        """Leave `member` out of placements until it is opened."""
-        member.closed = True
+    def block(self, member: Member, obstacle: Obstacle) -> None:
+        """Leave `member` out of placements until `unblock`."""
+        if obstacle is Obstacle.DRAINING and obstacle not in member.obstacles:
+            self._reach.remove(member.info)
+        member.obstacles.add(obstacle)
         self._unindex(member)
 
-    def open(self, member: Member) -> bool:
-        """Let `member` take part again; whether it had been closed."""
-        was_closed, member.closed = member.closed, False
-        if was_closed:
-            self._index(member)
-        return was_closed
+    def unblock(self, member: Member, obstacle: Obstacle) -> bool:
+        """Take `obstacle` away, if it is there; whether `member` takes part again and did not before."""
+        if obstacle not in member.obstacles:
+            return False
+        member.obstacles.discard(obstacle)
+        if obstacle is Obstacle.DRAINING:
+            self._reach.add(member.info)
+        self._reindex(member)
+        return not member.closed
 
     # ---- indexes
 

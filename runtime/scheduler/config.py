@@ -12,7 +12,8 @@ class SchedulerConfig:
     """Limits of the control plane; all times in seconds.
 
     Attributes:
-        max_queued: requests that may wait for an instance; the next one is refused with RESOURCE_EXHAUSTED and `retry_after`.
+        max_queued: requests that may wait for an instance; the next one is refused with RESOURCE_EXHAUSTED and `retry_after`. Those that go on
+            after a loss always wait, however many they are: they were admitted.
         max_active: requests that may be placed at once. Instances bound their own memory; this bounds the scheduler's.
         heartbeat_interval: how often workers are told to send a sign of life.
         heartbeat_timeout: silence after which a worker is declared dead. Ten missed heartbeats by default: a process killed outright
@@ -24,6 +25,15 @@ class SchedulerConfig:
             scheduler can see has changed there.
         lookahead: waiting requests that are tried when the first in line does not fit. Larger values use instances better when
             requests need different instances; they never let a request overtake one that needs the same instance.
+        max_attempts: attempts of one request, the first included; the loss of the last one is its failure.
+        patience: how long a request waits while no placement could ever serve it (no instance of a role left, or none yet), and for a Resume.
+        rejoin_grace: how long a worker whose stream broke without a good-bye may take to come back with what it held, before that is taken
+            for lost. A broken stream does not tell a dead process from a cut connection. A living worker is back after its first retry, 0.1 s;
+            waiting five times that long for a dead one delays recovery less than recomputing the KV of a whole worker would cost. 0: no grace.
+        adopt_grace: how long, after a restart of the scheduler, a declared request and the task that runs it may take to find each other.
+        gateway_grace: how long the requests of a gateway whose stream broke go on, until it is back and has declared them.
+        drain_grace: how long the tasks of a draining instance may take to end by themselves before they go on elsewhere.
+        switch_timeout: how long an empty instance may take to change roles, or to end.
     """
 
     max_queued: int = 4096
@@ -35,6 +45,13 @@ class SchedulerConfig:
     retry_after: float = 1.0
     reopen_after: float = 0.5
     lookahead: int = 16
+    max_attempts: int = 5
+    patience: float = 30.0
+    rejoin_grace: float = 0.5
+    adopt_grace: float = 3.0
+    gateway_grace: float = 5.0
+    drain_grace: float = 30.0
+    switch_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         """Raises ConfigError naming every value that is out of range."""
@@ -42,6 +59,9 @@ class SchedulerConfig:
             f"{name} is {getattr(self, name)}; expected more than 0"
             for name in (*_COUNTS, *_TIMES)
             if not getattr(self, name) > 0
+        ]
+        wrong += [
+            f"{name} is {getattr(self, name)}; expected 0 or more" for name in _GRACES if not getattr(self, name) >= 0
         ]
         if self.heartbeat_timeout < 2 * self.heartbeat_interval:
             wrong.append(
@@ -52,5 +72,15 @@ class SchedulerConfig:
             raise ConfigError("; ".join(wrong))
 
 
-_COUNTS = ("max_queued", "max_active", "lookahead")
-_TIMES = ("heartbeat_interval", "heartbeat_timeout", "reserve_ttl", "lease_seconds", "retry_after", "reopen_after")
+_COUNTS = ("max_queued", "max_active", "lookahead", "max_attempts")
+_TIMES = (
+    "heartbeat_interval",
+    "heartbeat_timeout",
+    "reserve_ttl",
+    "lease_seconds",
+    "retry_after",
+    "reopen_after",
+    "patience",
+    "switch_timeout",
+)
+_GRACES = ("rejoin_grace", "adopt_grace", "gateway_grace", "drain_grace")

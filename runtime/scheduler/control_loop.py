@@ -7,11 +7,14 @@ raises, so that the process ends loudly and a fresh one rebuilds the state from 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 from triptych.proto.v1 import common_pb2, control_pb2
 from triptych.runtime.core.clock import Clock
 from triptych.runtime.core.control import (
+    DrainEnded,
+    DrainRequested,
     DropWorker,
     InstanceReset,
     SchedulerCommand,
@@ -19,10 +22,13 @@ from triptych.runtime.core.control import (
     SchedulerTick,
     ToGateway,
     ToInstance,
+    ToWorker,
     WorkerJoined,
+    WorkerLeft,
     WorkerLost,
 )
-from triptych.runtime.core.errors import IncompatibleError, InstanceLostError
+from triptych.runtime.core.errors import IncompatibleError, InstanceLostError, Status, error_for
+from triptych.runtime.core.instance import Role
 from triptych.runtime.scheduler.scheduler import Scheduler
 from triptych.runtime.scheduler.snapshot import ClusterSnapshot
 from triptych.runtime.wire.convert import encode, encode_oneof
@@ -41,6 +47,8 @@ class ControlLoop:
         self._clock = clock
         self.workers: dict[str, Outbox[control_pb2.WorkerCommand]] = {}
         self.gateways: dict[str, Outbox[control_pb2.GatewayNotice]] = {}
+        self._drains: dict[str, asyncio.Future[DrainEnded]] = {}
+        self._tickets = 0
         self._failure: Exception | None = None
         self._failed = asyncio.Event()
         self._ticker: asyncio.Task[None] | None = None
@@ -58,8 +66,12 @@ class ControlLoop:
 
     async def stop(self) -> None:
         """Close every stream and stop the clock."""
+        reason = "the scheduler is shutting down"
         for outbox in (*self.workers.values(), *self.gateways.values()):
-            outbox.close(InstanceLostError("the scheduler is shutting down"))
+            outbox.close(InstanceLostError(reason))
+        for ticket, drain in self._drains.items():
+            if not drain.done():
+                drain.set_result(DrainEnded(ticket, Status.UNAVAILABLE, reason))
         if self._ticker is not None:
             self._ticker.cancel()
             await asyncio.gather(self._ticker, return_exceptions=True)
@@ -71,18 +83,15 @@ class ControlLoop:
         raise self._failure
 
     def feed(self, event: SchedulerEvent) -> None:
-        """Handle `event` now. Raises RuntimeError if the scheduler has failed, now or before."""
+        """Handle `event` now. Raises InstanceLostError if the scheduler has failed, now or before: peers shall look for the next one."""
         if self._failure is not None:
-            raise RuntimeError("the scheduler has failed; its process must be restarted") from self._failure
+            raise InstanceLostError("the scheduler has failed; its process must be restarted")
         if isinstance(event, WorkerJoined):
             log.info("worker %s joined with %s", event.worker, ", ".join(info.ref.id for info in event.instances))
+        elif isinstance(event, WorkerLeft):
+            log.info("worker %s is gone: %s", event.worker, event.reason)
         elif isinstance(event, WorkerLost):
-            log.log(
-                logging.INFO if event.reason == "left" else logging.WARNING,
-                "worker %s is gone: %s",
-                event.worker,
-                event.reason,
-            )
+            log.warning("the stream of worker %s broke: %s", event.worker, event.reason)
         try:
             commands = self._scheduler.handle(event, self._clock.now())
             for command in commands:
@@ -91,7 +100,24 @@ class ControlLoop:
             log.critical("the scheduler failed on %s", type(event).__name__, exc_info=error)
             self._failure = error
             self._failed.set()
-            raise RuntimeError(f"the scheduler failed on {type(event).__name__}: {error}") from error
+            raise InstanceLostError(f"the scheduler failed on {type(event).__name__}") from error
+
+    async def drain(self, instance: str, roles: frozenset[Role] | None, *, force: bool) -> float:
+        """Drain an instance until it has changed; returns the seconds that took. A caller that goes away does not stop it.
+
+        Raises the typed error of the scheduler's answer.
+        """
+        self._tickets += 1
+        ticket = str(self._tickets)
+        answer = self._drains[ticket] = asyncio.get_running_loop().create_future()
+        try:
+            self.feed(DrainRequested(ticket, instance, roles, force))
+            ended = await answer
+        finally:
+            del self._drains[ticket]
+        if ended.status is not Status.OK:
+            raise error_for(ended.status, ended.reason)
+        return ended.seconds
 
     def snapshot(self) -> ClusterSnapshot:
         return self._scheduler.snapshot(self._clock.now())
@@ -106,6 +132,14 @@ class ControlLoop:
                     inner = encode_oneof(command.command, control_pb2.TaskCommand, now)
                     message = control_pb2.InstanceCommand(ref=ref, command=inner)
                     worker.put(control_pb2.WorkerCommand(instance_command=message))
+            case ToWorker():
+                worker = self.workers.get(command.worker)
+                if worker is not None:
+                    worker.put(encode_oneof(command.command, control_pb2.WorkerCommand, now))
+            case DrainEnded():
+                answer = self._drains.get(command.ticket)
+                if answer is not None and not answer.done():
+                    answer.set_result(command)
             case ToGateway():
                 gateway = self.gateways.get(command.gateway)
                 if gateway is not None:
@@ -119,6 +153,7 @@ class ControlLoop:
                     worker.close((IncompatibleError if registered else InstanceLostError)(command.reason))
 
     async def _tick(self) -> None:
-        while self._failure is None:
-            await asyncio.sleep(TICK)
-            self.feed(SchedulerTick())
+        with contextlib.suppress(InstanceLostError):  # whoever waits for this loop hears of it
+            while True:
+                await asyncio.sleep(TICK)
+                self.feed(SchedulerTick())

@@ -12,13 +12,20 @@ from triptych.runtime.core.errors import Status
 class Count(StrEnum):
     """Names of the counters; besides these, `failed_<status>` counts admitted requests by the status they failed with.
 
-    At every moment submitted = admitted + refused, and admitted = completed + all failed_* + requests still open.
+    At every moment submitted = admitted + refused, and admitted + declared = completed + all failed_* + requests still open.
     """
 
     SUBMITTED = "submitted"
     REFUSED = "refused"
     ADMITTED = "admitted"
     COMPLETED = "completed"
+    DECLARED = "declared"  # requests that a gateway had open and this scheduler did not know (any more)
+    ADOPTED = "adopted"  # of these, the ones whose running task was found
+    INTERRUPTED = "interrupted"
+    RESUMED = "resumed"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    PATIENCE_EXHAUSTED = "patience_exhausted"
+    STALE_RESUMES = "stale_resumes"  # under an attempt that is over
     REQUEUED = "requeued"
     RESERVATIONS_REFUSED = "reservations_refused"
     PREFILLS_REFUSED = "prefills_refused"
@@ -28,8 +35,12 @@ class Count(StrEnum):
     PROTOCOL_VIOLATIONS = "protocol_violations"
     WORKERS_JOINED = "workers_joined"
     WORKERS_LOST = "workers_lost"
+    WORKERS_BACK = "workers_back"  # after a broken stream, with what they held
+    HELD_ABORTED = "held_aborted"  # tasks that a worker declared and nobody claimed
     WORKERS_DROPPED = "workers_dropped"  # refused at registration, or silent for too long
     INSTANCES_RESET = "instances_reset"
+    GATEWAYS_LOST = "gateways_lost"
+    DRAINS = "drains"
 
 
 class Counters:

@@ -1,4 +1,4 @@
-"""One request through its tasks: what gateways ask, what instances report, what is lost, what comes due."""
+"""One request through its tasks: submitted, cancelled, reported on, lost, out of time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef, Role
 from triptych.runtime.core.request import Request
 from triptych.runtime.core.tasks import (
-    AbortTask,
     Accepted,
     DecodeStarted,
     Granted,
@@ -19,10 +18,11 @@ from triptych.runtime.core.tasks import (
     TaskReport,
 )
 from triptych.runtime.scheduler.admission import Refusal, refusal
+from triptych.runtime.scheduler.adoption import Adoption
 from triptych.runtime.scheduler.cluster import Cluster, Member
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.counters import Count, Counters
-from triptych.runtime.scheduler.ledger import Ledger
+from triptych.runtime.scheduler.ledger import Due, Ledger
 from triptych.runtime.scheduler.lifecycle import Lifecycle, Out
 from triptych.runtime.scheduler.placer import Placer
 from triptych.runtime.scheduler.policies.queue_order import QueueOrder
@@ -35,6 +35,8 @@ from triptych.runtime.scheduler.state import (
     TaskKind,
     TaskSignal,
     TaskState,
+    kind_of,
+    role_of,
 )
 
 
@@ -49,6 +51,7 @@ class Flow:
         cluster: Cluster,
         life: Lifecycle,
         placer: Placer,
+        adoption: Adoption,
         counters: Counters,
     ):
         self._config = config
@@ -57,22 +60,23 @@ class Flow:
         self._cluster = cluster
         self._life = life
         self._placer = placer
+        self._adoption = adoption
         self._counters = counters
 
     # ---- from gateways
 
-    def submit(self, request: Request, now: float, out: Out) -> None:
+    def submit(self, request: Request, out: Out) -> None:
         self._counters.add(Count.SUBMITTED)
         live = self._ledger.records.get(request.id)
         refused = refusal(
             request,
             self._config,
-            now=now,
-            queued=len(self._ledger.queue),
-            longest=self._placer.longest,
+            now=out.now,
+            queued=self._ledger.waiting,
+            longest=self._cluster.reach.longest,
             live=None if live is None else live.phase,
         )
-        if refused is None and request.gateway not in self._ledger.gateways:
+        if refused is None and request.gateway not in self._ledger.connected:
             refused = Refusal(
                 Status.UNAVAILABLE,
                 f"gateway {request.gateway!r} is not connected to the scheduler",
@@ -85,23 +89,34 @@ class Flow:
             )
             return
         self._counters.add(Count.ADMITTED)
-        self._ledger.add(Record(request, self._ledger.next_arrival(), now, self._order.key(request)))
-        self._life.changed = True
+        record = Record(request, self._ledger.next_arrival(), out.now, self._order.key(request))
+        self._ledger.add(record)
+        self._life.wait(record, out)
 
     def cancel(self, request: str, reason: str, out: Out) -> None:
         """End a live request as CANCELLED; one that is not (any more) live is left alone, because cancels cross completions."""
         record = self._ledger.records.get(request)
         if record is not None:
             self._life.fail(record, Status.CANCELLED, reason or "cancelled by the client", out)
+        else:
+            self._adoption.disown(request, out)
 
     # ---- from instances
 
-    def report(self, member: Member, report: TaskReport, now: float, out: Out) -> None:
+    def report(self, member: Member, report: TaskReport, out: Out) -> None:
         """React to what the live `member` reported."""
+        if self._adoption.heard_refused(member, report):
+            return
         record = self._ledger.records.get(report.request)
         task = None if record is None else _task_of(record, member.ref, report)
         if record is None or task is None:
-            self._orphan(member, report, out)
+            if not self._adoption.heard(member, report):
+                self._counters.add(Count.ORPHAN_REPORTS)
+                self._adoption.disown_reported(member, report, out)
+            return
+        if report.attempt != record.request.attempt:
+            self._counters.add(Count.STALE_REPORTS)
+            self._adoption.disown_reported(member, report, out)
             return
         if task.state is TaskState.ABORTING:
             task.advance(_signal(report))
@@ -109,9 +124,13 @@ class Flow:
                 self._life.forget(record, task)
                 self._life.settle(record, out)
             return
+        signal = _signal(report)
+        if signal is TaskSignal.ANSWERED and task.state is TaskState.HELD:
+            self._counters.add(Count.STALE_REPORTS)  # its worker declared the task meanwhile, which says as much
+            return
         try:
-            task.advance(_signal(report))
-            self._follow(record, task, member, report, now, out)
+            task.advance(signal)
+            self._follow(record, task, member, report, out)
         except ProtocolViolation as error:
             self._counters.add(Count.PROTOCOL_VIOLATIONS)
             if task.state is TaskState.GONE and record.tasks.get(task.kind) is task:
@@ -120,23 +139,24 @@ class Flow:
                 record, Status.INTERNAL, f"instance {member.ref.id} broke the task protocol: {error.message}", out
             )
 
-    def _follow(self, record: Record, task: Task, member: Member, report: TaskReport, now: float, out: Out) -> None:
+    def _follow(self, record: Record, task: Task, member: Member, report: TaskReport, out: Out) -> None:
         match report:
             case Granted():
                 record.advance(Step.GRANTED)
                 record.cached_tokens = report.cached_tokens
-                self._placer.start_prefill(record, now, out)
+                self._placer.start_prefill(record, out)
             case Refused():
-                self._refused(record, task, member, report, now, out)
+                self._refused(record, task, member, report, out)
             case Staged():
                 record.advance(Step.STAGED)
                 decode = record.tasks.get(TaskKind.DECODE)
                 if decode is None:
                     raise ProtocolViolation("its decode reservation ended without a failure")
-                self._life.send(decode.ref, StartDecode(record.id, report.handle), out)
+                record.source = report.handle
+                self._life.send(decode.ref, StartDecode(record.id, report.handle, record.request.attempt), out)
             case Accepted():
                 record.advance(Step.ACCEPTED)
-                self._life.notify(record, Placed(record.id, task.ref, task.ref, now - record.submitted), out)
+                self._life.notify(record, Placed(record.id, task.ref, task.ref, out.now - record.submitted), out)
             case PrefillDone():
                 record.advance(Step.PREFILL_FINISHED if report.finished else Step.PREFILL_DONE)
                 self._cluster.prefilled(member, task)
@@ -145,98 +165,110 @@ class Flow:
                 if record.phase is Phase.FINISHING and decode is not None:
                     self._life.abort(record, decode, Status.OK, "finished at first token", out)
             case DecodeStarted():
+                if record.phase is Phase.ADOPTING:
+                    self._adoption.found(record)
                 record.advance(Step.DECODE_STARTED)
                 self._life.notify(record, Progress(record.id, Role.DECODE, report.times), out)
             case TaskEnded():
                 self._ended(record, task, report, out)
 
-    def _refused(self, record: Record, task: Task, member: Member, report: Refused, now: float, out: Out) -> None:
+    def _refused(self, record: Record, task: Task, member: Member, report: Refused, out: Out) -> None:
         self._life.forget(record, task)
         if report.permanent:
             record.never[member.ref] = report.reason
         else:
-            self._life.close(member, now)
+            self._life.close(member, out.now)
         match task.kind:
             case TaskKind.DECODE:
                 self._counters.add(Count.RESERVATIONS_REFUSED)
-                self._life.requeue(record, Step.DECODE_REFUSED)
+                self._life.requeue(record, Step.DECODE_REFUSED, out)
             case TaskKind.LOCAL:
                 self._counters.add(Count.LOCALS_REFUSED)
-                self._life.requeue(record, Step.LOCAL_REFUSED)
+                self._life.requeue(record, Step.LOCAL_REFUSED, out)
             case TaskKind.PREFILL:
                 self._counters.add(Count.PREFILLS_REFUSED)
-                self._placer.start_prefill(record, now, out)
+                self._placer.start_prefill(record, out)
 
     def _ended(self, record: Record, task: Task, report: TaskEnded, out: Out) -> None:
         if report.status is Status.OK and record.phase in (Phase.RESERVING, Phase.PREFILLING):
             raise ProtocolViolation(f"its {task.kind} task ended OK while the request was {record.phase}")
         self._life.forget(record, task)
         record.preemptions += report.preemptions
+        reason = f"instance {task.ref.id}: {report.reason or report.status.name}"
         if report.status is Status.OK or not record.needs(task.kind):
             self._life.settle(record, out)
+        elif _may_succeed_elsewhere(record, task.kind, report.status, out.now):
+            self._life.interrupt(record, report.status, reason, out)
         else:
-            self._life.fail(
-                record, report.status, f"instance {task.ref.id}: {report.reason or report.status.name}", out
-            )
-
-    def _orphan(self, member: Member, report: TaskReport, out: Out) -> None:
-        """A task nobody here started, e.g. for a scheduler that has since restarted: end it, or it would hold its pages for ever."""
-        self._counters.add(Count.ORPHAN_REPORTS)
-        if not isinstance(report, Refused | TaskEnded):
-            known = (
-                report.request in self._ledger.records
-            )  # then the instance may rightly hold another task of that request
-            role = _role_of(report) if known else None
-            command = AbortTask(report.request, Status.CANCELLED, "the scheduler does not know this task", role)
-            self._life.send(member.ref, command, out)
+            self._life.fail(record, report.status, reason, out)
 
     # ---- losses and deadlines
 
     def lost(self, members: list[Member], reason: str, out: Out) -> None:
-        """End what ran on `members`, which have left the cluster already. A reservation that was not granted yet just goes elsewhere."""
+        """What ran on `members`, which have left the cluster already, is lost."""
         for member in members:
             self._life.departed(member)
+            self._adoption.departed(member)
             for request in list(member.requests):
                 record = self._ledger.records.get(request)
                 if record is not None:
                     for task in [t for t in record.tasks.values() if t.ref == member.ref]:
-                        self._lost_task(record, task, f"instance {member.ref.id} was lost: {reason}", out)
+                        self._life.lose(record, task, f"instance {member.ref.id} was lost: {reason}", out)
 
-    def _lost_task(self, record: Record, task: Task, reason: str, out: Out) -> None:
-        aborting = task.state is TaskState.ABORTING
-        self._life.forget(record, task)
-        if aborting or not record.needs(task.kind):
-            self._life.settle(record, out)
-        elif record.phase is Phase.RESERVING:
-            self._life.requeue(record, Step.DECODE_REFUSED)
+    def come_due(self, out: Out) -> None:
+        """End what has waited for long enough."""
+        for due, end in (
+            (Due.DEADLINE, self._deadline),
+            (Due.PLACEMENT, self._impatient),
+            (Due.RESUME, self._unanswered),
+            (Due.ADOPTION, self._unadopted),
+            (Due.CLAIM, self._unclaimed),
+        ):
+            for request in list(self._ledger.timers[due].pop_due(out.now)):
+                record = self._ledger.records.get(request)
+                if record is not None:  # else another timer has ended it
+                    end(record, out)
+
+    def _deadline(self, record: Record, out: Out) -> None:
+        if record.id in self._ledger.timers[Due.PLACEMENT]:
+            reason = f"the deadline passed while the request waited: {self._cluster.reach.shortage(record.length)}"
+            self._life.fail(record, Status.UNAVAILABLE, reason, out, self._config.retry_after)
         else:
-            self._life.fail(record, Status.UNAVAILABLE, reason, out)
+            reason = f"the deadline passed while the request was {record.phase}"
+            self._life.fail(record, Status.DEADLINE_EXCEEDED, reason, out)
 
-    def gateway_lost(self, gateway: str, out: Out) -> None:
-        """End every request of a gateway that is gone; nobody is left to be told."""
-        for request in list(self._ledger.gateways.pop(gateway, ())):
-            self._life.fail(self._ledger.records[request], Status.CANCELLED, f"gateway {gateway} was lost", out)
+    def _impatient(self, record: Record, out: Out) -> None:
+        self._counters.add(Count.PATIENCE_EXHAUSTED)
+        reason = f"waited {self._config.patience:g} s in vain: {self._cluster.reach.shortage(record.length)}"
+        self._life.fail(record, Status.UNAVAILABLE, reason, out, self._config.retry_after)
 
-    def deadlines(self, now: float, out: Out) -> None:
-        """Fail what has run out of time."""
-        for request in list(self._ledger.deadlines.pop_due(now)):
-            record = self._ledger.records[request]
-            self._life.fail(
-                record, Status.DEADLINE_EXCEEDED, f"the deadline passed while the request was {record.phase}", out
-            )
+    def _unanswered(self, record: Record, out: Out) -> None:
+        self._counters.add(Count.PATIENCE_EXHAUSTED)
+        reason = f"its gateway did not say within {self._config.patience:g} s what the client has seen"
+        self._life.fail(record, Status.UNAVAILABLE, reason, out)
+
+    def _unadopted(self, record: Record, out: Out) -> None:
+        reason = f"no instance that runs it registered within {self._config.adopt_grace:g} s"
+        self._life.interrupt(record, Status.UNAVAILABLE, reason, out)
+
+    def _unclaimed(self, record: Record, out: Out) -> None:
+        gateway = record.request.gateway
+        reason = (
+            f"gateway {gateway} did not declare it within {self._config.gateway_grace:g} s of its stream's end or start"
+        )
+        self._life.abandon(record, reason, out)
 
 
-def _role_of(report: TaskReport) -> Role | None:
-    """The role whose task `report` is about; None for a local task, which has both."""
-    match report:
-        case Granted() | DecodeStarted():
-            return Role.DECODE
-        case Staged() | PrefillDone():
-            return Role.PREFILL
-        case Accepted():
-            return None
-        case Refused() | TaskEnded():
-            return report.role
+def _may_succeed_elsewhere(record: Record, kind: TaskKind, status: Status, now: float) -> bool:
+    """Whether a needed task that ended with `status` lost what it ran on or pulled from."""
+    match status:
+        case Status.UNAVAILABLE | Status.DATA_LOSS:
+            return True
+        case Status.DEADLINE_EXCEEDED:  # of a pull or a grant, unless it is the request's own
+            return record.request.deadline is None or now < record.request.deadline
+        case Status.NOT_FOUND | Status.CANCELLED:  # said by the source of a pull whose staging is gone
+            return kind is TaskKind.DECODE and record.phase in (Phase.TRANSFERRING, Phase.ADOPTING)
+    return False
 
 
 def _task_of(record: Record, ref: InstanceRef, report: TaskReport) -> Task | None:
@@ -244,8 +276,8 @@ def _task_of(record: Record, ref: InstanceRef, report: TaskReport) -> Task | Non
     local = record.tasks.get(TaskKind.LOCAL)
     if local is not None and local.ref == ref:
         return local
-    role = _role_of(report)
-    task = None if role is None else next((t for t in record.tasks.values() if t.kind.role is role), None)
+    kind = kind_of(role_of(report))
+    task = None if kind is None else record.tasks.get(kind)
     return task if task is not None and task.ref == ref else None
 
 

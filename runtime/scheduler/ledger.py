@@ -1,9 +1,21 @@
-"""The requests that exist: by id, by gateway, in the waiting queue, by deadline. Indexes only; what happens to them is decided in `flow.py`."""
+"""The requests that exist: by id, by gateway, in the waiting queue, by what they wait for. Indexes only; what happens to them is decided elsewhere."""
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from triptych.runtime.scheduler.lazy_heap import LazyHeap
 from triptych.runtime.scheduler.state import Phase, Record
+
+
+class Due(StrEnum):
+    """What a request waits for, each at most once."""
+
+    DEADLINE = "its deadline"
+    PLACEMENT = "an instance that could serve it"  # a request with this timer is stranded, not in the queue
+    RESUME = "its gateway to say what the client has seen"
+    ADOPTION = "the instance that runs it to register"
+    CLAIM = "its gateway to come back and declare it"
 
 
 class Ledger:
@@ -11,16 +23,24 @@ class Ledger:
 
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
-        self.gateways: dict[str, dict[str, None]] = {}
+        self.gateways: dict[
+            str, dict[str, None]
+        ] = {}  # every gateway that is connected or has requests, with their ids
+        self.connected: dict[str, None] = {}
         self.queue: LazyHeap[str, tuple[float, ...]] = LazyHeap()
-        self.deadlines: LazyHeap[str, float] = LazyHeap()
+        self.timers: dict[Due, LazyHeap[str, float]] = {due: LazyHeap() for due in Due}
         self.ending = 0
         self._arrivals = 0
 
     @property
+    def waiting(self) -> int:
+        """Requests that wait for an instance, in the queue or stranded."""
+        return len(self.queue) + len(self.timers[Due.PLACEMENT])
+
+    @property
     def active(self) -> int:
-        """Requests that are placed and not ending."""
-        return len(self.records) - len(self.queue) - self.ending
+        """Requests that neither wait for an instance nor are ending."""
+        return len(self.records) - self.waiting - self.ending
 
     @property
     def tasks(self) -> int:
@@ -31,26 +51,52 @@ class Ledger:
         return self._arrivals
 
     def add(self, record: Record) -> None:
-        """Admit `record` and let it wait."""
+        """Know `record` from now on."""
         self.records[record.id] = record
-        self.gateways[record.request.gateway][record.id] = None
+        self.gateways.setdefault(record.request.gateway, {})[record.id] = None
+        self.watch_deadline(record)
+
+    def watch_deadline(self, record: Record) -> None:
         if record.request.deadline is not None:
-            self.deadlines.put(record.id, record.request.deadline)
-        self.enqueue(record)
+            self.timers[Due.DEADLINE].put(record.id, record.request.deadline)
 
     def enqueue(self, record: Record) -> None:
+        self.timers[Due.PLACEMENT].discard(record.id)
         self.queue.put(record.id, (*record.order, record.arrival))
+
+    def strand(self, record: Record, until: float) -> None:
+        """`record` waits outside the queue, where it blocks nobody, for an instance that could serve it."""
+        self.queue.discard(record.id)
+        self.timers[Due.PLACEMENT].put(record.id, until)
+
+    def dequeue(self, record: Record) -> None:
+        """`record` waits for no instance any more."""
+        self.queue.discard(record.id)
+        self.timers[Due.PLACEMENT].discard(record.id)
 
     def end(self, record: Record) -> None:
         """The request has failed: it waits for nothing but its tasks' ends. Its phase is ENDING."""
-        self.queue.discard(record.id)
-        self.deadlines.discard(record.id)
+        self._forget_waits(record)
         self.ending += 1
+
+    def reopen(self, record: Record) -> None:
+        """Undo `end`; its phase is not ENDING any more."""
+        self.ending -= 1
+        self.watch_deadline(record)
 
     def drop(self, record: Record) -> None:
         """Forget `record`; it has no tasks."""
         if record.phase is Phase.ENDING:
             self.ending -= 1
-        self.deadlines.discard(record.id)
-        self.gateways.get(record.request.gateway, {}).pop(record.id, None)
+        self._forget_waits(record)
+        gateway = record.request.gateway
+        requests = self.gateways[gateway]
+        del requests[record.id]
+        if not requests and gateway not in self.connected:
+            del self.gateways[gateway]
         del self.records[record.id]
+
+    def _forget_waits(self, record: Record) -> None:
+        self.queue.discard(record.id)
+        for timer in self.timers.values():
+            timer.discard(record.id)

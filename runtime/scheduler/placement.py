@@ -5,12 +5,14 @@ A policy sees only members that are open, large enough and have not refused the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, TransportKind
-from triptych.runtime.scheduler.cluster import Cluster, Pool, pool_of
+from triptych.runtime.scheduler.cluster import Cluster, Pool
+from triptych.runtime.scheduler.reach import Reach
 from triptych.runtime.scheduler.state import Record
 
 
@@ -51,35 +53,15 @@ def shared_transport(source: InstanceInfo, puller: InstanceInfo) -> TransportKin
 
 def can_feed(source: InstanceInfo, puller: InstanceInfo) -> bool:
     """Whether `source` can prefill for `puller`: they agree on model and layout, and share a transport."""
-    return not source.compatibility.difference(puller.compatibility) and shared_transport(source, puller) is not None
+    return source.compatibility == puller.compatibility and shared_transport(source, puller) is not None
 
 
 def servable_length(infos: Iterable[InstanceInfo]) -> int:
-    """The longest sequence, in tokens, that some placement over `infos` can hold; 0 if no placement exists. O(n).
-
-    Instances are grouped by what decides whether they can talk (transports, and the domain where LOCAL may be the only one shared), so
-    that pairs of groups are compared and not pairs of instances.
-    """
-    longest = 0
-    remote: dict[Pool, dict[frozenset[TransportKind], int]] = {Pool.PREFILL: {}, Pool.DECODE: {}}
-    domains: dict[Pool, dict[str, int]] = {Pool.PREFILL: {}, Pool.DECODE: {}}
+    """The longest sequence, in tokens, that some placement over `infos` can hold; 0 if no placement exists. O(n)."""
+    reach = Reach()
     for info in infos:
-        pool, length = pool_of(info.roles), info.capacity.max_model_len
-        if pool is Pool.LOCAL:
-            longest = max(longest, length)
-        for side in (Pool.PREFILL, Pool.DECODE):
-            if pool in (side, Pool.LOCAL):
-                kinds = frozenset(info.transports) - {TransportKind.LOCAL}
-                remote[side][kinds] = max(length, remote[side].get(kinds, 0))
-                if TransportKind.LOCAL in info.transports and info.domain:
-                    domains[side][info.domain] = max(length, domains[side].get(info.domain, 0))
-    for source, have in remote[Pool.PREFILL].items():
-        for puller, want in remote[Pool.DECODE].items():
-            if source & puller:
-                longest = max(longest, min(have, want))
-    for domain, have in domains[Pool.PREFILL].items():
-        longest = max(longest, min(have, domains[Pool.DECODE].get(domain, 0)))
-    return longest
+        reach.add(info)
+    return reach.longest
 
 
 class PlacementView:
@@ -109,21 +91,26 @@ class PlacementView:
 _COMPARED = (
     8  # prefill instances weighed against each other: enough to find one beside the decode instance, and bounded
 )
+_RANK = {kind: rank for rank, kind in enumerate(TransportKind)}
 
 
 def best_prefill(view: PlacementView, decode: InstanceInfo) -> Candidate | None:
     """The least loaded instance that can prefill for `decode`; among equals the one with the better transport to it."""
-    best: tuple[tuple[float, int], Candidate] | None = None
+    best: Candidate | None = None
+    best_key = (math.inf, 0)
     for pool in (Pool.PREFILL, Pool.LOCAL):
         compared = 0
         for candidate in view.by_load(pool):
-            if candidate.ref == decode.ref or not can_feed(candidate.info, decode):
+            if candidate.pressure > best_key[0]:
+                break  # the rest is no less busy
+            info = candidate.info
+            kind = shared_transport(info, decode)
+            if kind is None or info.compatibility != decode.compatibility or info.ref == decode.ref:
                 continue
-            rank = list(TransportKind).index(shared_transport(candidate.info, decode) or TransportKind.GRPC)
-            key = (candidate.pressure, rank)
-            if best is None or key < best[0]:
-                best = (key, candidate)
+            key = (candidate.pressure, _RANK[kind])
+            if best is None or key < best_key:
+                best, best_key = candidate, key
             compared += 1
             if compared == _COMPARED:
                 break
-    return None if best is None else best[1]
+    return best

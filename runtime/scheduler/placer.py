@@ -5,10 +5,9 @@ from __future__ import annotations
 from triptych.runtime.core.control import Placed
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.tasks import ReserveDecode, StartLocal, StartPrefill
-from triptych.runtime.scheduler.admission import Refusal, unservable
 from triptych.runtime.scheduler.cluster import Cluster
 from triptych.runtime.scheduler.config import SchedulerConfig
-from triptych.runtime.scheduler.ledger import Ledger
+from triptych.runtime.scheduler.ledger import Due, Ledger
 from triptych.runtime.scheduler.lifecycle import Lifecycle, Out
 from triptych.runtime.scheduler.placement import Placement, PlacementView, best_prefill, servable_length
 from triptych.runtime.scheduler.policies.router import Router
@@ -24,14 +23,9 @@ class Placer:
         self._cluster = cluster
         self._ledger = ledger
         self._life = life
-        self._longest = 0
+        self._longest = 0  # what the cluster could serve when the queue was last sorted out
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence that the cluster can serve, as of its last change; 0 if it can serve none."""
-        return self._longest
-
-    def pump(self, now: float, out: Out) -> None:
+    def pump(self, out: Out) -> None:
         """Place waiting requests, in order, as long as the first few find room. Does nothing unless something changed since the last call."""
         if not self._life.changed:
             return
@@ -49,27 +43,27 @@ class Placer:
             placement = self._router.route(record.request, PlacementView(self._cluster, record))
             if placement is not None:
                 self._place(record, placement, out)
-            elif (verdict := self._impossible(record)) is not None:
-                self._life.fail(record, verdict.status, verdict.reason, out, verdict.retry_after)
+            elif (refused := self._refused_by_all(record)) is not None:
+                self._life.fail(record, Status.INVALID_ARGUMENT, refused, out)
             else:
                 blocked.append(record)
         for record in blocked:
             self._ledger.enqueue(record)
 
     def _place(self, record: Record, placement: Placement, out: Out) -> None:
-        tokens, samples = len(record.request.prompt), record.request.sampling.n
+        tokens, samples = record.known_tokens, record.live_samples
         if placement.local:
             record.advance(Step.PLACED_LOCAL)
-            self._life.start(
-                record, Task(TaskKind.LOCAL, placement.decode, tokens, samples, tokens), StartLocal(record.request), out
-            )
+            task = Task(TaskKind.LOCAL, placement.decode, tokens, samples, tokens)
+            self._life.start(record, task, StartLocal(record.request, record.resumed), out)
         else:
             record.advance(Step.PLACED_PAIR)
             record.prefill = placement.prefill
             task = Task(TaskKind.DECODE, placement.decode, 0, samples, tokens)
-            self._life.start(record, task, ReserveDecode(record.request, self._config.reserve_ttl), out)
+            command = ReserveDecode(record.request, self._config.reserve_ttl, record.resumed)
+            self._life.start(record, task, command, out)
 
-    def start_prefill(self, record: Record, now: float, out: Out) -> None:
+    def start_prefill(self, record: Record, out: Out) -> None:
         """Ask the chosen prefill instance or, if that is gone or full, the best other one; if there is none, give the reservation back."""
         decode = record.tasks[TaskKind.DECODE]
         chosen = None if record.prefill is None else self._cluster.get(record.prefill)
@@ -90,27 +84,27 @@ class Placer:
             record.prefill = chosen.ref
         tokens = len(record.request.prompt)
         task = Task(TaskKind.PREFILL, record.prefill, tokens, 0, tokens)
-        command = StartPrefill(record.request, record.cached_tokens, self._config.lease_seconds)
+        command = StartPrefill(record.request, record.cached_tokens, self._config.lease_seconds, record.resumed)
         self._life.start(record, task, command, out)
-        self._life.notify(record, Placed(record.id, record.prefill, decode.ref, now - record.submitted), out)
+        self._life.notify(record, Placed(record.id, record.prefill, decode.ref, out.now - record.submitted), out)
 
-    def _impossible(self, record: Record) -> Refusal | None:
-        """Why `record` can never be placed on the cluster as it is, or None if it only has to wait."""
-        verdict = unservable(record.length, self._longest, self._config.retry_after)
-        if verdict is None and record.never:
-            others = (info for info in self._cluster.infos if info.ref not in record.never)
-            if unservable(record.length, servable_length(others), self._config.retry_after) is not None:
-                reasons = "; ".join(f"{ref.id}: {reason}" for ref, reason in record.never.items())
-                verdict = Refusal(Status.INVALID_ARGUMENT, f"the request can never fit here ({reasons})")
-        return verdict
+    def _refused_by_all(self, record: Record) -> str | None:
+        """Why every placement that could hold `record` has refused it for good; None if one has not."""
+        if not record.never:
+            return None
+        others = (info for info in self._cluster.infos if info.ref not in record.never)
+        if servable_length(others) >= record.length:
+            return None
+        reasons = "; ".join(f"{ref.id}: {reason}" for ref, reason in record.never.items())
+        return f"the request can never fit here ({reasons})"
 
     def membership_changed(self, out: Out) -> None:
-        """The cluster gained or lost instances: waiting requests that can no longer be served fail, others may find room."""
-        before, self._longest = self._longest, servable_length(self._cluster.infos)
-        if self._longest < before:
-            for request in list(self._ledger.queue):
-                record = self._ledger.records[request]
-                verdict = unservable(record.length, self._longest, self._config.retry_after)
-                if verdict is not None:
-                    self._life.fail(record, verdict.status, verdict.reason, out, verdict.retry_after)
+        """The cluster can serve more, or less: waiting requests that nothing could serve step aside, those that something can are back."""
+        longest, queue, stranded = self._cluster.reach.longest, self._ledger.queue, self._ledger.timers[Due.PLACEMENT]
+        if longest < self._longest:
+            for record in [r for request in queue if (r := self._ledger.records[request]).length > longest]:
+                self._ledger.strand(record, out.now + self._config.patience)
+        for record in [r for request in stranded if (r := self._ledger.records[request]).length <= longest]:
+            self._ledger.enqueue(record)
+        self._longest = longest
         self._life.changed = True

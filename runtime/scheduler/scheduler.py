@@ -1,31 +1,42 @@
 """The scheduler: events in, commands out. Deterministic; no I/O, no sleeping, no randomness.
 
-This class only dispatches. What happens to requests is in `flow.py`, to workers in `membership.py`; after every event the queue is tried once.
+This class only dispatches. What happens to requests is in `flow.py`, to workers in `membership.py`, to gateways in `gateways.py`, and what is found
+again after a loss in `adoption.py`; after every event the queue is tried once.
 """
 
 from __future__ import annotations
 
 from triptych.runtime.core.control import (
     Cancel,
+    Declare,
+    DrainRequested,
     GatewayJoined,
+    GatewayLeft,
     GatewayLost,
     Heartbeat,
+    InstanceLeft,
     InstanceReset,
     Reported,
+    Resume,
+    RolesRefused,
     SchedulerCommand,
     SchedulerEvent,
     SchedulerTick,
     Submit,
     ToGateway,
     WorkerJoined,
+    WorkerLeft,
     WorkerLost,
 )
-from triptych.runtime.scheduler.cluster import Cluster
+from triptych.runtime.scheduler.adoption import Adoption
+from triptych.runtime.scheduler.cluster import Cluster, Member, Obstacle
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.counters import Count, Counters
+from triptych.runtime.scheduler.drains import Drains
 from triptych.runtime.scheduler.flow import Flow
+from triptych.runtime.scheduler.gateways import Gateways
 from triptych.runtime.scheduler.ledger import Ledger
-from triptych.runtime.scheduler.lifecycle import Lifecycle
+from triptych.runtime.scheduler.lifecycle import Lifecycle, Out
 from triptych.runtime.scheduler.membership import Membership
 from triptych.runtime.scheduler.placer import Placer
 from triptych.runtime.scheduler.policies.queue_order import FirstComeFirstServed, QueueOrder
@@ -43,19 +54,33 @@ class Scheduler:
         self._counters = Counters()
         self._cluster = Cluster()
         self._ledger = Ledger()
-        self._life = Lifecycle(self._cluster, self._ledger, self._counters, self._config.reopen_after)
+        order = queue_order or FirstComeFirstServed()
+        self._life = Lifecycle(self._config, self._cluster, self._ledger, self._counters)
         self._placer = Placer(self._config, router or LeastLoaded(), self._cluster, self._ledger, self._life)
+        self._adoption = Adoption(self._config, self._cluster, self._ledger, self._life, self._counters)
+        self._gateways = Gateways(self._config, order, self._ledger, self._life, self._adoption, self._counters)
         self._flow = Flow(
             self._config,
-            queue_order or FirstComeFirstServed(),
+            order,
             self._ledger,
             self._cluster,
             self._life,
             self._placer,
+            self._adoption,
             self._counters,
         )
+        self._drains = Drains(
+            self._config, self._cluster, self._ledger, self._life, self._placer, self._adoption, self._counters
+        )
         self._membership = Membership(
-            self._config, self._cluster, self._ledger, self._life, self._flow, self._placer, self._counters
+            self._config,
+            self._cluster,
+            self._ledger,
+            self._life,
+            self._flow,
+            self._placer,
+            self._adoption,
+            self._counters,
         )
 
     @property
@@ -68,43 +93,63 @@ class Scheduler:
 
     def handle(self, event: SchedulerEvent, now: float) -> list[SchedulerCommand]:
         """React to `event` at time `now` (seconds, never smaller than before). Commands are to be executed in order."""
-        out: list[SchedulerCommand] = []
+        out = Out(now)
         match event:
             case Reported():
-                self._reported(event, now, out)
+                self._reported(event, out)
             case Submit():
-                self._flow.submit(event.request, now, out)
+                if self._gateways.expects(event.request):
+                    self._gateways.declare(event.request, out)
+                else:
+                    self._flow.submit(event.request, out)
             case Heartbeat():
-                self._membership.heartbeat(event, now)
+                self._membership.heartbeat(event, out)
             case SchedulerTick():
-                self._membership.tick(now, out)
-                self._flow.deadlines(now, out)
+                self._membership.tick(out)
+                self._adoption.expire(out)
+                self._flow.come_due(out)
+                self._drains.tick(out)
                 self._life.reopen_due(now)
             case Cancel():
                 self._flow.cancel(event.request, event.reason, out)
+            case Resume():
+                self._gateways.resume(event.request, event.samples, out)
+            case Declare():
+                self._gateways.declare(event.request, out)
             case GatewayJoined():
-                # A gateway that joins again lost its connection, and with it the clients of its earlier requests.
-                self._flow.gateway_lost(event.gateway, out)
-                self._ledger.gateways[event.gateway] = {}
+                self._gateways.joined(event.gateway, out)
                 out.append(ToGateway(event.gateway, self._membership.directory()))
             case GatewayLost():
-                self._flow.gateway_lost(event.gateway, out)
+                self._gateways.lost(event.gateway, out)
+            case GatewayLeft():
+                self._gateways.left(event.gateway, out)
             case WorkerJoined():
-                self._membership.joined(event, now, out)
+                self._membership.joined(event, out)
+                self._drains.back(event.worker, out)
             case WorkerLost():
+                self._membership.broken(event.worker, event.reason, out)
+            case WorkerLeft():
                 self._membership.lost(event.worker, event.reason, out)
             case InstanceReset():
                 self._membership.reset(event, out)
-        self._placer.pump(now, out)
+            case InstanceLeft():
+                self._membership.retired(event, out)
+            case RolesRefused():
+                self._drains.refused(event.ref, event.reason, out)
+            case DrainRequested():
+                self._drains.begin(event, out)
+        if self._drains:
+            self._drains.advance(out)
+        self._placer.pump(out)
         return out
 
-    def _reported(self, event: Reported, now: float, out: list[SchedulerCommand]) -> None:
+    def _reported(self, event: Reported, out: Out) -> None:
         member = self._cluster.get(event.ref)
         if member is None:
             self._counters.add(Count.STALE_REPORTS)
             return
-        self._membership.alive(member, now)
-        self._flow.report(member, event.report, now, out)
+        self._membership.alive(member, out.now)
+        self._flow.report(member, event.report, out)
 
     @property
     def idle(self) -> bool:
@@ -116,8 +161,9 @@ class Scheduler:
         return Resources(
             records=len(self._ledger.records),
             tasks=self._ledger.tasks,
-            queued=len(self._ledger.queue),
-            deadlines=len(self._ledger.deadlines),
+            queued=self._ledger.waiting,
+            timers=sum(len(timer) for timer in self._ledger.timers.values()),
+            unclaimed=len(self._adoption),
             assigned=sum(sum(member.requests.values()) for member in self._cluster.members),
         )
 
@@ -130,10 +176,19 @@ class Scheduler:
                     member.load,
                     self._membership.silent_for(member.worker, now),
                     sum(member.requests.values()),
+                    _state_of(member),
                 )
                 for member in self._cluster.members
             ),
-            queued=len(self._ledger.queue),
+            queued=self._ledger.waiting,
             active=self._ledger.active,
             counters=self._counters.values(),
         )
+
+
+def _state_of(member: Member) -> str:
+    """What keeps `member` from new work, the most lasting reason first."""
+    for obstacle in (Obstacle.AWAY, Obstacle.DRAINING, Obstacle.FULL):
+        if obstacle in member.obstacles:
+            return obstacle.value
+    return "open"

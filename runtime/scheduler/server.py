@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2
 
-from triptych.proto.v1 import control_pb2, control_pb2_grpc
+from triptych.proto.v1 import control_pb2
 from triptych.runtime.core.clock import Clock, MonotonicClock
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.scheduler.config import SchedulerConfig
@@ -19,8 +18,12 @@ from triptych.runtime.scheduler.policies.router import ROUTERS
 from triptych.runtime.scheduler.scheduler import Scheduler
 from triptych.runtime.scheduler.service import ControlServicer
 from triptych.runtime.wire.auth import bearer_interceptor
+from triptych.runtime.wire.handlers import service_handler
+from triptych.runtime.wire.listening import listen
+from triptych.runtime.wire.standard import Health, add_health, add_reflection
 
-SERVICE: str = control_pb2.DESCRIPTOR.services_by_name["Control"].full_name
+CONTROL = control_pb2.DESCRIPTOR.services_by_name["Control"]
+SERVICE: str = CONTROL.full_name
 
 PING_MS = 10_000  # a peer whose host vanished without a reset is noticed after at most twice this, heartbeats or not
 
@@ -43,7 +46,7 @@ class ControlServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 0
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     router: str = "least-loaded"
     queue_order: str = "fcfs"
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -70,7 +73,7 @@ def build_control(config: ControlServerConfig, clock: Clock | None = None) -> Co
 
 def add_control(control: ControlLoop, server: grpc.aio.Server) -> None:
     """Mount the Control service."""
-    control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(control), server)
+    server.add_generic_rpc_handlers((service_handler(ControlServicer(control), CONTROL),))
 
 
 class ControlServer:
@@ -90,22 +93,14 @@ class ControlServer:
         interceptors = [] if config.token is None else [bearer_interceptor(config.token)]
         self.server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
         self.control = build_control(config, clock)
-        self.health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] - imported conditionally
+        self.health = Health()
         add_control(self.control, self.server)
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
-        address = f"{config.host}:{config.port}"
-        try:
-            if credentials is None:
-                self.port = self.server.add_insecure_port(address)
-            else:
-                self.port = self.server.add_secure_port(address, credentials)
-        except RuntimeError as error:
-            raise ConfigError(f"cannot listen on {address}: {error}") from error
+        add_health(self.server, self.health)
+        self.port = listen(self.server, config.host, config.port, credentials)
         self.address = f"{config.host}:{self.port}"
 
     async def start(self, services: Sequence[str] = ()) -> None:
-        names = (SERVICE, *services, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self.server)
+        add_reflection(self.server, (SERVICE, *services))
         await self.server.start()
         self.control.start()
         for name in ("", SERVICE):

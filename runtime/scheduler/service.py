@@ -1,8 +1,8 @@
 """The Control service: a peer's life is the life of its stream.
 
 A worker's or gateway's first message names it; from then on its messages are events and what the scheduler says to it goes down the same
-stream. When the stream ends, for whatever reason, that end is an event too. A peer that connects under a name that is in use takes over: the
-old stream cannot be of use to anybody who connects again.
+stream. When the stream ends, that end is an event too, which says whether the peer had said good-bye. A peer that connects under a name that is in
+use takes over: the old stream cannot be of use to anybody who connects again.
 """
 
 from __future__ import annotations
@@ -12,13 +12,24 @@ from typing import NoReturn, TypeVar
 
 import grpc
 
-from triptych.proto.v1 import common_pb2, control_pb2, control_pb2_grpc
-from triptych.runtime.core.control import Cancel, GatewayJoined, GatewayLost, Submit, WorkerJoined, WorkerLost
+from triptych.proto.v1 import common_pb2, control_pb2
+from triptych.runtime.core.control import (
+    Cancel,
+    Declare,
+    GatewayJoined,
+    GatewayLeft,
+    GatewayLost,
+    Resume,
+    Submit,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerLost,
+)
 from triptych.runtime.core.errors import InstanceLostError, InvalidRequestError, TriptychError
+from triptych.runtime.core.instance import Role
 from triptych.runtime.scheduler.control_loop import ControlLoop
 from triptych.runtime.wire.convert import decode, decode_oneof, encode
 from triptych.runtime.wire.outbox import Outbox
-from triptych.runtime.wire.status import abort_with
 
 WORKER_OUTBOX = 16_384  # commands; several for each of the most requests that one worker can hold
 GATEWAY_OUTBOX = 65_536  # notices; about five a request
@@ -26,8 +37,8 @@ GATEWAY_OUTBOX = 65_536  # notices; about five a request
 M = TypeVar("M")
 
 
-class ControlServicer(control_pb2_grpc.ControlServicer):
-    """Control over gRPC; see proto/v1/control.proto."""
+class ControlServicer:
+    """Methods of triptych.v1.Control; mounted by wire.handlers.service_handler, which turns what they raise into statuses."""
 
     def __init__(self, control: ControlLoop):
         self._control = control
@@ -35,18 +46,49 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
     async def Worker(
         self, request_iterator: AsyncIterator[control_pb2.WorkerMessage], context: grpc.aio.ServicerContext
     ) -> None:
+        first = await _first(request_iterator)
+        if first.WhichOneof("kind") != "worker_joined":
+            raise InvalidRequestError("the first message of a worker must be worker_joined")
+        joined = decode(first.worker_joined, WorkerJoined, self._control.now())
+        if not joined.worker:
+            raise InvalidRequestError("worker_joined names no worker")
+        outbox: Outbox[control_pb2.WorkerCommand] = Outbox(f"worker {joined.worker}", WORKER_OUTBOX)
+        _take_over(self._control.workers, joined.worker, outbox)
+        interval = self._control.scheduler.config.heartbeat_interval
+        outbox.put(control_pb2.WorkerCommand(welcome=control_pb2.Welcome(heartbeat_interval=interval)))
+        end: WorkerLeft | WorkerLost = WorkerLost(joined.worker, "its stream was cut off")
         try:
-            await self._worker(request_iterator, context)
+            self._control.feed(joined)
+            if outbox.error is not None:  # dropped at once: the reason comes instead of a welcome
+                raise outbox.error
+            end = (
+                await outbox.converse(context.write, self._hear_worker(joined.worker, outbox, request_iterator)) or end
+            )
         except TriptychError as error:
-            await abort_with(context, error)
+            end = WorkerLost(joined.worker, error.message)
+            raise
+        finally:
+            if self._control.workers.get(joined.worker) is outbox:
+                del self._control.workers[joined.worker]
+                self._control.feed(end)
 
     async def Gateway(
         self, request_iterator: AsyncIterator[control_pb2.GatewayMessage], context: grpc.aio.ServicerContext
     ) -> None:
+        first = await _first(request_iterator)
+        if first.WhichOneof("kind") != "hello" or not first.hello.gateway:
+            raise InvalidRequestError("the first message of a gateway must be hello with its id")
+        gateway = first.hello.gateway
+        outbox: Outbox[control_pb2.GatewayNotice] = Outbox(f"gateway {gateway}", GATEWAY_OUTBOX)
+        _take_over(self._control.gateways, gateway, outbox)
+        end: GatewayLeft | GatewayLost = GatewayLost(gateway)
         try:
-            await self._gateway(request_iterator, context)
-        except TriptychError as error:
-            await abort_with(context, error)
+            self._control.feed(GatewayJoined(gateway))
+            end = await outbox.converse(context.write, self._hear_gateway(gateway, outbox, request_iterator)) or end
+        finally:
+            if self._control.gateways.get(gateway) is outbox:
+                del self._control.gateways[gateway]
+                self._control.feed(end)
 
     async def GetCluster(
         self, request: control_pb2.GetClusterRequest, context: grpc.aio.ServicerContext
@@ -59,82 +101,72 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
                 load=encode(one.load, common_pb2.Load, 0.0),
                 heartbeat_age=max(0.0, one.heartbeat_age),
                 tasks=one.tasks,
+                state=one.state,
             )
         return reply
 
+    async def Drain(self, request: control_pb2.DrainRequest, context: grpc.aio.ServicerContext) -> control_pb2.Drained:
+        seconds = await self._control.drain(request.instance, None, force=request.force)
+        return control_pb2.Drained(seconds=seconds)
+
+    async def SwitchRole(
+        self, request: control_pb2.SwitchRoleRequest, context: grpc.aio.ServicerContext
+    ) -> control_pb2.Drained:
+        roles = frozenset(_role(name) for name in request.roles)
+        seconds = await self._control.drain(request.instance, roles, force=request.force)
+        return control_pb2.Drained(seconds=seconds)
+
     # ---- workers
 
-    async def _worker(
-        self, messages: AsyncIterator[control_pb2.WorkerMessage], context: grpc.aio.ServicerContext
-    ) -> None:
-        first = await _first(messages)
-        if first.WhichOneof("kind") != "worker_joined":
-            raise InvalidRequestError("the first message of a worker must be worker_joined")
-        joined = decode(first.worker_joined, WorkerJoined, self._control.now())
-        if not joined.worker:
-            raise InvalidRequestError("worker_joined names no worker")
-        outbox: Outbox[control_pb2.WorkerCommand] = Outbox(f"worker {joined.worker}", WORKER_OUTBOX)
-        _take_over(self._control.workers, joined.worker, outbox)
-        interval = self._control.scheduler.config.heartbeat_interval
-        outbox.put(control_pb2.WorkerCommand(welcome=control_pb2.Welcome(heartbeat_interval=interval)))
-        reason = "its stream was cut off"
-        try:
-            self._control.feed(joined)
-            if outbox.error is not None:  # dropped at once: the reason comes instead of a welcome
-                raise outbox.error
-            heard = await outbox.converse(context.write, self._hear_worker(joined.worker, messages))
-            reason = heard or reason
-        except TriptychError as error:
-            reason = error.message
-            raise
-        finally:
-            if self._control.workers.get(joined.worker) is outbox:
-                del self._control.workers[joined.worker]
-                self._control.feed(WorkerLost(joined.worker, reason))
-
-    async def _hear_worker(self, worker: str, messages: AsyncIterator[control_pb2.WorkerMessage]) -> str:
-        """Turn messages into events until the stream ends; returns why it did."""
+    async def _hear_worker(
+        self, worker: str, outbox: Outbox[control_pb2.WorkerCommand], messages: AsyncIterator[control_pb2.WorkerMessage]
+    ) -> WorkerLeft | WorkerLost:
+        """Turn messages into events until the stream ends or is superseded; returns how it did."""
         async for message in messages:
+            if self._control.workers.get(worker) is not outbox:  # read before a newer stream said what is true now
+                break
             kind = message.WhichOneof("kind")
             if kind == "leave":
-                return message.leave.reason or "left"
+                return WorkerLeft(worker, message.leave.reason or "left")
             if kind == "worker_joined":
                 raise InvalidRequestError("worker_joined came twice; a new registration needs a new stream")
             event = decode_oneof(message, self._control.now())
             if kind != "reported" and event.worker != worker:
                 raise InvalidRequestError(f"{kind} names worker {event.worker!r} on the stream of {worker!r}")
             self._control.feed(event)
-        return "its stream ended"
+        return WorkerLost(worker, "its stream ended")
 
     # ---- gateways
 
-    async def _gateway(
-        self, messages: AsyncIterator[control_pb2.GatewayMessage], context: grpc.aio.ServicerContext
-    ) -> None:
-        first = await _first(messages)
-        if first.WhichOneof("kind") != "hello" or not first.hello.gateway:
-            raise InvalidRequestError("the first message of a gateway must be hello with its id")
-        gateway = first.hello.gateway
-        outbox: Outbox[control_pb2.GatewayNotice] = Outbox(f"gateway {gateway}", GATEWAY_OUTBOX)
-        _take_over(self._control.gateways, gateway, outbox)
-        try:
-            self._control.feed(GatewayJoined(gateway))
-            await outbox.converse(context.write, self._hear_gateway(gateway, messages))
-        finally:
-            if self._control.gateways.get(gateway) is outbox:
-                del self._control.gateways[gateway]
-                self._control.feed(GatewayLost(gateway))
-
-    async def _hear_gateway(self, gateway: str, messages: AsyncIterator[control_pb2.GatewayMessage]) -> None:
+    async def _hear_gateway(
+        self,
+        gateway: str,
+        outbox: Outbox[control_pb2.GatewayNotice],
+        messages: AsyncIterator[control_pb2.GatewayMessage],
+    ) -> GatewayLeft | GatewayLost:
+        """Turn messages into events until the stream ends or is superseded; returns how it did."""
         async for message in messages:
-            if message.WhichOneof("kind") == "hello":
+            if self._control.gateways.get(gateway) is not outbox:
+                break
+            kind = message.WhichOneof("kind")
+            if kind == "leave":
+                return GatewayLeft(gateway)
+            if kind == "hello":
                 raise InvalidRequestError("hello came twice; a new life of a gateway needs a new stream")
-            event: Submit | Cancel = decode_oneof(message, self._control.now())
-            if isinstance(event, Submit) and event.request.gateway != gateway:
+            event: Submit | Declare | Resume | Cancel = decode_oneof(message, self._control.now())
+            if not isinstance(event, Cancel) and event.request.gateway != gateway:
                 raise InvalidRequestError(
                     f"request {event.request.id!r} names gateway {event.request.gateway!r}, not {gateway!r}"
                 )
             self._control.feed(event)
+        return GatewayLost(gateway)
+
+
+def _role(name: str) -> Role:
+    try:
+        return Role(name)
+    except ValueError:
+        raise InvalidRequestError(f"unknown role {name!r}; expected one of {', '.join(Role)}") from None
 
 
 async def _first(messages: AsyncIterator[M]) -> M:

@@ -10,12 +10,19 @@ from triptych.runtime.core.instance import InstanceInfo, Load
 
 @dataclass(frozen=True)
 class InstanceSnapshot:
-    """One live instance. `heartbeat_age` is seconds since its worker's last sign of life; `tasks` are those placed there by this scheduler."""
+    """One live instance.
+
+    Attributes:
+        heartbeat_age: seconds since its worker's last sign of life.
+        tasks: those placed there by this scheduler, or taken over.
+        state: whether it takes new work: open, full, draining, or away (its worker's stream is broken).
+    """
 
     info: InstanceInfo
     load: Load
     heartbeat_age: float
     tasks: int
+    state: str
 
 
 @dataclass(frozen=True)
@@ -35,13 +42,15 @@ class Resources:
     Attributes:
         records: requests known.
         tasks: live tasks of those.
-        queued: entries of the waiting queue.
-        deadlines: deadline timers.
+        queued: requests that wait for an instance.
+        timers: deadlines and whatever else a request waits for.
         assigned: tasks accounted to instances.
+        unclaimed: tasks that workers hold, of requests that nobody has declared.
     """
 
     records: int
     tasks: int
     queued: int
-    deadlines: int
+    timers: int
     assigned: int
+    unclaimed: int

@@ -3,9 +3,17 @@
     QUEUED -> RESERVING -> PREFILLING -> TRANSFERRING -> DECODING -> (gone)       prefill and decode on two instances
     QUEUED -> LOCAL -> (gone)                                                     both on one
     RESERVING | LOCAL -> QUEUED                                                   refused, or lost before anything began
-    PREFILLING -> RELEASING -> QUEUED                                             no prefill instance has room: give the reservation back
+    RESERVING | PREFILLING -> RELEASING -> QUEUED                                 the grant was lost, or no prefill instance has room: give the
+                                                                                  reservation back
     TRANSFERRING | DECODING -> FINISHING -> (gone)                                every sample ended at its first token
+    any -> INTERRUPTED -> QUEUED                                                  what ran it is lost: the gateway says what the client has seen,
+                                                                                  and the attempt's last task ends; then the next attempt waits
+    ADOPTING -> DECODING | LOCAL | INTERRUPTED                                    declared after a restart: what runs it has registered, or not
     any -> ENDING -> (gone)                                                       failed: told to the gateway, tasks being aborted
+    ENDING -> INTERRUPTED                                                         its gateway, taken for lost, is back and has it open
+
+All tasks of a record are of its request's attempt. An attempt from which tokens may have come is never placed again: what an instance that was lost
+has sent, or may still send, then belongs to an attempt that is over.
 
 A request whose tasks have all ended is gone; nothing about it is kept. PrefillDone and DecodeStarted come from different instances, hence in
 either order. A report that the tables do not allow is a fault of the instance and fails the request.
@@ -13,12 +21,24 @@ either order. A report that the tables do not allow is a fault of the instance a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from triptych.runtime.core.control import Failed, Resume
 from triptych.runtime.core.errors import TriptychError
+from triptych.runtime.core.handle import Handle
 from triptych.runtime.core.instance import InstanceRef, Role
-from triptych.runtime.core.request import Request
+from triptych.runtime.core.request import Request, SampleState
+from triptych.runtime.core.tasks import (
+    Accepted,
+    DecodeStarted,
+    Granted,
+    PrefillDone,
+    Refused,
+    Staged,
+    TaskEnded,
+    TaskReport,
+)
 
 
 class ProtocolViolation(TriptychError):
@@ -36,6 +56,8 @@ class Phase(StrEnum):
     LOCAL = "local"
     FINISHING = "finishing"
     RELEASING = "releasing"
+    INTERRUPTED = "interrupted"
+    ADOPTING = "adopting"
     ENDING = "ending"
 
 
@@ -46,6 +68,7 @@ class Step(StrEnum):
     PLACED_LOCAL = "placed on one instance"
     GRANTED = "Granted"
     DECODE_REFUSED = "Refused(decode)"
+    GRANT_LOST = "Granted, but not heard"
     PREFILL_REFUSED = "Refused(prefill)"
     PREFILL_RETRIED = "another prefill instance asked"
     LOCAL_REFUSED = "Refused(local)"
@@ -55,6 +78,10 @@ class Step(StrEnum):
     PREFILL_FINISHED = "PrefillDone(finished)"
     DECODE_STARTED = "DecodeStarted"
     RELEASED = "reservation given back"
+    INTERRUPTED = "interrupted"
+    RESUMED = "resumed"
+    ADOPTED_LOCAL = "found running on one instance"
+    REOPENED = "declared again"
     FAILED = "failed"
 
 
@@ -63,6 +90,7 @@ TRANSITIONS: dict[tuple[Phase, Step], Phase] = {
     (Phase.QUEUED, Step.PLACED_LOCAL): Phase.LOCAL,
     (Phase.RESERVING, Step.GRANTED): Phase.PREFILLING,
     (Phase.RESERVING, Step.DECODE_REFUSED): Phase.QUEUED,
+    (Phase.RESERVING, Step.GRANT_LOST): Phase.RELEASING,
     (Phase.PREFILLING, Step.STAGED): Phase.TRANSFERRING,
     (Phase.PREFILLING, Step.PREFILL_RETRIED): Phase.PREFILLING,
     (Phase.PREFILLING, Step.PREFILL_REFUSED): Phase.RELEASING,
@@ -71,12 +99,20 @@ TRANSITIONS: dict[tuple[Phase, Step], Phase] = {
     (Phase.TRANSFERRING, Step.PREFILL_FINISHED): Phase.FINISHING,
     (Phase.TRANSFERRING, Step.DECODE_STARTED): Phase.DECODING,
     (Phase.DECODING, Step.PREFILL_DONE): Phase.DECODING,
+    (Phase.DECODING, Step.DECODE_STARTED): Phase.DECODING,  # its worker has declared as much before
     (Phase.DECODING, Step.PREFILL_FINISHED): Phase.FINISHING,
     (Phase.LOCAL, Step.ACCEPTED): Phase.LOCAL,
     (Phase.LOCAL, Step.LOCAL_REFUSED): Phase.QUEUED,
     (Phase.LOCAL, Step.PREFILL_DONE): Phase.LOCAL,
     (Phase.LOCAL, Step.PREFILL_FINISHED): Phase.LOCAL,
     (Phase.LOCAL, Step.DECODE_STARTED): Phase.LOCAL,
+    (Phase.INTERRUPTED, Step.RESUMED): Phase.QUEUED,
+    (Phase.ADOPTING, Step.ADOPTED_LOCAL): Phase.LOCAL,
+    (Phase.ADOPTING, Step.DECODE_STARTED): Phase.DECODING,
+    (Phase.ADOPTING, Step.PREFILL_DONE): Phase.ADOPTING,
+    (Phase.ADOPTING, Step.PREFILL_FINISHED): Phase.FINISHING,
+    (Phase.ENDING, Step.REOPENED): Phase.INTERRUPTED,
+    **{(phase, Step.INTERRUPTED): Phase.INTERRUPTED for phase in Phase if phase is not Phase.ENDING},
     **{(phase, Step.FAILED): Phase.ENDING for phase in Phase if phase is not Phase.ENDING},
 }
 
@@ -94,7 +130,20 @@ class TaskKind(StrEnum):
     @property
     def role(self) -> Role | None:
         """The role that AbortTask names; a local task has both, so None (all of the request's tasks there)."""
-        return None if self is TaskKind.LOCAL else Role(self.value)
+        return _ROLE_OF[self]
+
+
+_ROLE_OF: dict[TaskKind, Role | None] = {
+    TaskKind.PREFILL: Role.PREFILL,
+    TaskKind.DECODE: Role.DECODE,
+    TaskKind.LOCAL: None,
+}
+_KIND_OF = {role: kind for kind, role in _ROLE_OF.items() if role is not None}
+
+
+def kind_of(role: Role | None) -> TaskKind | None:
+    """The kind of task that has `role` alone; None if there is none."""
+    return None if role is None else _KIND_OF.get(role)
 
 
 class TaskState(StrEnum):
@@ -158,11 +207,18 @@ class Record:
     """Everything the scheduler knows about one admitted request.
 
     Attributes:
+        request: under the attempt that all of `tasks` are of.
         arrival: serial number of admission; ties in the queue are broken by it, and a request keeps it when it goes back to the queue.
+        submitted: when this attempt began to wait, in seconds.
         order: its place in the queue, from the QueueOrder policy.
         prefill: the prefill instance of the current placement.
         cached_tokens: what the decode instance granted to skip.
+        source: the staged KV that decode was told to pull.
         never: instances that refused this request for good, with their reasons.
+        resumed: every sample as the client has seen it, or empty if it has seen nothing.
+        highest: the highest attempt that anybody has named; the next one is above it.
+        answer: while INTERRUPTED, what the gateway answered.
+        failure: once ENDING, what the gateway was told; None if it was not there to be told.
     """
 
     request: Request
@@ -173,17 +229,36 @@ class Record:
     tasks: dict[TaskKind, Task] = field(default_factory=dict)
     prefill: InstanceRef | None = None
     cached_tokens: int = 0
+    source: Handle | None = None
     never: dict[InstanceRef, str] = field(default_factory=dict)
     preemptions: int = 0
+    resumed: tuple[SampleState, ...] = ()
+    highest: int = 1
+    answer: Resume | None = None
+    failure: Failed | None = None
+
+    def __post_init__(self) -> None:
+        self.highest = max(self.highest, self.request.attempt)
 
     @property
     def id(self) -> str:
         return self.request.id
 
     @property
+    def known_tokens(self) -> int:
+        """Tokens whose KV is computed before anything new is drawn: the prompt, and what the live samples have generated."""
+        return len(self.request.prompt) + sum(len(s.outputs) for s in self.resumed if s.finish is None)
+
+    @property
+    def live_samples(self) -> int:
+        """Samples that are not finished."""
+        return sum(s.finish is None for s in self.resumed) if self.resumed else self.request.sampling.n
+
+    @property
     def length(self) -> int:
-        """Tokens that must fit at least: the prompt and one generated token."""
-        return len(self.request.prompt) + 1
+        """Tokens that one sequence must hold at least: the prompt, what the longest live sample has generated, and one more."""
+        longest = max((len(s.outputs) for s in self.resumed if s.finish is None), default=0)
+        return len(self.request.prompt) + longest + 1
 
     def advance(self, step: Step) -> None:
         """Raises ProtocolViolation if `step` is not allowed now."""
@@ -192,8 +267,33 @@ class Record:
             raise ProtocolViolation(f"{step} is not possible while the request is {self.phase}")
         self.phase = target
 
+    def go_on(self, answer: Resume, now: float) -> None:
+        """Begin the attempt of `answer`; no task of an earlier one is left."""
+        self.request = replace(self.request, attempt=answer.request.attempt)
+        seen = any(s.outputs or s.finish is not None for s in answer.samples)
+        self.resumed = answer.samples if seen else ()
+        self.submitted = now
+        self.prefill, self.source, self.cached_tokens, self.answer = None, None, 0, None
+
     def needs(self, kind: TaskKind) -> bool:
-        """Whether the request fails if its task of `kind` fails now: not prefill's once decode has all, nor decode's once prefill ended all."""
-        if self.phase is Phase.FINISHING:
+        """Whether the attempt is lost if its task of `kind` fails now: not prefill's once decode has all (or may have, somewhere), nor
+        decode's once prefill ended all."""
+        if self.phase in _NEEDLESS:
             return False
-        return not (kind is TaskKind.PREFILL and self.phase is Phase.DECODING)
+        return not (kind is TaskKind.PREFILL and self.phase in (Phase.DECODING, Phase.ADOPTING))
+
+
+_NEEDLESS = frozenset({Phase.FINISHING, Phase.INTERRUPTED, Phase.ENDING})
+
+
+def role_of(report: TaskReport) -> Role | None:
+    """The role whose task `report` is about; None for a local task, which has both."""
+    match report:
+        case Granted() | DecodeStarted():
+            return Role.DECODE
+        case Staged() | PrefillDone():
+            return Role.PREFILL
+        case Accepted():
+            return None
+        case Refused() | TaskEnded():
+            return report.role

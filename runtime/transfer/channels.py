@@ -7,6 +7,8 @@ from typing import Any
 
 import grpc
 
+from triptych.runtime.wire.tls import Tls, open_channel
+
 PING_MS = 5_000
 """Interval of HTTP/2 pings while a call is open; a host that vanished without a reset is noticed after twice this."""
 
@@ -32,20 +34,15 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 class PeerChannels:
     """One channel an address, opened at first use and shared by all pulls of the process. Used on the event loop only."""
 
-    def __init__(self, credentials: grpc.ChannelCredentials | None = None, interceptors: Sequence[Any] = ()):
-        self._credentials = credentials
+    def __init__(self, tls: Tls | None = None, interceptors: Sequence[Any] = ()):
+        self._tls = tls
         self._interceptors = list(interceptors)
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     def __call__(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.get(address)
         if channel is None:
-            if self._credentials is None:
-                channel = grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS, interceptors=self._interceptors)
-            else:
-                channel = grpc.aio.secure_channel(
-                    address, self._credentials, options=CLIENT_OPTIONS, interceptors=self._interceptors
-                )
+            channel = open_channel(address, self._tls, CLIENT_OPTIONS, self._interceptors)
             self._channels[address] = channel
         return channel
 

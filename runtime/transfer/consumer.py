@@ -38,16 +38,16 @@ class ConsumerEvents(Protocol):
         """Have the device loop call `delivery.scatter`."""
         ...
 
-    def done(self, request: str, final: bytes, stats: PullStats) -> None:
-        """Every page is there and verified, and the owner was told. `final` is what it passed to `complete`."""
+    def done(self, pull: StartPull, final: bytes, stats: PullStats) -> None:
+        """Every page is there and verified, and the owner is being told. `final` is what it passed to `complete`."""
         ...
 
-    def withdrawn(self, request: str, reason: str) -> None:
+    def withdrawn(self, pull: StartPull, reason: str) -> None:
         """The owner ended the staging on purpose (nothing is left to decode, or the request was cancelled). Not a failure: the
         scheduler, which knows why, decides what becomes of the reservation. No page is written any more."""
         ...
 
-    def failed(self, request: str, status: Status, reason: str) -> None:
+    def failed(self, pull: StartPull, status: Status, reason: str) -> None:
         """The pull ended for good; no page is written any more."""
         ...
 
@@ -119,10 +119,9 @@ class TransferConsumer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _begin(self, pull: Pull) -> None:
-        if pull.gate.is_open:
-            task = self._loop.create_task(self._follow(pull), name=f"pull {pull.message.request}")
-            self._tasks[pull] = task
-            task.add_done_callback(lambda _: self._forget(pull))
+        task = self._loop.create_task(self._follow(pull), name=f"pull {pull.message.request}")
+        self._tasks[pull] = task
+        task.add_done_callback(lambda _: self._forget(pull))
 
     def _forget(self, pull: Pull) -> None:
         self._ended_bytes += pull.bytes_moved
@@ -130,29 +129,34 @@ class TransferConsumer:
 
     def _stop(self, pull: Pull) -> None:
         task = self._tasks.get(pull)
-        if task is not None:
+        if task is not None and pull.began:  # one that did not begin sees the shut gate, and tells the owner
             task.cancel()
 
     async def _follow(self, pull: Pull) -> None:
-        request = pull.message.request
+        status, reason = Status.CANCELLED, "the pull was cancelled"
         try:
-            final, stats = await pull.run()
+            if pull.gate.is_open:
+                final, stats = await pull.run()
+                status, reason = Status.OK, ""
+                if self._end(pull):
+                    self._events.done(pull.message, final, stats)
         except TriptychError as error:
+            status, reason = error.status, error.message
             self._fail(pull, error)
         except Exception as error:  # a bug must end this pull with a reason, not hold a reservation for ever
-            log.exception("pull of request %s", request)
-            self._fail(pull, TransferError(f"{type(error).__name__}: {error}"))
-        else:
-            if self._end(pull):
-                self._events.done(request, final, stats)
+            log.exception("pull of request %s", pull.message.request)
+            status, reason = Status.INTERNAL, f"{type(error).__name__}: {error}"
+            self._fail(pull, TransferError(reason))
+        finally:
+            await pull.leave(status, reason)
 
     def _fail(self, pull: Pull, error: TriptychError) -> None:
         if not self._end(pull):
             return
         if error.status is Status.CANCELLED:
-            self._events.withdrawn(pull.message.request, error.message)
+            self._events.withdrawn(pull.message, error.message)
         else:
-            self._events.failed(pull.message.request, error.status, error.message)
+            self._events.failed(pull.message, error.status, error.message)
 
     def _end(self, pull: Pull) -> bool:
         """Takes the pull's single end; False if it was cancelled."""

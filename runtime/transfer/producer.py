@@ -17,7 +17,7 @@ import asyncio
 import logging
 import secrets
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -173,7 +173,7 @@ class TransferProducer:
         """Parts that were taken could not be offered: the staging ends, the puller is told `reason`."""
         with self._lock:
             self._freed(unoffered_bytes)
-        if self.close(key, Status.INTERNAL, reason):
+        if self.close(key, Status.UNAVAILABLE, reason):
             self._events.released(key)
 
     def complete(self, key: int, final: bytes) -> None:
@@ -214,7 +214,7 @@ class TransferProducer:
 
     def open(
         self, key: int, epoch: int, header: KvHeader, head_unit: int, kind: TransportKind, first_page: int
-    ) -> AsyncIterator[transfer_pb2.TransferEvent]:
+    ) -> AsyncGenerator[transfer_pb2.TransferEvent, None]:
         """Admits the puller of `key`, or refuses it before anything is gathered.
 
         Returns:
@@ -255,7 +255,7 @@ class TransferProducer:
             self._events.request_gather(key)
         return self._stream(key, staging)
 
-    async def _stream(self, key: int, staging: Staging) -> AsyncIterator[transfer_pb2.TransferEvent]:
+    async def _stream(self, key: int, staging: Staging) -> AsyncGenerator[transfer_pb2.TransferEvent, None]:
         told, extended = 0, float("-inf")
         try:
             while True:

@@ -3,7 +3,9 @@
     open -> Opened (header checked: nothing was fetched yet) -> offers, several fetched at a time -> device loop writes the pages and
     computes their checksums -> verified offers are released -> final record -> everything covered? -> released
 
-There is no retry inside a pull: an offer is fetched once, and whoever started the pull decides what comes next.
+There is no retry inside a pull: an offer is fetched once, and whoever started the pull decides what comes next. What the error says to it: an
+owner that is silent, dead, at another epoch or without the staging is UNAVAILABLE, for another attempt may find a better one; bytes that are not
+what was sent are DATA_LOSS; DEADLINE_EXCEEDED is the request's own deadline and nothing else; a disagreement is FAILED_PRECONDITION.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class PullLimits:
 
     fetches: int = 4
     fetch_seconds: float = 30.0
-    idle_seconds: float = 10.0
+    idle_seconds: float = 5.0
     release_seconds: float = 5.0
 
 
@@ -109,6 +111,7 @@ class Pull:
     def __init__(self, setting: PullSetting, message: StartPull, kind: TransportKind):
         self.message = message
         self.gate = PullGate()
+        self.began = False
         self.bytes_moved = 0
         self._setting = setting
         self._header = setting.header
@@ -116,6 +119,9 @@ class Pull:
         self._limits = setting.limits
         self._clock = setting.clock
         self._kind = kind
+        self._stub: Any = None
+        self._call: Any = None  # the open stream; its end tells the owner that the puller is gone
+        self._owner_ended = False
         self._owner = common_pb2.InstanceRef(id=message.source_instance, epoch=message.source_epoch)
         self._slots = asyncio.Semaphore(self._limits.fetches)
         self._heads_per_chunk = 0
@@ -128,11 +134,12 @@ class Pull:
         self._busy_seconds = 0.0
 
     async def run(self) -> tuple[bytes, PullStats]:
-        """Pulls everything; returns the owner's final record.
+        """Pulls everything; returns the owner's final record. `leave` must follow, whatever comes of it.
 
         Raises:
             TriptychError: why not everything is here and verified. TransferTimeoutError when the request's deadline passed.
         """
+        self.began = True
         try:
             async with asyncio.timeout(remaining(self.message.deadline, self._clock.now())):
                 return await self._run()
@@ -143,6 +150,15 @@ class Pull:
         except BaseExceptionGroup as group:
             raise _first_error(group) from group
 
+    async def leave(self, status: Status, reason: str) -> None:
+        """Tells the owner how the pull ended, so that it frees the staging at once; if it cannot be told, its lease does."""
+        try:
+            if not self._owner_ended:  # a cancelled stream tells it, too, but may never have reached it
+                await self._release(transfer_pb2.Outcome(status=int(status), reason=reason))
+        finally:
+            if self._call is not None:
+                self._call.cancel()
+
     async def _run(self) -> tuple[bytes, PullStats]:
         message = self.message
         transport = self._setting.transports.get(self._kind)
@@ -150,8 +166,7 @@ class Pull:
             raise IncompatibleError(
                 f"transport {self._kind!s} is not configured here; configured: {', '.join(self._setting.transports)}"
             )
-        stub: Any = transfer_pb2_grpc.TransferStub(self._setting.channels(message.source_address))  # type: ignore[no-untyped-call]
-        call = stub.Open(
+        call = self._call = self._transfer().Open(
             transfer_pb2.OpenRequest(
                 owner=self._owner,
                 key=message.source_key,
@@ -162,31 +177,31 @@ class Pull:
                 first_page=message.first_page,
             )
         )
-        try:
-            peer = self._admit(await self._next(call))
-            async with asyncio.TaskGroup() as tasks:
-                while (event := await self._next(call)).WhichOneof("kind") != "final":
-                    if event.HasField("closed"):
-                        raise _closed(event.closed)
-                    if event.HasField("offer") and event.offer.id not in self._seen:
-                        self._seen.add(event.offer.id)
-                        pages = self._target_pages(event.offer)
-                        _spawn(tasks, self._import(peer, transport, event.offer, pages, stub, tasks))
-                complete = self._clock.now()
-                self._check_complete(event.final)
-            exposed = self._clock.now() - complete
-            await self._release(stub, transfer_pb2.Outcome(status=int(Status.OK)))
-            return event.final.continuation, PullStats(
-                self.bytes_moved, len(message.pages), self._busy_seconds, exposed
-            )
-        finally:
-            call.cancel()
+        peer = self._admit(await self._next(call))
+        async with asyncio.TaskGroup() as tasks:
+            while (event := await self._next(call)).WhichOneof("kind") != "final":
+                if event.HasField("closed"):
+                    raise self._closed(event.closed)
+                if event.HasField("offer") and event.offer.id not in self._seen:
+                    self._seen.add(event.offer.id)
+                    pages = self._target_pages(event.offer)
+                    _spawn(tasks, self._import(peer, transport, event.offer, pages, tasks))
+            complete = self._clock.now()
+            self._check_complete(event.final)
+        exposed = self._clock.now() - complete
+        return event.final.continuation, PullStats(self.bytes_moved, len(message.pages), self._busy_seconds, exposed)
+
+    def _transfer(self) -> Any:
+        if self._stub is None:
+            channel = self._setting.channels(self.message.source_address)
+            self._stub = transfer_pb2_grpc.TransferStub(channel)  # type: ignore[no-untyped-call]
+        return self._stub
 
     def _admit(self, event: transfer_pb2.TransferEvent) -> Peer:
         """Checks the owner's header before anything is fetched."""
         message = self.message
         if event.HasField("closed"):
-            raise _closed(event.closed)
+            raise self._closed(event.closed)
         if not event.HasField("opened"):
             raise TransferError(
                 f"{message.source_instance} began with {event.WhichOneof('kind')!r} instead of its header"
@@ -235,7 +250,6 @@ class Pull:
         transport: Transport,
         offer: transfer_pb2.Offer,
         pages: tuple[int, ...],
-        stub: Any,
         tasks: asyncio.TaskGroup,
     ) -> None:
         """Fetches one offer, has it written and verified, and lets the owner free it."""
@@ -263,7 +277,7 @@ class Pull:
         self._verified.append(offer.id)
         if not self._releasing:
             self._releasing = True
-            _spawn(tasks, self._release_verified(stub))
+            _spawn(tasks, self._release_verified())
 
     async def _fetch(self, peer: Peer, transport: Transport, offer: transfer_pb2.Offer) -> tuple[jax.Array, ...]:
         """One array for each destination: a chunk is fetched once, and copied to its further holders here."""
@@ -274,7 +288,10 @@ class Pull:
         left = remaining(self.message.deadline, self._clock.now())
         timeout = self._limits.fetch_seconds if left is None else min(left, self._limits.fetch_seconds)
         spec = OfferSpec(offer.id, tuple(offer.shape), offer.dtype, len(first))
-        chunks = await transport.fetch(peer, spec, tuple(first.values()), timeout)
+        try:
+            chunks = await transport.fetch(peer, spec, tuple(first.values()), timeout)
+        except TriptychError as error:
+            raise self._not_there(error) from error
         moved = sum(chunk.nbytes for chunk in chunks)
         self.bytes_moved += moved
         if len(destinations) == len(chunks):
@@ -296,22 +313,22 @@ class Pull:
                 f"(times layer groups) in {len(self._seen)} offers; it says that it made {final.offers}"
             )
 
-    async def _release_verified(self, stub: Any) -> None:
+    async def _release_verified(self) -> None:
         """Releases what is verified by now, and again what is by then; one call at a time."""
         while self._verified:
-            await self._release(stub, None)
+            await self._release(None)
         self._releasing = False
 
-    async def _release(self, stub: Any, outcome: transfer_pb2.Outcome | None) -> None:
+    async def _release(self, outcome: transfer_pb2.Outcome | None) -> None:
         offers, self._verified = self._verified, []
         request = transfer_pb2.ReleaseRequest(
             owner=self._owner, key=self.message.source_key, offers=offers, outcome=outcome
         )
         try:
-            await stub.Release(request, timeout=self._limits.release_seconds)
+            await self._transfer().Release(request, timeout=self._limits.release_seconds)
         except grpc.aio.AioRpcError as error:
             # What was released here is verified: if the owner is gone now, nothing is missing, and its lease ends by itself.
-            log.warning("release of %s at %s: %s", self.message.request, self.message.source_instance, error.details())
+            log.info("release of %s at %s: %s", self.message.request, self.message.source_instance, error.details())
 
     async def _next(self, call: Any) -> transfer_pb2.TransferEvent:
         """The next event. Silence, an error status and an end without a final record are errors."""
@@ -321,12 +338,27 @@ class Pull:
             ):  # not wait_for: before 3.12 it can swallow a cancellation
                 event = await call.read()
         except TimeoutError:
-            raise TransferTimeoutError(f"the owner was silent for {self._limits.idle_seconds:g} s") from None
+            raise TransferError(f"the owner was silent for {self._limits.idle_seconds:g} s") from None
         except grpc.aio.AioRpcError as error:
-            raise error_from_call(error.code(), error.details(), error.trailing_metadata()) from error
+            self._owner_ended = True
+            refusal = error_from_call(error.code(), error.details(), error.trailing_metadata())
+            raise self._not_there(refusal) if refusal.status is Status.NOT_FOUND else refusal from error
         if not isinstance(event, transfer_pb2.TransferEvent):  # grpc.aio.EOF
             raise TransferError("the owner ended the transfer without a final record")
         return event
+
+    def _closed(self, closed: transfer_pb2.Closed) -> TriptychError:
+        """The owner ended the staging; with status OK that still means: not everything was pulled."""
+        self._owner_ended = True
+        status = Status.CANCELLED if closed.status == Status.OK else Status(closed.status)
+        return error_for(status, f"the owner ended the staging: {closed.reason}")
+
+    def _not_there(self, error: TriptychError) -> TriptychError:
+        """What it means that an owner whom this pull may ask has not got something, or not in time. Bytes that are wrong stay DATA_LOSS."""
+        left = remaining(self.message.deadline, self._clock.now())
+        if error.status is Status.DATA_LOSS or (error.status is Status.DEADLINE_EXCEEDED and left == 0.0):
+            return error
+        return TransferError(error.message)
 
     def _count_busy(self, change: int) -> None:
         now = self._clock.now()
@@ -343,12 +375,6 @@ def _spawn(tasks: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> None:
     except RuntimeError:
         work.close()
         raise
-
-
-def _closed(closed: transfer_pb2.Closed) -> TriptychError:
-    """The owner ended the staging; with status OK that still means: not everything was pulled."""
-    status = Status.CANCELLED if closed.status == Status.OK else Status(closed.status)
-    return error_for(status, f"the owner ended the staging: {closed.reason}")
 
 
 def _first_error(group: BaseExceptionGroup[BaseException]) -> TriptychError:

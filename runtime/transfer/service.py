@@ -1,25 +1,28 @@
-"""The Transfer gRPC service of a worker process: the producers of all its instances behind one servicer."""
+"""The Transfer gRPC service of a worker process: the producers of all its instances behind one servicer.
+
+Served through `wire.handlers.service_handler`, which makes statuses of what is raised here.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import Executor
+from contextlib import aclosing
 from typing import Any
 
 import grpc
 
-from triptych.proto.v1 import common_pb2, transfer_pb2, transfer_pb2_grpc
-from triptych.runtime.core.errors import IncompatibleError, NotFoundError, Status, TriptychError
+from triptych.proto.v1 import common_pb2, transfer_pb2
+from triptych.runtime.core.errors import IncompatibleError, NotFoundError, StaleEpochError, Status
 from triptych.runtime.core.instance import TransportKind
 from triptych.runtime.transfer.header import KvHeader
 from triptych.runtime.transfer.producer import TransferProducer
 from triptych.runtime.transfer.transports.grpc import GrpcTransport, pieces
 from triptych.runtime.wire.convert import decode
-from triptych.runtime.wire.status import abort_with
 
 
-class TransferServicer(transfer_pb2_grpc.TransferServicer):
+class TransferServicer:
     """Serves `producers`, which are told apart by their instance ids.
 
     Args:
@@ -31,15 +34,17 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
         self._bytes_of = bytes_of
         self._threads = threads
 
+    def forget(self, instance: str) -> None:
+        """The instance is gone: its handles are refused from now on."""
+        del self._producers[instance]
+
     async def Open(
         self, request: transfer_pb2.OpenRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[transfer_pb2.TransferEvent]:
+        header = decode(request.header, KvHeader, 0.0)
+        if header.digest() != request.digest:
+            raise IncompatibleError("the puller's header arrived otherwise than it was sent; it runs another version")
         try:
-            header = decode(request.header, KvHeader, 0.0)
-            if header.digest() != request.digest:
-                raise IncompatibleError(
-                    "the puller's header arrived otherwise than it was sent; it runs another version"
-                )
             events = self._owner(request.owner).open(
                 request.key,
                 request.owner.epoch,
@@ -48,35 +53,32 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
                 _kind(request.transport),
                 request.first_page,
             )
+        except StaleEpochError as error:  # no disagreement: what was staged has ended with its epoch
+            closed = transfer_pb2.Closed(status=int(Status.UNAVAILABLE), reason=error.message)
+            yield transfer_pb2.TransferEvent(closed=closed)
+            return
+        async with aclosing(events):
             async for event in events:
                 yield event
-        except TriptychError as error:
-            await abort_with(context, error)
 
     async def Fetch(
         self, request: transfer_pb2.FetchRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[transfer_pb2.FetchPiece]:
-        try:
-            self._owner(request.owner).check_offer(request.key, request.owner.epoch, request.offer)
-            if self._bytes_of is None:
-                raise IncompatibleError(f"{request.owner.id} does not serve transport {TransportKind.GRPC}")
-            for chunk in request.chunks:
-                data = await asyncio.get_running_loop().run_in_executor(
-                    self._threads, self._bytes_of.read, request.offer, chunk
-                )
-                for piece in pieces(chunk, data):
-                    yield piece
-        except TriptychError as error:
-            await abort_with(context, error)
+        self._owner(request.owner).check_offer(request.key, request.owner.epoch, request.offer)
+        if self._bytes_of is None:
+            raise IncompatibleError(f"{request.owner.id} does not serve transport {TransportKind.GRPC}")
+        for chunk in request.chunks:
+            data = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._bytes_of.read, request.offer, chunk
+            )
+            for piece in pieces(chunk, data):
+                yield piece
 
     async def Release(
         self, request: transfer_pb2.ReleaseRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> transfer_pb2.ReleaseReply:
-        try:
-            outcome = (_status(request.outcome.status), request.outcome.reason) if request.HasField("outcome") else None
-            self._owner(request.owner).release(request.key, request.owner.epoch, tuple(request.offers), outcome)
-        except TriptychError as error:
-            await abort_with(context, error)
+        outcome = (_status(request.outcome.status), request.outcome.reason) if request.HasField("outcome") else None
+        self._owner(request.owner).release(request.key, request.owner.epoch, tuple(request.offers), outcome)
         return transfer_pb2.ReleaseReply()
 
     def _owner(self, ref: common_pb2.InstanceRef) -> TransferProducer:

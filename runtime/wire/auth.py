@@ -1,6 +1,9 @@
-"""Bearer tokens on gRPC: one shared secret that every process of a deployment knows, in the `authorization` metadata of every call.
+"""Bearer tokens on gRPC: a shared secret in the `authorization` metadata of every call.
 
-The token proves membership, it does not encrypt: use TLS where the network is not trusted. Health checks stay open, because load balancers and
+There are two planes: applications show a gateway one of its clients' tokens, processes of a deployment show each other the cluster's token (control,
+worker and transfer services). With different tokens a client can reach the gateway and nothing behind it.
+
+A token proves membership, it does not encrypt: use TLS where the network is not trusted. Health checks stay open, because load balancers and
 kubelets send none.
 """
 
@@ -37,9 +40,17 @@ def bearer_metadata(token: str | None) -> Metadata:
     return ((AUTHORIZATION, f"Bearer {token}"),)
 
 
-def bearer_interceptor(token: str) -> grpc.aio.ServerInterceptor:
-    """A server interceptor that lets only calls with `token` through; others end with UNAUTHENTICATED."""
-    return _BearerServerInterceptor(token)
+def client_of(context: grpc.aio.ServicerContext) -> str:
+    """Who calls, for limits: the token shown, or else the address without its port (a new connection is no new client)."""
+    for key, value in context.invocation_metadata() or ():
+        if key == AUTHORIZATION:
+            return value if isinstance(value, str) else value.decode("latin-1")
+    return context.peer().rpartition(":")[0]
+
+
+def bearer_interceptor(*tokens: str) -> grpc.aio.ServerInterceptor:
+    """A server interceptor that lets only calls with one of `tokens` through; others end with UNAUTHENTICATED."""
+    return _BearerServerInterceptor(tokens)
 
 
 def bearer_client_interceptors(token: str | None) -> list[grpc.aio.ClientInterceptor]:
@@ -51,8 +62,10 @@ def bearer_client_interceptors(token: str | None) -> list[grpc.aio.ClientInterce
 
 
 class _BearerServerInterceptor(grpc.aio.ServerInterceptor):
-    def __init__(self, token: str):
-        self._expected = bearer_metadata(token)[0][1].encode()
+    def __init__(self, tokens: Sequence[str]):
+        if not tokens:
+            raise ValueError("an interceptor without a token would refuse every call")
+        self._expected = [bearer_metadata(token)[0][1].encode() for token in tokens]
 
     async def intercept_service(
         self,
@@ -72,8 +85,9 @@ class _BearerServerInterceptor(grpc.aio.ServerInterceptor):
         )
 
     def _matches(self, given: str | bytes) -> bool:
-        # Constant time: how long a refusal takes must not tell how much of a guess was right.
-        return hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._expected)
+        # Constant time, and every token is compared: how long a refusal takes must not tell how much of a guess was right.
+        shown = given.encode() if isinstance(given, str) else given
+        return sum(hmac.compare_digest(shown, expected) for expected in self._expected) > 0
 
 
 def _refusing(handler: grpc.RpcMethodHandler, reason: str) -> grpc.RpcMethodHandler:

@@ -19,7 +19,11 @@ def local_endpoint(host: str, port: int) -> str:
 
 def listen(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
     """The port that `server` is bound to (the system's choice for port 0). Raises ConfigError if it cannot be."""
-    address = endpoint(host, port)
+    return listen_at(server, endpoint(host, port), credentials)
+
+
+def listen_at(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+    """The same for host:port in one."""
     try:
         if credentials is None:
             return server.add_insecure_port(address)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import random
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,10 +22,14 @@ from triptych.models.kv import KVGroup, kv_groups
 from triptych.models.weights.dummy import DummySource
 from triptych.models.weights.load import load_decoder
 from triptych.runtime.core.errors import ConfigError
+from triptych.runtime.core.instance import InstanceInfo
 from triptych.runtime.engine.config import engine_config
 from triptych.runtime.engine.engine import Engine
 from triptych.runtime.engine.memory import free_bytes, pages_that_fit
 from triptych.runtime.engine.page_programs import PageMover
+from triptych.runtime.instance.config import InstanceConfig
+from triptych.runtime.instance.core import InstanceCore
+from triptych.runtime.instance.termination import StopProbeFactory
 from triptych.runtime.transfer.header import KvHeader, group_headers
 from triptych.runtime.worker.config import InstancePlan, WorkerConfig
 from triptych.sharding.devices import Device
@@ -104,7 +110,7 @@ def build_instance(
             page_size=config.page_size,
             max_prefill_rows=config.max_prefill_rows,
             kv_dtype=config.kv_dtype,
-            roles=plan.roles,
+            roles=plan.possible,
             compile_threads=config.compile_threads,
         ),
         loaded,
@@ -137,4 +143,39 @@ def kv_header(config: WorkerConfig, bundle: ModelBundle, group: KVGroup) -> KvHe
         page_size=config.page_size,
         granule=config.export_pages,
         layer_groups=((0, bundle.config.num_layers),),
+    )
+
+
+def make_core(
+    parts: InstanceParts,
+    info: InstanceInfo,
+    *,
+    max_waiting: int,
+    prefix_cache: bool,
+    eos_ids: tuple[int, ...],
+    stop_probe: StopProbeFactory,
+) -> InstanceCore:
+    """The pure half for these parts."""
+    config = parts.engine.config
+    return InstanceCore(
+        InstanceConfig(
+            ref=info.ref,
+            address=info.address,
+            digest=parts.header.digest(),
+            roles=info.roles,
+            switchable=info.switchable,
+            num_pages=config.num_pages,
+            page_size=config.page_size,
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=config.max_model_len,
+            chunk_tokens=config.chunk_tokens,
+            max_prefill_rows=config.max_prefill_rows,
+            max_waiting=max_waiting,
+            groups=tuple(group.name for group in parts.header.groups),
+            export_pages=parts.header.granule,
+            eos_ids=eos_ids,
+            prefix_cache=prefix_cache,
+        ),
+        stop_probe=stop_probe,
+        random=random.Random(secrets.randbits(128)),
     )

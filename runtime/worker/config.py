@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
+from triptych.runtime.wire.tls import Tls
 
 DEFAULT_CONTEXT = (
     2048  # tokens; models declare up to millions, and every compiled table is as wide as the longest sequence
@@ -15,11 +16,20 @@ DEFAULT_CONTEXT = (
 
 @dataclass(frozen=True)
 class InstancePlan:
-    """One instance of the process: its name, its roles, and how many devices it takes (devices are handed out in order)."""
+    """One instance of the process: its name, its roles, and how many devices it takes (devices are handed out in order).
+
+    `switchable`: roles that it may take on later. Their programs are compiled before it is ready, too, so that nothing compiles at the switch.
+    """
 
     id: str
     roles: frozenset[Role]
     tp: int = 1
+    switchable: frozenset[Role] = frozenset()
+
+    @property
+    def possible(self) -> frozenset[Role]:
+        """The roles that it has at some time."""
+        return self.roles | self.switchable
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,10 @@ class WorkerConfig:
             that, `memory_fraction` of an accelerator's memory.
         transports: which ways KV may move, best first.
         export_pages: pages an offer; its chunks are padded to it.
+        token: that the processes of the deployment show each other; None: none is asked for.
+        tls: certificates for every connection, both ways; None: plain text.
+        device_without_tls: with `tls`, allow transport "device" all the same, which can be neither encrypted nor authenticated.
+        orphan_seconds: without a scheduler for so long, everything that runs here ends.
         first_device: index of the first of this process's devices that is its own.
     """
 
@@ -64,9 +78,12 @@ class WorkerConfig:
     transports: tuple[TransportKind, ...] = (TransportKind.LOCAL, TransportKind.DEVICE, TransportKind.GRPC)
     interface: str = "127.0.0.1"
     export_pages: int = 8
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
+    tls: Tls | None = None
+    device_without_tls: bool = False
     heartbeat_interval: float = 1.0
     compile_threads: int = 2
+    orphan_seconds: float = 30.0
     first_device: int = 0
 
     def __post_init__(self) -> None:
@@ -75,6 +92,8 @@ class WorkerConfig:
         names = [plan.id for plan in self.instances]
         if len(set(names)) != len(names):
             raise ConfigError(f"instance names must be unique in a worker, got {', '.join(names)}")
+        if self.orphan_seconds <= 0:
+            raise ConfigError(f"orphan_seconds is {self.orphan_seconds}; expected more than 0")
 
     @property
     def devices(self) -> int:

@@ -1,10 +1,10 @@
-"""A worker's one stream to the scheduler: registration, heartbeats and reports up, task commands down.
+"""A worker's one stream to the scheduler: registration, heartbeats and reports up, commands down.
 
-The stream is the registration: while it lives the scheduler counts on this worker, when it ends everything placed here has failed in the
-scheduler's eyes. So there is no silent reconnect; the owner hears of the loss once, ends what was running, and registers again with
-a new client if it wants to.
+The stream is the registration: while it lives the scheduler counts on this worker. There is no silent reconnect: the owner hears of the loss
+once, and registers again with a new client, which declares what is held here by then. What is reported to a client before its stream stands
+waits and follows the registration: the owner takes what it declares and sends everything later here, and nothing falls in between.
 
-Lives on one asyncio loop; `report` and `instance_reset` may be called from any thread and keep the caller's order.
+Lives on the asyncio loop on which it is made; what it is told may come from any thread, and keeps the caller's order.
 """
 
 from __future__ import annotations
@@ -17,14 +17,25 @@ import grpc
 
 from triptych.proto.v1 import control_pb2, control_pb2_grpc
 from triptych.runtime.core.clock import Clock, MonotonicClock
-from triptych.runtime.core.control import Heartbeat, InstanceLoad, InstanceReset, Reported, WorkerJoined
+from triptych.runtime.core.control import (
+    Heartbeat,
+    InstanceLeft,
+    InstanceLoad,
+    InstanceReset,
+    Reported,
+    Retire,
+    RolesRefused,
+    SetRoles,
+    WorkerJoined,
+)
 from triptych.runtime.core.errors import InstanceLostError, InvalidRequestError, TriptychError
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load
-from triptych.runtime.core.tasks import TaskCommand, TaskReport
+from triptych.runtime.core.tasks import HeldTask, TaskCommand, TaskReport
 from triptych.runtime.wire.auth import bearer_metadata
 from triptych.runtime.wire.convert import decode, decode_oneof, encode_oneof
 from triptych.runtime.wire.outbox import Outbox
 from triptych.runtime.wire.status import error_from_call
+from triptych.runtime.wire.tls import Tls, open_channel
 
 log = logging.getLogger(__name__)
 
@@ -46,21 +57,21 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ),  # a new client must open a new connection, not share one that is being torn down
 )
 
-CommandHandler = Callable[[InstanceRef, TaskCommand], None]
+WorkerOrder = TaskCommand | SetRoles | Retire
+CommandHandler = Callable[[InstanceRef, WorkerOrder], None]
 
 
 class ControlClient:
-    """One life of the connection: `connect` once, then `report` until `on_lost` is called or `leave` returns.
+    """One life of the connection: `connect` once, then it lives until `on_lost` is called or `leave` returns.
 
     Args:
         address: the scheduler's host:port.
         token: the deployment's bearer token, if it has one.
         worker: this process's name, unique in the cluster.
-        instances: what to register, asked at `connect`.
         loads: the present load of every instance, asked before each heartbeat; only changes are sent.
-        on_command: called on the loop with each command, in order; must not block.
+        on_command: called on the loop with each command and the instance that it is for, in order; must not block.
         on_lost: called on the loop with the reason, exactly once after a successful `connect`, unless `leave` was called first.
-        credentials: for TLS.
+        tls: certificates; None: plain text.
     """
 
     def __init__(
@@ -69,46 +80,43 @@ class ControlClient:
         token: str | None = None,
         *,
         worker: str,
-        instances: Callable[[], Sequence[InstanceInfo]],
         loads: Callable[[], Mapping[InstanceRef, Load]],
         on_command: CommandHandler,
         on_lost: Callable[[str], None],
         clock: Clock | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
+        tls: Tls | None = None,
     ):
         self._address = address
         self._metadata = bearer_metadata(token)
         self._worker = worker
-        self._instances = instances
         self._loads = loads
         self._on_command = on_command
         self._on_lost = on_lost
         self._clock = clock or MonotonicClock()
-        self._credentials = credentials
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._outbox: Outbox[control_pb2.WorkerMessage] | None = None
+        self._tls = tls
+        self._loop = asyncio.get_running_loop()
+        self._outbox: Outbox[control_pb2.WorkerMessage] = Outbox(f"the scheduler at {address}", OUTBOX)
         self._life: asyncio.Task[None] | None = None
         self._leaving = False
         self._sent: Mapping[InstanceRef, Load] = {}  # the loads that the scheduler knows
 
-    async def connect(self, timeout: float = CONNECT_TIMEOUT) -> None:
-        """Register. When this returns the scheduler has accepted the worker; commands arrive from the caller's next await on.
+    async def connect(
+        self, instances: Sequence[InstanceInfo], held: Sequence[HeldTask] = (), timeout: float = CONNECT_TIMEOUT
+    ) -> None:
+        """Register these instances, which hold these tasks. When this returns the scheduler has accepted the worker; commands arrive from the caller's next await on.
 
         Raises the typed error with which the scheduler refused (IncompatibleError, UNAUTHENTICATED, ...), or InstanceLostError if it cannot
         be reached within `timeout` seconds. Nothing is left open then.
         """
         if self._life is not None:
             raise RuntimeError("a ControlClient connects once; make a new one")
-        self._loop = asyncio.get_running_loop()
-        if self._credentials is None:
-            channel = grpc.aio.insecure_channel(self._address, options=OPTIONS)
-        else:
-            channel = grpc.aio.secure_channel(self._address, self._credentials, options=OPTIONS)
+        channel = open_channel(self._address, self._tls, OPTIONS)
         call = control_pb2_grpc.ControlStub(channel).Worker(metadata=self._metadata)
         try:
             async with asyncio.timeout(timeout):  # wait_for of Python 3.11 can swallow a cancellation
-                interval = await self._register(call)
+                interval = await self._register(call, WorkerJoined(self._worker, tuple(instances), tuple(held)))
         except BaseException as error:
+            self._outbox.close()
             call.cancel()
             await channel.close()
             if isinstance(error, TimeoutError):
@@ -116,21 +124,29 @@ class ControlClient:
                     f"no welcome from the scheduler at {self._address} within {timeout:g} s"
                 ) from None
             raise
-        self._outbox = Outbox(f"the scheduler at {self._address}", OUTBOX)
         self._life = asyncio.create_task(self._live(channel, call, self._outbox, interval), name="control stream")
 
     def report(self, ref: InstanceRef, report: TaskReport) -> None:
-        """Tell the scheduler what became of a task. Dropped if the stream has ended: the scheduler has given the task up then."""
+        """Tell the scheduler what became of a task. Dropped if the stream has ended: the next one declares what is held then."""
         self._post(Reported(ref, report))
 
     def instance_reset(self, old: InstanceRef, info: InstanceInfo, reason: str) -> None:
-        """Tell the scheduler that `old` lost its pool and goes on as `info`."""
+        """Tell the scheduler that `old` lost its pool or took on other roles, and goes on as `info`."""
         self._post(InstanceReset(self._worker, old, info, reason))
         self._sent = {}  # the scheduler forgets the old loads, and may have ignored ones that came too early
 
+    def instance_left(self, ref: InstanceRef, reason: str) -> None:
+        """Tell the scheduler that an instance is gone for good; the worker goes on."""
+        self._post(InstanceLeft(self._worker, ref, reason))
+
+    def roles_refused(self, ref: InstanceRef, reason: str) -> None:
+        """Tell the scheduler that an instance stays as it is."""
+        self._post(RolesRefused(self._worker, ref, reason))
+
     async def leave(self, reason: str = "left") -> None:
-        """Say good-bye and close; `on_lost` is not called any more. Everything still running here fails in the scheduler's eyes."""
-        if self._life is None or self._outbox is None:
+        """Say good-bye and close; `on_lost` is not called any more. Everything still running here is lost in the scheduler's eyes."""
+        if self._life is None:
+            self._outbox.close()
             return
         self._leaving = True
         self._outbox.put(control_pb2.WorkerMessage(leave=control_pb2.Leave(reason=reason)))
@@ -140,9 +156,8 @@ class ControlClient:
 
     # ---- the stream
 
-    async def _register(self, call: grpc.aio.StreamStreamCall) -> float:
+    async def _register(self, call: grpc.aio.StreamStreamCall, joined: WorkerJoined) -> float:
         """Send the registration, wait for the welcome; returns the seconds between heartbeats."""
-        joined = WorkerJoined(self._worker, tuple(self._instances()))
         welcome = None
         try:
             await call.write(encode_oneof(joined, control_pb2.WorkerMessage, self._clock.now()))
@@ -196,11 +211,16 @@ class ControlClient:
     async def _listen(self, call: grpc.aio.StreamStreamCall) -> None:
         # read(), as in `_register`: a call is either read or iterated over, never both.
         while isinstance(message := await call.read(), control_pb2.WorkerCommand):
-            if message.WhichOneof("kind") != "instance_command":
-                raise InvalidRequestError(f"the scheduler sent {message.WhichOneof('kind')}, expected instance_command")
             now = self._clock.now()
-            ref = decode(message.instance_command.ref, InstanceRef, now)
-            self._on_command(ref, decode_oneof(message.instance_command.command, now))
+            match message.WhichOneof("kind"):
+                case "instance_command":
+                    ref = decode(message.instance_command.ref, InstanceRef, now)
+                    self._on_command(ref, decode_oneof(message.instance_command.command, now))
+                case "set_roles" | "retire":
+                    order: SetRoles | Retire = decode_oneof(message, now)
+                    self._on_command(order.ref, order)
+                case other:
+                    raise InvalidRequestError(f"the scheduler sent {other}, expected a command")
 
     async def _beat(self, outbox: Outbox[control_pb2.WorkerMessage], interval: float) -> None:
         while True:
@@ -217,8 +237,8 @@ class ControlClient:
             outbox.put(encode_oneof(beat, control_pb2.WorkerMessage, self._clock.now()))
             await asyncio.sleep(interval)
 
-    def _post(self, event: Reported | InstanceReset) -> None:
-        if self._loop is None or self._outbox is None or self._outbox.closed:
+    def _post(self, event: Reported | InstanceReset | InstanceLeft | RolesRefused) -> None:
+        if self._outbox.closed:
             return
         message = encode_oneof(event, control_pb2.WorkerMessage, self._clock.now())
         if _running_loop() is self._loop:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import secrets
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
@@ -18,12 +17,11 @@ from dataclasses import dataclass, replace
 from triptych.proto.v1 import common_pb2
 from triptych.runtime.core.clock import Clock
 from triptych.runtime.core.errors import EngineError, InstanceLostError, Status, TriptychError
-from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, TransportKind
+from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, Role, TransportKind
 from triptych.runtime.core.request import Continuation
-from triptych.runtime.core.tasks import PrefillDone, StageTimes, TaskCommand, TaskEnded, TaskReport
+from triptych.runtime.core.tasks import AbortTask, HeldTask, PrefillDone, StageTimes, TaskCommand, TaskEnded, TaskReport
 from triptych.runtime.engine.compile_guard import compile_count
-from triptych.runtime.instance.config import InstanceConfig
-from triptych.runtime.instance.core import InstanceCore
+from triptych.runtime.instance.core import InstanceCore, RolesRefusedError
 from triptych.runtime.instance.messages import (
     CancelPull,
     CloseStaging,
@@ -41,7 +39,6 @@ from triptych.runtime.instance.messages import (
     StartPull,
 )
 from triptych.runtime.instance.plan import Export
-from triptych.runtime.instance.termination import StopProbeFactory
 from triptych.runtime.transfer.consumer import PullLimits, PullStats, TransferConsumer
 from triptych.runtime.transfer.delivery import Delivery
 from triptych.runtime.transfer.producer import TransferProducer, serve_gather
@@ -75,6 +72,7 @@ class Surroundings:
     report: Callable[[InstanceRef, TaskReport], None]
     emit: Callable[[Emit | EmitPrompt], None]
     reset: Callable[[InstanceRef, InstanceInfo, str], None]
+    roles_refused: Callable[[InstanceRef, str], None]
     died: Callable[[str], None]
 
 
@@ -87,8 +85,8 @@ class LiveInstance:
         self._info = info
         self._around = around
         self._out: list[tuple[InstanceRef, InstanceMessage]] = []
-        self._pulls: dict[str, StartPull] = {}
         self._preemptions = 0
+        self._switches, self._switch_seconds = 0, 0.0
         self._producer = TransferProducer(
             info.ref,
             parts.header,
@@ -157,19 +155,47 @@ class LiveInstance:
 
         self._loop.call(obey)
 
-    def abandon(self, reason: str) -> asyncio.Future[None]:
-        """The scheduler is gone: nobody would hear how tasks end. All end now, and the instance is a new peer from here on.
+    def declare(self, told: Callable[[InstanceInfo, tuple[HeldTask, ...]], None]) -> None:
+        """Have `told` called on the event loop with what this instance is and holds between two steps. Reports made before that moment go out
+        before the call, later ones after it."""
 
-        The future is done when `info` shows the new epoch.
-        """
-        renewed: asyncio.Future[None] = self._around.loop.create_future()
+        def take() -> None:
+            held = self._core.held()
+            self._flush()
+            self._around.loop.call_soon_threadsafe(lambda: told(self._info, held))
 
-        def renew() -> None:
-            self._renew(reason)
-            self._around.loop.call_soon_threadsafe(lambda: renewed.done() or renewed.set_result(None))
+        self._loop.call(take)
 
-        self._loop.call(renew)
-        return renewed
+    def abandon(self, reason: str) -> None:
+        """End every task: nobody is left who would."""
+
+        def end() -> None:
+            for task in self._core.held():
+                log.warning("%s: request %s is abandoned: %s", task.ref.id, task.request, reason)
+                self._loop.feed(Command(AbortTask(task.request, Status.UNAVAILABLE, reason, task.role, task.attempt)))
+
+        self._loop.call(end)
+
+    def set_roles(self, ref: InstanceRef, roles: frozenset[Role]) -> None:
+        """Take on other roles under a new epoch, if `ref` still lives and holds no task; else say that it stays as it is."""
+
+        def switch() -> None:
+            if self._core.ref != ref:
+                return
+            started, renewed = self._around.clock.now(), InstanceRef(ref.id, new_epoch())
+            try:
+                self._core.switch(renewed, roles)
+            except RolesRefusedError as error:
+                self._around.loop.call_soon_threadsafe(self._around.roles_refused, ref, error.message)
+                return
+            self._producer.restart(renewed)
+            self._flush()
+            seconds = self._around.clock.now() - started
+            self._switches, self._switch_seconds = self._switches + 1, self._switch_seconds + seconds
+            reason = f"switched to {', '.join(sorted(roles))} in {seconds * 1e3:.2f} ms"
+            self._around.loop.call_soon_threadsafe(self._announce, ref, renewed, roles, reason)
+
+        self._loop.call(switch)
 
     async def snapshot(self) -> InstanceSnapshot:
         """Taken on the device loop, between two steps."""
@@ -202,7 +228,6 @@ class LiveInstance:
             case StartPull():
                 self._start_pull(message)
             case CancelPull():
-                self._pulls.pop(message.request, None)
                 self._consumer.cancel(message.request)
             case _:
                 if isinstance(message, Report) and isinstance(message.report, TaskEnded):
@@ -216,30 +241,29 @@ class LiveInstance:
         now = self._around.clock.now()
         if now >= self._load_due:
             self._load, self._load_due = self._core.load(), now + LOAD_INTERVAL
-        if self._out:
-            messages, self._out = self._out, []
-            self._around.loop.call_soon_threadsafe(self._send, messages)
+        self._flush()
 
     def on_engine_lost(self, error: EngineError) -> None:
         self._parts.engine.rebuild()
-        self._renew(f"engine failed: {error.message}")
-
-    def _renew(self, reason: str) -> None:
-        old = self._core.ref
+        old, reason = self._core.ref, f"engine failed: {error.message}"
         ref = InstanceRef(old.id, new_epoch())
         self._producer.restart(ref)
         for message in self._core.reset(ref, reason=reason):
             self.on_message(message)
         self._out.clear()  # nobody may hear of the old epoch's tasks: their instance is gone, and the reset says so
-        self._around.loop.call_soon_threadsafe(self._announce_reset, old, ref, reason)
+        self._around.loop.call_soon_threadsafe(self._announce, old, ref, None, reason)
+
+    def _flush(self) -> None:
+        """Hand what was said so far to the event loop, in order."""
+        if self._out:
+            messages, self._out = self._out, []
+            self._around.loop.call_soon_threadsafe(self._send, messages)
 
     def _start_pull(self, message: StartPull) -> None:
         try:
-            self._pulls[message.request] = message
             self._consumer.start(message, self._transport_to(message.source_address))
         except TriptychError as error:
-            self._pulls.pop(message.request, None)
-            self._loop.post(ImportFailed(message.request, error.status, error.message))
+            self._loop.post(ImportFailed(message.request, error.status, error.message, message.attempt))
 
     def _transport_to(self, address: str) -> TransportKind:
         """`local` inside this process, otherwise the first that crosses processes. The peer refuses what it does not serve."""
@@ -275,6 +299,9 @@ class LiveInstance:
                 "device_wait_us": int(self._loop.wait_seconds * 1e6),
                 "compiled_after_ready": compile_count() - self._compiled_before,
                 "preemptions": self._preemptions,
+                "stale": self._core.stale,
+                "role_switches": self._switches,
+                "role_switch_us": int(self._switch_seconds * 1e6),
                 "prefill_tokens": self._loop.prefill_tokens,
                 "kv_bytes_offered": stats.offered_bytes,
                 "kv_bytes_received": self._consumer.bytes_received,
@@ -302,16 +329,11 @@ class LiveInstance:
 
         self._loop.call(scatter)
 
-    def done(self, request: str, final: bytes, stats: PullStats) -> None:
-        pull = self._pulls.pop(request, None)
-        if pull is None:
-            return
+    def done(self, pull: StartPull, final: bytes, stats: PullStats) -> None:
         try:
             continuation = decode(parse(final, common_pb2.Continuation), Continuation, self._around.clock.now())
         except TriptychError as error:
-            self._loop.post(
-                ImportFailed(request, Status.DATA_LOSS, f"the final record cannot be read: {error.message}")
-            )
+            self.failed(pull, Status.DATA_LOSS, f"the final record cannot be read: {error.message}")
             return
         times = StageTimes(
             transfer=stats.seconds,
@@ -319,15 +341,13 @@ class LiveInstance:
             pages_pulled=stats.pages_pulled,
             pages_skipped=pull.first_page,
         )
-        self._loop.post(Imported(request, continuation, times))
+        self._loop.post(Imported(pull.request, continuation, times, pull.attempt))
 
-    def withdrawn(self, request: str, reason: str) -> None:
-        log.debug("pull of %s withdrawn: %s", request, reason)
-        self._pulls.pop(request, None)
+    def withdrawn(self, pull: StartPull, reason: str) -> None:
+        log.debug("pull of %s withdrawn: %s", pull.request, reason)
 
-    def failed(self, request: str, status: Status, reason: str) -> None:
-        self._pulls.pop(request, None)
-        self._loop.post(ImportFailed(request, status, reason))
+    def failed(self, pull: StartPull, status: Status, reason: str) -> None:
+        self._loop.post(ImportFailed(pull.request, status, reason, pull.attempt))
 
     # ---- on the event loop ----------------------------------------------------------------------------------------------------------
 
@@ -338,9 +358,13 @@ class LiveInstance:
             elif isinstance(message, Emit | EmitPrompt):
                 self._around.emit(message)
 
-    def _announce_reset(self, old: InstanceRef, ref: InstanceRef, reason: str) -> None:
-        self._info = replace(self._info, ref=ref)
-        self._around.reset(old, self._info, reason)
+    def _announce(self, old: InstanceRef, ref: InstanceRef, roles: frozenset[Role] | None, reason: str) -> None:
+        info = replace(self._info, ref=ref)
+        if roles is not None:
+            info = replace(info, roles=roles, switchable=(info.roles | info.switchable) - roles)
+        log.info("%s: epoch %d: %s", ref.id, ref.epoch, reason)
+        self._info = info
+        self._around.reset(old, info, reason)
 
 
 def _without_logprobs(report: TaskReport) -> TaskReport:
@@ -348,37 +372,3 @@ def _without_logprobs(report: TaskReport) -> TaskReport:
     if isinstance(report, PrefillDone) and report.report.prompt_logprobs:
         return replace(report, report=replace(report.report, prompt_logprobs=()))
     return report
-
-
-def make_core(
-    parts: InstanceParts,
-    info: InstanceInfo,
-    *,
-    max_waiting: int,
-    prefix_cache: bool,
-    eos_ids: tuple[int, ...],
-    stop_probe: StopProbeFactory,
-) -> InstanceCore:
-    """The pure half for these parts."""
-    config = parts.engine.config
-    return InstanceCore(
-        InstanceConfig(
-            ref=info.ref,
-            address=info.address,
-            digest=parts.header.digest(),
-            roles=parts.plan.roles,
-            num_pages=config.num_pages,
-            page_size=config.page_size,
-            max_num_seqs=config.max_num_seqs,
-            max_model_len=config.max_model_len,
-            chunk_tokens=config.chunk_tokens,
-            max_prefill_rows=config.max_prefill_rows,
-            max_waiting=max_waiting,
-            groups=tuple(group.name for group in parts.header.groups),
-            export_pages=parts.header.granule,
-            eos_ids=eos_ids,
-            prefix_cache=prefix_cache,
-        ),
-        stop_probe=stop_probe,
-        random=random.Random(secrets.randbits(128)),
-    )

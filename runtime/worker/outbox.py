@@ -2,8 +2,8 @@
 
 Tokens of a step leave in one message. An outbox exists from the first token on, so nothing is lost if a gateway subscribes a moment
 later; it is bounded, because a gateway that never comes (or reads too slowly) must not grow this process. Overflow breaks the
-subscription: the gateway then fails its requests here with a reason instead of missing a token silently. Gateways come back under new
-names, so an outbox that nobody has read for UNREAD seconds is forgotten.
+subscription: the gateway then knows that tokens were lost instead of missing one silently. A restarted gateway has another name, so an outbox that
+nobody has read for UNREAD seconds is forgotten.
 
 Owned by the asyncio loop of the worker process.
 """
@@ -19,11 +19,11 @@ from triptych.runtime.core.errors import OverloadedError
 from triptych.runtime.instance.messages import Emit, EmitPrompt
 from triptych.runtime.wire.convert import encode
 
-MAX_PENDING = 65_536  # tokens; about 4 MiB of messages, a second of a large batch
+MAX_PENDING = 65_536  # tokens, prompt tokens with log-probabilities included; about 4 MiB, a second of a large batch
 UNREAD = 60.0  # seconds; a gateway that lives subscribes again within its backoff of a few
 
 
-class Outbox:
+class TokenOutbox:
     """What one gateway has still to read. At most one reader; a new subscription replaces the old one."""
 
     def __init__(self, clock: Clock) -> None:
@@ -50,7 +50,7 @@ class Outbox:
                 self._batch.tokens.append(encode(token, common_pb2.TokenOut, 0.0))
 
     def add_prompt(self, message: EmitPrompt) -> None:
-        if self._admit(1):
+        if self._admit(1 + len(message.report.prompt_logprobs)):
             self._batch.prompts.append(
                 worker_pb2.PromptDone(
                     request=message.request,
@@ -85,7 +85,7 @@ class Outbox:
                 self._unread_since = self._clock.now()
 
     def _admit(self, count: int) -> bool:
-        if self._pending + count > MAX_PENDING:
+        if self._pending and self._pending + count > MAX_PENDING:  # a message larger than that may wait alone
             self._overflowed = True
             self._batch, self._pending = worker_pb2.TokenBatch(), 0
         if not self._overflowed:
@@ -94,19 +94,19 @@ class Outbox:
         return not self._overflowed
 
 
-class Outboxes:
+class TokenOutboxes:
     """The outboxes of a worker process, by gateway id."""
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or MonotonicClock()
-        self._by_gateway: dict[str, Outbox] = {}
+        self._by_gateway: dict[str, TokenOutbox] = {}
 
-    def of(self, gateway: str) -> Outbox:
+    def of(self, gateway: str) -> TokenOutbox:
         outbox = self._by_gateway.get(gateway)
         if outbox is None:
             for gone in [name for name, other in self._by_gateway.items() if other.unread_seconds > UNREAD]:
                 self.forget(gone)
-            outbox = self._by_gateway[gateway] = Outbox(self._clock)
+            outbox = self._by_gateway[gateway] = TokenOutbox(self._clock)
         return outbox
 
     def emit(self, message: Emit | EmitPrompt) -> None:

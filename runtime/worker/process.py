@@ -1,8 +1,7 @@
 """The process that owns devices: its instances behind gRPC, registered with the scheduler for as long as both live.
 
 Start: open the model, build every instance (weights, programs), listen, start the device loops, register. From then on commands come from the
-scheduler's stream, tokens leave through the gateways' subscriptions, and KV is served to peers. If the scheduler is lost, whatever was
-running has nobody to report to: it ends here, every instance gets a new epoch, and the worker registers again when it can.
+scheduler's stream, tokens leave through the gateways' subscriptions, and KV is served to peers. A lost scheduler ends none of this (membership.py).
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import grpc
 
@@ -18,11 +17,10 @@ from triptych.models.hub.bundle import ModelBundle
 from triptych.models.text.detokenizer import Detokenizer
 from triptych.models.text.stop import StopMatcher
 from triptych.models.text.tokenizer import Tokenizer
-from triptych.proto.v1 import transfer_pb2_grpc, worker_pb2_grpc
+from triptych.proto.v1 import transfer_pb2, worker_pb2
 from triptych.runtime.core.clock import MonotonicClock
-from triptych.runtime.core.errors import EngineError, InvalidRequestError, Status, TriptychError
+from triptych.runtime.core.errors import EngineError, InvalidRequestError
 from triptych.runtime.core.instance import Capacity, Compatibility, InstanceInfo, InstanceRef, TransportKind
-from triptych.runtime.core.tasks import TaskCommand, TaskReport
 from triptych.runtime.instance.termination import StopProbe
 from triptych.runtime.transfer.channels import SERVER_OPTIONS, PeerChannels
 from triptych.runtime.transfer.header import CHUNK_ORDER, PROTOCOL_VERSION
@@ -32,21 +30,17 @@ from triptych.runtime.transfer.transports.base import Transport
 from triptych.runtime.transfer.transports.grpc import GrpcTransport
 from triptych.runtime.transfer.transports.local import LocalHub
 from triptych.runtime.wire.auth import bearer_client_interceptors, bearer_interceptor
+from triptych.runtime.wire.handlers import service_handler
 from triptych.runtime.wire.listening import listen, local_endpoint
-from triptych.runtime.worker.build import InstanceParts, build_instances, open_bundle
+from triptych.runtime.worker.build import InstanceParts, build_instances, make_core, open_bundle
 from triptych.runtime.worker.config import WorkerConfig
-from triptych.runtime.worker.control_client import ControlClient
-from triptych.runtime.worker.instance import LiveInstance, Surroundings, make_core, new_epoch
-from triptych.runtime.worker.outbox import Outboxes
+from triptych.runtime.worker.instance import LiveInstance, Surroundings, new_epoch
+from triptych.runtime.worker.membership import Membership
+from triptych.runtime.worker.outbox import TokenOutboxes
 from triptych.runtime.worker.service import WorkerServicer
 
 log = logging.getLogger(__name__)
 
-RETRY_FIRST, RETRY_MOST = 0.2, 5.0  # seconds between attempts to register again
-STABLE = 10.0  # seconds; a registration that lasted longer was a good one
-REFUSED_FOR_GOOD = frozenset(
-    {Status.FAILED_PRECONDITION, Status.INVALID_ARGUMENT, Status.UNAUTHENTICATED, Status.PERMISSION_DENIED}
-)  # by the first scheduler it finds: wrong model, page size or token. Later a scheduler may be replaced, and waiting is right.
 THREADS = 8  # wait for devices and copy bytes; pulls are bounded, so few are ever busy
 
 
@@ -58,23 +52,33 @@ class WorkerProcess:
         self._progress = progress
         self._clock = MonotonicClock()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="worker")
-        self._outboxes = Outboxes()
+        self._outboxes = TokenOutboxes()
         self._instances: dict[str, LiveInstance] = {}
         self._transports: Mapping[TransportKind, Transport] = {}
-        self._channels = PeerChannels(interceptors=bearer_client_interceptors(config.token))
+        self._channels = PeerChannels(config.tls, bearer_client_interceptors(config.token))
         self._server: grpc.aio.Server | None = None
-        self._control: ControlClient | None = None
-        self._membership: asyncio.Task[None] | None = None
-        self._lost = asyncio.Event()
-        self._renewals: list[asyncio.Future[None]] = []
-        self._stopping = False
-        self._registered = asyncio.Event()
-        self._dead: asyncio.Future[str] | None = None
+        self._membership = Membership(config, lambda: self.instances, self._retire, self._clock)
+        self._registering: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._transfer: TransferServicer | None = None
+        self._dead: asyncio.Future[str] | None = None  # why a device loop died
+        self._retired = asyncio.Event()
         self.address = ""
+        self._build: Future[tuple[ModelBundle, list[InstanceParts]]] | None = None
 
     @property
     def instances(self) -> Sequence[LiveInstance]:
         return tuple(self._instances.values())
+
+    @property
+    def registered(self) -> bool:
+        """Whether a scheduler has accepted this worker: before that no device loop answers."""
+        return self._membership.registered.is_set()
+
+    @property
+    def building(self) -> bool:
+        """Whether threads load and compile. They cannot be interrupted, and the interpreter does not exit before they end."""
+        return self._build is not None and not self._build.done()
 
     async def start(self) -> None:
         """Until registered. An unreachable scheduler is waited for; one that refuses this worker for good is an error.
@@ -83,40 +87,48 @@ class WorkerProcess:
         """
         loop = asyncio.get_running_loop()
         self._dead = loop.create_future()
-        bundle = await loop.run_in_executor(self._threads, open_bundle, self._config)
-        parts = await loop.run_in_executor(self._threads, build_instances, self._config, bundle, self._progress)
+        self._build = self._threads.submit(_build, self._config, self._progress)
+        bundle, parts = await asyncio.wrap_future(self._build)
         await self._serve(bundle, parts)
         for instance in self.instances:
             instance.start()
-        self._membership = asyncio.create_task(self._stay_registered(), name="membership")
-        registered = asyncio.create_task(self._registered.wait())
+        self._registering = asyncio.create_task(self._membership.run(), name="membership")
+        registered = asyncio.create_task(self._membership.registered.wait())
         try:
-            await asyncio.wait({registered, self._membership, self._dead}, return_when=asyncio.FIRST_COMPLETED)
-            if self._membership.done():
-                self._membership.result()
+            await asyncio.wait({registered, self._registering, self._dead}, return_when=asyncio.FIRST_COMPLETED)
+            if self._registering.done():
+                self._registering.result()
             if self._dead.done():
                 raise EngineError(f"a device loop died before the worker was registered: {self._dead.result()}")
         finally:
             registered.cancel()
 
-    async def wait(self) -> str:
-        """Until a device loop dies; returns why. (A lost scheduler is no reason to end.) Raises what ended the membership, if that did."""
-        assert self._dead is not None and self._membership is not None, "start first"
-        await asyncio.wait({self._dead, self._membership}, return_when=asyncio.FIRST_COMPLETED)
-        if not self._dead.done():
-            self._membership.result()
-        return await self._dead
+    async def wait(self) -> str | None:
+        """Until a device loop dies: returns why. Or until the last instance was retired: returns None, and `stop` is what is left to do.
+
+        A lost scheduler is no reason to end. Raises what ended the membership, if that did.
+        """
+        assert self._dead is not None and self._registering is not None, "start first"
+        retired = asyncio.create_task(self._retired.wait())
+        try:
+            await asyncio.wait({self._dead, self._registering, retired}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            retired.cancel()
+        if self._dead.done():
+            return self._dead.result()
+        if self._registering.done():
+            self._registering.result()
+        return None
 
     async def stop(self, grace: float = 1.0) -> None:
-        """Leave the cluster, end what runs, free the port."""
-        self._stopping = True
-        if self._membership is not None:
-            self._membership.cancel()
-            await asyncio.gather(self._membership, return_exceptions=True)
-        if self._control is not None:
-            await self._control.leave()
+        """Leave the cluster, end what runs, free the port. In order also when `start` was cancelled, whatever it was doing."""
+        if self._registering is not None:
+            self._registering.cancel()
+            await asyncio.gather(self._registering, return_exceptions=True)
+        await self._membership.leave("retired" if self._retired.is_set() else "left")
         if self._server is not None:
             await self._server.stop(grace)
+        await asyncio.gather(*self._retiring, return_exceptions=True)
         for instance in self.instances:
             await instance.stop()
         await self._channels.close()
@@ -130,10 +142,16 @@ class WorkerProcess:
         config, loop = self._config, asyncio.get_running_loop()
         interceptors = [] if config.token is None else [bearer_interceptor(config.token)]
         self._server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
-        port = listen(self._server, config.host, config.port)
+        credentials = None if config.tls is None else config.tls.server_credentials()
+        port = listen(self._server, config.host, config.port, credentials)
         self.address = local_endpoint(config.host, port)
         self._transports = open_transports(
-            TransportConfig(config.transports, interface=config.interface),
+            TransportConfig(
+                config.transports,
+                interface=config.interface,
+                tls=config.tls is not None,
+                device_without_tls=config.device_without_tls,
+            ),
             hub=LocalHub(),
             channels=self._channels,
             threads=self._threads,
@@ -145,9 +163,10 @@ class WorkerProcess:
             threads=self._threads,
             transports=self._transports,
             channels=self._channels,
-            report=self._report,
+            report=self._membership.report,
             emit=self._outboxes.emit,
-            reset=self._on_reset,
+            reset=self._membership.reset,
+            roles_refused=self._membership.roles_refused,
             died=self._on_death,
         )
         for part in parts:
@@ -162,15 +181,18 @@ class WorkerProcess:
             )
             self._instances[info.ref.id] = LiveInstance(part, core, info, around)
         bytes_of = self._transports.get(TransportKind.GRPC)
-        transfer_pb2_grpc.add_TransferServicer_to_server(
-            TransferServicer(
-                [instance.producer for instance in self.instances],
-                bytes_of if isinstance(bytes_of, GrpcTransport) else None,
-                self._threads,
-            ),
-            self._server,
+        self._transfer = TransferServicer(
+            [instance.producer for instance in self.instances],
+            bytes_of if isinstance(bytes_of, GrpcTransport) else None,
+            self._threads,
         )
-        worker_pb2_grpc.add_WorkerServicer_to_server(WorkerServicer(self._outboxes, self.instances), self._server)
+        worker = WorkerServicer(self._outboxes, lambda: self.instances)
+        self._server.add_generic_rpc_handlers(
+            (
+                service_handler(self._transfer, transfer_pb2.DESCRIPTOR.services_by_name["Transfer"]),
+                service_handler(worker, worker_pb2.DESCRIPTOR.services_by_name["Worker"]),
+            )
+        )
         await self._server.start()
 
     def _info(self, part: InstanceParts) -> InstanceInfo:
@@ -190,89 +212,43 @@ class WorkerProcess:
                 kv_layout=CHUNK_ORDER,
             ),
             tp=part.plan.tp,
+            switchable=part.plan.switchable - part.plan.roles,
             transports=tuple(self._transports),
             domain=f"{self._config.name}@{self.address}",
         )
 
-    # ---- membership -----------------------------------------------------------------------------------------------------------------
+    # ---- ends
 
-    async def _stay_registered(self) -> None:
-        delay = RETRY_FIRST
-        while not self._stopping:
-            self._lost.clear()
-            try:
-                await self._register()
-            except TriptychError as error:
-                if error.status in REFUSED_FOR_GOOD and not self._registered.is_set():
-                    raise
-                log.warning("cannot register at %s: %s; again in %.1f s", self._config.scheduler, error.message, delay)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, RETRY_MOST)
-                continue
-            since = self._clock.now()
-            self._registered.set()
-            await self._lost.wait()
-            if self._clock.now() - since > STABLE:
-                delay = RETRY_FIRST
-            else:  # two processes under one name take the registration from each other: not as fast as they can
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, RETRY_MOST)
-            await asyncio.gather(*self._renewals)  # or the old epochs would be registered
-
-    async def _register(self) -> None:
-        registered: dict[str, InstanceRef] = {}
-
-        def infos() -> Sequence[InstanceInfo]:
-            infos = tuple(instance.info for instance in self.instances)
-            registered.update((info.ref.id, info.ref) for info in infos)
-            return infos
-
-        control = ControlClient(
-            self._config.scheduler,
-            self._config.token,
-            worker=self._config.name,
-            instances=infos,
-            loads=lambda: {instance.info.ref: instance.load() for instance in self.instances},
-            on_command=self._on_command,
-            on_lost=self._on_scheduler_lost,
-        )
-        await control.connect()
-        self._control = control
-        for instance in self.instances:
-            if instance.info.ref != registered[instance.info.ref.id]:  # reset while nobody could be told
-                control.instance_reset(registered[instance.info.ref.id], instance.info, "reset while registering")
-
-    def _on_command(self, ref: InstanceRef, command: TaskCommand) -> None:
-        instance = self._instances.get(ref.id)
-        if instance is None or instance.info.ref != ref:
-            log.warning("dropped %s for %s, which is not an instance here now", type(command).__name__, ref)
+    def _retire(self, instance: LiveInstance, reason: str) -> None:
+        """An instance goes for good; with the last one the process ends."""
+        ref = instance.info.ref
+        if len(self._instances) == 1:  # `stop` ends it
+            self._retired.set()
             return
-        instance.command(command)
+        del self._instances[ref.id]
 
-    def _on_scheduler_lost(self, reason: str) -> None:
-        log.warning("scheduler lost: %s", reason)
-        self._control = None
-        self._renewals = [instance.abandon(f"the scheduler was lost: {reason}") for instance in self.instances]
-        self._lost.set()
+        async def end() -> None:
+            await instance.stop()
+            assert self._transfer is not None
+            self._transfer.forget(ref.id)
+            self._membership.left(ref, reason)
 
-    def _report(self, ref: InstanceRef, report: TaskReport) -> None:
-        if self._control is not None:
-            self._control.report(ref, report)
-
-    def _on_reset(self, old: InstanceRef, info: InstanceInfo, reason: str) -> None:
-        if self._control is not None:
-            self._control.instance_reset(old, info, reason)
+        task = asyncio.get_running_loop().create_task(end(), name=f"retiring {ref.id}")
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     def _on_death(self, reason: str) -> None:
         def end() -> None:
             if self._dead is not None and not self._dead.done():
                 self._dead.set_result(reason)
 
-        self._channels_loop().call_soon_threadsafe(end)
-
-    def _channels_loop(self) -> asyncio.AbstractEventLoop:
         assert self._dead is not None
-        return self._dead.get_loop()
+        self._dead.get_loop().call_soon_threadsafe(end)
+
+
+def _build(config: WorkerConfig, progress: Callable[[str], None]) -> tuple[ModelBundle, list[InstanceParts]]:
+    bundle = open_bundle(config)
+    return bundle, build_instances(config, bundle, progress)
 
 
 class _TextProbe(StopProbe):

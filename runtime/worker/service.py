@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import grpc
 
-from triptych.proto.v1 import common_pb2, worker_pb2, worker_pb2_grpc
-from triptych.runtime.core.errors import InvalidRequestError, TriptychError
+from triptych.proto.v1 import common_pb2, worker_pb2
+from triptych.runtime.core.errors import InvalidRequestError, OverloadedError
 from triptych.runtime.core.instance import InstanceInfo, Load
 from triptych.runtime.wire.convert import encode
-from triptych.runtime.wire.status import abort_with
-from triptych.runtime.worker.outbox import Outboxes
+from triptych.runtime.worker.outbox import TokenOutboxes
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,10 @@ class SnapshotSource(Protocol):
     async def snapshot(self) -> InstanceSnapshot: ...
 
 
-class WorkerServicer(worker_pb2_grpc.WorkerServicer):
-    """Serves `outboxes` and the snapshots of `instances`."""
+class WorkerServicer:
+    """Serves `outboxes` and the snapshots of `instances`, asked whenever they are inspected."""
 
-    def __init__(self, outboxes: Outboxes, instances: Sequence[SnapshotSource]):
+    def __init__(self, outboxes: TokenOutboxes, instances: Callable[[], Sequence[SnapshotSource]]):
         self._outboxes = outboxes
         self._instances = instances
 
@@ -45,21 +44,21 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         self, request: worker_pb2.SubscribeRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[worker_pb2.TokenBatch]:
         if not request.gateway:
-            await abort_with(context, InvalidRequestError("Subscribe needs the gateway's id"))
+            raise InvalidRequestError("Subscribe needs the gateway's id")
         # Headers first: the gateway knows that it is subscribed before it submits anything.
         await context.send_initial_metadata(())
         try:
             async with aclosing(self._outboxes.of(request.gateway).batches()) as batches:
                 async for batch in batches:
                     yield batch
-        except TriptychError as error:
+        except OverloadedError:
             self._outboxes.forget(request.gateway)
-            await abort_with(context, error)
+            raise
 
     async def Inspect(
         self, request: worker_pb2.InspectRequest, context: grpc.aio.ServicerContext
     ) -> worker_pb2.InspectReply:
-        snapshots = await asyncio.gather(*(instance.snapshot() for instance in self._instances))
+        snapshots = await asyncio.gather(*(instance.snapshot() for instance in self._instances()))
         reply = worker_pb2.InspectReply()
         for snapshot in snapshots:
             state = reply.instances.add(

@@ -68,8 +68,22 @@ def random_batch(
 
 @pytest.mark.parametrize(
     ("decode_rows", "ragged_rows", "max_q_len", "ragged_tokens", "width", "kv_heads", "group"),
-    [(4, 0, 1, 0, 10, 1, 4), (0, 3, 9, 20, 10, 3, 1), (3, 2, 7, 12, 40, 2, 3), (1, 2, 140, 200, 40, 1, 2)],
-    ids=["decode", "ragged", "mixed over several blocks", "more queries than a block"],
+    [
+        (4, 0, 1, 0, 10, 1, 4),
+        (1, 0, 1, 0, 80, 3, 3),
+        (1, 0, 1, 0, 80, 4, 4),
+        (0, 3, 9, 20, 10, 3, 1),
+        (3, 2, 7, 12, 40, 2, 3),
+        (1, 2, 140, 200, 40, 1, 2),
+    ],
+    ids=[
+        "decode",
+        "a lone row of few heads",
+        "a lone row of many heads",
+        "ragged",
+        "mixed over several blocks",
+        "more queries than a block",
+    ],
 )
 @pytest.mark.parametrize(("window", "soft_cap"), [(None, None), (5, None), (37, 2.0)])
 def test_attention_equals_the_oracle_and_padding_gets_zeros(

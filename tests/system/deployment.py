@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 
@@ -15,6 +17,8 @@ from triptych.proto.v1 import control_pb2, control_pb2_grpc, worker_pb2, worker_
 from triptych.tools.supervisor import Supervisor
 
 START_LIMIT = 240.0
+STOP_LIMIT = 60.0
+NOISE = ("WARNING", "ERROR", "Traceback", "did not end")
 SMALL = (
     "--model=dummy:toy",
     "--served-model-name=toy",
@@ -29,18 +33,46 @@ SMALL = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Deployment:
-    """A running server: where clients call it, and the pids of its processes by name."""
+    """A running server: where clients call it, where its scheduler is, the pids of its processes by name, and what it has said so far.
 
-    address: str
-    processes: dict[str, int]
+    `processes` follows restarts.
+    """
+
+    address: str = ""
+    scheduler: str = ""
+    processes: dict[str, int] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+
+    def hear(self, line: str) -> None:
+        """One line of the server's output."""
+        self.log.append(line)
+        print(line, file=sys.stderr, flush=True)
+        if "restarted" in line and (text := line.removeprefix("[serve] ")).startswith("{"):
+            back = json.loads(text)["restarted"]
+            self.processes[back["name"]] = back["pid"]
+
+    def kill(self, name: str) -> None:
+        """End a process as the kernel would, with no chance to say anything."""
+        os.kill(self.processes[name], signal.SIGKILL)
+
+    def wait_restarted(self, name: str, old: int, limit: float = 60.0) -> int:
+        """The pid of the process that follows `old`, once it is ready."""
+        until = time.monotonic() + limit
+        while self.processes[name] == old:
+            assert time.monotonic() < until, f"{name} was not started again"
+            time.sleep(0.02)
+        return self.processes[name]
+
+    def cluster(self) -> control_pb2.Cluster:
+        """What the scheduler knows."""
+        with grpc.insecure_channel(self.scheduler) as channel:
+            return control_pb2_grpc.ControlStub(channel).GetCluster(control_pb2.GetClusterRequest(), timeout=10)
 
     def workers(self) -> dict[str, str]:
         """Address of each worker process, by the name of its first instance's worker."""
-        with grpc.insecure_channel(self.address) as channel:
-            cluster = control_pb2_grpc.ControlStub(channel).GetCluster(control_pb2.GetClusterRequest(), timeout=10)
-        return {instance.info.worker: instance.info.address for instance in cluster.instances}
+        return {instance.info.worker: instance.info.address for instance in self.cluster().instances}
 
     def states(self) -> dict[str, worker_pb2.InstanceState]:
         """What every instance holds now, by instance id."""
@@ -83,8 +115,15 @@ def leaks(state: worker_pb2.InstanceState) -> dict[str, int]:
 @contextmanager
 def deployed(*flags: str) -> Iterator[Deployment]:
     """Serve the toy model with SMALL and `flags` until the context is left."""
-    with Supervisor() as supervisor:
+    server = Deployment()
+    with Supervisor(log=server.hear) as supervisor:
         argv = [sys.executable, "-m", "triptych.tools.cli", "serve", *SMALL, *flags]
         supervisor.start("serve", argv, dict(os.environ))
         ready = supervisor.wait_ready(START_LIMIT)["serve"]
-        yield Deployment(ready["address"], ready["processes"])
+        server.address, server.scheduler = ready["address"], ready["addresses"]["scheduler"]
+        server.processes |= ready["processes"]
+        yield server
+        supervisor.stop(STOP_LIMIT)
+    stopping = next(index for index, line in enumerate(server.log) if line.endswith("triptych serve: stopping"))
+    noise = [line for line in server.log[stopping:] if any(word in line for word in NOISE)]
+    assert not noise, "a deployment that is told to end has nothing to complain about"

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.tools.fake_server import ToyInference, start
-from triptych.tools import chat
+from triptych.proto.v1 import inference_pb2 as pb
+from triptych.runtime.client import Result
+from triptych.tools import chat, generate
 from triptych.tools.cli import COMMANDS, main
 
 
@@ -62,6 +64,17 @@ def test_generate_verbose_tells_where_the_time_went(toy: ToyInference, address: 
     shown = capsys.readouterr().err
     assert "1 prompt tokens (0 cached), 3 generated" in shown
     assert "KV to decode-0" in shown and "2 pages" in shown
+
+
+def test_generate_verbose_tells_of_attempts_only_when_something_was_lost():
+    def described(attempts: int) -> str:
+        summary = pb.Summary(usage=pb.Usage(prompt_tokens=1), timings=pb.Timings(attempts=attempts))
+        result = Result()
+        result.feed(pb.GenerateResponse(summary=summary))
+        return generate.describe(result)
+
+    assert "attempt" not in described(1)
+    assert "went on 2 times after a loss: attempt 3 finished it" in described(3)
 
 
 def test_a_refusal_is_one_line_on_stderr_and_status_1(toy: ToyInference, address: str, capsys):

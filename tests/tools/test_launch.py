@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 
 from triptych.runtime.core.errors import ConfigError
+from triptych.runtime.core.instance import Role
 from triptych.runtime.core.topology import parse
 from triptych.tools.config import ServeConfig
 from triptych.tools.launch import (
     QUIET_GRPC,
     detect_device,
     device_environment,
+    gateway_process,
     scheduler_process,
     still_serves,
     worker_processes,
 )
-from triptych.tools.worker import hand_environment
+from triptych.tools.worker import hand_environment, worker_config
 
 FILE = Path("/run/config.json")
 
@@ -84,9 +86,20 @@ def test_tpu_chips_belong_to_one_process():
 
 def test_children_get_secrets_by_environment_and_no_setting_twice():
     environ = {"TRIPTYCH_PORT": "1", "PATH": "/bin"}
-    spec = scheduler_process(ServeConfig(api_key="k"), FILE, environ)
-    assert spec.env == QUIET_GRPC | {"PATH": "/bin", "TRIPTYCH_API_KEY": "k"}
-    assert not any("k" == part for part in spec.argv)
+    config = ServeConfig(api_key="k")
+    for spec in (
+        scheduler_process(config, FILE, 7, environ),
+        gateway_process(config, FILE, "127.0.0.1:7", 8, environ),
+    ):
+        assert spec.env == QUIET_GRPC | {"PATH": "/bin", "TRIPTYCH_API_KEY": "k"}
+        assert not any("k" == part for part in spec.argv)
+
+
+def test_ports_are_those_of_whoever_starts_the_processes_so_that_a_restarted_one_is_found():
+    config = ServeConfig(port=0)
+    assert flag(scheduler_process(config, FILE, 7, {}).argv, "--port") == "7"
+    gateway = gateway_process(config, FILE, "127.0.0.1:7", 8, {})
+    assert (flag(gateway.argv, "--port"), flag(gateway.argv, "--scheduler")) == ("8", "127.0.0.1:7")
 
 
 @pytest.mark.parametrize(
@@ -107,3 +120,10 @@ def test_a_deployment_serves_while_every_stage_has_an_instance(topology: str, al
 
 def test_without_accelerator_files_the_device_is_the_cpu(tmp_path: Path):
     assert detect_device(tmp_path) == "cpu"
+
+
+def test_switchable_instances_are_prepared_for_both_stages():
+    specs = parse("1P1D").instances()
+    for switchable in (False, True):
+        made = worker_config(ServeConfig(switchable=switchable), specs, "w", "h:1", "127.0.0.1", "cpu")
+        assert [plan.possible == {Role.PREFILL, Role.DECODE} for plan in made.instances] == [switchable] * 2

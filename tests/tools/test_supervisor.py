@@ -121,11 +121,17 @@ def test_the_environment_is_exactly_what_was_given(log: list[str]):
         assert "[c] ['ONLY']" in log
 
 
-def test_two_children_cannot_share_a_name():
+def test_two_living_children_cannot_share_a_name_but_a_new_one_may_follow_a_dead_one():
     with Supervisor(log=lambda line: None) as supervisor:
-        supervisor.start("c", script("pass"))
-        with pytest.raises(ValueError, match="already started"):
+        first = supervisor.start("c", script(f"{READY} import time; time.sleep(60)"))
+        supervisor.wait_ready(30)
+        with pytest.raises(ValueError, match="is running"):
             supervisor.start("c", script("pass"))
+        os.kill(first.pid, signal.SIGKILL)
+        supervisor.wait_exit(20)
+        second = supervisor.start("c", script(f"{READY} import time; time.sleep(60)"))
+        supervisor.wait_ready(30)
+        assert supervisor.children == (second,) and second.pid != first.pid and second.ready_at is not None
 
 
 def test_children_end_when_the_supervisor_is_killed(tmp_path: Path):

@@ -13,7 +13,9 @@ from pathlib import Path
 from triptych.runtime.client import AsyncClient
 from triptych.runtime.core.errors import ConfigError
 from triptych.tools.bench import compare, report, runner, workload
+from triptych.tools.bench.client import LoadClient
 from triptych.tools.bench.grpc_client import GrpcLoadClient
+from triptych.tools.bench.http_client import HttpLoadClient
 from triptych.tools.bench.metrics import Record, Summary, parse_objectives, summarise
 from triptych.tools.bench.workload import Item
 from triptych.tools.connection import Connection
@@ -24,12 +26,22 @@ _STDOUT = Path("-")
 
 @dataclass(frozen=True)
 class Target:
-    """A server, and what the workload must know of its model."""
+    """A server, and what the workload must know of its model. An `address` that is a URL is called over HTTP, the others over gRPC."""
 
-    client: AsyncClient
     address: str
+    model: str
     vocab: list[int]
     max_model_len: int
+
+    def load_client(self, connection: Connection, share_prefixes: bool) -> LoadClient:
+        """What sends one run."""
+        run = secrets.token_hex(4)
+        if _is_url(self.address):
+            return HttpLoadClient(
+                self.address, connection.token, model=self.model, share_prefixes=share_prefixes, run=run
+            )
+        client = AsyncClient(self.address, connection.token, connection.tls)
+        return GrpcLoadClient(client, share_prefixes=share_prefixes, run=run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     load.add_argument("--prompts", type=Path, metavar="FILE", help="text prompts, one a line, instead of random tokens")
     load.add_argument(
+        "--ignore-eos",
+        action="store_true",
+        help="generate --output-len tokens for text prompts, too: the model cannot stop",
+    )
+    load.add_argument(
         "--trace",
         metavar="FILE",
         help="replay arrivals and lengths of a CSV (TIMESTAMP,ContextTokens,GeneratedTokens); 'azure' is built in",
@@ -68,11 +85,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let equal prompts share cached KV (default: each request is salted)",
     )
     load.add_argument("--seed", type=int, default=0, help="of arrivals and random prompts (default 0)")
+    load.add_argument(
+        "--http",
+        metavar="URL",
+        help="send the load to this OpenAI-compatible server; what it serves is asked from the gRPC server behind it (--address)",
+    )
     out = parser.add_argument_group("report")
     out.add_argument(
         "--goodput", nargs="+", default=[], metavar="NAME:SECONDS", help="objectives, such as ttft:0.2 tpot:0.02"
     )
-    out.add_argument("--compare", nargs=2, metavar=("A", "B"), help="run two servers in turns and print B over A")
+    out.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="run two servers (host:port or URL) in turns and print B over A"
+    )
     out.add_argument("--rounds", type=int, default=3, help="turns of each with --compare (default 3)")
     out.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON ('-' for stdout)")
     out.add_argument("--plot", type=Path, metavar="PNG", help="draw latency distributions (needs matplotlib)")
@@ -91,19 +115,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _bench(args: argparse.Namespace, connection: Connection, objectives: dict[str, float]) -> int:
-    addresses = args.compare or [connection.address]
+    addresses = args.compare or [args.http or connection.address]
     targets = [await _connect(address, connection) for address in addresses]
-    try:
-        vocab, context = min((t.vocab for t in targets), key=len), min(t.max_model_len for t in targets)
-        items = build_items(args, vocab, context)
-        sides = (
-            [[await _one_run(args, t, items)] for t in targets]
-            if not args.compare
-            else await _in_turns(args, targets, items)
-        )
-    finally:
-        for target in targets:
-            await target.client.close()
+    vocab, context = min((t.vocab for t in targets), key=len), min(t.max_model_len for t in targets)
+    items = build_items(args, vocab, context)
+    sides = (
+        [[await _one_run(args, connection, t, items)] for t in targets]
+        if not args.compare
+        else await _in_turns(args, connection, targets, items)
+    )
     names = (
         addresses
         if len(set(addresses)) == len(addresses)
@@ -156,7 +176,7 @@ def build_items(args: argparse.Namespace, vocab: list[int], context: int) -> lis
     )
     if args.prompts is not None:
         texts = [line for line in args.prompts.read_text().splitlines() if line.strip()]
-        return workload.text_items(times, texts, output_tokens=args.output_len)
+        return workload.text_items(times, texts, output_tokens=args.output_len, ignore_eos=args.ignore_eos)
     if args.input_len + args.output_len > context:
         raise ConfigError(
             f"--input-len {args.input_len} + --output-len {args.output_len} exceed the model's {context} tokens"
@@ -167,24 +187,32 @@ def build_items(args: argparse.Namespace, vocab: list[int], context: int) -> lis
 
 
 async def _connect(address: str, connection: Connection) -> Target:
-    client = AsyncClient(address, connection.api_key)
-    await client.wait_ready(connection.wait or 5.0)
-    info = await client.model_info()
+    grpc_address = connection.address if _is_url(address) else address
+    async with AsyncClient(grpc_address, connection.token, connection.tls) as client:
+        await client.wait_ready(connection.wait or 5.0)
+        info = await client.model_info()
     special = set(info.eos_token_ids)
-    return Target(client, address, [t for t in range(info.vocab_size) if t not in special], info.max_model_len)
+    return Target(address, info.model, [t for t in range(info.vocab_size) if t not in special], info.max_model_len)
 
 
-async def _one_run(args: argparse.Namespace, target: Target, items: list[Item]) -> list[Record]:
-    client = GrpcLoadClient(target.client, share_prefixes=args.share_prefixes, run=secrets.token_hex(4))
-    await runner.warm_up(client, [items[i % len(items)] for i in range(args.warmup)])
-    return await runner.run(client, items, lambda done, total: _show(f"{target.address}: {done}/{total}"))
+async def _one_run(args: argparse.Namespace, connection: Connection, target: Target, items: list[Item]) -> list[Record]:
+    client = target.load_client(connection, args.share_prefixes)
+    try:
+        await runner.warm_up(client, [items[i % len(items)] for i in range(args.warmup)])
+        return await runner.run(client, items, lambda done, total: _show(f"{target.address}: {done}/{total}"))
+    finally:
+        await client.close()
 
 
-async def _in_turns(args: argparse.Namespace, targets: list[Target], items: list[Item]) -> list[list[list[Record]]]:
-    a, b = targets
-    return list(
-        await compare.interleave(lambda: _one_run(args, a, items), lambda: _one_run(args, b, items), args.rounds)
-    )
+async def _in_turns(
+    args: argparse.Namespace, connection: Connection, targets: list[Target], items: list[Item]
+) -> list[list[list[Record]]]:
+    a, b = (lambda target=target: _one_run(args, connection, target, items) for target in targets)
+    return list(await compare.interleave(a, b, args.rounds))
+
+
+def _is_url(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
 
 
 def _show(text: str) -> None:

@@ -69,11 +69,13 @@ def random_items(
     return [Item(t, tuple(rng.choices(vocab, k=input_tokens)), output_tokens, True) for t in times]
 
 
-def text_items(times: Sequence[float], texts: Sequence[str], *, output_tokens: int) -> list[Item]:
-    """Text prompts in turn; the model may stop before `output_tokens`."""
+def text_items(
+    times: Sequence[float], texts: Sequence[str], *, output_tokens: int, ignore_eos: bool = False
+) -> list[Item]:
+    """Text prompts in turn; the model may stop before `output_tokens` unless `ignore_eos`."""
     if not texts:
         raise WorkloadError("there is no prompt to send")
-    return [Item(t, texts[i % len(texts)], output_tokens, False) for i, t in enumerate(times)]
+    return [Item(t, texts[i % len(texts)], output_tokens, ignore_eos) for i, t in enumerate(times)]
 
 
 def read_trace(lines: Iterable[str]) -> list[TraceRow]:

@@ -28,10 +28,21 @@ from triptych.proto.v1 import (
     worker_pb2,
     worker_pb2_grpc,
 )
-from triptych.runtime.core.control import Cancel, Completed, Directory, Failed, Placed, Progress, Submit
+from triptych.runtime.core.control import (
+    Cancel,
+    Completed,
+    Declare,
+    Directory,
+    Failed,
+    Interrupted,
+    Placed,
+    Progress,
+    Resume,
+    Submit,
+)
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import Capacity, Compatibility, InstanceInfo, InstanceRef, Load, Role
-from triptych.runtime.core.request import Finish, Logprobs, PromptReport, Request, TokenOut
+from triptych.runtime.core.request import Finish, Logprobs, PromptReport, Request, SampleState, TokenOut
 from triptych.runtime.core.tasks import StageTimes
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
 from triptych.runtime.gateway.model import ServedModel
@@ -102,7 +113,9 @@ def generation(request: Request, text: Callable[[Sequence[int], int], str] = rep
             token = drawn[index % len(drawn)]
             finish = rules.check(token, index + 1)
             position = len(request.prompt) + index
-            emitted.append(TokenOut(request.id, 1, sample, position, token, _logprobs(request, token), finish))
+            emitted.append(
+                TokenOut(request.id, request.attempt, sample, position, token, _logprobs(request, token), finish)
+            )
         samples.append(emitted)
     return samples
 
@@ -149,14 +162,25 @@ def _prompt_logprobs(request: Request) -> tuple[tuple[int, Logprobs | None], ...
     return tuple((token, Logprobs(-float(i)) if i else None) for i, token in enumerate(request.prompt))
 
 
+def rest(request: Request, resumed: Sequence[SampleState]) -> list[list[TokenOut]]:
+    """The tokens that are left to emit when the client has seen `resumed` (empty: nothing)."""
+    samples = generation(request)
+    for state in resumed:
+        drawn = [token.token for token in samples[state.sample]]
+        assert list(state.outputs) == drawn[: len(state.outputs)], "resumed from something that was never emitted"
+        samples[state.sample] = [] if state.finish else samples[state.sample][len(state.outputs) :]
+    return samples
+
+
 @dataclass
 class Order:
-    """One submitted request, with the means to serve it."""
+    """One submitted or resumed request, with the means to serve it."""
 
     request: Request
     scheduler: TinyScheduler
     prefill: TinyWorker
     decode: TinyWorker
+    resumed: tuple[SampleState, ...] = ()
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     cancel_reason: str = ""
 
@@ -172,6 +196,9 @@ class Order:
     def complete(self) -> None:
         self.notice(Completed(self.request.id, preemptions=2))
 
+    def interrupt(self, attempt: int) -> None:
+        self.notice(Interrupted(self.request.id, attempt, "instance d0 was lost"))
+
     def fail(self, status: Status, reason: str, retry_after: float | None = None) -> None:
         self.notice(Failed(self.request.id, status, reason, retry_after))
 
@@ -182,9 +209,9 @@ class Order:
 async def serve_well(order: Order) -> None:
     """What a healthy cluster does with a request."""
     order.place()
-    samples = generation(order.request)
-    order.prefill.emit(*(tokens[0] for tokens in samples))
-    order.prefill.prompt_done(order.request)
+    samples = rest(order.request, order.resumed)
+    order.prefill.emit(*(tokens[0] for tokens in samples if tokens))
+    order.prefill.prompt_done(order.request, order.request.attempt)
     order.progress()
     for step in range(1, max(map(len, samples))):
         order.decode.emit(*(tokens[step] for tokens in samples if step < len(tokens)))
@@ -208,6 +235,9 @@ class TinyScheduler(control_pb2_grpc.ControlServicer):
         self.orders: dict[str, Order] = {}
         self.instances: tuple[InstanceInfo, ...] = ()
         self.gateways: list[str] = []
+        self.said_good_bye = False
+        self.declared: list[Request] = []
+        self.resumed: list[Resume] = []
         self._workers = workers
         self._outgoing: asyncio.Queue[control_pb2.GatewayNotice | None] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -243,13 +273,21 @@ class TinyScheduler(control_pb2_grpc.ControlServicer):
                 self.gateways.append(message.hello.gateway)
                 self.announce(self.instances)
                 continue
+            if message.WhichOneof("kind") == "leave":
+                self.said_good_bye = True
+                continue
             event = decode_oneof(message, asyncio.get_running_loop().time())
-            if isinstance(event, Submit):
-                order = self.orders[event.request.id] = Order(event.request, self, *self._workers)
+            if isinstance(event, Declare):
+                self.declared.append(event.request)
+            elif isinstance(event, Submit | Resume):
+                samples = event.samples if isinstance(event, Resume) else ()
+                if isinstance(event, Resume):
+                    self.resumed.append(event)
+                order = self.orders[event.request.id] = Order(event.request, self, *self._workers, samples)
                 task = asyncio.create_task(self._play(order))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-            elif isinstance(event, Cancel):
+            elif isinstance(event, Cancel) and event.request in self.orders:
                 self.orders[event.request].cancel_reason = event.reason
                 self.orders[event.request].cancelled.set()
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field, replace
 from tests.runtime.instance.fake_device import EOS, FakeDevice, TokenProbe, expected_outputs
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef, Role
-from triptych.runtime.core.request import Continuation, Finish, PromptReport, Request, TokenOut
+from triptych.runtime.core.request import Continuation, Finish, PromptReport, Request, SampleState, TokenOut
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.core.tasks import (
     AbortTask,
+    Accepted,
     DecodeStarted,
     Granted,
     PrefillDone,
@@ -157,7 +158,6 @@ class Node:
 class Pull:
     node: Node
     message: StartPull
-    attempt: int
     moved: int = 0
 
 
@@ -171,10 +171,11 @@ class Staging:
 
 @dataclass
 class Journal:
-    """What gateway and scheduler know of one request."""
+    """What gateway and scheduler know of one request, whose present attempt is `request`."""
 
     request: Request
     split: bool
+    resumed: tuple[SampleState, ...] = ()
     refused: list[Refused] = field(default_factory=list)
     ended: dict[Role, TaskEnded] = field(default_factory=dict)
     begun: set[Role] = field(default_factory=set)
@@ -183,10 +184,40 @@ class Journal:
     decode_started: DecodeStarted | None = None
     tokens: dict[int, list[TokenOut]] = field(default_factory=lambda: defaultdict(list))
     aborted: bool = False
+    repeated: bool = False  # a command was repeated: what it started anew says things again
+    stale: int = 0
 
     @property
     def over(self) -> bool:
         return self.begun <= self.ended.keys()
+
+    def hear(self, token: TokenOut) -> None:
+        """A position counts once, and only under the present attempt."""
+        if token.attempt != self.request.attempt:
+            assert token.attempt < self.request.attempt
+            self.stale += 1
+            return
+        same = [known for known in self.tokens[token.sample] if known.position == token.position]
+        if same:
+            assert self.repeated and same[0].token == token.token and same[0].finish == token.finish
+            return
+        self.tokens[token.sample].append(token)
+
+    def seen(self) -> tuple[SampleState, ...]:
+        """All samples as the client has seen them; what lies behind a gap never counts."""
+        for tokens in self.tokens.values():
+            tokens.sort(key=lambda token: token.position)
+            first = len(self.request.prompt)
+            del tokens[sum(token.position == first + index for index, token in enumerate(tokens)) :]
+        samples = range(self.request.sampling.n)
+        return tuple(SampleState(sample, tuple(self.outputs(sample)), self.finish(sample)) for sample in samples)
+
+    def next_attempt(self) -> None:
+        seen = self.seen()
+        self.resumed = seen if any(sample.outputs for sample in seen) else ()
+        self.request = replace(self.request, attempt=self.request.attempt + 1)
+        self.refused, self.ended, self.begun = [], {}, set()
+        self.prefill_done = self.decode_started = None
 
     def outputs(self, sample: int = 0) -> list[int]:
         return [token.token for token in sorted(self.tokens[sample], key=lambda token: token.position)]
@@ -206,6 +237,7 @@ class Cluster:
         self.journals: dict[str, Journal] = {}
         self.stagings: dict[int, Staging] = {}
         self.pulls: list[Pull] = []
+        self.sent: list[tuple[Node, TaskCommand]] = []
 
     def advance(self, seconds: float) -> None:
         for node in self.nodes:
@@ -214,8 +246,37 @@ class Cluster:
 
     def submit(self, req: Request, *, split: bool) -> Journal:
         journal = self.journals[req.id] = Journal(req, split)
-        self.send(self.decode, Command(ReserveDecode(req, self.ttl) if split else StartLocal(req)))
+        self._begin(journal)
         return journal
+
+    def interrupt(self, journal: Journal) -> None:
+        """The scheduler gives this attempt up; every task of it ends."""
+        for node in self.nodes:
+            for role in Role:
+                abort = AbortTask(journal.request.id, Status.UNAVAILABLE, "interrupted", role, journal.request.attempt)
+                self.command(node, abort)
+
+    def resume(self, journal: Journal, *, split: bool) -> None:
+        """The request begins again from what its client has seen, whether or not the last attempt has ended here."""
+        journal.next_attempt()
+        journal.split = split
+        self._begin(journal)
+
+    def command(self, node: Node, command: TaskCommand) -> None:
+        self.sent.append((node, command))
+        self.send(node, Command(command))
+
+    def repeat(self, back: int) -> None:
+        """A command comes again, late."""
+        if back < len(self.sent):
+            node, command = self.sent[-1 - back]
+            name = command.request if isinstance(command.request, str) else command.request.id
+            self.journals[name].repeated = True
+            self.send(node, Command(command))
+
+    def _begin(self, journal: Journal) -> None:
+        req, resumed = journal.request, journal.resumed
+        self.command(self.decode, ReserveDecode(req, self.ttl, resumed) if journal.split else StartLocal(req, resumed))
 
     def abort(self, request_id: str) -> None:
         self.journals[request_id].aborted = True
@@ -245,7 +306,9 @@ class Cluster:
         staging = self.stagings[message.source_key]
         if staging.closed is not None:
             self.pulls.remove(pull)
-            self.send(pull.node, ImportFailed(message.request, Status.UNAVAILABLE, staging.closed.reason))
+            self.send(
+                pull.node, ImportFailed(message.request, Status.UNAVAILABLE, staging.closed.reason, message.attempt)
+            )
             return True
         if pull.moved < len(message.pages):
             index = message.first_page + pull.moved
@@ -259,7 +322,7 @@ class Cluster:
             return False
         self.pulls.remove(pull)
         times = StageTimes(transfer=1.0, pages_pulled=pull.moved)
-        self.send(pull.node, Imported(message.request, staging.final, times))
+        self.send(pull.node, Imported(message.request, staging.final, times, message.attempt))
         self.send(staging.owner, StagedReleased(message.source_key))
         return True
 
@@ -306,9 +369,11 @@ class Cluster:
                 self._report(node, message.report)
             case Emit():
                 for token in message.tokens:
-                    self.journals[token.request].tokens[token.sample].append(token)
+                    self.journals[token.request].hear(token)
             case EmitPrompt():
-                self.journals[message.request].prompt_report = message.report
+                journal = self.journals[message.request]
+                if message.attempt == journal.request.attempt and journal.prompt_report is None:
+                    journal.prompt_report = message.report
             case OpenStaging():
                 self.stagings[message.key] = Staging(node, message)
             case CompleteStaging():
@@ -319,7 +384,7 @@ class Cluster:
             case CloseStaging():
                 self.stagings[message.key].closed = message
             case StartPull():
-                self.pulls.append(Pull(node, message, 1))
+                self.pulls.append(Pull(node, message))
             case CancelPull():
                 cancelled = [pull for pull in self.pulls if pull.message.request == message.request]
                 assert len(cancelled) == 1
@@ -327,13 +392,25 @@ class Cluster:
 
     def _report(self, node: Node, report: TaskReport) -> None:
         journal = self.journals[report.request]
+        role = _role(report, journal.split)
+        current = report.attempt == journal.request.attempt
+        if not current or role in journal.ended:
+            assert not current or journal.repeated, "a task ends once"
+            if not isinstance(report, Refused | TaskEnded):
+                orphan = AbortTask(report.request, Status.CANCELLED, "nobody waits for it", role, report.attempt)
+                self.command(node, orphan)
+            return
+        if role in journal.begun and journal.repeated and isinstance(report, Refused | Granted | Staged | Accepted):
+            return
         match report:
             case Granted():
                 journal.begun.add(Role.DECODE)
-                self.send(self.prefill, Command(StartPrefill(journal.request, report.cached_tokens, self.lease)))
+                self.command(
+                    self.prefill, StartPrefill(journal.request, report.cached_tokens, self.lease, journal.resumed)
+                )
             case Staged():
                 journal.begun.add(Role.PREFILL)
-                self.send(self.decode, Command(StartDecode(report.request, report.handle)))
+                self.command(self.decode, StartDecode(report.request, report.handle, report.attempt))
             case Refused():
                 journal.refused.append(report)
                 self._abort_rest(report.request)
@@ -346,7 +423,6 @@ class Cluster:
                 assert journal.decode_started is None
                 journal.decode_started = report
             case TaskEnded():
-                assert report.role not in journal.ended, "a task ends once"
                 journal.begun.add(report.role)
                 journal.ended[report.role] = report
                 if report.status is not Status.OK:
@@ -357,5 +433,18 @@ class Cluster:
     def _abort_rest(self, request_id: str) -> None:
         finished = self.journals[request_id].prefill_done
         status = Status.OK if finished is not None and finished.finished else Status.CANCELLED
+        attempt = self.journals[request_id].request.attempt
         for node in self.nodes:
-            self.send(node, Command(AbortTask(request_id, status, "the other half ended")))
+            self.send(node, Command(AbortTask(request_id, status, "the other half ended", attempt=attempt)))
+
+
+def _role(report: TaskReport, split: bool) -> Role:
+    match report:
+        case Refused() | TaskEnded():
+            return report.role
+        case Staged():
+            return Role.PREFILL
+        case PrefillDone() if split:
+            return Role.PREFILL
+        case _:
+            return Role.DECODE  # a local task's, too

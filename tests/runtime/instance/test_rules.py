@@ -105,9 +105,24 @@ def _view(*tokens: int, scored: bool = False, decodes: int = 0) -> StepView:
     ],
 )
 def test_chunks_fill_the_step_in_order(tokens, chosen):
-    choice = DefaultComposer().compose(_view(*tokens, decodes=3))
-    assert choice == StepChoice(3, chosen)
-    _view(*tokens, decodes=3).check(choice)
+    choice = DefaultComposer().compose(_view(*tokens, decodes=2))
+    assert choice == StepChoice(2, chosen)
+    _view(*tokens, decodes=2).check(choice)
+
+
+def test_rows_of_one_token_never_exceed_what_was_compiled():
+    """A resumed prompt holds no slot: with its last token there may be one row too many, and the youngest decode waits."""
+    for tokens, decodes, chosen in [
+        ((1,), 4, (3, (1,))),
+        ((1,) * 5, 4, (0, (1, 1, 1, 1, 0))),
+        ((9, 2), 4, (3, (9, 1))),
+    ]:
+        view = _view(*tokens, decodes=decodes)
+        choice = DefaultComposer().compose(view)
+        assert choice == StepChoice(*chosen)
+        view.check(choice)
+        with pytest.raises(InvalidCompositionError, match="rows of one token"):
+            view.check(StepChoice(decodes, choice.chunks))
 
 
 def test_a_scored_single_token_is_a_prefill_row():

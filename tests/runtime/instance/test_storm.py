@@ -48,6 +48,16 @@ class Bench:
         if back < self.count:
             self.cluster.abort(f"r{self.count - back}")
 
+    def begin_again(self, back: int, split: bool, cut_off: bool) -> None:
+        """The scheduler gives the request's attempt up and starts the next; an instance that is cut off does not hear of
+        the former."""
+        journal = self.cluster.journals.get(f"r{self.count - back}")
+        if journal is None or journal.aborted or any(refused.permanent for refused in journal.refused):
+            return
+        if not cut_off:
+            self.cluster.interrupt(journal)
+        self.cluster.resume(journal, split=split)
+
     def lose_device(self, node: int) -> None:
         """The pool is lost with everything in it; results under way never come."""
         failed = self.cluster.nodes[node]
@@ -138,6 +148,14 @@ class Storm(RuleBasedStateMachine):
     def device_is_lost(self, node):
         self.bench.lose_device(node)
 
+    @rule(back=st.integers(0, 3), split=st.booleans(), cut_off=st.booleans())
+    def begin_again(self, back, split, cut_off):
+        self.bench.begin_again(back, split, cut_off)
+
+    @rule(back=st.integers(0, 12))
+    def a_command_comes_again(self, back):
+        self.bench.cluster.repeat(back)
+
     def teardown(self):
         if hasattr(self, "bench"):
             self.bench.finish()
@@ -172,7 +190,11 @@ def test_a_long_storm(seed):
             bench.abort(rng.randint(0, 4))
         elif happening < 0.162:
             bench.lose_device(rng.randint(0, 1))
-        elif happening < 0.2:
+        elif happening < 0.18:
+            bench.begin_again(rng.randint(0, 4), rng.random() < 0.5, rng.random() < 0.3)
+        elif happening < 0.185:
+            bench.cluster.repeat(rng.randint(0, 12))
+        elif happening < 0.21:
             bench.cluster.advance(rng.choice([0.05, 0.3, 1.0]))
         elif happening < 0.45:
             bench.cluster.move(rng.randint(0, 5))

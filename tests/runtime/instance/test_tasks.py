@@ -55,7 +55,9 @@ def _pulling(req, **changes) -> Node:
 
 def _imported(req, *outputs: list[int]) -> Imported:
     samples = tuple(SampleState(sample, tuple(known)) for sample, known in enumerate(outputs))
-    return Imported(req.id, Continuation(req, samples), StageTimes(transfer=0.5, bytes_moved=10, pages_pulled=3))
+    return Imported(
+        req.id, Continuation(req, samples), StageTimes(transfer=0.5, bytes_moved=10, pages_pulled=3), req.attempt
+    )
 
 
 def test_a_reservation_holds_pages_and_slots_and_answers_at_once():
@@ -131,9 +133,7 @@ def test_a_grant_expires_unless_decoding_was_started():
     node.command(StartDecode("b", HANDLE))
     node.now = 5.0
     assert node.send(Tick()) == [
-        Report(
-            TaskEnded("a", Role.DECODE, Status.DEADLINE_EXCEEDED, "the reservation expired before decoding was started")
-        )
+        Report(TaskEnded("a", Role.DECODE, Status.UNAVAILABLE, "the reservation expired before decoding was started"))
     ]
     assert node.command(StartDecode("a", HANDLE)) == []
     assert [key for key, _ in node.core.resources().tasks] == ["b"]
@@ -218,7 +218,7 @@ def test_the_import_enters_the_prefix_cache_only_when_it_is_complete():
 def test_nothing_live_in_the_continuation_ends_the_task():
     req = request("a", n=2)
     node = _pulling(req)
-    (ended,) = node.send(Imported("a", Continuation(req, ()), StageTimes()))
+    (ended,) = node.send(Imported("a", Continuation(req, ()), StageTimes(), 1))
     assert ended == Report(TaskEnded("a", Role.DECODE, Status.OK))
     assert node.core.resources().idle
 
@@ -237,7 +237,7 @@ def test_nothing_live_in_the_continuation_ends_the_task():
 def test_a_continuation_that_does_not_fit_ends_the_task_typed(wrong):
     req = request("a")
     node = _pulling(req)
-    node.send(Imported("a", wrong(req), StageTimes()))
+    node.send(Imported("a", wrong(req), StageTimes(), 1))
     assert [end.status for end in node.reports(TaskEnded)] == [Status.FAILED_PRECONDITION]
     assert not any(isinstance(message, CancelPull) for message in node.messages)
     assert node.core.resources().idle
@@ -246,11 +246,11 @@ def test_a_continuation_that_does_not_fit_ends_the_task_typed(wrong):
 def test_a_failed_pull_ends_the_task_and_frees_its_pages():
     req = request("a")
     node = _pulling(req)
-    assert node.send(ImportFailed("a", Status.DATA_LOSS, "checksum")) == [
+    assert node.send(ImportFailed("a", Status.DATA_LOSS, "checksum", 1)) == [
         Report(TaskEnded("a", Role.DECODE, Status.DATA_LOSS, "checksum"))
     ]
     assert node.core.resources().idle
-    assert node.send(_imported(req, [1])) == [] and node.send(ImportFailed("a", Status.DATA_LOSS, "again")) == []
+    assert node.send(_imported(req, [1])) == [] and node.send(ImportFailed("a", Status.DATA_LOSS, "again", 1)) == []
 
 
 def test_abort_while_pulling_cancels_the_pull_first():

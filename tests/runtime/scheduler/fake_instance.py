@@ -19,6 +19,7 @@ from triptych.runtime.core.tasks import (
     Accepted,
     DecodeStarted,
     Granted,
+    HeldTask,
     PrefillDone,
     Refused,
     ReserveDecode,
@@ -47,6 +48,7 @@ class Work:
     state: State
     key: int = 0  # of the staged KV: own (prefill) or pulled (decode)
     local: bool = False
+    resumed: bool = False
 
 
 @dataclass
@@ -72,7 +74,8 @@ class FakeInstance:
         """The immediate answers to `command`."""
         match command:
             case ReserveDecode():
-                return [self._begin(command.request, Role.DECODE, State.RESERVED) or Granted(command.request.id, 0)]
+                granted = Granted(command.request.id, 0, command.request.attempt)
+                return [self._begin(command.request, Role.DECODE, State.RESERVED) or granted]
             case StartPrefill():
                 refused = self._begin(command.request, Role.PREFILL, State.QUEUED)
                 if refused is not None:
@@ -80,34 +83,44 @@ class FakeInstance:
                 key = self.staging.next_key
                 self.staging.next_key += 1
                 self.staging.complete[key] = False
-                self.tasks[command.request.id, Role.PREFILL].key = key
-                return [Staged(command.request.id, Handle(self.info.ref, self.info.address, key, "digest"))]
+                work = self.tasks[command.request.id, Role.PREFILL]
+                work.key, work.resumed = key, bool(command.resumed)
+                handle = Handle(self.info.ref, self.info.address, key, "digest")
+                return [Staged(command.request.id, handle, command.request.attempt)]
             case StartLocal():
                 refused = self._begin(command.request, Role.DECODE, State.QUEUED)
                 if refused is None:
-                    self.tasks[command.request.id, Role.DECODE].local = True
-                return [refused or Accepted(command.request.id)]
+                    work = self.tasks[command.request.id, Role.DECODE]
+                    work.local, work.resumed = True, bool(command.resumed)
+                return [refused or Accepted(command.request.id, command.request.attempt)]
             case StartDecode():
                 work = self.tasks.get((command.request, Role.DECODE))
-                if work is not None:
-                    assert work.state is State.RESERVED, "StartDecode without a reservation"
+                if work is not None and work.request.attempt == command.attempt and work.state is State.RESERVED:
                     work.state, work.key = State.PULLING, command.source.key
                 return []
             case AbortTask():
-                roles = [
-                    role for role in Role if command.role in (None, role) and (command.request, role) in self.tasks
+                found = [
+                    work
+                    for (request, role), work in self.tasks.items()
+                    if request == command.request
+                    and command.role in (None, role)
+                    and command.attempt in (None, work.request.attempt)
                 ]
-                return [self._end(self.tasks[command.request, role], command.status, command.reason) for role in roles]
+                return [self._end(work, command.status, command.reason) for work in found]
 
     def advance(self, name: str, role: Role, finish_early: bool = False) -> list[TaskReport]:
         """Let one task take its next step, if it can. `finish_early`: a prompt's first token already ends the request."""
         work = self.tasks[name, role]
+        attempt = work.request.attempt
         match work.state:
             case State.QUEUED:
-                report = PrefillDone(name, PromptReport(len(work.request.prompt), 0), finished=finish_early)
+                finish_early = finish_early and not work.resumed
+                report = PrefillDone(
+                    name, PromptReport(len(work.request.prompt), 0), finished=finish_early, attempt=attempt
+                )
                 if work.local:
                     work.state = State.RUNNING
-                    return [report, self._end(work)] if finish_early else [report, DecodeStarted(name)]
+                    return [report, self._end(work)] if finish_early else [report, DecodeStarted(name, attempt=attempt)]
                 if finish_early:
                     self.staging.finished.add(work.key)
                     return [report, self._end(work)]
@@ -126,7 +139,7 @@ class FakeInstance:
                 if self.staging.complete[work.key]:
                     work.state = State.RUNNING
                     self.staging.released.add(work.key)
-                    return [DecodeStarted(name)]
+                    return [DecodeStarted(name, attempt=attempt)]
                 return []
             case State.RUNNING:
                 return [self._end(work)]
@@ -136,8 +149,22 @@ class FakeInstance:
         for name, role in list(self.tasks):
             yield from self.advance(name, role)
 
-    def fail(self, name: str, role: Role) -> list[TaskReport]:
-        return [self._end(self.tasks[name, role], Status.INTERNAL, "toy failure")]
+    def fail(self, name: str, role: Role, status: Status = Status.INTERNAL) -> list[TaskReport]:
+        return [self._end(self.tasks[name, role], status, "toy failure")]
+
+    def held(self) -> tuple[HeldTask, ...]:
+        """What its worker declares."""
+        return tuple(
+            HeldTask(
+                self.info.ref,
+                work.request.id,
+                work.request.attempt,
+                None if work.local else work.role,
+                work.request.gateway,
+                running=work.local or work.state is State.RUNNING,
+            )
+            for work in self.tasks.values()
+        )
 
     def die(self) -> None:
         """Everything is gone, without a word."""
@@ -150,9 +177,9 @@ class FakeInstance:
         if (request.id, role) in self.tasks:
             raise AssertionError(f"{self.info.ref} was told twice to start {role} of {request.id}")
         if len(self.tasks) >= self.slots:
-            return Refused(request.id, role, "toy instance is full")
+            return Refused(request.id, role, "toy instance is full", attempt=request.attempt)
         if len(request.prompt) >= self.info.capacity.max_num_seqs * 10:
-            return Refused(request.id, role, "never fits", permanent=True)
+            return Refused(request.id, role, "never fits", permanent=True, attempt=request.attempt)
         self.tasks[request.id, role] = Work(request, role, state)
         return None
 
@@ -160,4 +187,4 @@ class FakeInstance:
         del self.tasks[work.request.id, work.role]
         if work.role is Role.PREFILL:
             self.staging.complete.pop(work.key, None)
-        return TaskEnded(work.request.id, work.role, status, reason)
+        return TaskEnded(work.request.id, work.role, status, reason, attempt=work.request.attempt)

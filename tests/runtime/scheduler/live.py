@@ -5,21 +5,32 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
 
 from tests.runtime.scheduler.fake_instance import FakeInstance, Staging
 from triptych.proto.v1 import control_pb2, control_pb2_grpc
-from triptych.runtime.core.control import Cancel, Completed, Failed, GatewayNotice, Submit
+from triptych.runtime.core.control import (
+    Cancel,
+    Completed,
+    Declare,
+    Failed,
+    GatewayNotice,
+    Interrupted,
+    Resume,
+    Retire,
+    SetRoles,
+    Submit,
+)
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load
 from triptych.runtime.core.request import Request
-from triptych.runtime.core.tasks import TaskCommand
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.server import ControlServer, ControlServerConfig, build_server
 from triptych.runtime.wire.auth import bearer_metadata
 from triptych.runtime.wire.convert import decode_oneof, encode_oneof
-from triptych.runtime.worker.control_client import ControlClient
+from triptych.runtime.worker.control_client import ControlClient, WorkerOrder
 
 PATIENCE = 20.0  # seconds until a wait counts as a hang
 STEP = 0.005  # seconds a toy instance takes for one step of a task
@@ -33,8 +44,8 @@ async def eventually(holds: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def control_server(token: str | None = None, **scheduler: Any) -> AsyncIterator[ControlServer]:
-    server = build_server(ControlServerConfig(token=token, scheduler=SchedulerConfig(**scheduler)))
+async def control_server(token: str | None = None, port: int = 0, **scheduler: Any) -> AsyncIterator[ControlServer]:
+    server = build_server(ControlServerConfig(port=port, token=token, scheduler=SchedulerConfig(**scheduler)))
     await server.start()
     try:
         yield server
@@ -43,7 +54,10 @@ async def control_server(token: str | None = None, **scheduler: Any) -> AsyncIte
 
 
 class LiveWorker:
-    """Toy instances that take a step now and then, behind a ControlClient. `frozen` instances answer commands but do no work."""
+    """Toy instances that take a step now and then, behind a ControlClient. `frozen` instances answer commands but do no work.
+
+    `reconnect` opens a new stream for the same instances, wherever the scheduler is by then.
+    """
 
     def __init__(
         self,
@@ -53,31 +67,60 @@ class LiveWorker:
         token: str | None = None,
         slots: int = 64,
     ):
+        self._token = token
         self.fakes = {i.ref: FakeInstance(i, staging or Staging(), slots) for i in infos}
-        self.infos = list(infos)
+        self.worker = infos[0].worker
         self.lost: list[str] = []
         self.frozen = False
-        self.client = ControlClient(
-            server.address,
-            token,
-            worker=infos[0].worker,
-            instances=lambda: tuple(self.infos),
+        self.refuses_roles = False
+        self.client = self._make_client(server.address)
+        self._working: asyncio.Task[None] | None = None
+
+    def _make_client(self, address: str) -> ControlClient:
+        return ControlClient(
+            address,
+            self._token,
+            worker=self.worker,
             loads=lambda: {
                 ref: Load(running=len(f.tasks), free_pages=9, free_slots=1) for ref, f in self.fakes.items()
             },
             on_command=self.on_command,
             on_lost=self.lost.append,
         )
-        self._working: asyncio.Task[None] | None = None
 
-    def on_command(self, ref: InstanceRef, command: TaskCommand) -> None:
-        for report in self.fakes[ref].handle(command):
-            self.client.report(ref, report)
+    def on_command(self, ref: InstanceRef, command: WorkerOrder) -> None:
+        match command:
+            case SetRoles() if self.refuses_roles:
+                self.client.roles_refused(ref, "toy refusal")
+            case SetRoles():
+                old = self.fakes.pop(ref)
+                info = replace(old.info, ref=InstanceRef(ref.id, ref.epoch + 1), roles=command.roles)
+                self.fakes[info.ref] = FakeInstance(info, old.staging, old.slots)
+                self.client.instance_reset(ref, info, "roles changed")
+            case Retire():
+                del self.fakes[ref]
+                self.client.instance_left(ref, command.reason)
+            case _:
+                for report in self.fakes[ref].handle(command):
+                    self.client.report(ref, report)
 
     async def start(self) -> LiveWorker:
-        await self.client.connect()
+        await self._connect()
         self._working = asyncio.create_task(self._work())
         return self
+
+    async def reconnect(self, server: ControlServer) -> None:
+        self.client = self._make_client(server.address)
+        await self._connect()
+
+    async def _connect(self) -> None:
+        held = [task for fake in self.fakes.values() for task in fake.held()]
+        await self.client.connect([fake.info for fake in self.fakes.values()], held)
+
+    def cut_off(self) -> None:
+        """The stream breaks without a good-bye."""
+        assert self.client._life is not None
+        self.client._life.cancel()
 
     async def stop(self) -> None:
         if self._working is not None:
@@ -93,7 +136,7 @@ class LiveWorker:
         while True:
             await asyncio.sleep(STEP)
             if not self.frozen:
-                for ref, fake in self.fakes.items():
+                for ref, fake in list(self.fakes.items()):
                     for report in fake.finish_everything():
                         self.client.report(ref, report)
 
@@ -116,11 +159,22 @@ class LiveGateway:
         await eventually(lambda: bool(self.notices))
         return self
 
+    async def say(self, event: Submit | Declare | Resume | Cancel) -> None:
+        await self.call.write(encode_oneof(event, control_pb2.GatewayMessage, 0.0))
+
     async def submit(self, request: Request) -> None:
-        await self.call.write(encode_oneof(Submit(request), control_pb2.GatewayMessage, 0.0))
+        await self.say(Submit(request))
 
     async def cancel(self, request: str) -> None:
-        await self.call.write(encode_oneof(Cancel(request, "toy"), control_pb2.GatewayMessage, 0.0))
+        await self.say(Cancel(request, "toy"))
+
+    async def leave(self) -> None:
+        await self.call.write(control_pb2.GatewayMessage(leave=control_pb2.Leave(reason="toy")))
+
+    async def interrupted(self) -> Interrupted:
+        """The first interruption."""
+        await eventually(lambda: any(isinstance(n, Interrupted) for n in self.notices))
+        return next(n for n in self.notices if isinstance(n, Interrupted))
 
     async def terminal(self, request: str) -> Completed | Failed:
         await eventually(lambda: bool(self._terminal(request)))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.runtime.scheduler.world import driver, info, request
-from triptych.runtime.core.control import Cancel, Failed, GatewayJoined, Submit, WorkerLost
+from triptych.runtime.core.control import Cancel, Failed, GatewayJoined, Submit, WorkerLeft, WorkerLost
 from triptych.runtime.core.errors import ConfigError, Status
 from triptych.runtime.core.instance import Role, TransportKind
-from triptych.runtime.core.tasks import Granted, Refused, TaskEnded
+from triptych.runtime.core.tasks import Granted, Refused, ReserveDecode, TaskEnded
 from triptych.runtime.scheduler.config import SchedulerConfig
 
 P, D = info("p", "p"), info("d", "d")
@@ -20,28 +20,86 @@ def failure(world, name: str, gateway: str = "g") -> Failed:
     return found
 
 
-@pytest.mark.parametrize("members", [(), (P,), (D,), (info("e", "e"),), (P, info("e", "e"))])
-def test_without_both_roles_a_request_is_unavailable(members) -> None:
-    world = driver(*members)
+@pytest.mark.parametrize(
+    "members, shortage",
+    [
+        ((), "no prefill and no decode instance"),
+        ((P,), "no decode instance"),
+        ((D,), "no prefill instance"),
+        ((info("e", "e"),), "no prefill and no decode instance"),
+        ((P, info("e", "e")), "no decode instance"),
+    ],
+)
+def test_without_both_roles_a_request_waits_as_long_as_patience_lasts(members, shortage: str) -> None:
+    world = driver(*members, config=SchedulerConfig(patience=10.0, heartbeat_timeout=100.0))
     world.submit("r")
-    refused = failure(world, "r")
-    assert refused.status is Status.UNAVAILABLE and refused.retry_after == 1.0
+    world.tick(9.9)
+    assert world.terminal("r") is None and world.scheduler.resources().queued == 1
+    world.tick(0.2)
+    failed = failure(world, "r")
+    assert failed.status is Status.UNAVAILABLE and failed.retry_after == 1.0
+    assert failed.reason == f"waited 10 s in vain: {shortage}"
     world.assert_nothing_is_held()
 
 
-def test_without_a_shared_transport_a_request_is_unavailable() -> None:
-    world = driver(info("p", "p", transports=(TransportKind.DEVICE,)), info("d", "d", transports=(TransportKind.GRPC,)))
+def test_a_deadline_before_the_end_of_patience_is_told_with_what_is_missing() -> None:
+    world = driver(P)
+    world.submit("r", deadline=101.0)
+    world.tick(1.1)
+    failed = failure(world, "r")
+    assert failed.status is Status.UNAVAILABLE and "deadline" in failed.reason and "no decode instance" in failed.reason
+    world.assert_nothing_is_held()
+
+
+def test_a_request_that_waits_for_the_first_instance_is_served_when_it_comes() -> None:
+    world = driver()
     world.submit("r")
-    assert failure(world, "r").status is Status.UNAVAILABLE
+    world.submit("s")
+    world.tick(5.0)
+    world.join(P)
+    assert not world.commands
+    world.join(D)
+    assert [c.request.id for c in world.sent(ReserveDecode)] == ["r", "s"]
+
+
+def test_the_queue_is_bounded_also_while_nothing_can_be_served() -> None:
+    world = driver(config=SchedulerConfig(max_queued=2))
+    for name in ("a", "b", "c"):
+        world.submit(name)
+    assert failure(world, "c").status is Status.RESOURCE_EXHAUSTED
+
+
+def test_a_request_that_nothing_left_can_hold_waits_beside_the_queue_and_blocks_nobody() -> None:
+    big, small = info("big", "pd", max_model_len=64), info("small", "pd", max_model_len=8)
+    world = driver(big, small, config=SchedulerConfig(lookahead=1, rejoin_grace=0, heartbeat_timeout=100))
+    world.submit("long", prompt=40)
+    world.report(big, Refused("long", Role.PREFILL, "full"))
+    world.send(WorkerLost(big.worker, "killed"))
+    world.submit("short", prompt=4)
+    assert world.commands[-1].ref.id == "small"
+    world.tick(31.0)
+    failed = failure(world, "long")
+    assert failed.status is Status.UNAVAILABLE and "no placement for 41 tokens" in failed.reason
+
+
+def test_without_a_shared_transport_a_request_is_unavailable() -> None:
+    world = driver(
+        info("p", "p", transports=(TransportKind.DEVICE,)),
+        info("d", "d", transports=(TransportKind.GRPC,)),
+        config=SchedulerConfig(heartbeat_timeout=100),
+    )
+    world.submit("r")
+    world.tick(31.0)
+    failed = failure(world, "r")
+    assert failed.status is Status.UNAVAILABLE and "no transport" in failed.reason
 
 
 def test_a_local_transport_reaches_only_its_own_process() -> None:
     local = (TransportKind.LOCAL,)
     world = driver(info("p", "p", transports=local, domain="a"), info("d", "d", transports=local, domain="b"))
     world.submit("r")
-    assert failure(world, "r").status is Status.UNAVAILABLE
+    assert not world.commands
     world.join(info("d2", "d", transports=local, domain="a"))
-    world.submit("s")
     assert world.commands[-1].ref.id == "d2"
 
 
@@ -122,17 +180,20 @@ def test_a_gateway_that_never_joined_is_refused() -> None:
     world.assert_nothing_is_held()
 
 
-def test_waiting_requests_fail_when_the_last_instance_of_a_role_goes() -> None:
+def test_waiting_requests_fail_when_the_last_instance_of_a_role_stays_away() -> None:
     world = driver(P, D, config=SchedulerConfig(lookahead=1))
     for name in ("a", "b", "c"):
         world.submit(name)
         world.report(D, Refused(name, Role.DECODE, "full"))
-    world.send(WorkerLost(P.worker, "killed"))
+    world.send(WorkerLeft(P.worker, "killed"))
+    world.tick(30.1)
     for name in ("a", "b", "c"):
         assert failure(world, name).status is Status.UNAVAILABLE
     world.assert_nothing_is_held()
 
 
 def test_a_configuration_out_of_range_names_every_wrong_value() -> None:
-    with pytest.raises(ConfigError, match=r"max_queued is 0.*lease_seconds is -1.*heartbeat_timeout is 0.6"):
-        SchedulerConfig(max_queued=0, lease_seconds=-1, heartbeat_timeout=0.6)
+    with pytest.raises(
+        ConfigError, match=r"max_queued is 0.*lease_seconds is -1.*drain_grace is -2.*heartbeat_timeout is 0.6"
+    ):
+        SchedulerConfig(max_queued=0, lease_seconds=-1, drain_grace=-2, heartbeat_timeout=0.6)

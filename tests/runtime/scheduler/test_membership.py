@@ -9,14 +9,14 @@ import pytest
 from tests.runtime.scheduler.world import COMPATIBLE, driver, info
 from triptych.runtime.core.control import (
     Directory,
-    Failed,
     Heartbeat,
     InstanceLoad,
     InstanceReset,
+    Interrupted,
     WorkerJoined,
+    WorkerLeft,
     WorkerLost,
 )
-from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef, Load, Role
 from triptych.runtime.core.tasks import Granted, Refused, ReserveDecode
 from triptych.runtime.scheduler.config import SchedulerConfig
@@ -32,14 +32,14 @@ def names(directory: Directory) -> list[str]:
 def test_every_change_of_membership_is_told_to_every_gateway() -> None:
     world = driver(P)
     world.join(D)
-    world.send(WorkerLost(P.worker, "killed"))
+    world.send(WorkerLeft(P.worker, "stopped"))
     world.send(InstanceReset(D.worker, D.ref, info("d", "d", epoch=2), "pool lost"))
     told = world.told(Directory)
     assert [names(d) for d in told] == [[], ["p"], ["p", "d"], ["d"], ["d"]]
     assert told[-1].instances[0].ref.epoch == 2
 
 
-def test_a_silent_worker_is_dropped_and_its_requests_fail() -> None:
+def test_a_silent_worker_is_dropped_and_its_requests_are_interrupted() -> None:
     world = driver(P, D)
     world.submit("r")
     world.report(D, Granted("r", 0))
@@ -51,10 +51,8 @@ def test_a_silent_worker_is_dropped_and_its_requests_fail() -> None:
         assert elapsed < 2 * TIMEOUT
     assert elapsed == TIMEOUT
     assert [d.worker for d in world.drops] == [D.worker] and "no heartbeat for 5.0 s" in world.drops[0].reason
-    failure = world.terminal("r")
-    assert (
-        isinstance(failure, Failed) and failure.status is Status.UNAVAILABLE and "instance d was lost" in failure.reason
-    )
+    (notice,) = world.told(Interrupted)
+    assert notice.attempt == 2 and "instance d was lost" in notice.reason
     world.send(WorkerLost(D.worker, "stream ended"))  # the shell closed it
     assert world.scheduler.counters["workers_lost"] == 1
 
@@ -95,7 +93,7 @@ def test_an_incompatible_worker_is_dropped_with_the_difference_and_nobody_else_n
 
 def test_an_emptied_cluster_may_serve_something_else() -> None:
     world = driver(P)
-    world.send(WorkerLost(P.worker, "left"))
+    world.send(WorkerLeft(P.worker, "left"))
     other = info("x", "pd", compatibility=replace(COMPATIBLE, model="other"))
     world.join(other)
     assert not world.drops
@@ -131,8 +129,7 @@ def test_a_worker_that_registers_again_starts_afresh() -> None:
     world.submit("r")
     world.report(D, Granted("r", 0))
     world.join(info("d", "d", epoch=2))
-    failure = world.terminal("r")
-    assert isinstance(failure, Failed) and failure.status is Status.UNAVAILABLE
+    assert [notice.attempt for notice in world.told(Interrupted)] == [2]
     assert not world.drops
     world.report(D, Granted("r", 0))
     assert world.scheduler.counters["stale_reports"] == 1

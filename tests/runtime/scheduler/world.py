@@ -8,22 +8,26 @@ from typing import TypeVar
 from triptych.runtime.core.clock import ManualClock
 from triptych.runtime.core.control import (
     Completed,
+    Declare,
+    DrainEnded,
     DropWorker,
     Failed,
     GatewayJoined,
     GatewayNotice,
     Reported,
+    Resume,
     SchedulerCommand,
     SchedulerEvent,
     SchedulerTick,
     Submit,
     ToGateway,
     ToInstance,
+    ToWorker,
     WorkerJoined,
 )
 from triptych.runtime.core.handle import Handle
 from triptych.runtime.core.instance import Capacity, Compatibility, InstanceInfo, InstanceRef, Role, TransportKind
-from triptych.runtime.core.request import Request
+from triptych.runtime.core.request import Finish, FinishReason, Request, SampleState
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.core.tasks import TaskCommand, TaskReport
 from triptych.runtime.scheduler.config import SchedulerConfig
@@ -33,6 +37,7 @@ from triptych.runtime.scheduler.scheduler import Scheduler
 
 COMPATIBLE = Compatibility(protocol=1, model="toy", revision="r1", kv_dtype="float32", page_size=4, kv_layout="v1")
 ROLES = {
+    "": frozenset[Role](),
     "p": frozenset({Role.PREFILL}),
     "d": frozenset({Role.DECODE}),
     "pd": frozenset({Role.PREFILL, Role.DECODE}),
@@ -52,6 +57,7 @@ def info(
     compatibility: Compatibility = COMPATIBLE,
     transports: tuple[TransportKind, ...] = (TransportKind.GRPC,),
     domain: str = "",
+    switchable: str = "",
 ) -> InstanceInfo:
     """An instance of its own worker `w-<name>` unless `worker` says otherwise; roles are "p", "d", "pd" or "e"."""
     return InstanceInfo(
@@ -63,11 +69,19 @@ def info(
         compatibility=compatibility,
         transports=transports,
         domain=domain,
+        switchable=ROLES[switchable],
     )
 
 
 def request(
-    name: str, *, prompt: int = 4, gateway: str = "g", deadline: float | None = None, priority: int = 0, n: int = 1
+    name: str,
+    *,
+    prompt: int = 4,
+    gateway: str = "g",
+    deadline: float | None = None,
+    priority: int = 0,
+    n: int = 1,
+    attempt: int = 1,
 ) -> Request:
     return Request(
         id=name,
@@ -76,7 +90,17 @@ def request(
         prompt=tuple(range(prompt)),
         sampling=SamplingParams(n=n),
         deadline=deadline,
+        attempt=attempt,
         priority=priority,
+    )
+
+
+def seen(*outputs: int, n: int = 1) -> tuple[SampleState, ...]:
+    """Samples whose clients have seen `outputs[i]` tokens (0 for the rest); a negative number of tokens is a finished sample's."""
+    counts = [*outputs, *[0] * (n - len(outputs))]
+    return tuple(
+        SampleState(i, tuple(range(abs(count))), Finish(FinishReason.STOP) if count < 0 else None)
+        for i, count in enumerate(counts)
     )
 
 
@@ -93,6 +117,8 @@ class Driver:
     notices: dict[str, list[GatewayNotice]] = field(default_factory=dict)
     commands: list[ToInstance] = field(default_factory=list)
     drops: list[DropWorker] = field(default_factory=list)
+    orders: list[ToWorker] = field(default_factory=list)
+    drained: list[DrainEnded] = field(default_factory=list)
     last: list[SchedulerCommand] = field(default_factory=list)
 
     def send(self, event: SchedulerEvent) -> list[SchedulerCommand]:
@@ -103,8 +129,12 @@ class Driver:
                     self.notices.setdefault(command.gateway, []).append(command.notice)
                 case ToInstance():
                     self.commands.append(command)
+                case ToWorker():
+                    self.orders.append(command)
                 case DropWorker():
                     self.drops.append(command)
+                case DrainEnded():
+                    self.drained.append(command)
         return self.last
 
     def join(self, *infos: InstanceInfo) -> None:
@@ -117,6 +147,14 @@ class Driver:
 
     def submit(self, name: str, **options: object) -> list[SchedulerCommand]:
         return self.send(Submit(request(name, **options)))  # type: ignore[arg-type]
+
+    def resume(self, name: str, attempt: int, *outputs: int, **options: object) -> list[SchedulerCommand]:
+        """The gateway goes on with `name` from samples of which `outputs[i]` tokens have been seen."""
+        made = request(name, attempt=attempt, **options)  # type: ignore[arg-type]
+        return self.send(Resume(made, seen(*outputs, n=made.sampling.n)))
+
+    def declare(self, name: str, **options: object) -> list[SchedulerCommand]:
+        return self.send(Declare(request(name, **options)))  # type: ignore[arg-type]
 
     def report(self, instance: InstanceInfo, report: TaskReport) -> list[SchedulerCommand]:
         return self.send(Reported(instance.ref, report))
@@ -145,7 +183,7 @@ class Driver:
 
     def assert_nothing_is_held(self) -> None:
         held = self.scheduler.resources()
-        assert held == replace(held, records=0, tasks=0, queued=0, deadlines=0, assigned=0)
+        assert held == replace(held, records=0, tasks=0, queued=0, timers=0, assigned=0, unclaimed=0)
         assert self.scheduler.idle
 
 

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from triptych.proto.v1 import transfer_pb2_grpc
+from triptych.proto.v1 import transfer_pb2
 from triptych.runtime.core.clock import MonotonicClock
 from triptych.runtime.core.errors import EngineError, Status
 from triptych.runtime.core.instance import InstanceRef, TransportKind
@@ -38,6 +38,7 @@ from triptych.runtime.transfer.transports import TransportConfig, open_transport
 from triptych.runtime.transfer.transports.base import Transport
 from triptych.runtime.transfer.transports.grpc import GrpcTransport
 from triptych.runtime.transfer.transports.local import LocalHub
+from triptych.runtime.wire.handlers import service_handler
 from triptych.sharding.heads import HeadLayout, head_layout
 
 LAYERS, PAGES, PAGE_SIZE, HEAD_DIM, GRANULE, HEADS = 2, 12, 4, 8, 2, 4
@@ -183,16 +184,16 @@ class Node:
 
         self._jobs.put(scatter)
 
-    def done(self, request: str, final: bytes, stats: PullStats) -> None:
-        self.outcome.done.append((request, final, stats))
+    def done(self, pull: StartPull, final: bytes, stats: PullStats) -> None:
+        self.outcome.done.append((pull.request, final, stats))
         self.reported.set()
 
-    def withdrawn(self, request: str, reason: str) -> None:
-        self.outcome.withdrawn.append((request, reason))
+    def withdrawn(self, pull: StartPull, reason: str) -> None:
+        self.outcome.withdrawn.append((pull.request, reason))
         self.reported.set()
 
-    def failed(self, request: str, status: Status, reason: str) -> None:
-        self.outcome.failed.append((request, status, reason))
+    def failed(self, pull: StartPull, status: Status, reason: str) -> None:
+        self.outcome.failed.append((pull.request, status, reason))
         self.reported.set()
 
 
@@ -240,7 +241,8 @@ class Host:
         by_grpc = self.transports.get(TransportKind.GRPC)
         assert by_grpc is None or isinstance(by_grpc, GrpcTransport)
         servicer = TransferServicer([node.producer for node in self.nodes], by_grpc, self.threads)
-        transfer_pb2_grpc.add_TransferServicer_to_server(servicer, self.server)
+        service = transfer_pb2.DESCRIPTOR.services_by_name["Transfer"]
+        self.server.add_generic_rpc_handlers((service_handler(servicer, service),))
         await self.server.start()
 
     async def stop(self) -> None:
@@ -289,7 +291,9 @@ class Pair:
             "first_page": PROMPT_PAGES - len(pages),
         }
         self.d.reported.clear()
-        self.d.consumer.start(StartPull(request=request, pages=pages, deadline=seconds, **(source | change)), self.kind)
+        self.d.consumer.start(
+            StartPull(request=request, attempt=1, pages=pages, deadline=seconds, **(source | change)), self.kind
+        )
 
     def stage_everything(self, key: int = 7) -> None:
         self.stage(key)

@@ -139,7 +139,7 @@ def test_late_puller_of_a_failed_staging_hears_the_reason():
             t.p.producer.close(7, Status.UNAVAILABLE, "the lease expired")
             t.pull(TARGET)
             outcome = await t.ended()
-            assert outcome.failed[0][1] is Status.NOT_FOUND
+            assert outcome.failed[0][1] is Status.UNAVAILABLE
             assert "the lease expired" in outcome.failed[0][2]
             assert t.p.producer.stats.staged_bytes == 0
 

@@ -75,9 +75,9 @@ def test_consumer_refuses_another_header_even_if_the_producer_does_not(monkeypat
 
 
 REFUSED_PULLS = {
-    "unknown key": ({"source_key": 8}, Status.NOT_FOUND, "never staged"),
-    "stale epoch": ({"source_epoch": 1}, Status.FAILED_PRECONDITION, "epoch 1 is gone"),
-    "unknown instance": ({"source_instance": "Q"}, Status.NOT_FOUND, "it holds P"),
+    "unknown key": ({"source_key": 8}, Status.UNAVAILABLE, "never staged"),
+    "stale epoch": ({"source_epoch": 1}, Status.UNAVAILABLE, "epoch 1 is gone"),
+    "unknown instance": ({"source_instance": "Q"}, Status.UNAVAILABLE, "it holds P"),
     "another header digest": ({"source_digest": "00"}, Status.FAILED_PRECONDITION, "another header"),
     "another first page": ({"first_page": 1}, Status.FAILED_PRECONDITION, "staged from 0 on"),
     "dead address": ({"source_address": "127.0.0.1:1"}, Status.UNAVAILABLE, ""),
@@ -153,7 +153,7 @@ def test_restart_ends_every_staging_and_the_old_epoch_with_it():
             t.d.outcome.failed.clear()
             t.pull(TARGET)
             outcome = await t.ended()
-            assert outcome.failed[0][1] is Status.FAILED_PRECONDITION
+            assert outcome.failed[0][1] is Status.UNAVAILABLE
             assert "epoch 5" in outcome.failed[0][2]
 
     asyncio.run(scenario())

@@ -53,8 +53,8 @@ async def ask(channel: grpc.aio.Channel, arity: str, metadata: Any = None) -> by
             return b"".join([m async for m in channel.stream_stream(path)(iter([b"a"]), metadata=metadata)])
 
 
-async def serve(token: str | None) -> tuple[grpc.aio.Server, str]:
-    server = grpc.aio.server(interceptors=[] if token is None else [bearer_interceptor(token)])
+async def serve(*tokens: str) -> tuple[grpc.aio.Server, str]:
+    server = grpc.aio.server(interceptors=[bearer_interceptor(*tokens)] if tokens else [])
     server.add_generic_rpc_handlers((HANDLERS,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -86,11 +86,26 @@ def test_only_calls_with_the_token_get_through(arity: str) -> None:
     asyncio.run(scenario())
 
 
+def test_each_of_several_tokens_gets_through() -> None:
+    async def scenario() -> None:
+        server, address = await serve("old", "new")
+        async with grpc.aio.insecure_channel(address) as channel:
+            for token in ("old", "new"):
+                assert await ask(channel, "Unary", bearer_metadata(token)) == b"A"
+            with pytest.raises(grpc.aio.AioRpcError, match="not valid"):
+                await ask(channel, "Unary", bearer_metadata("oldnew"))
+        await server.stop(None)
+
+    asyncio.run(scenario())
+    with pytest.raises(ValueError, match="refuse every call"):
+        bearer_interceptor()
+
+
 def test_without_a_token_nothing_is_added_and_nothing_is_asked() -> None:
     assert bearer_metadata(None) == () and bearer_client_interceptors(None) == []
 
     async def scenario() -> None:
-        server, address = await serve(None)
+        server, address = await serve()
         async with grpc.aio.insecure_channel(address) as channel:
             assert await ask(channel, "Unary") == b"A"
         await server.stop(None)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from triptych.runtime.core.clock import ManualClock
-from triptych.runtime.core.request import TokenOut
-from triptych.runtime.instance.messages import Emit
-from triptych.runtime.worker.outbox import UNREAD, Outboxes
+from triptych.runtime.core.errors import OverloadedError
+from triptych.runtime.core.request import Logprobs, PromptReport, TokenOut
+from triptych.runtime.core.tasks import StageTimes
+from triptych.runtime.instance.messages import Emit, EmitPrompt
+from triptych.runtime.worker.outbox import MAX_PENDING, UNREAD, TokenOutboxes
 
 
 def emit(gateway: str) -> Emit:
@@ -17,7 +21,7 @@ def emit(gateway: str) -> Emit:
 def test_a_gateway_that_subscribes_late_gets_everything_and_one_that_never_does_is_forgotten() -> None:
     async def scenario() -> None:
         clock = ManualClock()
-        outboxes = Outboxes(clock)
+        outboxes = TokenOutboxes(clock)
         outboxes.emit(emit("late"))
         outboxes.emit(emit("never"))
         reading = outboxes.of("late").batches()
@@ -35,5 +39,27 @@ def test_a_gateway_that_subscribes_late_gets_everything_and_one_that_never_does_
         again = outboxes.of("late").batches()
         assert len((await anext(again)).tokens) == 1, "a gateway that comes back in time misses nothing"
         await again.aclose()
+
+    asyncio.run(scenario())
+
+
+def prompt(scores: int) -> EmitPrompt:
+    report = PromptReport(scores, 0, tuple((token % 50, Logprobs(-1.0)) for token in range(scores)))
+    return EmitPrompt("gw", "r", 1, report, StageTimes())
+
+
+def test_prompt_scores_count_as_tokens_and_a_message_of_any_size_may_wait_alone() -> None:
+    async def scenario() -> None:
+        outboxes = TokenOutboxes()
+        outboxes.emit(prompt(30))
+        assert outboxes.pending == 31
+        reading = outboxes.of("gw").batches()
+        await anext(reading)
+        outboxes.emit(prompt(MAX_PENDING + 5))
+        assert len((await anext(reading)).prompts[0].report.prompt_logprobs) == MAX_PENDING + 5
+        outboxes.emit(prompt(MAX_PENDING))
+        outboxes.emit(emit("gw"))
+        with pytest.raises(OverloadedError, match="too slowly"):
+            await anext(reading)
 
     asyncio.run(scenario())

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from triptych.runtime.core.journal import Journal
 from triptych.runtime.core.request import Finish, FinishReason, SampleState, TokenOut
-from triptych.runtime.gateway.journal import Journal
 
 STOP = Finish(FinishReason.STOP)
 PROMPT = 3

@@ -1,0 +1,54 @@
+"""Attempts: what a command of one means for a task of another, and what is declared to a scheduler that knows neither.
+
+A request begins again only when its last attempt has ended in the scheduler's eyes. An instance that was cut off may hold a
+task of that attempt still: the command of the newer one ends it. Whatever else names another attempt is dropped and counted.
+"""
+
+from __future__ import annotations
+
+from triptych.runtime.core.errors import Status
+from triptych.runtime.core.instance import Role
+from triptych.runtime.core.request import Request
+from triptych.runtime.core.tasks import AbortTask, HeldTask
+from triptych.runtime.instance.lifecycle import Kind, State, Trigger
+from triptych.runtime.instance.messages import InstanceMessage
+from triptych.runtime.instance.state import InstanceState, end_task
+from triptych.runtime.instance.tasks import Task
+
+
+def supersede(state: InstanceState, request: Request) -> list[InstanceMessage]:
+    """End what is left of earlier attempts of `request`, which begins here."""
+    older = [task for task in _tasks(state, request.id) if task.request.attempt < request.attempt]
+    reason = f"attempt {request.attempt} of the request began"
+    return [m for task in older for m in end_task(state, task, Trigger.FAILED, Status.UNAVAILABLE, reason)]
+
+
+def abort(state: InstanceState, command: AbortTask) -> list[InstanceMessage]:
+    """End the tasks that are meant. One that is not here (it ended, or is of another attempt) is not answered."""
+    tasks = [
+        task
+        for task in _tasks(state, command.request)
+        if command.role in (None, task.role) and command.attempt in (None, task.request.attempt)
+    ]
+    if not tasks:
+        state.stale += 1
+    return [m for task in tasks for m in end_task(state, task, Trigger.FAILED, command.status, command.reason)]
+
+
+def held(state: InstanceState) -> tuple[HeldTask, ...]:
+    """Every task. Prefill tasks are never `running`: somebody has to come for their KV."""
+    return tuple(
+        HeldTask(
+            state.ref,
+            task.request.id,
+            task.request.attempt,
+            None if task.kind is Kind.LOCAL else task.role,
+            task.request.gateway,
+            task.kind is Kind.LOCAL or task.state is State.DECODING,
+        )
+        for task in state.tasks.values()
+    )
+
+
+def _tasks(state: InstanceState, request: str) -> list[Task]:
+    return [task for role in Role if (task := state.tasks.get((request, role))) is not None]

@@ -1,0 +1,82 @@
+"""A worker process: its own instances, asked between two steps of their device loops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from triptych.runtime.core.instance import InstanceInfo, Load
+from triptych.runtime.metrics.instances import Instances, Occupancy
+from triptych.runtime.metrics.registry import Metrics
+
+RESOURCES = {"staging_bytes": "kv_staging_bytes", "pulls": "kv_pulls", "tasks": "tasks"}
+"""Names of a snapshot's resources and of their gauges."""
+
+COUNTERS: dict[str, tuple[str, float]] = {
+    "steps": ("engine_steps", 1.0),
+    "device_wait_us": ("engine_device_wait_seconds", 1e-6),
+    "compiled_after_ready": ("engine_programs_compiled_after_ready", 1.0),
+    "preemptions": ("num_preemptions", 1.0),
+    "stale": ("stale_commands", 1.0),
+    "role_switches": ("role_switches", 1.0),
+    "role_switch_us": ("role_switch_seconds", 1e-6),
+    "prefill_tokens": ("prefill_tokens", 1.0),
+    "kv_bytes_offered": ("kv_bytes_offered", 1.0),
+    "kv_bytes_received": ("kv_bytes_received", 1.0),
+}
+"""Names of a snapshot's counters, and of their metrics with the factor to its unit."""
+
+
+class Snapshot(Protocol):
+    """What a worker tells of one instance."""
+
+    @property
+    def info(self) -> InstanceInfo: ...
+    @property
+    def load(self) -> Load: ...
+    @property
+    def resources(self) -> Mapping[str, int]: ...
+    @property
+    def counters(self) -> Mapping[str, int]: ...
+
+
+class Inspected(Protocol):
+    async def snapshot(self) -> Snapshot: ...
+
+
+class WorkerMetrics:
+    """`refresh` asks every instance; `metrics` then shows it."""
+
+    def __init__(self, instances: Callable[[], Sequence[Inspected]], model: str):
+        self.metrics = Metrics(lambda: {"model_name": model})
+        self._instances = instances
+        self._shown = Instances()
+        self.metrics.add(self._shown)
+
+    async def refresh(self) -> None:
+        """Raises InstanceLostError if a device loop does not answer."""
+        snapshots = await asyncio.gather(*(instance.snapshot() for instance in self._instances()))
+        self._shown.values = [occupancy(snapshot) for snapshot in snapshots]
+
+
+def occupancy(snapshot: Snapshot) -> Occupancy:
+    info, load = snapshot.info, snapshot.load
+    return Occupancy(
+        info.ref.id,
+        [str(role) for role in info.roles],
+        running=load.running,
+        waiting=load.waiting,
+        free_pages=load.free_pages,
+        num_pages=info.capacity.num_pages,
+        free_slots=load.free_slots,
+        staged=load.staged,
+        resources={
+            metric: snapshot.resources[name] for name, metric in RESOURCES.items() if name in snapshot.resources
+        },
+        counters={
+            metric: snapshot.counters[name] * factor
+            for name, (metric, factor) in COUNTERS.items()
+            if name in snapshot.counters
+        },
+    )

@@ -1,0 +1,184 @@
+"""What can go wrong, when, and to whom: fault schedules as plain values that are applied to a world.
+
+A schedule is generated from a seed or written by hand (a property test shrinks it). Whatever ends by itself does so after its `seconds`; at the end
+of a schedule `lift` ends all the rest, except deaths and cuts that are for good.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from triptych.runtime.simulation.events import Process
+from triptych.runtime.simulation.worker import SimWorker
+from triptych.runtime.simulation.world import SCHEDULER, World
+
+
+class Kind(StrEnum):
+    """Kinds of faults; `target` and `other` of a Fault say to what they happen."""
+
+    KILL = "kill"  # a process gets SIGKILL, and is started again after `seconds`
+    VANISH = "vanish"  # its host loses power: no connection is closed; started again after `seconds`
+    PAUSE = "pause"  # SIGSTOP, and SIGCONT after `seconds`
+    CUT = "cut"  # no packet passes between two hosts for `seconds`
+    ISOLATE = "isolate"  # no packet passes between a host and all others for `seconds`
+    RESET = "reset"  # all connections of two hosts are reset
+    SLOW = "slow"  # everything between two hosts takes 30 times as long for `seconds`
+    ENGINE = "engine"  # a device program of an instance fails: its pool is lost, its process lives
+    CORRUPT = "corrupt"  # the next KV that an instance sends arrives damaged
+    REPEAT = "repeat"  # the subscription of a gateway (`other`) to a worker is reset, and its last tokens come again on the next
+    LEAVE = "leave"  # the client of a request goes away
+
+
+FOR_GOOD = 1e9  # seconds; longer than any schedule: the process is not started again
+
+SLOWNESS = 30.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault. `target` is a process, an instance (ENGINE, CORRUPT) or a request (LEAVE); `other` the second host of a link."""
+
+    kind: Kind
+    at: float
+    target: str
+    other: str = ""
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        where = f"{self.target} - {self.other}" if self.other else self.target
+        span = "" if not self.seconds else " for good" if self.seconds >= FOR_GOOD else f" for {self.seconds:.3f} s"
+        return f"{self.at:7.3f}  {self.kind} {where}{span}"
+
+
+class Weather:
+    """Applies faults to a world, and ends them."""
+
+    def __init__(self, world: World):
+        self._world = world
+        self._cuts: dict[tuple[str, str], int] = {}
+        self._pauses: dict[Process, int] = {}
+        self._slow: dict[tuple[str, str], int] = {}
+        self._dead_for_good: set[str] = set()
+        self._cut_for_good: set[tuple[str, str]] = set()
+
+    def forecast(self, fault: Fault) -> None:
+        """Have `fault` happen when it is due."""
+        self._world.loop.at(fault.at, None, self._strike, fault)
+
+    def lift(self) -> None:
+        """Every fault that is not for good ends now."""
+        world = self._world
+        for pair in list(self._cuts):
+            if pair not in self._cut_for_good:
+                world.network.heal(*pair)
+        for pair in list(self._slow):
+            world.network.slow(*pair, 1.0)
+        for process in list(self._pauses):
+            process.proceed()
+        for process in list(world.processes.values()):
+            if not process.alive and process.name not in self._dead_for_good:
+                world.spawn(process.name)
+        self._cuts.clear()
+        self._slow.clear()
+        self._pauses.clear()
+
+    # ---- beginnings
+
+    def _strike(self, fault: Fault) -> None:
+        world = self._world
+        pair = (fault.target, fault.other)
+        match fault.kind:
+            case Kind.KILL | Kind.VANISH:
+                if fault.target in world.processes:
+                    (world.kill if fault.kind is Kind.KILL else world.vanish)(fault.target)
+                    if fault.seconds >= FOR_GOOD:
+                        self._dead_for_good.add(fault.target)
+                    else:
+                        world.loop.after(fault.seconds, None, self._revive, fault.target)
+            case Kind.PAUSE:
+                process = world.processes.get(fault.target)
+                if process is not None and process.alive:
+                    self._pauses[process] = self._pauses.get(process, 0) + 1
+                    world.pause(fault.target)
+                    world.loop.after(fault.seconds, None, self._proceed, process)
+            case Kind.CUT:
+                self._cut(pair, fault.seconds)
+            case Kind.ISOLATE:
+                for other in (SCHEDULER, *world.config.gateways, *world.config.workers):
+                    if other != fault.target:
+                        self._cut((fault.target, other), fault.seconds)
+            case Kind.SLOW:
+                self._slow[pair] = self._slow.get(pair, 0) + 1
+                world.network.slow(*pair, SLOWNESS)
+                world.loop.after(fault.seconds, None, self._hurry, pair)
+            case Kind.RESET:
+                world.network.reset(*pair)
+            case Kind.ENGINE | Kind.CORRUPT:
+                self._hit_instance(fault)
+            case Kind.REPEAT:
+                worker = world.processes.get(fault.target)
+                if isinstance(worker, SimWorker):
+                    worker.repeat(fault.other)
+                    world.network.reset(*pair)
+            case Kind.LEAVE:
+                for client in world.clients:
+                    if client.request.id == fault.target:
+                        world.leave_at(fault.at, client)
+
+    def _cut(self, pair: tuple[str, str], seconds: float) -> None:
+        one, other = sorted(pair)
+        self._cuts[one, other] = self._cuts.get((one, other), 0) + 1
+        self._world.network.cut(one, other)
+        if seconds >= FOR_GOOD:
+            self._cut_for_good.add((one, other))
+        else:
+            self._world.loop.after(seconds, None, self._heal, (one, other))
+
+    def _hit_instance(self, fault: Fault) -> None:
+        for worker in self._world.workers:
+            instance = worker.instances.get(fault.target)
+            if instance is None:
+                continue
+            if fault.kind is Kind.CORRUPT:
+                instance.producer.corrupt_next = True
+            else:
+                worker.happen(worker.lose_engine, fault.target)
+
+    # ---- ends
+
+    def _revive(self, name: str) -> None:
+        if name not in self._dead_for_good:
+            self._world.spawn(name)
+
+    def _proceed(self, process: Process) -> None:
+        left = self._pauses.get(process, 0) - 1
+        if left > 0:
+            self._pauses[process] = left
+        elif self._pauses.pop(process, None) is not None:
+            process.proceed()
+
+    def _heal(self, pair: tuple[str, str]) -> None:
+        left = self._cuts.get(pair, 0) - 1
+        if left > 0:
+            self._cuts[pair] = left
+        elif pair not in self._cut_for_good and self._cuts.pop(pair, None) is not None:
+            self._world.network.heal(*pair)
+
+    def _hurry(self, pair: tuple[str, str]) -> None:
+        left = self._slow.get(pair, 0) - 1
+        if left > 0:
+            self._slow[pair] = left
+        elif self._slow.pop(pair, None) is not None:
+            self._world.network.slow(*pair, 1.0)
+
+
+def role_of(world: World, name: str) -> str:
+    """What a process or instance is for, in a word, for tables."""
+    if name == SCHEDULER:
+        return "scheduler"
+    if name in world.config.gateways:
+        return "gateway"
+    shapes = [shape for shape in world.config.instances if name in (shape.id, shape.worker)]
+    roles = sorted({role for shape in shapes for role in shape.roles})
+    return "+".join(roles) if roles else "client"

@@ -1,0 +1,105 @@
+"""What is kept of a simulated run: a few numbers a request in flat columns (a million requests take some 100 MB), and occupancy over time.
+
+Times are seconds of virtual time. Definitions are those of tools/bench/metrics.py: TTFT from arrival at the gateway to the first token there, TPOT = (last token -
+first token) / (outputs - 1), one value a request. The stages of a request, in order: queue (waiting in the scheduler), wait (queued on the instance that
+prefills), prefill (first chunk to last), transfer (the pull, which overlaps prefill).
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+PERCENTILES = (50, 90, 99)
+COLUMNS = ("at", "ttft", "tpot", "e2e", "queue", "wait", "prefill", "transfer", "prompt", "output", "cached", "preemptions")
+
+
+class Requests:
+    """Columns of finished requests, in order of their ends. NaN where a request has no such number (TPOT of one token, anything of a failed one)."""
+
+    def __init__(self) -> None:
+        self._columns = {name: array("d") for name in COLUMNS}
+        self.failures: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._columns["at"])
+
+    def add(self, **values: float) -> None:
+        """One request that completed; names as in COLUMNS."""
+        for name, column in self._columns.items():
+            column.append(values.get(name, math.nan))
+
+    def fail(self, at: float, status: str) -> None:
+        """One request that was refused or failed."""
+        self.add(at=at)
+        self.failures[status] += 1
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        return np.frombuffer(self._columns[name], dtype=np.float64) if len(self) else np.empty(0)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Distribution of one number; percentiles interpolate linearly."""
+
+    count: int
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+def spread(values: NDArray[np.float64] | Sequence[float]) -> Spread | None:
+    """The distribution of what is not NaN; None when nothing is left."""
+    numbers = np.asarray(values, dtype=np.float64)
+    numbers = numbers[~np.isnan(numbers)]
+    if not len(numbers):
+        return None
+    p50, p90, p99 = (float(v) for v in np.percentile(numbers, PERCENTILES))
+    return Spread(len(numbers), float(numbers.mean()), p50, p90, p99, float(numbers.max()))
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """How full the instances of one kind were at one moment: means over them.
+
+    Attributes:
+        running, waiting: sequences in steps, and queued for a prompt's computation.
+        pages: share of KV pages that are neither free nor merely cached.
+        busy: share of the time since the last sample in which the device computed.
+    """
+
+    running: float
+    waiting: float
+    pages: float
+    busy: float
+
+
+@dataclass
+class Timeline:
+    """Samples of the whole cluster at equal intervals."""
+
+    times: list[float] = field(default_factory=list)
+    queued: list[int] = field(default_factory=list)
+    active: list[int] = field(default_factory=list)
+    kinds: dict[str, list[Occupancy]] = field(default_factory=dict)
+
+    def add(self, now: float, queued: int, active: int, kinds: Mapping[str, Occupancy]) -> None:
+        """`queued` requests wait in the scheduler, `active` are placed."""
+        self.times.append(now)
+        self.queued.append(queued)
+        self.active.append(active)
+        for kind, occupancy in kinds.items():
+            self.kinds.setdefault(kind, []).append(occupancy)
+
+    def mean(self, kind: str, name: str) -> float:
+        """Mean over time of one number of one kind; NaN without samples."""
+        values = [getattr(sample, name) for sample in self.kinds.get(kind, ())]
+        return sum(values) / len(values) if values else math.nan

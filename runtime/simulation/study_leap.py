@@ -1,0 +1,250 @@
+"""Decode steps at a tenth of their price, and runs of them at once: what makes a million requests affordable, and changes nothing that a study reports.
+
+While an instance only decodes, and until a sample ends, a page is lacking, a timer is due or something arrives, the next steps are known: every running
+sample draws one token in each, and pages are taken as they fill. A DecodeRun computes when each of those steps will end, and `advance` puts the InstanceState into the state
+in which `steps` single steps would have left it: outputs, pages, prefix keys, plans in flight. Step times are those of single steps to the last bit.
+At the edges of runs, `plan_decodes` makes a plan in which every running sample decodes and nobody else does anything, and `take_quiet` takes those rows
+of a result that neither begin nor end a sample; all else goes through the core.
+
+Not the same afterwards: which physical page a sample got when several needed one in the same run. Nothing depends on it. Not done: the gateway hears only
+of tokens that begin or end a sample, so TTFT, TPOT and E2E are exact, and single gaps between tokens are not kept.
+tests/runtime/simulation/test_study_leap.py compares both ways of simulating, request by request.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+
+import numpy as np
+
+from triptych.runtime.instance.composer import DefaultComposer, StepComposer, StepLimits, StepView, TakingTurns
+from triptych.runtime.instance.state import InstanceState, PlannedRow, PlannedStep
+from triptych.runtime.instance.tasks import Stream
+from triptych.runtime.simulation.steptime import StepShape, StepTimes, grown
+
+LEAST = 3  # steps; a shorter run costs more to set up than it spares
+STEADY = (
+    DefaultComposer,
+    TakingTurns,
+)  # composers that always choose all decodes when there is nothing else, and remember no more of it than once
+MOST = 4096  # steps planned at a time: arrivals end most runs long before
+
+Draws = Callable[[Stream, int, int], list[int]]
+"""(stream, absolute position, count) -> the tokens drawn from that position on."""
+
+
+class DecodeRun:
+    """Steps j, j+1, … of an instance whose plans j and j+1 are in flight; `ends[i]` is when step j+i is done.
+
+    Attributes:
+        steps: results that may be taken at once, those of j to j + steps - 1.
+        taken: those that `advance` has taken already.
+        lacking: pages that the rest of the run will take.
+    """
+
+    __slots__ = ("_draws", "_shape", "_state", "ends", "lacking", "steps", "taken")
+
+    def __init__(
+        self, state: InstanceState, shape: StepShape, ends: list[float], steps: int, lacking: int, draws: Draws
+    ):
+        self._state, self._shape, self._draws = state, shape, draws
+        self.ends, self.steps, self.lacking, self.taken = ends, steps, lacking, 0
+
+    def stands(self, pages: int) -> bool:
+        """Whether something that takes up to `pages` pages, and touches no running sample, changes nothing about this run, nor the run about it: all pages of
+        both are there, without evicting any from the prefix cache."""
+        due = self._state.timers.first
+        return self._state.memory.pool.free >= self.lacking + pages and (due is None or due > self.ends[self.steps])
+
+    def done_by(self, now: float) -> int:
+        """How many of the run's results are there at `now`."""
+        return min(self.steps, bisect_right(self.ends, now))
+
+    def shape_after(self) -> StepShape:
+        """That of the later plan in flight."""
+        return grown(self._shape, self.taken)
+
+    def advance(self, results: int) -> int:
+        """Take results until `results` of the run are taken; returns how many were new."""
+        new = results - self.taken
+        if new <= 0:
+            return 0
+        state, draws = self._state, self._draws
+        size = state.memory.page_size
+        for stream in state.running:
+            sequence = stream.sequence
+            assert sequence is not None
+            drawn = draws(stream, len(sequence.tokens), new)
+            stream.outputs += drawn
+            sequence.tokens += drawn
+            scheduled = sequence.scheduled = sequence.scheduled + new
+            if scheduled > sequence.capacity:
+                self.lacking -= -(-(scheduled - sequence.capacity) // size)
+                sequence.reserve(scheduled)
+            sequence.commit(scheduled - 2)
+        for step in state.in_flight:
+            step.id += new
+            for row in step.rows:
+                row.computed += new
+        state.next_plan += new
+        self.taken = results
+        return new
+
+
+def find_run(
+    state: InstanceState,
+    composer: StepComposer,
+    shape: StepShape,
+    ends: tuple[float, float],
+    times: StepTimes,
+    draws: Draws,
+) -> DecodeRun | None:
+    """A run from here, or None if the next steps have to be taken singly.
+
+    Args:
+        shape: of the later of the two plans in flight.
+        ends: when the two plans in flight are done.
+    """
+    running = state.running
+    if not running or state.filling or len(state.in_flight) != 2 or not _queue_stands(state):
+        return None
+    if not isinstance(composer, STEADY):
+        return None
+    first, second = (step.rows for step in state.in_flight)
+    if not len(running) == len(first) == len(second):
+        return None
+    steps = MOST
+    for stream, row, later in zip(running, first, second, strict=True):
+        if stream.pending != 2 or row.fill is not None or later.fill is not None:
+            return None
+        if later.draws[0][0] is not stream or row.draws[0][0] is not stream:
+            return None
+        left = stream.termination.limit - len(stream.outputs) - 2
+        if left < steps:
+            steps = left
+            if steps < LEAST:
+                return None
+    steps, lacking = _with_pages(state, steps)
+    if steps < LEAST:
+        return None
+    later_times = times.decode_run(grown(shape, 1), steps)
+    done: list[float] = [ends[0], *np.cumsum(np.concatenate((ends[1:], later_times))).tolist()]
+    due = state.timers.first
+    if due is not None and done[steps] >= due:  # what is due is looked at by the first step planned after that
+        steps = bisect_right(done, due) - 1
+        if steps < LEAST:
+            return None
+    return DecodeRun(state, shape, done, steps, lacking, draws)
+
+
+def plan_decodes(
+    state: InstanceState, composer: StepComposer, now: float, done: PlannedStep | None
+) -> StepShape | None:
+    """Put the next plan in flight, as planner.plan_step would, if it consists of decode rows alone: one for every running sample but those that what is in
+    flight will end. Else None, and nothing was done. `done`: the step that `take_quiet` took just now, if it did."""
+    running, due = state.running, state.timers.first
+    if not running or state.filling or (due is not None and due <= now) or not _queue_stands(state):
+        return None
+    lacking = context = longest = 0
+    ready: list[Stream] = []
+    for stream in running:
+        if len(stream.outputs) + stream.pending >= stream.termination.limit:
+            continue
+        sequence = stream.sequence
+        assert sequence is not None
+        if sequence.copies:
+            return None
+        if sequence.scheduled >= sequence.capacity:
+            lacking += len(state.memory.groups)
+        ready.append(stream)
+    if not ready or lacking > state.memory.pool.available:
+        return None
+    if type(composer) is not DefaultComposer:
+        if not isinstance(composer, STEADY):
+            return None
+        limits = StepLimits(state.config.max_num_seqs, state.config.chunk_tokens, state.config.max_prefill_rows)
+        composer.compose(StepView(len(ready), (), limits))
+    rows = [] if done is None or len(done.rows) != len(ready) else done.rows
+    if any(row.draws[0][0] is not stream for row, stream in zip(rows, ready, strict=False)):
+        rows = []
+    again = bool(rows)  # the step that was just taken had the same samples: its rows serve once more
+    for place, stream in enumerate(ready):
+        sequence = stream.sequence
+        assert sequence is not None
+        end = sequence.scheduled = sequence.scheduled + 1
+        if end > sequence.capacity:
+            sequence.reserve(end)
+        stream.pending += 1
+        context += end
+        longest = max(longest, end)
+        if again:
+            rows[place].computed = end
+        else:
+            stream.seated = True
+            rows.append(PlannedRow(sequence, sequence.generation, end, ((stream, stream.generation),)))
+    state.in_flight.append(PlannedStep(state.next_plan, rows))
+    state.next_plan += 1
+    return StepShape(len(rows), context, longest=longest, draws=len(rows))
+
+
+def take_quiet(state: InstanceState, draws: Draws) -> PlannedStep | None:
+    """Take the rows of the oldest plan in flight that just go on decoding. The plan, if that was all of it: it is done; else None, and the core has to take
+    the rows that are left."""
+    step = state.in_flight[0]
+    loud: list[PlannedRow] = []
+    for row in step.rows:
+        if row.fill is not None or not row.draws:
+            loud.append(row)
+            continue
+        (stream, generation), sequence = row.draws[0], row.sequence
+        outputs = stream.outputs
+        if (
+            not 0 < len(outputs) < stream.termination.limit - 1
+            or stream.generation != generation
+            or stream.sequence is not sequence
+        ):
+            loud.append(row)
+            continue
+        sequence.commit(row.computed)
+        drawn = draws(stream, row.computed, 1)
+        stream.pending -= 1
+        outputs += drawn
+        sequence.tokens += drawn
+    if loud:
+        step.rows = loud
+        return None
+    return state.in_flight.popleft()
+
+
+def _queue_stands(state: InstanceState) -> bool:
+    """Whether nothing can be admitted as long as nothing is freed (the rules of admission.admit_waiting)."""
+    if not state.waiting:
+        return True
+    number, fill = next(iter(state.waiting.items()))
+    if state.blocked is not None and state.blocked[0] == number:
+        return state.memory.pool.available <= state.blocked[1]
+    return state.slots.free < sum(stream.slot is None for stream in fill.streams)
+
+
+def _with_pages(state: InstanceState, steps: int) -> tuple[int, int]:
+    """The most steps, up to `steps`, for which all pages are there; and how many those are."""
+    available, size = state.memory.pool.available, state.memory.page_size
+
+    def lacking(count: int) -> int:
+        total = 0
+        for stream in state.running:
+            sequence = stream.sequence
+            assert sequence is not None
+            over = sequence.scheduled + count - sequence.capacity
+            if over > 0:
+                total += -(-over // size)
+        return total * len(state.memory.groups)
+
+    if (pages := lacking(steps)) <= available:
+        return steps, pages
+    low, high = 0, steps  # low fits, high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if lacking(middle) <= available else (low, middle)
+    return low, lacking(low)

@@ -1,0 +1,114 @@
+"""The scheduler and the gateway are processes that may die: running streams do not notice the one, and the other's end frees everything."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.system.deployment import Deployment, deployed
+from triptych.runtime.client import Client
+from triptych.runtime.core.errors import TriptychError
+
+STREAMS = 8
+TOKENS = 700  # so that streams take seconds: longer than a scheduler needs to come back
+LONG: dict[str, Any] = {"max_tokens": TOKENS, "ignore_eos": True, "timeout": 90}
+SERVED_AGAIN = 5.0  # seconds after a death within which new requests must have begun to be served; on a machine that is not overloaded
+SLACK = 25.0  # because tests run on any machine, beside anything
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Deployment]:
+    with deployed("--topology=1P1D", "--max-model-len=720", "--num-pages=513") as running:
+        yield running
+
+
+@dataclass
+class Seen:
+    """What one stream has shown so far."""
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+
+
+def stream(address: str, seed: int, seen: Seen) -> Seen:
+    sampling = {"temperature": 0.0} if seed % 2 else {"temperature": 1.0, "seed": seed}
+    with Client(address) as client, client.generate(token_ids=[1, 5, 7 + seed], **sampling, **LONG) as chunks:
+        for chunk in chunks:
+            seen.tokens += [token.id for token in chunk.tokens]
+            seen.positions += [token.position for token in chunk.tokens]
+    return seen
+
+
+def start_streams(server: Deployment, threads: ThreadPoolExecutor) -> tuple[list[Seen], list[Future[Seen]]]:
+    """STREAMS of them, all of which have shown something, and none of which is done."""
+    seen = [Seen() for _ in range(STREAMS)]
+    futures = [threads.submit(stream, server.address, seed, seen[seed]) for seed in range(STREAMS)]
+    until = time.monotonic() + 60
+    while not all(one.tokens for one in seen):
+        assert time.monotonic() < until, "the streams did not begin"
+        time.sleep(0.005)
+    assert not any(future.done() for future in futures), "too fast: the test would show nothing"
+    return seen, futures
+
+
+@pytest.mark.limit(300)
+def test_streams_outlive_the_scheduler_and_new_requests_are_served_soon(server: Deployment):
+    with ThreadPoolExecutor(STREAMS) as threads:
+        expected = list(threads.map(lambda seed: stream(server.address, seed, Seen()), range(STREAMS)))
+        _, futures = start_streams(server, threads)
+        old = server.processes["scheduler"]
+        server.kill("scheduler")
+        killed = time.monotonic()
+        with Client(server.address) as client:
+            result = client.complete(token_ids=[1, 2], max_tokens=3, timeout=60)
+        assert result.usage is not None and time.monotonic() - killed < SERVED_AGAIN + SLACK
+        for future, wanted in zip(futures, expected, strict=True):
+            got = future.result()
+            assert got.positions == list(range(3, 3 + TOKENS)), "a token was missing, or came twice"
+            assert got.tokens == wanted.tokens
+        assert server.wait_restarted("scheduler", old) != old
+    server.wait_idle()
+    cluster = server.cluster()
+    assert cluster.active == 0 and cluster.queued == 0
+    assert cluster.counters["adopted"] > 0, "the new scheduler took no running request over"
+
+
+@pytest.mark.limit(300)
+def test_a_gateway_that_is_stopped_for_a_while_loses_nothing(server: Deployment):
+    with ThreadPoolExecutor(STREAMS) as threads:
+        _, futures = start_streams(server, threads)
+        os.kill(server.processes["gateway"], signal.SIGSTOP)
+        try:
+            time.sleep(3.0)
+        finally:
+            os.kill(server.processes["gateway"], signal.SIGCONT)
+        for future in futures:
+            assert future.result().positions == list(range(3, 3 + TOKENS))
+    server.wait_idle()
+
+
+@pytest.mark.limit(300)
+def test_a_gateways_death_is_an_error_for_its_clients_and_frees_everything(server: Deployment):
+    with ThreadPoolExecutor(STREAMS) as threads:
+        _, futures = start_streams(server, threads)
+        old = server.processes["gateway"]
+        server.kill("gateway")
+        killed = time.monotonic()
+        for future in futures:
+            with pytest.raises(TriptychError) as lost:
+                future.result()
+            assert lost.value.status.name == "UNAVAILABLE"
+        assert time.monotonic() - killed < SLACK
+    server.wait_restarted("gateway", old)
+    server.wait_idle()
+    with Client(server.address) as client:
+        client.wait_ready(30)
+        assert client.complete(token_ids=[1, 2], max_tokens=3, timeout=60).usage is not None
+    assert server.cluster().active == 0

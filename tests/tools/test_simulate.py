@@ -1,0 +1,92 @@
+"""`triptych simulate`: from flags to a table, JSON and pictures; and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from triptych.tools.cli import main
+
+SMALL = ("--hardware", "h100", "--model", "qwen-1.5b", "--requests", "40", "--input-len", "200", "--output-len", "20")
+
+
+def test_a_study_as_table_and_json(tmp_path: Path, capsys):
+    out = tmp_path / "study.json"
+    call = (
+        "simulate",
+        *SMALL,
+        "--topology",
+        "1P2D",
+        "--rate",
+        "5,50",
+        "--slo-ttft",
+        "0.2",
+        "--slo-tpot",
+        "0.02",
+        "--out",
+        str(out),
+    )
+    assert main(call) == 0
+    text = capsys.readouterr().out
+    assert "2 decode, 1 prefill" in text and "goodput 50 req/s or more" in text
+    study = json.loads(out.read_text())
+    assert [r["rate"] for r in study["results"]] == [5, 50] and study["goodput"] == 50
+    assert len(study["results"][0]["timeline"]["times"]) >= 60
+    assert study["price"] == 9.0
+
+
+def test_chips_of_two_kinds_and_turns_on_one_pool(capsys):
+    call = (
+        "simulate",
+        *SMALL,
+        "--topology",
+        "1P1D",
+        "--prefill-hardware",
+        "spad-prefill",
+        "--trace",
+        "azure-code",
+        "--seed",
+        "2",
+    )
+    assert main(call) == 0
+    assert main(("simulate", *SMALL, "--topology", "2(P-D)", "--trace", "sessions", "--router", "round-robin")) == 0
+    assert main(("simulate", *SMALL, "--topology", "PD", "--arrivals", "gamma", "--images", "0.5")) == 0
+    assert capsys.readouterr().out.count("req/s") == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--hardware", "abacus"), "known are h100"),
+        ((), "--hardware NAME or --table FILE"),
+        (("--hardware", "h100", "--table", "x.json"), "--hardware NAME or --table FILE"),
+        (("--table", "nowhere.json"), "cannot be read as a step table"),
+        (("--hardware", "h100", "--model", "nobody"), "presets are"),
+        (("--hardware", "h100", "--trace", "nothing"), "bundled are azure-conv"),
+        (("--hardware", "h100", "--rate", "-1"), "rates are"),
+        (("--hardware", "tpu-v5e"), "leave no room for KV"),
+        (("--hardware", "h100", "--slo-ttft", "0"), "objective ttft"),
+        (("--hardware", "h100", "--max-num-seqs", "0"), "max_num_seqs must be positive"),
+        (("--hardware", "h100", "--out", "/nowhere/x.json"), "no folder /nowhere"),
+    ],
+)
+def test_wrong_calls_say_what_is_wrong(flags: tuple[str, ...], message: str, capsys):
+    assert main(("simulate", *flags)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_pictures_without_matplotlib_say_what_to_install(monkeypatch, tmp_path: Path, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(("simulate", *SMALL, "--plot", str(tmp_path / "x.png"))) == 2
+    assert "pip install 'triptych[plot]'" in capsys.readouterr().err
+
+
+def test_pictures(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "x.png"
+    assert main(("simulate", *SMALL, "--rate", "5,50", "--slo-ttft", "0.2", "--plot", str(picture))) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,219 @@
+"""`triptych fidelity`: does the simulator predict this machine? A live deployment under load beside the simulation of the same requests.
+
+1. The engine is measured (`triptych calibrate`), pinned to one core as a worker is. 2. The deployment starts, each worker on a core of its own, and a few requests
+on the idle deployment give the delays that no step table has (fidelity_fit.py). 3. Several rounds of open-loop load, at a share of the predicted capacity, are
+measured and simulated, the same arrivals both times. The verdict compares medians over rounds of p50 and p90 of TTFT and TPOT.
+
+Needs a quiet machine and Linux (core pinning). What it says about a busy one is nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from triptych.runtime.core.errors import ConfigError, EngineError
+from triptych.runtime.core.topology import parse
+from triptych.runtime.simulation.steptime_table import StepTable, StepTableError, load_table
+from triptych.runtime.simulation.workload import Lengths
+from triptych.runtime.simulation.workload_named import Workload
+from triptych.tools import fidelity_live as live
+from triptych.tools.bench.metrics import Record
+from triptych.tools.config import ServeConfig
+from triptych.tools.fidelity_fit import Model, capacity, fit, predict
+
+BOUND = 0.15  # of the measured value
+TOGETHER = 4  # requests of a probe that decode at once
+PROBE_OUTPUT = 32
+
+
+@dataclass(frozen=True)
+class Line:
+    """One quantile of one latency, milliseconds: medians over rounds."""
+
+    name: str
+    measured: float
+    predicted: float
+
+    @property
+    def error(self) -> float:
+        return self.predicted / self.measured - 1.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", default="dummy:toy", help="as for serve (default dummy:toy)")
+    parser.add_argument("--topology", nargs="+", default=["PD", "1P1D"], help="deployments to try (default PD 1P1D)")
+    parser.add_argument("--max-num-seqs", type=int, default=8)
+    parser.add_argument("--max-model-len", type=int, default=512)
+    parser.add_argument("--max-num-batched-tokens", type=int, default=128)
+    parser.add_argument("--num-pages", type=int, help="default: what the longest sequences need")
+    parser.add_argument("--transport", choices=("device", "grpc"), default="grpc", help="how KV moves (default grpc)")
+    parser.add_argument("--input-len", type=float, default=150, help="mean prompt tokens (default 150)")
+    parser.add_argument("--output-len", type=float, default=40, help="mean tokens generated (default 40)")
+    parser.add_argument("--length-cv", type=float, default=0.6)
+    parser.add_argument(
+        "--load", type=float, default=0.7, help="share of the predicted capacity, at most 0.8 (default 0.7)"
+    )
+    parser.add_argument("--requests", type=int, default=200, help="a round (default 200)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--probes", type=int, default=8, help="of each kind, on the idle deployment (default 8)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of calibration for each program's ends (default 1)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache-dir", default=ServeConfig().cache_dir)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    if not 0 < args.load <= 0.8:
+        raise ConfigError(
+            f"--load is {args.load}; expected more than 0 and at most 0.8: beyond, queues have no steady state"
+        )
+    if min(args.requests, args.rounds, args.probes) < 1 or args.max_model_len < 64:
+        raise ConfigError("--requests, --rounds and --probes must be positive, --max-model-len at least 64")
+    cores = {topology: live.assign_cores(len(parse(topology).instances())) for topology in args.topology}
+    verdicts, report = [], {}
+    for topology, own in cores.items():
+        if own.shared:
+            _tell(
+                f"{topology}: no core is left for scheduler, gateway and clients; they share the workers', and latencies will show it"
+            )
+        model, lines, rate = _try(args, topology, own)
+        print(table(topology, rate, lines))
+        verdicts += [abs(line.error) <= BOUND for line in lines]
+        report[topology] = {
+            "rate": rate, "lines": [asdict(line) | {"error": line.error} for line in lines], "delays": asdict(model.delays),
+            "pull": asdict(model.pull), "decode_host": asdict(model.decode.host), "prefill_host": asdict(model.prefill.host),
+        }  # fmt: skip
+    inside = sum(verdicts)
+    print(f"{inside} of {len(verdicts)} within {BOUND:.0%}")
+    if args.json is not None:
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+        args.json.write_text(json.dumps({"settings": settings, "bound": BOUND, "topologies": report}, indent=1) + "\n")
+    return 0 if inside == len(verdicts) else 1
+
+
+def _try(args: argparse.Namespace, topology: str, cores: live.Cores) -> tuple[Model, list[Line], float]:
+    together = not parse(topology).disaggregated
+    tables = {
+        role: calibrated(args, role, cores.workers[-1]) for role in (("both",) if together else ("prefill", "decode"))
+    }
+    prefill, decode = (tables["both"],) * 2 if together else (tables["prefill"], tables["decode"])
+    _tell(f"{topology}: starting the deployment")
+    with live.deployment(serve_config(args, topology, decode), cores) as address, live.pinned(cores.rest):
+        longest = args.max_model_len - PROBE_OUTPUT
+        lengths = [max(1, longest // 8), longest // 2, longest]
+        several = min(TOGETHER, args.max_num_seqs)
+        alone = asyncio.run(live.probes(address, lengths, PROBE_OUTPUT, 1, args.probes))
+        groups = asyncio.run(live.probes(address, lengths[:2], PROBE_OUTPUT, several, args.probes))
+        model = fit(topology, prefill, decode, alone, groups)
+        rate = args.load * capacity(model, [(p, o) for _, p, o in load(args, 1.0, args.seed)])
+        _tell(f"{topology}: {rate:.3g} requests a second")
+        rounds = []
+        for number in range(args.rounds):
+            sent = load(args, rate, args.seed + number)
+            records = asyncio.run(live.replay(address, sent, args.seed + number))
+            rounds.append(compare(records, model, sent))
+            _tell(f"{topology}: round {number + 1} of {args.rounds}")
+    return model, medians(rounds), rate
+
+
+def calibrated(args: argparse.Namespace, role: str, core: int) -> StepTable:
+    """The table of an engine like a worker's, measured by `triptych calibrate` on one core."""
+    _tell(f"calibrating {args.model} as {role}")
+    with tempfile.TemporaryDirectory(prefix="triptych-fidelity-") as folder:
+        out = Path(folder) / "table.json"
+        command = [
+            sys.executable, "-m", "triptych.tools.cli", "calibrate", args.model, "--out", str(out), "--roles", role,
+            "--max-num-seqs", str(args.max_num_seqs), "--max-model-len", str(args.max_model_len),
+            "--max-num-batched-tokens", str(args.max_num_batched_tokens), "--seconds", str(args.seconds),
+            "--cache-dir", args.cache_dir,
+        ]  # fmt: skip
+        if args.num_pages is not None:
+            command += ["--num-pages", str(args.num_pages)]
+        compiled = Path(args.cache_dir).expanduser() / "compiled"
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        with live.pinned((core,)):
+            done = subprocess.run(command, env={**os.environ, **cache}, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise EngineError(f"calibrating failed: {done.stderr.strip().splitlines()[-1:]}")
+        try:
+            return load_table(out)
+        except StepTableError as error:
+            raise EngineError(str(error)) from error
+
+
+def serve_config(args: argparse.Namespace, topology: str, table: StepTable) -> ServeConfig:
+    """A deployment with the engine that was measured."""
+    return ServeConfig(
+        model=args.model,
+        topology=topology,
+        transport="auto" if not parse(topology).disaggregated else args.transport,
+        max_num_seqs=args.max_num_seqs,
+        max_model_len=args.max_model_len,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        num_pages=table.limits.num_pages,
+        cache_dir=args.cache_dir,
+        port=0,
+    )
+
+
+def load(args: argparse.Namespace, rate: float, seed: int) -> list[tuple[float, int, int]]:
+    """(arrival, prompt tokens, output tokens) of one round."""
+    most = args.max_model_len
+    prompt, output = (Lengths(mean, args.length_cv, most) for mean in (args.input_len, args.output_len))
+    arrivals = Workload("random", "poisson", prompt, output, most=most, seed=seed).arrivals(rate)
+    return [(a.at, a.shape.prompt_tokens, a.shape.output_tokens) for a in islice(arrivals, args.requests)]
+
+
+def compare(
+    records: Sequence[Record], model: Model, sent: Sequence[tuple[float, int, int]]
+) -> dict[str, tuple[float, float]]:
+    """(measured, predicted) seconds of each quantile in one round. Raises EngineError if a request failed."""
+    if failed := [r for r in records if not r.ok]:
+        raise EngineError(f"{len(failed)} of {len(records)} requests failed: {failed[0].status}: {failed[0].reason}")
+    predicted = predict(model, sent)
+    measured = {
+        "ttft": np.array([r.ttft for r in records], dtype=np.float64),
+        "tpot": np.array([r.tpot for r in records if r.tpot is not None], dtype=np.float64),
+    }
+    theirs = {"ttft": predicted.ttft, "tpot": predicted.tpot[~np.isnan(predicted.tpot)]}
+    return {
+        f"{name} p{q}": (float(np.percentile(measured[name], q)), float(np.percentile(theirs[name], q)))
+        for name in measured
+        for q in (50, 90)
+    }
+
+
+def medians(rounds: Sequence[dict[str, tuple[float, float]]]) -> list[Line]:
+    """Over rounds, in milliseconds."""
+    return [
+        Line(name, *(statistics.median(one[name][side] for one in rounds) * 1e3 for side in (0, 1)))
+        for name in rounds[0]
+    ]
+
+
+def table(topology: str, rate: float, lines: Sequence[Line]) -> str:
+    """A line a quantile."""
+    out = [f"{topology} at {rate:.3g} requests a second", f"{'ms':<10}{'measured':>10}{'predicted':>11}{'error':>9}"]
+    out += [
+        f"{line.name:<10}{line.measured:>10.2f}{line.predicted:>11.2f}{line.error:>+9.1%}"
+        + ("" if abs(line.error) <= BOUND else "  beyond the bound")
+        for line in lines
+    ]
+    return "\n".join(out)
+
+
+def _tell(text: str) -> None:
+    print(f"triptych fidelity: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,141 @@
+"""The predicting half of `triptych fidelity`: delays and host times fitted to an idle deployment, and the simulator run on the load that was measured.
+
+What is fitted, each to the median of a few requests on an otherwise idle deployment: the loop's own time in a decode step with one row and with several (ServeHost),
+in a prefill step, the way of a request in and of a token out (`admit`), and the latency and bandwidth of a pull. Nothing is fitted to the load that is predicted.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from triptych.runtime.core.topology import parse
+from triptych.runtime.scheduler.config import SchedulerConfig
+from triptych.runtime.scheduler.scheduler import Scheduler
+from triptych.runtime.simulation.steptime import StepShape
+from triptych.runtime.simulation.steptime_table import HostTime, PullTime, StepTable
+from triptych.runtime.simulation.study_cluster import Delays, StudyCluster
+from triptych.runtime.simulation.study_layout import Device, Limits, layout
+from triptych.runtime.simulation.workload import Arrival, Shape
+from triptych.runtime.simulation.workload_tokens import TokenSource
+from triptych.tools.fidelity_live import Probe
+
+Sent = Sequence[tuple[float, int, int]]
+"""(arrival, prompt tokens, output tokens) of each request, in order of arrival."""
+NOTHING = Delays(0.0, 0.0, 0.0, 0.0, 0.0)
+FREE = PullTime(0.0, 1e15)
+BANDWIDTHS = tuple(10.0 ** (exponent / 8) for exponent in range(96, 47, -1))  # 1 TB/s down to 1 MB/s
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything that the prediction rests on."""
+
+    topology: str
+    prefill: StepTable
+    decode: StepTable
+    delays: Delays = NOTHING
+    pull: PullTime = FREE
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Columns over the requests, in order of arrival."""
+
+    ttft: np.ndarray
+    tpot: np.ndarray
+    after: np.ndarray
+    prefill: np.ndarray
+    seconds: float
+
+
+def predict(model: Model, sent: Sent) -> Predicted:
+    """What the simulator says of these requests."""
+    kinds = layout(parse(model.topology), _device(model, model.prefill), _device(model, model.decode))
+    delays = replace(model.delays, pull=model.pull.latency)
+    cluster = StudyCluster(kinds, Scheduler(SchedulerConfig(max_queued=1 << 20)), delays, TokenSource())
+    cluster.run(_arrivals(sent))
+    if cluster.requests.failures:
+        raise ValueError(f"simulated requests failed: {dict(cluster.requests.failures)}")
+    at = cluster.requests.column("at")
+    order = np.lexsort((cluster.requests.column("prompt"), at))
+    ttft, tpot, e2e, prefill = (cluster.requests.column(name)[order] for name in ("ttft", "tpot", "e2e", "prefill"))
+    return Predicted(ttft, tpot, e2e - ttft, prefill, float((at + cluster.requests.column("e2e")).max() - at.min()))
+
+
+def _device(model: Model, table: StepTable) -> Device:
+    limits = table.limits
+    own = Limits(
+        limits.page_size, limits.max_num_seqs, limits.max_model_len, limits.chunk_tokens, limits.max_prefill_rows,
+        limits.num_pages, True,
+    )  # fmt: skip
+    return Device(table, own, limits.num_pages, model.pull.bandwidth, limits.kv_bytes_per_token)
+
+
+def _arrivals(sent: Sent) -> Iterator[Arrival]:
+    for serial, (at, prompt, output) in enumerate(sent):
+        yield Arrival(serial, at, Shape(prompt, output))
+
+
+def fit(
+    topology: str, prefill: StepTable, decode: StepTable, alone: list[list[Probe]], together: list[list[Probe]]
+) -> Model:
+    """`alone`: groups of one request; `together`: groups of several sent at once. Both on an idle deployment."""
+    table = _with_host(decode, alone, together)
+    both = parse(topology).disaggregated is False
+    model = Model(topology, table if both else prefill, table)
+    singles = [group[0] for group in alone]
+    apart = 1.0 + 3.0 * max(p.ttft + p.after for p in singles)  # nothing of one is left when the next one comes
+    sent = [(number * apart, p.prompt, p.output) for number, p in enumerate(singles)]
+    live_prefill = np.array([p.prefill for p in singles])
+    if not both:
+        chunks = np.array([-(-p.prompt // prefill.limits.chunk_tokens) for p in singles])
+        more = float(np.median((live_prefill - predict(model, sent).prefill) / chunks))
+        model = replace(model, prefill=replace(prefill, host=HostTime(max(0.0, more), 0.0, 0.0)))
+    first = predict(model, sent)
+    admit = float(np.median(np.array([p.ttft for p in singles]) - first.ttft))
+    model = replace(model, delays=replace(NOTHING, admit=max(0.0, admit)))
+    return model if both else replace(model, pull=_pull(model, singles, sent))
+
+
+def _with_host(table: StepTable, alone: list[list[Probe]], together: list[list[Probe]]) -> StepTable:
+    """The decode loop's own time a step and a row, from the gaps between tokens of one request and of several."""
+    bare = replace(table, host=HostTime())
+    rows = min(len(together[0]), table.limits.max_num_seqs)
+    extra = {1: _extra(bare, alone, 1), rows: _extra(bare, together, rows)}
+    row = max(0.0, (extra[rows] - extra[1]) / (rows - 1)) if rows > 1 else 0.0
+    return replace(table, host=HostTime(max(0.0, extra[1] - row), row, 0.0))
+
+
+def _extra(bare: StepTable, groups: list[list[Probe]], rows: int) -> float:
+    """Median of what steps took beyond the table, in the second half of each request: then all of a group decode and nobody prefills."""
+    over: list[float] = []
+    for group in groups:
+        for p in group:
+            for place in range(len(p.gaps) // 2, len(p.gaps)):
+                context = p.prompt + place + 1
+                over.append(p.gaps[place] - bare.seconds(StepShape(rows, rows * context, longest=context, draws=rows)))
+    return statistics.median(over)
+
+
+def _pull(model: Model, singles: list[Probe], sent: Sent) -> PullTime:
+    """Latency and bandwidth from what the second token waits for. Most bytes move while the prompt is still computed and cost nothing, so the bandwidth is the one
+    of BANDWIDTHS with which one latency explains all prompts best, long and short."""
+    live = np.array([p.after for p in singles])
+    best = (np.inf, FREE)
+    for bandwidth in BANDWIDTHS:
+        extra = live - predict(replace(model, pull=PullTime(0.0, bandwidth)), sent).after
+        latency = max(0.0, float(np.median(extra)))
+        error = float(np.abs(extra - latency).mean())
+        if error < best[0] * 0.98:  # a slower link must explain clearly more than a faster one, which comes first
+            best = (error, PullTime(latency, bandwidth))
+    return best[1]
+
+
+def capacity(model: Model, lengths: Sequence[tuple[int, int]]) -> float:
+    """Requests a second that the deployment completes when all of these come at once."""
+    everything = predict(model, [(0.0, prompt, output) for prompt, output in lengths])
+    return len(lengths) / everything.seconds
