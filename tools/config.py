@@ -195,6 +195,12 @@ class ServeConfig:
     rate_burst: int = setting(20, "requests that a client may send at once before the rate holds", group="limits")
     max_prompt_tokens: int | None = setting(None, "longest prompt (auto: what --max-model-len leaves)", group="limits")
     request_timeout: float = setting(600.0, "seconds that a request may take when it names no deadline", group="limits")
+    role_controller: str = setting(
+        "none",
+        "who moves the compute share of instances that hold both stages while they run",
+        choices=("none", "share-by-backlog"),
+        group="placement",
+    )
     max_attempts: int = setting(
         5, "times that a request is begun, when what runs it is lost, before it fails", group="limits"
     )
@@ -310,8 +316,6 @@ def _contradictions(c: ServeConfig) -> list[str]:
         plan = topologies.parse(c.topology)
     except topologies.TopologyError:
         return []
-    if c.http_port is not None and c.ssl_certfile is not None:
-        problems.append("http_port: serve's HTTP server speaks no TLS; run `triptych http` with certificates instead")
     if c.num_pages is not None and c.kv_cache_memory is not None:
         problems.append("num_pages and kv_cache_memory both size the KV pool; give one of them")
     if c.heartbeat_timeout < 2 * c.heartbeat_interval:

@@ -69,6 +69,7 @@ def control_config(config: ServeConfig) -> ControlServerConfig:
         host=config.host,
         port=config.port,
         token=cluster_token(config),
+        role_controller=config.role_controller,
         scheduler=SchedulerConfig(
             max_queued=config.max_waiting,
             heartbeat_interval=config.heartbeat_interval,

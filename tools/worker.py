@@ -125,7 +125,9 @@ def worker_config(
     return WorkerConfig(
         name=name,
         scheduler=scheduler,
-        instances=tuple(InstancePlan(s.id, s.roles, config.tp_of(s.roles), switchable) for s in specs),
+        instances=tuple(
+            InstancePlan(s.id, s.roles, config.tp_of(s.roles), switchable, taking_turns=len(s.loops) > 1) for s in specs
+        ),
         model=config.model,
         cache=config.cache_path,
         served_model_name=config.served_name,

@@ -77,20 +77,22 @@ class InstanceInfo(_message.Message):
     def __init__(self, ref: _Optional[_Union[InstanceRef, _Mapping]] = ..., worker: _Optional[str] = ..., address: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., compatibility: _Optional[_Union[Compatibility, _Mapping]] = ..., tp: _Optional[int] = ..., transports: _Optional[_Iterable[str]] = ..., domain: _Optional[str] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., switchable: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("running", "waiting", "waiting_tokens", "free_pages", "free_slots", "staged")
+    __slots__ = ("running", "waiting", "waiting_tokens", "free_pages", "free_slots", "staged", "share")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     WAITING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FREE_PAGES_FIELD_NUMBER: _ClassVar[int]
     FREE_SLOTS_FIELD_NUMBER: _ClassVar[int]
     STAGED_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     waiting_tokens: int
     free_pages: int
     free_slots: int
     staged: int
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., free_pages: _Optional[int] = ..., free_slots: _Optional[int] = ..., staged: _Optional[int] = ...) -> None: ...
+    share: int
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., free_pages: _Optional[int] = ..., free_slots: _Optional[int] = ..., staged: _Optional[int] = ..., share: _Optional[int] = ...) -> None: ...
 
 class TokenBias(_message.Message):
     __slots__ = ("token", "bias")

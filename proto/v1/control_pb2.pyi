@@ -303,6 +303,14 @@ class SetRoles(_message.Message):
     roles: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, ref: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., roles: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class SetShare(_message.Message):
+    __slots__ = ("ref", "prefill_tokens")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ref: _common_pb2.InstanceRef
+    prefill_tokens: int
+    def __init__(self, ref: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., prefill_tokens: _Optional[int] = ...) -> None: ...
+
 class Retire(_message.Message):
     __slots__ = ("ref", "reason")
     REF_FIELD_NUMBER: _ClassVar[int]
@@ -312,16 +320,18 @@ class Retire(_message.Message):
     def __init__(self, ref: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class WorkerCommand(_message.Message):
-    __slots__ = ("welcome", "instance_command", "set_roles", "retire")
+    __slots__ = ("welcome", "instance_command", "set_roles", "retire", "set_share")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_COMMAND_FIELD_NUMBER: _ClassVar[int]
     SET_ROLES_FIELD_NUMBER: _ClassVar[int]
     RETIRE_FIELD_NUMBER: _ClassVar[int]
+    SET_SHARE_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     instance_command: InstanceCommand
     set_roles: SetRoles
     retire: Retire
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., instance_command: _Optional[_Union[InstanceCommand, _Mapping]] = ..., set_roles: _Optional[_Union[SetRoles, _Mapping]] = ..., retire: _Optional[_Union[Retire, _Mapping]] = ...) -> None: ...
+    set_share: SetShare
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., instance_command: _Optional[_Union[InstanceCommand, _Mapping]] = ..., set_roles: _Optional[_Union[SetRoles, _Mapping]] = ..., retire: _Optional[_Union[Retire, _Mapping]] = ..., set_share: _Optional[_Union[SetShare, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("gateway",)

@@ -57,7 +57,10 @@ class LLM:
         cache: Path = DEFAULT_CACHE,
         **options: Any,
     ):
-        instances = tuple(InstancePlan(spec.id, spec.roles, tp) for spec in parse(topology).instances())
+        instances = tuple(
+            InstancePlan(spec.id, spec.roles, tp, taking_turns=len(spec.loops) > 1)
+            for spec in parse(topology).instances()
+        )
         _cache_programs(cache.expanduser() / "compiled")
         _ensure_devices(sum(plan.tp for plan in instances))
         resolved = resolve_model(model, cache.expanduser())

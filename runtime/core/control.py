@@ -268,6 +268,17 @@ class SetRoles:
 
 
 @dataclass(frozen=True)
+class SetShare:
+    """From the next step on, compute at most `prefill_tokens` prompt tokens a step (at least 1; more than its programs hold means all of that).
+
+    How an instance that holds both stages splits its compute between them. Not answered: the load shows it.
+    """
+
+    ref: InstanceRef
+    prefill_tokens: int
+
+
+@dataclass(frozen=True)
 class Retire:
     """End an instance that holds no task. Answered by InstanceLeft or, by a worker that has no other, by leaving (exit status 0)."""
 
@@ -292,7 +303,7 @@ class ToWorker:
     """Send a command about one of its instances to a worker."""
 
     worker: str
-    command: SetRoles | Retire
+    command: SetRoles | SetShare | Retire
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,10 @@ class InstanceInfo:
 
 @dataclass(frozen=True)
 class Load:
-    """A snapshot of an instance's occupancy. Soft: routing uses it, admission never trusts it."""
+    """A snapshot of an instance's occupancy. Soft: routing uses it, admission never trusts it.
+
+    `share`: most prompt tokens that it computes a step now (SetShare); 0 where that is not known.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -93,3 +96,4 @@ class Load:
     free_pages: int = 0
     free_slots: int = 0
     staged: int = 0
+    share: int = 0

@@ -79,7 +79,13 @@ class InstanceCore:
         to DefaultComposer()."""
         self._composer = composer or DefaultComposer()
         self._state = InstanceState(
-            config, config.ref, stop_probe, random, KvMemory(config), SlotPool(config.max_num_seqs)
+            config,
+            config.ref,
+            stop_probe,
+            random,
+            KvMemory(config),
+            SlotPool(config.max_num_seqs),
+            share=config.chunk_tokens,
         )
 
     @property
@@ -127,6 +133,7 @@ class InstanceCore:
             free_pages=state.memory.pool.available,
             free_slots=state.slots.free,
             staged=len(state.staged),
+            share=state.share,
         )
 
     def held(self) -> tuple[HeldTask, ...]:
@@ -166,6 +173,7 @@ class InstanceCore:
             old.random,
             KvMemory(old.config),
             SlotPool(old.config.max_num_seqs),
+            share=old.share,
             next_serial=old.next_serial,
             next_plan=old.next_plan,
             stale=old.stale,
@@ -190,6 +198,10 @@ class InstanceCore:
             )
         state.config = replace(state.config, roles=roles, switchable=possible - roles)
         state.ref = ref
+
+    def set_share(self, prefill_tokens: int) -> None:
+        """From the next plan on, at most so many prefill tokens a step: at least 1, at most what the programs hold."""
+        self._state.share = max(1, min(prefill_tokens, self._state.config.chunk_tokens))
 
     def _command(self, command: TaskCommand, now: float) -> list[InstanceMessage]:
         state = self._state

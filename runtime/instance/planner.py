@@ -78,7 +78,7 @@ def _make_room_to_decode(state: InstanceState, needy: list[Stream]) -> list[Inst
 
 def _view(state: InstanceState, decodes: int, fills: list[Fill], now: float) -> StepView:
     config = state.config
-    limits = StepLimits(config.max_num_seqs, config.chunk_tokens, config.max_prefill_rows)
+    limits = StepLimits(config.max_num_seqs, state.share, config.max_prefill_rows)
     candidates = [ChunkCandidate(fill.left, fill.score is not None, now - fill.task.arrived) for fill in fills]
     return StepView(decodes, candidates, limits)
 

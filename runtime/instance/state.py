@@ -64,6 +64,7 @@ class InstanceState:
     running: list[Stream] = field(default_factory=list)
     in_flight: deque[PlannedStep] = field(default_factory=deque)
     timers: Timers = field(default_factory=Timers)
+    share: int = 0  # most prefill tokens of one step, at most config.chunk_tokens; set by InstanceCore
     next_serial: int = 1
     next_plan: int = 1
     stale: int = 0  # commands and events of other attempts, dropped

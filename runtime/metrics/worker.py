@@ -22,6 +22,7 @@ COUNTERS: dict[str, tuple[str, float]] = {
     "role_switches": ("role_switches", 1.0),
     "role_switch_us": ("role_switch_seconds", 1e-6),
     "prefill_tokens": ("prefill_tokens", 1.0),
+    "pulls_failed": ("kv_num_failed_transfers", 1.0),
     "kv_bytes_offered": ("kv_bytes_offered", 1.0),
     "kv_bytes_received": ("kv_bytes_received", 1.0),
 }

@@ -101,11 +101,17 @@ class Adoption:
         elif task.state is TaskState.ASKED:
             reason = f"the answer of instance {task.ref.id} was lost with its worker's stream"
             self._life.interrupt(record, Status.UNAVAILABLE, reason, out)
-        elif task.kind is TaskKind.DECODE and record.phase is Phase.TRANSFERRING:
+        elif task.kind is TaskKind.DECODE and record.phase in (Phase.TRANSFERRING, Phase.ADOPTING):
             if held.running:
-                record.advance(Step.DECODE_STARTED)
+                self._runs(record)
             elif record.source is not None:  # it may not have heard where to pull from; if it has, it ignores this
                 self._life.send(task.ref, StartDecode(record.id, record.source, record.request.attempt), out)
+
+    def _runs(self, record: Record) -> None:
+        """Decode has all that it needs, and its report that says so was not heard."""
+        if record.phase is Phase.ADOPTING:
+            self.found(record)
+        record.advance(Step.DECODE_STARTED)
 
     def departed(self, member: Member) -> None:
         """Nothing that `member` has declared is held there (for nobody) any more."""
@@ -193,8 +199,7 @@ class Adoption:
             self.found(record)
             record.advance(Step.ADOPTED_LOCAL)
         elif kind is TaskKind.DECODE and held.running:
-            self.found(record)
-            record.advance(Step.DECODE_STARTED)
+            self._runs(record)
         return True
 
     def _refuse(self, task: HeldTask, reason: str, out: Out) -> None:

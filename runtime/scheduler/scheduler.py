@@ -22,8 +22,10 @@ from triptych.runtime.core.control import (
     SchedulerCommand,
     SchedulerEvent,
     SchedulerTick,
+    SetShare,
     Submit,
     ToGateway,
+    ToWorker,
     WorkerJoined,
     WorkerLeft,
     WorkerLost,
@@ -40,6 +42,7 @@ from triptych.runtime.scheduler.lifecycle import Lifecycle, Out
 from triptych.runtime.scheduler.membership import Membership
 from triptych.runtime.scheduler.placer import Placer
 from triptych.runtime.scheduler.policies.queue_order import FirstComeFirstServed, QueueOrder
+from triptych.runtime.scheduler.policies.role_controller import RoleController, TakeRoles
 from triptych.runtime.scheduler.policies.router import LeastLoaded, Router
 from triptych.runtime.scheduler.snapshot import ClusterSnapshot, InstanceSnapshot, Resources
 
@@ -48,9 +51,15 @@ class Scheduler:
     """The control plane as a state machine over `core.control`."""
 
     def __init__(
-        self, config: SchedulerConfig | None = None, router: Router | None = None, queue_order: QueueOrder | None = None
+        self,
+        config: SchedulerConfig | None = None,
+        router: Router | None = None,
+        queue_order: QueueOrder | None = None,
+        role_controller: RoleController | None = None,
     ):
+        """Without a `role_controller` roles and shares change on request only."""
         self._config = config or SchedulerConfig()
+        self._controller = role_controller
         self._counters = Counters()
         self._cluster = Cluster()
         self._ledger = Ledger()
@@ -94,6 +103,8 @@ class Scheduler:
     def handle(self, event: SchedulerEvent, now: float) -> list[SchedulerCommand]:
         """React to `event` at time `now` (seconds, never smaller than before). Commands are to be executed in order."""
         out = Out(now)
+        if self._controller is not None:
+            self._controller.observe(event, now)
         match event:
             case Reported():
                 self._reported(event, out)
@@ -110,6 +121,7 @@ class Scheduler:
                 self._flow.come_due(out)
                 self._drains.tick(out)
                 self._life.reopen_due(now)
+                self._control(out)
             case Cancel():
                 self._flow.cancel(event.request, event.reason, out)
             case Resume():
@@ -142,6 +154,18 @@ class Scheduler:
             self._drains.advance(out)
         self._placer.pump(out)
         return out
+
+    def _control(self, out: Out) -> None:
+        """Do what the role controller decides; what cannot be done is counted by the drain that refuses it, and may be decided again."""
+        if self._controller is None:
+            return
+        for decision in list(self._controller.tick(out.now, self._cluster.members)):
+            member = self._cluster.named(decision.instance)
+            if isinstance(decision, TakeRoles):
+                ticket = f"role controller at {out.now:.3f}"
+                self._drains.begin(DrainRequested(ticket, decision.instance, decision.roles), out)
+            elif member is not None and Obstacle.AWAY not in member.obstacles:
+                out.append(ToWorker(member.worker, SetShare(member.ref, decision.prefill_tokens)))
 
     def _reported(self, event: Reported, out: Out) -> None:
         member = self._cluster.get(event.ref)

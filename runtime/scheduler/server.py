@@ -14,6 +14,7 @@ from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.control_loop import ControlLoop
 from triptych.runtime.scheduler.policies.queue_order import QUEUE_ORDERS
+from triptych.runtime.scheduler.policies.role_controller import ROLE_CONTROLLERS
 from triptych.runtime.scheduler.policies.router import ROUTERS
 from triptych.runtime.scheduler.scheduler import Scheduler
 from triptych.runtime.scheduler.service import ControlServicer
@@ -49,6 +50,7 @@ class ControlServerConfig:
     token: str | None = field(default=None, repr=False)
     router: str = "least-loaded"
     queue_order: str = "fcfs"
+    role_controller: str = "none"
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     def __post_init__(self) -> None:
@@ -58,6 +60,7 @@ class ControlServerConfig:
             for name, value, known in (
                 ("router", self.router, ROUTERS),
                 ("queue_order", self.queue_order, QUEUE_ORDERS),
+                ("role_controller", self.role_controller, ROLE_CONTROLLERS),
             )
             if value not in known
         ]
@@ -67,7 +70,12 @@ class ControlServerConfig:
 
 def build_control(config: ControlServerConfig, clock: Clock | None = None) -> ControlLoop:
     """The control plane without a server, for mounting into one: `add_control(loop, server)`, then `loop.start()`."""
-    scheduler = Scheduler(config.scheduler, ROUTERS[config.router](), QUEUE_ORDERS[config.queue_order]())
+    scheduler = Scheduler(
+        config.scheduler,
+        ROUTERS[config.router](),
+        QUEUE_ORDERS[config.queue_order](),
+        ROLE_CONTROLLERS[config.role_controller](),
+    )
     return ControlLoop(scheduler, clock or MonotonicClock())
 
 

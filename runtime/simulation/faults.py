@@ -6,10 +6,14 @@ of a schedule `lift` ends all the rest, except deaths and cuts that are for good
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from triptych.runtime.core.control import SchedulerCommand, SchedulerEvent
 from triptych.runtime.simulation.events import Process
+from triptych.runtime.simulation.moments import SUBJECT, Moment, Subject, told
 from triptych.runtime.simulation.worker import SimWorker
 from triptych.runtime.simulation.world import SCHEDULER, World
 
@@ -37,25 +41,40 @@ SLOWNESS = 30.0
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. `target` is a process, an instance (ENGINE, CORRUPT) or a request (LEAVE); `other` the second host of a link."""
+    """One fault.
+
+    Attributes:
+        at: when it begins: seconds since the start or, if it waits for a moment, since that.
+        target: a process, an instance (ENGINE, CORRUPT) or a request (LEAVE), or SUBJECT: what the moment is about.
+        other: the second host of a link.
+        seconds: how long it lasts.
+        when: the moment that it waits for, if it does.
+    """
 
     kind: Kind
     at: float
     target: str
     other: str = ""
     seconds: float = 0.0
+    when: Moment | None = None
 
     def __str__(self) -> str:
         where = f"{self.target} - {self.other}" if self.other else self.target
         span = "" if not self.seconds else " for good" if self.seconds >= FOR_GOOD else f" for {self.seconds:.3f} s"
-        return f"{self.at:7.3f}  {self.kind} {where}{span}"
+        after = "" if self.when is None else f" after {self.when}"
+        return f"{self.at:7.3f}{after}  {self.kind} {where}{span}"
 
 
 class Weather:
-    """Applies faults to a world, and ends them."""
+    """Applies faults to a world, and ends them. `struck` are those that have begun, with their targets' names."""
 
-    def __init__(self, world: World):
+    def __init__(self, world: World, on_strike: Callable[[Fault], None]):
+        self.struck: list[Fault] = []
+        self._on_strike = on_strike
         self._world = world
+        self._over = False
+        self._awaited: dict[Moment, list[Fault]] = {}
+        self._counts: Counter[str] = Counter()
         self._cuts: dict[tuple[str, str], int] = {}
         self._pauses: dict[Process, int] = {}
         self._slow: dict[tuple[str, str], int] = {}
@@ -64,10 +83,23 @@ class Weather:
 
     def forecast(self, fault: Fault) -> None:
         """Have `fault` happen when it is due."""
-        self._world.loop.at(fault.at, None, self._strike, fault)
+        if fault.when is None:
+            self._world.loop.at(fault.at, None, self._strike, fault)
+        else:
+            self._awaited.setdefault(fault.when, []).append(fault)
+
+    def witness(self, event: SchedulerEvent, commands: list[SchedulerCommand]) -> None:
+        """Let the faults happen that wait for this."""
+        if self._over or not self._awaited:
+            return
+        for name, subject in told(event, commands, lambda instance: self._world.shape(instance).worker):
+            self._counts[name] += 1
+            for fault in self._awaited.pop(Moment(name, self._counts[name]), ()):
+                self._world.loop.after(fault.at, None, self._strike, _about(fault, subject))
 
     def lift(self) -> None:
-        """Every fault that is not for good ends now."""
+        """Every fault that is not for good ends now, and none begins any more."""
+        self._over = True
         world = self._world
         for pair in list(self._cuts):
             if pair not in self._cut_for_good:
@@ -88,6 +120,10 @@ class Weather:
     def _strike(self, fault: Fault) -> None:
         world = self._world
         pair = (fault.target, fault.other)
+        if self._over or not fault.target or fault.target == fault.other:
+            return
+        self.struck.append(fault)
+        self._on_strike(fault)
         match fault.kind:
             case Kind.KILL | Kind.VANISH:
                 if fault.target in world.processes:
@@ -124,7 +160,7 @@ class Weather:
             case Kind.LEAVE:
                 for client in world.clients:
                     if client.request.id == fault.target:
-                        world.leave_at(fault.at, client)
+                        world.leave_at(world.loop.now(), client)
 
     def _cut(self, pair: tuple[str, str], seconds: float) -> None:
         one, other = sorted(pair)
@@ -171,6 +207,20 @@ class Weather:
             self._slow[pair] = left
         elif self._slow.pop(pair, None) is not None:
             self._world.network.slow(*pair, 1.0)
+
+
+def _about(fault: Fault, subject: Subject) -> Fault:
+    """`fault` with the name of its target."""
+    if fault.target != SUBJECT:
+        return fault
+    match fault.kind:
+        case Kind.ENGINE | Kind.CORRUPT:
+            name = subject.instance
+        case Kind.LEAVE:
+            name = subject.request
+        case _:
+            name = subject.process
+    return replace(fault, target=name)
 
 
 def role_of(world: World, name: str) -> str:

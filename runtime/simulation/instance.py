@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load
-from triptych.runtime.core.tasks import TaskCommand, TaskReport
+from triptych.runtime.core.tasks import AbortTask, HeldTask, TaskCommand, TaskReport
 from triptych.runtime.instance.core import InstanceCore
 from triptych.runtime.instance.messages import (
     CancelPull,
@@ -125,6 +126,19 @@ class SimInstance:
         """Run `job` between two steps."""
         self._inbox.append(job)
         self._wake()
+
+    def declare(self, told: Callable[[InstanceInfo, tuple[HeldTask, ...]], None]) -> None:
+        """Have `told` called with what this instance is and holds between two steps."""
+        self.call(lambda: told(self.info, self.core.held()))
+
+    def abandon(self, reason: str) -> None:
+        """End every task: nobody is left who would."""
+
+        def end() -> None:
+            for task in self.core.held():
+                self._feed(Command(AbortTask(task.request, Status.UNAVAILABLE, reason, task.role, task.attempt)))
+
+        self.call(end)
 
     def lose_engine(self, epoch: int, reason: str) -> None:
         """A device program failed: the pool is lost, and the instance goes on as a new incarnation."""

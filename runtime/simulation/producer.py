@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from triptych.runtime.core.errors import Status
+from triptych.runtime.core.errors import StaleEpochError, Status
 from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.core.request import Continuation
 from triptych.runtime.instance.messages import LeaseExtended, OpenStaging, StagedReleased
@@ -84,7 +84,7 @@ class SimProducer:
         """A puller came."""
         staging = self._stagings.get(message.key)
         if message.owner != self.ref:
-            self._refuse(end, Status.FAILED_PRECONDITION, f"{self.ref.id} is at another epoch")
+            self._refuse(end, StaleEpochError.status, f"{self.ref.id} is at another epoch")
         elif staging is None:
             self._refuse(end, Status.NOT_FOUND, "nothing is staged under this key (any more)")
         elif staging.end is not None:

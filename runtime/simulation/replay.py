@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TextIO
 
 from triptych.runtime.core.control import (
@@ -16,8 +16,9 @@ from triptych.runtime.core.control import (
     ToInstance,
 )
 from triptych.runtime.core.request import Request, SampleState
-from triptych.runtime.simulation.faults import Kind
-from triptych.runtime.simulation.run import Outcome, run
+from triptych.runtime.simulation.faults import Fault, Kind
+from triptych.runtime.simulation.gateway import Client
+from triptych.runtime.simulation.run import Outcome, Watcher, run
 from triptych.runtime.simulation.schedule import Schedule, generate
 from triptych.runtime.simulation.world import World
 
@@ -29,7 +30,6 @@ def replay(seed: int, out: TextIO, kinds: Sequence[Kind] = tuple(Kind)) -> Outco
 
 def log(schedule: Schedule, out: TextIO) -> Outcome:
     """Run `schedule` and print what it consists of, what happens, and what is wrong in the end."""
-    worlds: list[World] = []
     print(f"seed {schedule.seed}: {schedule.topology}, {schedule.router}, {schedule.queue_order}", file=out)
     for shape in schedule.instances:
         print(f"  {shape}", file=out)
@@ -37,23 +37,9 @@ def log(schedule: Schedule, out: TextIO) -> Outcome:
         print(f"  {arrival.at:7.3f}  {_short(arrival.request)} of {arrival.request.gateway}", file=out)
     for fault in schedule.faults:
         print(f"  {fault}", file=out)
-
-    def now() -> float:
-        return worlds[0].loop.now() if worlds else 0.0
-
-    def witness(event: SchedulerEvent, commands: list[SchedulerCommand]) -> None:
-        if commands or not isinstance(event, SchedulerTick | Heartbeat):
-            print(f"{now():8.4f}  {_tell(event)}", file=out)
-        for command in commands:
-            print(f"             -> {_tell(command)}", file=out)
-
-    def on_start(world: World) -> None:
-        worlds.append(world)
-        for fault in schedule.faults:
-            world.loop.at(fault.at, None, _printer(out), f"******** {fault}")
-
-    outcome = run(schedule, witness, on_start)
-    for client in worlds[0].clients:
+    watcher = _Log(out)
+    outcome = run(schedule, watcher)
+    for client in watcher.clients:
         shown = [len(line) for line in client.shown]
         status = "open" if client.status is None else client.status.name
         print(
@@ -66,8 +52,25 @@ def log(schedule: Schedule, out: TextIO) -> Outcome:
     return outcome
 
 
-def _printer(out: TextIO) -> Callable[[str], None]:
-    return lambda line: print(line, file=out)
+class _Log(Watcher):
+    """Prints what the scheduler hears and says."""
+
+    def __init__(self, out: TextIO):
+        self._out = out
+        self._now = lambda: 0.0
+        self.clients: list[Client] = []
+
+    def started(self, world: World) -> None:
+        self._now, self.clients = world.loop.now, world.clients
+
+    def struck(self, fault: Fault) -> None:
+        print(f"{self._now():8.4f}  ******** {fault}", file=self._out)
+
+    def said(self, event: SchedulerEvent, commands: list[SchedulerCommand]) -> None:
+        if commands or not isinstance(event, SchedulerTick | Heartbeat):
+            print(f"{self._now():8.4f}  {_tell(event)}", file=self._out)
+        for command in commands:
+            print(f"             -> {_tell(command)}", file=self._out)
 
 
 def _tell(value: SchedulerEvent | SchedulerCommand) -> str:

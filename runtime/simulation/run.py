@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 
+from triptych.runtime.core.control import SchedulerCommand, SchedulerEvent
 from triptych.runtime.simulation.audit import Verdict, check_free, check_invariants, held, quiet, verdict
-from triptych.runtime.simulation.faults import Kind, Weather, role_of
+from triptych.runtime.simulation.faults import Fault, Kind, Weather, role_of
 from triptych.runtime.simulation.schedule import STORM, Schedule, generate
-from triptych.runtime.simulation.scheduler import Witness
 from triptych.runtime.simulation.world import World
 
 SETTLE = 20.0  # virtual seconds after the storm in which a world must come to rest: many times the longest timer of a schedule
@@ -25,7 +25,7 @@ class Outcome:
     """What a schedule led to.
 
     Attributes:
-        struck: (kind of fault, role of what it struck) of every fault.
+        struck: (kind of fault, role of what it struck) of every fault that began.
         wrong: everything that is wrong, requests included; empty if the schedule passed.
         leaked: how many things were held in the end that nobody needs.
     """
@@ -49,16 +49,34 @@ def run_schedule(seed: int, kinds: Sequence[Kind] = tuple(Kind)) -> Outcome:
     return run(generate(seed, kinds))
 
 
-def run(schedule: Schedule, witness: Witness | None = None, on_start: Callable[[World], None] | None = None) -> Outcome:
-    """Run `schedule` and judge it. `witness` and `on_start` are for replays: they see the schedulers' events, and the world before it starts."""
+class Watcher:
+    """Sees a run from outside; this one looks away."""
+
+    def started(self, world: World) -> None:
+        """The world is about to start."""
+
+    def struck(self, fault: Fault) -> None:
+        """A fault begins."""
+
+    def said(self, event: SchedulerEvent, commands: list[SchedulerCommand]) -> None:
+        """The scheduler heard `event` and said `commands`."""
+
+
+def run(schedule: Schedule, watcher: Watcher | None = None) -> Outcome:
+    """Run `schedule` and judge it."""
+    watcher = watcher or Watcher()
+
+    def witness(event: SchedulerEvent, commands: list[SchedulerCommand]) -> None:
+        weather.witness(event, commands)
+        watcher.said(event, commands)
+
     world = World(schedule.world_config(), witness)
-    weather = Weather(world)
+    weather = Weather(world, watcher.struck)
+    watcher.started(world)
     for arrival in schedule.arrivals:
         world.submit_at(arrival.at, arrival.request)
     for fault in schedule.faults:
         weather.forecast(fault)
-    if on_start is not None:
-        on_start(world)
     wrong: list[str] = []
     leaked: list[str] = []
     crashed = False
@@ -83,7 +101,7 @@ def run(schedule: Schedule, witness: Witness | None = None, on_start: Callable[[
     return Outcome(
         schedule.seed,
         schedule.topology,
-        tuple((str(fault.kind), _struck(world, fault.target, fault.other)) for fault in schedule.faults),
+        tuple((str(fault.kind), _struck(world, fault.target, fault.other)) for fault in weather.struck),
         verdicts,
         tuple(wrong),
         len(leaked),

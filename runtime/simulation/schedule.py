@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.request import Request
@@ -21,6 +21,7 @@ from triptych.runtime.simulation.conversation import ConversationConfig
 from triptych.runtime.simulation.device import KvDevice
 from triptych.runtime.simulation.faults import FOR_GOOD, Fault, Kind
 from triptych.runtime.simulation.gateway import GatewayConfig
+from triptych.runtime.simulation.moments import NAMES, SUBJECT, Moment
 from triptych.runtime.simulation.network import NetworkConfig
 from triptych.runtime.simulation.timing import AffineStepTime
 from triptych.runtime.simulation.transfer import TransferConfig
@@ -100,7 +101,7 @@ class Schedule:
                 drain_grace=0.5,
             ),
             make_scheduler=lambda config: Scheduler(config, ROUTERS[self.router](), QUEUE_ORDERS[self.queue_order]()),
-            worker=WorkerConfig(retry=0.02, retry_most=0.1, welcome_timeout=0.3),
+            worker=WorkerConfig(retry=0.02, retry_most=0.1, welcome_timeout=0.3, orphan_seconds=2.5),
             gateway=GatewayConfig(
                 conversation=ConversationConfig(
                     final_token_grace=0.2,
@@ -134,7 +135,8 @@ def generate(seed: int, kinds: Sequence[Kind] = tuple(Kind)) -> Schedule:
     faults: list[Fault] = []
     for _ in range(count):
         kind = luck.choices(kinds, [WEIGHTS[kind] for kind in kinds])[0]
-        faults.append(make_fault(kind, luck, instances, gateways, arrivals, faults))
+        fault = make_fault(kind, luck, instances, gateways, arrivals, faults)
+        faults.append(_timed(fault, luck) if luck.random() < 0.5 else fault)
     return Schedule(
         seed,
         topology,
@@ -247,6 +249,14 @@ def make_fault(
         case Kind.LEAVE:
             arrival = luck.choice(arrivals)
             return Fault(kind, arrival.at + luck.uniform(0.0, 0.6), arrival.request.id)
+
+
+def _timed(fault: Fault, luck: random.Random) -> Fault:
+    """`fault` at some moment instead of some time; mostly it strikes what the moment is about."""
+    moment = Moment(luck.choice(NAMES), luck.choice([1, 1, 2, 3, 5, 8]))
+    delay = luck.choice([0.0, luck.uniform(0.0, 0.02), luck.uniform(0.0, 0.1)])
+    aimed = fault.seconds < FOR_GOOD and fault.kind is not Kind.REPEAT and luck.random() < 0.6
+    return replace(fault, at=delay, when=moment, target=SUBJECT if aimed else fault.target)
 
 
 def _links(workers: list[str], gateways: tuple[str, ...]) -> list[tuple[str, str]]:

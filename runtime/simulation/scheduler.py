@@ -23,8 +23,8 @@ from triptych.runtime.core.control import (
 from triptych.runtime.scheduler.scheduler import Scheduler
 from triptych.runtime.simulation.events import Process
 from triptych.runtime.simulation.network import End, Network
-from triptych.runtime.simulation.worker import InstanceCommand, Welcome
 from triptych.runtime.simulation.worker import SERVICE as WORKER
+from triptych.runtime.simulation.worker import InstanceCommand, Welcome
 
 GATEWAY = "gateway"  # the service that gateways dial
 TICK = 0.05  # seconds, as in the live control loop

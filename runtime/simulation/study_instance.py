@@ -212,16 +212,18 @@ class StudyInstance:
         if self._run is not run:
             return  # it ended in the same step, and the inbox has everything
         asides, self._asides = self._asides, []
-        for number, event in enumerate(asides):
-            if not run.stands(self._pages_aside(event) or 0):
-                self._land(run, step)
-                self._inbox = asides[number:]
-                self._collect(None)
-                return
+        if not run.stands(sum(self._pages_aside(event) or 0 for event in asides)):
+            self._land(run, step)
+            self._inbox = asides
+            self._collect(None)
+            return
+        if self.core.state.memory.caching:
+            self._advance(run, step + 1)  # what is heard may look for KV that was computed just now
+        for event in asides:
             self._feed(event)
         if not run.stands(0):
-            self._land(run, step)
-            self._collect(None)
+            self._land(run, step + 1)
+            self._around.loop.at(self._flights[0].done, None, self._collect)
 
     def _land(self, run: DecodeRun, step: int) -> None:
         """The run ends with step number `step` under way, or just done."""

@@ -11,6 +11,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from triptych.runtime.core.control import Heartbeat, InstanceLoad, InstanceReset, Reported, WorkerJoined
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load
@@ -66,12 +67,33 @@ class WorkerConfig:
 
     Attributes:
         retry: between attempts to reach the scheduler; doubled up to `retry_most`.
-        welcome_timeout: longest wait for the scheduler's answer to a registration.
+        welcome_timeout: longest wait for the instances' declarations and the scheduler's answer to a registration.
+        orphan_seconds: without a scheduler for so long, everything that runs ends.
     """
 
-    retry: float = 0.2
-    retry_most: float = 5.0
+    retry: float = 0.1
+    retry_most: float = 1.0
     welcome_timeout: float = 10.0
+    orphan_seconds: float = 30.0
+
+
+class _Registration:
+    """One attempt to be registered, and the stream that it leads to.
+
+    Attributes:
+        declared: by instance, what it is and holds; what it says afterwards belongs on this stream.
+        waiting: what instances said before the stream was there.
+        loads: those that the scheduler knows.
+    """
+
+    __slots__ = ("declared", "end", "loads", "waiting", "welcome")
+
+    def __init__(self) -> None:
+        self.declared: dict[str, tuple[InstanceInfo, tuple[HeldTask, ...]]] = {}
+        self.waiting: list[Reported | InstanceReset] = []
+        self.end: End | None = None
+        self.welcome: Welcome | None = None
+        self.loads: dict[InstanceRef, Load] = {}
 
 
 class SimWorker(Process):
@@ -102,10 +124,9 @@ class SimWorker(Process):
         self._random = source
         self._epochs = epochs
         self.instances = {part.info.ref.id: SimInstance(part, self, self, network, transfer) for part in parts}
-        self._control: End | None = None
-        self._welcome: Welcome | None = None
+        self._registration: _Registration | None = None
+        self._lives = 0
         self._retry = config.retry
-        self._sent_loads: dict[InstanceRef, Load] = {}
         self._subscribers: dict[str, End] = {}
         self._unread: dict[str, list[TokenBatch]] = {}
         self._sent: dict[str, deque[TokenBatch]] = {}  # the last batches of each gateway's subscription
@@ -113,7 +134,8 @@ class SimWorker(Process):
 
     @property
     def registered(self) -> bool:
-        return self._welcome is not None
+        """Whether the scheduler has accepted this worker and is still there."""
+        return self._registration is not None and self._registration.welcome is not None
 
     def start(self) -> None:
         """Listen and register."""
@@ -127,57 +149,85 @@ class SimWorker(Process):
     # ---- the scheduler
 
     def _register(self, _: None) -> None:
-        end = self._network.dial(self, self._scheduler, SERVICE, self._hear, self._lost)
-        self._control, self._welcome, self._sent_loads = end, None, {}
-        end.send(WorkerJoined(self.name, self._infos(), self._held()))
-        self._loop.after(self._config.welcome_timeout, self, self._give_up, end)
+        """Ask every instance what it holds; connect when all have answered."""
+        registration = self._registration = _Registration()
+        self._loop.after(self._config.welcome_timeout, self, self._give_up, registration)
+        for instance in self.instances.values():
+            instance.declare(partial(self._declared, registration))
 
-    def _held(self) -> tuple[HeldTask, ...]:
-        return tuple(task for instance in self.instances.values() for task in instance.core.held())
+    def _declared(self, registration: _Registration, info: InstanceInfo, held: tuple[HeldTask, ...]) -> None:
+        registration.declared[info.ref.id] = (info, held)
+        if self._registration is registration and len(registration.declared) == len(self.instances):
+            infos = tuple(info for info, _ in registration.declared.values())
+            tasks = tuple(task for _, held in registration.declared.values() for task in held)
+            end = registration.end = self._network.dial(
+                self, self._scheduler, SERVICE, partial(self._hear, registration), partial(self._lost, registration)
+            )
+            end.send(WorkerJoined(self.name, infos, tasks))
+            for event in registration.waiting:
+                end.send(event)
 
-    def _infos(self) -> tuple[InstanceInfo, ...]:
-        return tuple(instance.info for instance in self.instances.values())
+    def _tell(self, instance: str, event: Reported | InstanceReset) -> None:
+        """What an instance says before it has declared what it holds is dropped: the declaration tells how things stand."""
+        registration = self._registration
+        if registration is None or instance not in registration.declared:
+            return
+        if registration.end is None:
+            registration.waiting.append(event)
+        else:
+            registration.end.send(event)
 
-    def _give_up(self, end: End) -> None:
-        if end is self._control and self._welcome is None:
-            end.abort("no welcome")
-            self._lost("no welcome")
+    def _give_up(self, registration: _Registration) -> None:
+        if registration is self._registration and registration.welcome is None:
+            if registration.end is not None:
+                registration.end.abort("no welcome")
+            self._lost(registration, "no welcome")
 
-    def _hear(self, message: object) -> None:
+    def _hear(self, registration: _Registration, message: object) -> None:
         match message:
             case Welcome():
-                self._welcome = message
+                registration.welcome = message
+                self._lives += 1
                 self._retry = self._config.retry
-                self._beat(self._control)
+                self._beat(registration)
             case InstanceCommand():
                 instance = self.instances.get(message.ref.id)
                 if instance is not None:
                     instance.command(message.ref, message.command)
 
-    def _lost(self, reason: str) -> None:
-        self._control = self._welcome = None
+    def _lost(self, registration: _Registration, reason: str) -> None:
+        if registration is not self._registration:
+            return
+        if registration.welcome is not None:
+            self._loop.after(self._config.orphan_seconds, self, self._abandon, self._lives)
+        self._registration = None
         self._loop.after(self._retry * self._random.uniform(0.5, 1.0), self, self._register)
         self._retry = min(self._retry * 2, self._config.retry_most)
 
-    def _beat(self, end: End | None) -> None:
-        if end is None or end is not self._control or self._welcome is None:
+    def _abandon(self, lives: int) -> None:
+        """There has been no scheduler for too long, if it is still the same loss: nobody is left who would end tasks."""
+        if lives == self._lives and not self.registered:
+            for instance in self.instances.values():
+                instance.abandon(f"there has been no scheduler for {self._config.orphan_seconds:g} s")
+
+    def _beat(self, registration: _Registration) -> None:
+        if registration is not self._registration or registration.end is None or registration.welcome is None:
             return
         loads = {instance.ref: instance.load() for instance in self.instances.values()}
-        changed = tuple(InstanceLoad(ref, load) for ref, load in loads.items() if self._sent_loads.get(ref) != load)
-        self._sent_loads = loads
-        end.send(Heartbeat(self.name, changed))
-        self._loop.after(self._welcome.heartbeat_interval, self, self._beat, end)
+        sent, registration.loads = registration.loads, loads
+        changed = tuple(InstanceLoad(ref, load) for ref, load in loads.items() if sent.get(ref) != load)
+        registration.end.send(Heartbeat(self.name, changed))
+        self._loop.after(registration.welcome.heartbeat_interval, self, self._beat, registration)
 
     # ---- Owner: from the instances
 
     def report(self, ref: InstanceRef, report: TaskReport) -> None:
-        if self._control is not None:
-            self._control.send(Reported(ref, report))
+        self._tell(ref.id, Reported(ref, report))
 
     def on_reset(self, old: InstanceRef, info: InstanceInfo, reason: str) -> None:
-        if self._control is not None:
-            self._control.send(InstanceReset(self.name, old, info, reason))
-            self._sent_loads = {}
+        self._tell(old.id, InstanceReset(self.name, old, info, reason))
+        if self._registration is not None:
+            self._registration.loads = {}
 
     def emit(self, message: Emit | EmitPrompt) -> None:
         if isinstance(message, Emit):

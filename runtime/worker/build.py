@@ -27,6 +27,7 @@ from triptych.runtime.engine.config import engine_config
 from triptych.runtime.engine.engine import Engine
 from triptych.runtime.engine.memory import free_bytes, pages_that_fit
 from triptych.runtime.engine.page_programs import PageMover
+from triptych.runtime.instance.composer import DefaultComposer, TakingTurns
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.core import InstanceCore
 from triptych.runtime.instance.termination import StopProbeFactory
@@ -178,4 +179,5 @@ def make_core(
         ),
         stop_probe=stop_probe,
         random=random.Random(secrets.randbits(128)),
+        composer=TakingTurns() if parts.plan.taking_turns else DefaultComposer(),
     )

@@ -19,12 +19,14 @@ class InstancePlan:
     """One instance of the process: its name, its roles, and how many devices it takes (devices are handed out in order).
 
     `switchable`: roles that it may take on later. Their programs are compiled before it is ready, too, so that nothing compiles at the switch.
+    `taking_turns`: decode rows and prefill chunks go into separate steps, in turns (topology (P-D)); else into the same ones (PD).
     """
 
     id: str
     roles: frozenset[Role]
     tp: int = 1
     switchable: frozenset[Role] = frozenset()
+    taking_turns: bool = False
 
     @property
     def possible(self) -> frozenset[Role]:

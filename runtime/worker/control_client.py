@@ -26,6 +26,7 @@ from triptych.runtime.core.control import (
     Retire,
     RolesRefused,
     SetRoles,
+    SetShare,
     WorkerJoined,
 )
 from triptych.runtime.core.errors import InstanceLostError, InvalidRequestError, TriptychError
@@ -57,7 +58,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ),  # a new client must open a new connection, not share one that is being torn down
 )
 
-WorkerOrder = TaskCommand | SetRoles | Retire
+WorkerOrder = TaskCommand | SetRoles | SetShare | Retire
 CommandHandler = Callable[[InstanceRef, WorkerOrder], None]
 
 
@@ -216,8 +217,8 @@ class ControlClient:
                 case "instance_command":
                     ref = decode(message.instance_command.ref, InstanceRef, now)
                     self._on_command(ref, decode_oneof(message.instance_command.command, now))
-                case "set_roles" | "retire":
-                    order: SetRoles | Retire = decode_oneof(message, now)
+                case "set_roles" | "set_share" | "retire":
+                    order: SetRoles | SetShare | Retire = decode_oneof(message, now)
                     self._on_command(order.ref, order)
                 case other:
                     raise InvalidRequestError(f"the scheduler sent {other}, expected a command")

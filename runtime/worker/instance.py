@@ -86,6 +86,7 @@ class LiveInstance:
         self._around = around
         self._out: list[tuple[InstanceRef, InstanceMessage]] = []
         self._preemptions = 0
+        self._pulls_failed = 0
         self._switches, self._switch_seconds = 0, 0.0
         self._producer = TransferProducer(
             info.ref,
@@ -197,6 +198,15 @@ class LiveInstance:
 
         self._loop.call(switch)
 
+    def set_share(self, ref: InstanceRef, prefill_tokens: int) -> None:
+        """Split the compute of later steps so, if `ref` still lives."""
+
+        def split() -> None:
+            if self._core.ref == ref:
+                self._core.set_share(prefill_tokens)
+
+        self._loop.call(split)
+
     async def snapshot(self) -> InstanceSnapshot:
         """Taken on the device loop, between two steps."""
         answer: asyncio.Future[InstanceSnapshot] = self._around.loop.create_future()
@@ -299,6 +309,7 @@ class LiveInstance:
                 "device_wait_us": int(self._loop.wait_seconds * 1e6),
                 "compiled_after_ready": compile_count() - self._compiled_before,
                 "preemptions": self._preemptions,
+                "pulls_failed": self._pulls_failed,
                 "stale": self._core.stale,
                 "role_switches": self._switches,
                 "role_switch_us": int(self._switch_seconds * 1e6),
@@ -347,6 +358,7 @@ class LiveInstance:
         log.debug("pull of %s withdrawn: %s", pull.request, reason)
 
     def failed(self, pull: StartPull, status: Status, reason: str) -> None:
+        self._pulls_failed += 1
         self._loop.post(ImportFailed(pull.request, status, reason, pull.attempt))
 
     # ---- on the event loop ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from triptych.runtime.core.clock import Clock
-from triptych.runtime.core.control import Retire, SetRoles
+from triptych.runtime.core.control import Retire, SetRoles, SetShare
 from triptych.runtime.core.errors import InstanceLostError, Status, TriptychError
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef
 from triptych.runtime.core.tasks import HeldTask, TaskReport
@@ -178,6 +178,8 @@ class Membership:
         match command:
             case SetRoles():
                 instance.set_roles(ref, command.roles)
+            case SetShare():
+                instance.set_share(ref, command.prefill_tokens)
             case Retire():
                 self._retire(instance, command.reason)
             case _:

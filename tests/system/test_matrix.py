@@ -22,7 +22,7 @@ from triptych.runtime.cluster.local import LocalCluster
 from triptych.runtime.engine.compile_guard import no_compilation
 
 FACTORS: dict[str, list[Any]] = {
-    "topology": ["PD", "1P1D"],
+    "topology": ["PD", "1P1D", "(P-D)"],
     "processes": ["one", "two"],
     "transport": ["local", "device", "grpc"],
     "tp": [(1, 1), (1, 2), (2, 1), (2, 4), (4, 2), (4, 1)],
@@ -33,8 +33,8 @@ FACTORS: dict[str, list[Any]] = {
 
 
 def possible(row: Row) -> bool:
-    """PD moves nothing and has one TP size; `local` stays inside a process."""
-    if row["topology"] == "PD":
+    """PD and (P-D) move nothing and have one TP size; `local` stays inside a process."""
+    if row["topology"] != "1P1D":
         return row["processes"] == "one" and row["transport"] == "local" and row["tp"] in ((1, 1), (2, 1))
     return not (row["processes"] == "two" and row["transport"] == "local")
 
@@ -122,7 +122,7 @@ def expected() -> dict[str, Result]:
 def cluster(request: pytest.FixtureRequest) -> Iterator[tuple[Row, LocalCluster, Client]]:
     row = request.param
     setup = dict(row)
-    if row["topology"] == "PD":
+    if row["topology"] != "1P1D":
         setup["tp"] = (row["tp"][0], row["tp"][0])
     with ToySetup(**setup).cluster() as running, Client(running.address) as client:
         yield row, running, client

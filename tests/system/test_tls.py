@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ def serve_flags(certs: Path) -> list[str]:
         f"--ssl-keyfile={certs / 'server-key.pem'}",
         f"--token={CLIENT}",
         f"--cluster-token={INSIDE}",
+        "--http-port=0",
     ]
 
 
@@ -56,6 +59,21 @@ async def ends(address: str, tls: Tls | None, token: str | None, path: str, requ
         except grpc.aio.AioRpcError as error:
             return error.code()
         return OK
+
+
+def https_status(address: str, certs: Path, token: str | None, shown: str | None = "client") -> int:
+    """Status of a completion over HTTPS, with a certificate of `certs` or without one. Raises what a refused connection does."""
+    trust = ssl.create_default_context(cafile=str(certs / "ca.pem"))
+    if shown is not None:
+        trust.load_cert_chain(certs / f"{shown}.pem", certs / f"{shown}-key.pem")
+    host, _, port = address.rpartition(":")
+    connection = http.client.HTTPSConnection(host, int(port), context=trust, timeout=30)
+    headers = {"content-type": "application/json", **{key: value for key, value in bearer_metadata(token)}}
+    try:
+        connection.request("POST", "/v1/completions", b'{"prompt": [1, 2], "max_tokens": 2}', headers)
+        return connection.getresponse().status
+    finally:
+        connection.close()
 
 
 async def legs(deployment: Deployment) -> dict[str, tuple[str, str, Any, grpc.StatusCode]]:
@@ -98,6 +116,12 @@ def test_every_leg_serves_its_own_and_refuses_everybody_else(certs: Path, capsys
                     assert await ends(address, tls, own, path, request) is REFUSED, f"{leg}: {who}"
                 for token in (None, "wrong", other):
                     assert await ends(address, client, token, path, request) is UNAUTHENTICATED, f"{leg}: {token}"
+            web = deployment.http
+            assert web is not None
+            assert await asyncio.to_thread(https_status, web, certs, CLIENT) == 200
+            assert await asyncio.to_thread(https_status, web, certs, INSIDE) == 401
+            with pytest.raises(OSError):  # TLS 1.3 tells a client only when it reads
+                await asyncio.to_thread(https_status, web, certs, CLIENT, None)
             command = ["generate", "hello", "--max-tokens=3", f"--server={deployment.address}", f"--api-key={CLIENT}"]
             shown = [f"--tls-ca={certs / 'ca.pem'}", f"--tls-cert={certs / 'client.pem'}"]
             shown.append(f"--tls-key={certs / 'client-key.pem'}")

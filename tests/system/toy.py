@@ -24,7 +24,7 @@ NO_CACHE = Path("/nonexistent")  # a preset is never fetched
 
 @dataclass(frozen=True)
 class ToySetup:
-    """One deployment of the toy model. `tp` is (prefill, decode); for topology PD both are the same.
+    """One deployment of the toy model. `tp` is (prefill, decode); for topologies PD and (P-D) both are the same.
 
     `processes` "one": one worker holds both instances; "two": one worker each (here still one Python process, but separate gRPC
     servers, transports and devices).
@@ -57,8 +57,10 @@ class ToySetup:
 
     def workers(self) -> list[WorkerConfig]:
         prefill, decode = self.tp
-        if self.topology == "PD":
-            groups: Sequence[tuple[InstancePlan, ...]] = [(InstancePlan("pd-0", PREFILL | DECODE, prefill),)]
+        if self.topology in ("PD", "(P-D)"):
+            turns = self.topology == "(P-D)"
+            shared = InstancePlan("pd-0", PREFILL | DECODE, prefill, taking_turns=turns)
+            groups: Sequence[tuple[InstancePlan, ...]] = [(shared,)]
         else:
             plans = (InstancePlan("prefill-0", PREFILL, prefill), InstancePlan("decode-0", DECODE, decode))
             groups = [plans] if self.processes == "one" else [(plan,) for plan in plans]

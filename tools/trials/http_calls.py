@@ -55,10 +55,9 @@ async def _exchange(address: str, data: bytes, leave_after: float | None) -> int
         if leave_after is not None:
             await asyncio.sleep(leave_after)
             return LEFT
-        answer = await reader.read(2_000)
-        read = len(answer)
-        while (more := await reader.read(65_536)) and read < READS:
-            read += len(more)
+        answer = b""
+        while len(answer) < READS and (more := await reader.read(65_536)):
+            answer += more
         found = re.match(rb"(?:HTTP/1\.1 100 [^\r]*\r\n\r\n)?HTTP/1\.[01] (\d{3})", answer)
         return NOTHING if found is None else int(found[1])
     except ConnectionError:

@@ -9,7 +9,7 @@ from tests.runtime.instance.fake_device import expected_outputs
 from triptych.runtime.core.errors import EngineError, Status
 from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.core.tasks import AbortTask, PrefillDone, StartLocal, StartPrefill, TaskEnded
-from triptych.runtime.instance.composer import InvalidCompositionError, StepChoice, StepView
+from triptych.runtime.instance.composer import InvalidCompositionError, StepChoice, StepView, TakingTurns
 from triptych.runtime.instance.messages import CloseStaging, Report, StepDone
 from triptych.runtime.instance.plan import StepPlan, StepResult
 
@@ -228,6 +228,28 @@ def test_a_composer_may_hold_work_back_but_not_exceed_the_limits():
     with pytest.raises(InvalidCompositionError):
         node.ready()
     node.core.audit()
+
+
+def test_taking_turns_never_mixes_and_a_share_bounds_the_prefill_step():
+    node = Node(config(chunk_tokens=16), composer=TakingTurns())
+    node.core.set_share(5)
+    assert node.core.load().share == 5
+    for name in "abc":
+        node.command(StartLocal(request(name, 25)))
+    node.run()
+    for name in "abc":
+        assert [token.token for token in node.tokens(name)] == expected_outputs(request(name, 25), 64)[0]
+    kinds = [{row.decode for row in plan.rows} for plan in node.device.plans]
+    assert all(len(kind) == 1 for kind in kinds), "a step held both"
+    prefills = [sum(len(row.tokens) for row in plan.rows) for plan in node.device.plans if not plan.rows[0].decode]
+    assert max(prefills) == 5
+    first = next(i for i, kind in enumerate(kinds) if kind == {True})
+    turns = kinds[first : first + 6]
+    assert turns == [{True}, {False}] * 3
+    node.core.set_share(0)
+    assert node.core.load().share == 1
+    node.core.set_share(10**6)
+    assert node.core.load().share == 16
 
 
 def test_timers_of_ended_tasks_do_not_pile_up():

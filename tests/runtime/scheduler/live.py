@@ -22,6 +22,7 @@ from triptych.runtime.core.control import (
     Resume,
     Retire,
     SetRoles,
+    SetShare,
     Submit,
 )
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load
@@ -100,6 +101,8 @@ class LiveWorker:
             case Retire():
                 del self.fakes[ref]
                 self.client.instance_left(ref, command.reason)
+            case SetShare():
+                pass  # toy instances take turns as they like
             case _:
                 for report in self.fakes[ref].handle(command):
                     self.client.report(ref, report)

@@ -27,6 +27,7 @@ from triptych.runtime.core.control import (
     Retire,
     SchedulerEvent,
     SetRoles,
+    SetShare,
     Submit,
     WorkerJoined,
 )
@@ -99,7 +100,7 @@ class StormWorld:
         self.ordered = len(self.world.orders)
         for order in orders:
             node = self.nodes.get(order.command.ref)
-            if node is not None and node.connected:
+            if node is not None and node.connected and not isinstance(order.command, SetShare):
                 node.inbox.append(order.command)
         self.audit()
 

@@ -114,6 +114,18 @@ def test_a_pull_that_arrives_within_the_grace_is_adopted() -> None:
     world.assert_nothing_is_held()
 
 
+def test_a_pull_that_arrives_while_its_worker_is_away_again_is_adopted() -> None:
+    world = driver()
+    world.declare("r")
+    back(world, D, held(D, Role.DECODE, running=False))
+    back(world, D, held(D, Role.DECODE, running=True))
+    world.tick(3.1)
+    assert not world.told(Interrupted) and world.scheduler.counters["adopted"] == 1
+    world.report(D, ended(Role.DECODE))
+    assert isinstance(world.terminal("r"), Completed)
+    world.assert_nothing_is_held()
+
+
 def test_a_pull_that_arrives_before_its_request_is_declared_counts_as_running() -> None:
     world = driver()
     back(world, D, held(D, Role.DECODE, running=False))

@@ -38,7 +38,11 @@ def test_a_declaration_comes_between_what_was_reported_before_it_and_after_it() 
             go_on = threading.Event()
             order: list[object] = []
             rig.live.start()
-            rig.live._loop.call(lambda: go_on.wait(10) and None)  # what follows is handled in one turn of the loop
+
+            def hold() -> None:
+                go_on.wait(10)
+
+            rig.live._loop.call(hold)  # what follows is handled in one turn of the loop
             rig.on_report = lambda report: order.append(type(report))
             rig.live.command(ReserveDecode(request("before"), ttl=60.0))
             rig.live.declare(lambda info, held: order.append([task.request for task in held]))
