@@ -87,9 +87,9 @@ class IncompatibleError(TriptychError):
 
 
 class StaleEpochError(TriptychError):
-    """A handle, call or heartbeat names an incarnation that no longer exists."""
+    """A handle, call or heartbeat names an incarnation that no longer exists: what it held is lost, and another attempt may succeed."""
 
-    status = Status.FAILED_PRECONDITION
+    status = Status.UNAVAILABLE
 
 
 class TransferError(TriptychError):

@@ -17,7 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 PERCENTILES = (50, 90, 99)
-COLUMNS = ("at", "ttft", "tpot", "e2e", "queue", "wait", "prefill", "transfer", "prompt", "output", "cached", "preemptions")
+COLUMNS = (
+    "at",
+    "ttft",
+    "tpot",
+    "e2e",
+    "queue",
+    "wait",
+    "prefill",
+    "transfer",
+    "prompt",
+    "output",
+    "cached",
+    "preemptions",
+)
 
 
 class Requests:
@@ -68,7 +81,7 @@ def spread(values: NDArray[np.float64] | Sequence[float]) -> Spread | None:
 
 @dataclass(frozen=True)
 class Occupancy:
-    """How full the instances of one kind were at one moment: means over them.
+    """How full the instances of one kind were at one moment: means over them (over evenly chosen 256 if there are more).
 
     Attributes:
         running, waiting: sequences in steps, and queued for a prompt's computation.

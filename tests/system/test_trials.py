@@ -8,6 +8,8 @@ import pytest
 
 from triptych.tools.trials import chaos, fuzz, soak
 from triptych.tools.trials.deployment import deployed
+from triptych.tools.trials.faults import Fault
+from triptych.tools.trials.losses import Report
 
 
 @pytest.mark.slow
@@ -26,13 +28,13 @@ def test_strange_input_to_every_rpc_and_route() -> None:
 @pytest.mark.slow
 @pytest.mark.limit(600)
 def test_every_kind_of_process_is_killed_and_nothing_is_lost() -> None:
-    async def scenario() -> chaos.Report:
+    async def scenario() -> Report:
         async with deployed(["--topology=1P1D"]) as deployment:
             return await chaos.trial(deployment, "1P1D", seconds=1.0, seed=3, clients=4)
 
     report = asyncio.run(scenario())
     assert report.problems == [], report.table()
-    assert {(event.role, event.fault) for event in report.events} >= {(role, chaos.Fault.KILL) for role in chaos.ROLES}
+    assert {(event.role, event.fault) for event in report.events} >= {(role, Fault.KILL) for role in chaos.ROLES}
     assert any(outcome.attempts > 1 for outcome in report.outcomes), "no request was hurt: the test shows nothing"
 
 

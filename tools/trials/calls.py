@@ -99,8 +99,9 @@ async def call(
         pass  # the call ended, perhaps while it was written to; its status says why
     except asyncio.CancelledError:
         task = asyncio.current_task()
-        if not running.cancelled() or (task is not None and task.cancelling()):
+        if task is None or task.cancelling():
             raise
+        running.cancel()  # it was the call that was cancelled, by its own timer or with its connection
     code: grpc.StatusCode = await running.code()
     if running.cancelled() and ending in (Ending.CANCEL, Ending.DROP):
         return LEFT, ""

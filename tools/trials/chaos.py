@@ -15,168 +15,45 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import grpc
 
 from triptych.runtime.client import AsyncClient
-from triptych.runtime.core.errors import Status
+from triptych.runtime.core.errors import ConfigError, Status
 from triptych.runtime.core.topology import parse
-from triptych.tools.trials.deployment import Deployment, Log, deployed
+from triptych.tools.trials.deployment import Deployment
 from triptych.tools.trials.faults import Bounds, Fault, inflict
-from triptych.tools.trials.load import Load, Outcome, kinds, learn
+from triptych.tools.trials.flags import add_arguments as add_trial_arguments
+from triptych.tools.trials.flags import opened
+from triptych.tools.trials.load import Load, kinds, learn
+from triptych.tools.trials.losses import RECOVERY_LIMIT, Event, Report
 
 ROLES = ("prefill", "decode", "scheduler", "gateway")
-RECOVERY_LIMIT = 120.0  # seconds after which a deployment that is not whole again never will be
 LEAD = (0.3, 2.0)  # seconds of load before a fault, so that it meets requests at every stage
 SETTLE = 2.0  # seconds of load after a recovery, before the pause
 IDLE_LIMIT = 20.0  # seconds until nothing may be held with no request running
-MAY_FAIL = {("gateway", Fault.KILL), ("gateway", Fault.PARTITION)}  # the client's own connection is what broke
-COLUMNS = (
-    "faults",
-    "requests",
-    "admitted",
-    "completed",
-    "failed",
-    "hung",
-    "lost",
-    "duplicated",
-    "wrong",
-    "leaked",
-    "recovery",
-)
-
-
-@dataclass
-class Event:
-    """One fault: to whom, when (time.monotonic), how long until the deployment was whole again (None: never), and what was held after it."""
-
-    role: str
-    fault: Fault
-    victim: str
-    began: float
-    recovery: float | None = None
-    held: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    @property
-    def ended(self) -> float:
-        return self.began + (RECOVERY_LIMIT if self.recovery is None else self.recovery)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the loss table. Lost, duplicated and wrong count tokens, leaked counts things held, recovery is the longest, in seconds."""
-
-    role: str
-    fault: str
-    faults: int
-    requests: int
-    admitted: int
-    completed: int
-    failed: int
-    hung: int
-    lost: int
-    duplicated: int
-    wrong: int
-    leaked: int
-    recovery: float
-
-
-@dataclass
-class Report:
-    """Everything that happened."""
-
-    events: list[Event] = field(default_factory=list)
-    outcomes: list[Outcome] = field(default_factory=list)
-    restarts: dict[str, float] = field(default_factory=dict)
-
-    def rows(self) -> list[Row]:
-        """A line for each pair of role and fault that happened, and one for requests that met none."""
-        met = [(outcome, met_by(outcome, self.events)) for outcome in self.outcomes]
-        pairs = sorted({(event.role, event.fault) for event in self.events})
-        found = [_row("-", "none", [], [outcome for outcome, event in met if event is None])]
-        for role, fault in pairs:
-            events = [event for event in self.events if (event.role, event.fault) == (role, fault)]
-            found.append(_row(role, fault, events, [outcome for outcome, event in met if event in events]))
-        return found
-
-    @property
-    def problems(self) -> list[str]:
-        found = []
-        for row in self.rows():
-            where = f"{row.role} {row.fault}"
-            for name in ("hung", "lost", "duplicated", "wrong", "leaked"):
-                if count := getattr(row, name):
-                    found.append(f"{where}: {count} {name}")
-            if row.failed and (row.role, row.fault) not in MAY_FAIL:
-                found.append(f"{where}: {row.failed} requests failed")
-        found += [
-            f"{e.victim} {e.fault}: not whole again after {RECOVERY_LIMIT:g} s"
-            for e in self.events
-            if e.recovery is None
-        ]
-        found += [f"{o.spec}: failed ({o.reason}), and so did its retries" for o in self.outcomes if o.retried is False]
-        return found
-
-    def table(self) -> str:
-        lines = ["".join([f"{'process':<12}{'fault':<12}", *(f"{name:>11}" for name in COLUMNS)])]
-        for row in self.rows():
-            cells = [
-                f"{getattr(row, name):>11.1f}" if name == "recovery" else f"{getattr(row, name):>11}"
-                for name in COLUMNS
-            ]
-            lines.append("".join([f"{row.role:<12}{row.fault:<12}", *cells]))
-        again = sum(outcome.attempts > 1 for outcome in self.outcomes)
-        lines.append(f"\nrestart, seconds: {', '.join(f'{role} {s:.1f}' for role, s in self.restarts.items())}")
-        lines.append(
-            f"{len(self.outcomes)} requests, {again} completed after more than one attempt; {len(self.problems)} problems"
-        )
-        reasons = sorted(
-            {
-                f"{o.status.name if o.status else 'no end'}: {o.reason}"
-                for o in self.outcomes
-                if o.status is not Status.OK
-            }
-        )
-        return "\n".join(
-            [*lines, *(f"  {problem}" for problem in self.problems), *(f"  reason given: {r}" for r in reasons)]
-        )
-
-
-def met_by(outcome: Outcome, events: Sequence[Event]) -> Event | None:
-    """The last fault that was not over when the request began, and had begun before it ended."""
-    hits = [event for event in events if event.began <= outcome.ended and outcome.began <= event.ended]
-    return hits[-1] if hits else None
-
-
-def _row(role: str, fault: str, events: Sequence[Event], outcomes: Sequence[Outcome]) -> Row:
-    return Row(
-        role=role,
-        fault=fault,
-        faults=len(events),
-        requests=len(outcomes),
-        admitted=sum(o.admitted for o in outcomes),
-        completed=sum(o.status is Status.OK for o in outcomes),
-        failed=sum(o.status not in (Status.OK, None) for o in outcomes),
-        hung=sum(o.status is None for o in outcomes),
-        lost=sum(o.lost for o in outcomes),
-        duplicated=sum(o.duplicated for o in outcomes),
-        wrong=sum(o.wrong for o in outcomes),
-        leaked=sum(sum(what.values()) or 1 for event in events for what in event.held.values()),
-        recovery=max((event.ended - event.began for event in events), default=0.0),
-    )
 
 
 class Chaos:
     """Inflicts faults on `deployment` while `load` runs."""
 
-    def __init__(self, deployment: Deployment, load: Load, report: Report, bounds: Bounds, instances: frozenset[str]):
+    def __init__(
+        self,
+        deployment: Deployment,
+        load: Load,
+        report: Report,
+        bounds: Bounds,
+        instances: frozenset[str],
+        faults: Sequence[Fault],
+    ):
         self._deployment = deployment
         self._load = load
         self._report = report
         self._bounds = bounds
         self._instances = instances
+        self._faults = faults
 
     async def run(self, seconds: float, rng: random.Random) -> None:
         """Measure how long each kind of process takes to come back, then inflict random faults for `seconds`."""
@@ -187,7 +64,7 @@ class Chaos:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             began = time.monotonic()
-            await self._event(rng.choice(self._roles()), rng.choice(list(Fault)), rng)
+            await self._event(rng.choice(self._roles()), rng.choice(self._faults), rng)
             await asyncio.sleep(max(0.0, began + interval - time.monotonic()))
 
     def _roles(self) -> list[str]:
@@ -229,7 +106,14 @@ class Chaos:
         return open_now >= self._instances and await client.ready()
 
 
-async def trial(deployment: Deployment, topology: str, seconds: float, seed: int, clients: int) -> Report:
+async def trial(
+    deployment: Deployment,
+    topology: str,
+    seconds: float,
+    seed: int,
+    clients: int,
+    faults: Sequence[Fault] = tuple(Fault),
+) -> Report:
     """Learn what requests give, then inflict faults under load."""
     rng, report = random.Random(f"{seed}/chaos"), Report()
     async with deployment.client() as client:
@@ -239,7 +123,7 @@ async def trial(deployment: Deployment, topology: str, seconds: float, seed: int
     running = asyncio.create_task(load.run(clients))
     load.resume()
     try:
-        await Chaos(deployment, load, report, Bounds(), instances).run(seconds, rng)
+        await Chaos(deployment, load, report, Bounds(), instances, faults).run(seconds, rng)
     finally:
         load.stop.set()
         load.resume()
@@ -252,13 +136,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=float, default=600.0, help="how long, after the restarts were measured (default 600)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of faults and requests")
-    parser.add_argument("--topology", default="1P2D", help="of the deployment that is started (default 1P2D)")
     parser.add_argument(
         "--clients", type=int, default=6, help="clients that send one request after the other (default 6)"
     )
-    parser.add_argument("--log", type=Path, help="file for what the deployment's processes say (default: stderr)")
+    parser.add_argument(
+        "--faults", default=",".join(Fault), help=f"which, with commas between (default {','.join(Fault)})"
+    )
     parser.add_argument("--json", type=Path, help="write the table, every fault and every failed request to this file")
-    parser.add_argument("flags", nargs="*", metavar="-- FLAG", help="further flags of `triptych serve`")
+    add_trial_arguments(parser, topology="1P2D")
+
+
+def chosen(text: str) -> tuple[Fault, ...]:
+    """The faults that --faults names. Raises ConfigError for one that there is not."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or set(names) - set(Fault):
+        raise ConfigError(f"--faults is {text!r}; expected some of {', '.join(Fault)}, with commas between")
+    return tuple(map(Fault, names))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -266,9 +159,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _run(args: argparse.Namespace) -> int:
-    with Log(args.log) as log:
-        async with deployed([f"--topology={args.topology}", *args.flags], log=log) as deployment:
-            report = await trial(deployment, args.topology, args.seconds, args.seed, args.clients)
+    faults = chosen(args.faults)
+    async with opened(args) as deployment:
+        report = await trial(deployment, args.topology, args.seconds, args.seed, args.clients, faults)
     print(report.table())
     if args.json is not None:
         args.json.write_text(json.dumps(_as_data(report), indent=1))

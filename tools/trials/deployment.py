@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import grpc
 
@@ -133,23 +133,6 @@ async def deployed(
         yield Deployment(ready["address"], addresses["scheduler"], pid, addresses.get("http"), access or Access())
     finally:
         await loop.run_in_executor(None, supervisor.stop, 30.0)
-
-
-class Log:
-    """Where the lines of a deployment's processes go: a file, or stderr. A context manager."""
-
-    def __init__(self, path: Path | None):
-        self._file = sys.stderr if path is None else path.open("w", encoding="utf-8")
-
-    def __call__(self, line: str) -> None:
-        print(line, file=self._file, flush=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not sys.stderr:
-            self._file.close()
 
 
 def children(parent: int) -> dict[str, int]:

@@ -134,9 +134,10 @@ class Load:
         self._go.set()
 
     async def run(self, clients: int) -> None:
-        async with asyncio.TaskGroup() as group:
-            for number in range(clients):
-                group.create_task(self._client(random.Random(f"{self.seed}/client/{number}")))
+        rngs = [random.Random(f"{self.seed}/client/{number}") for number in range(clients)]
+        await asyncio.gather(
+            *map(self._client, rngs)
+        )  # not a TaskGroup, which would let a cancelled client go unnoticed
 
     async def _client(self, rng: random.Random) -> None:
         async with self.connect() as client:

@@ -12,11 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from triptych.runtime.client import AsyncClient
 from triptych.runtime.core.errors import OverloadedError, TriptychError
-from triptych.tools.trials.deployment import Deployment, Log, deployed
+from triptych.tools.trials.deployment import Deployment
+from triptych.tools.trials.flags import add_address_arguments, opened
+from triptych.tools.trials.flags import add_arguments as add_trial_arguments
 from triptych.tools.trials.watch import Level, Watch, table
 
 LIMIT = 60.0  # seconds for one request
@@ -77,9 +78,7 @@ async def trial(deployment: Deployment, requests: int, concurrency: int, seed: i
     async with deployment.client() as client:
         tasks = [asyncio.create_task(watch.run()), asyncio.create_task(_tell(tally, requests, began))]
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(concurrency):
-                    group.create_task(_work(client, tally, left, seed))
+            await asyncio.gather(*(_work(client, tally, left, seed) for _ in range(concurrency)))
         finally:
             for task in tasks:
                 task.cancel()
@@ -122,9 +121,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, default=50_000, help="how many (default 50000)")
     parser.add_argument("--concurrency", type=int, default=32, help="how many at a time (default 32)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all requests")
-    parser.add_argument("--topology", default="1P1D", help="of the deployment that is started (default 1P1D)")
-    parser.add_argument("--log", type=Path, help="file for what the deployment's processes say (default: stderr)")
-    parser.add_argument("flags", nargs="*", metavar="-- FLAG", help="further flags of `triptych serve`")
+    add_trial_arguments(parser, topology="1P1D")
+    add_address_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -132,8 +130,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _run(args: argparse.Namespace) -> int:
-    with Log(args.log) as log:
-        async with deployed([f"--topology={args.topology}", *args.flags], log=log) as deployment:
-            outcome = await trial(deployment, args.requests, args.concurrency, args.seed)
+    async with opened(args) as deployment:
+        outcome = await trial(deployment, args.requests, args.concurrency, args.seed)
     print(outcome.report())
     return 1 if outcome.problems else 0

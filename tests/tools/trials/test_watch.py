@@ -28,8 +28,8 @@ def test_a_slow_leak_is_growth_and_two_per_cent_are_not() -> None:
     assert not grown([100 * MB] * 20 + [int(101.9 * MB)] * 20)
 
 
-def test_a_file_or_two_come_and_go() -> None:
-    steady, leaking = samples([MB] * 40), samples([MB] * 30) + samples([MB] * 10, fds=13)
+def test_a_few_files_come_and_go() -> None:
+    steady, leaking = samples([MB] * 40), samples([MB] * 30) + samples([MB] * 10, fds=19)
     assert [level.grown for level in levels("toy", steady)] == [False] * 3
     assert [level.measure for level in levels("toy", leaking) if level.grown] == ["fds"]
     assert "GROWN" in table(levels("toy", leaking))

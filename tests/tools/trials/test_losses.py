@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from triptych.runtime.core.errors import Status
-from triptych.tools.trials.chaos import Event, Report, met_by
 from triptych.tools.trials.faults import Fault
 from triptych.tools.trials.load import Outcome
+from triptych.tools.trials.losses import Event, Report, met_by
 
 FIRST = Event("decode", Fault.KILL, "decode-0", began=10.0, recovery=5.0)
 SECOND = Event("gateway", Fault.KILL, "gateway", began=30.0, recovery=2.0)
