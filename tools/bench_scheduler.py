@@ -1,8 +1,10 @@
-"""`triptych bench-scheduler`: what one request costs the scheduler's core, and how that grows with the number of instances.
+"""`triptych bench-scheduler`: what one request costs the scheduler's core, and how that grows with the number of
+instances.
 
-One core, no network, no instances: the driver answers every command at once, as instances do that have room, and keeps a steady number of requests decoding
-on each instance. Only processor time inside `Scheduler.handle` counts. Besides the seven events of each request there are heartbeats with changed loads, one for
-each instance and `--heartbeat-requests` requests, because a heartbeat updates the same indexes.
+One core, no network, no instances: the driver answers every command at once, as instances do that have room, and keeps
+a steady number of requests decoding on each instance. Only processor time inside `Scheduler.handle` counts. Besides the
+seven events of each request there are heartbeats with changed loads, one in `--beat-every` requests, because a heartbeat
+updates the same indexes.
 """
 
 from __future__ import annotations
@@ -145,7 +147,8 @@ class Driver:
 def measure(
     instances: int, requests: int, *, router: str, decoding: int, beat_every: int, prefill_share: float
 ) -> Cost:
-    """`decoding` requests a decode instance are under way all the time; every instance beats once in `beat_every` requests a decode instance."""
+    """`decoding` requests an instance are under way all the time; an instance beats, in turn, every `beat_every`
+    requests."""
     driver = Driver(instances, router, prefill_share)
     joined, driver.seconds = driver.seconds, 0.0
     standing = decoding * instances

@@ -1,4 +1,5 @@
-"""`triptych calibrate`: measure the real engine on this machine and write the step table that `triptych simulate --table` reads."""
+"""`triptych calibrate`: measure the real engine on this machine and write the step table that `triptych simulate
+--table` reads."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Measuring an engine for the simulator: one steady stream of steps per compiled program, at both ends of what it may hold.
+"""Measuring an engine for the simulator: one steady stream of steps per compiled program, at both ends of what it may
+hold.
 
-A program is measured at its full size, because that is what it costs whatever the rows are: with as little KV as still chooses its table width ("low"), and
-with every table full ("high"). Steps are dispatched one ahead, as the device loop does it, and timed in windows: single intervals would flatter (see
-tools/bench/floor.py). What pages hold does not matter; they are handed out in turn, so that a step reads as many different ones as the pool has.
+A program is measured at its full size, because that is what it costs whatever the rows are: with as little KV as still
+chooses its table width ("low"), and with every table full ("high"). Steps are dispatched one ahead, as the device loop
+does it, and timed in windows: single intervals would flatter (see tools/bench/floor.py). What pages hold does not
+matter; they are handed out in turn, so that a step reads as many different ones as the pool has.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ def _split(tokens: int, most: int, rows: int) -> Iterator[int]:
 
 
 def plan_of(engine: Engine, load: Load, number: int, draws: int) -> StepPlan:
-    """Plan `number`: the first one seats the slots and names the decode rows' tokens, later ones take what was drawn. The first `draws` rows draw."""
+    """Plan `number`: the first one seats the slots and names the decode rows' tokens, later ones take what was drawn.
+    The first `draws` rows draw."""
     config = engine.config
     pool = config.num_pages - 1
     rows: list[Row] = []
@@ -90,7 +93,8 @@ def plan_of(engine: Engine, load: Load, number: int, draws: int) -> StepPlan:
 
 
 def stream(engine: Engine, load: Load, draws: int, seconds: float, busy: float = 0.0) -> list[float]:
-    """Seconds a step, as means over windows, for about `seconds` seconds. `busy`: seconds of other host work in every step."""
+    """Seconds a step, as means over windows, for about `seconds` seconds. `busy`: seconds of other host work in every
+    step."""
     pending, last, times, number = engine.dispatch(plan_of(engine, load, 0, draws)), time.perf_counter(), [], 0
     end = last + seconds
     while len(times) <= LEAST_WINDOWS or last < end:

@@ -1,8 +1,10 @@
-"""`triptych fidelity`: does the simulator predict this machine? A live deployment under load beside the simulation of the same requests.
+"""`triptych fidelity`: does the simulator predict this machine? A live deployment under load beside the simulation of
+the same requests.
 
-1. The engine is measured (`triptych calibrate`), pinned to one core as a worker is. 2. The deployment starts, each worker on a core of its own, and a few requests
-on the idle deployment give the delays that no step table has (fidelity_fit.py). 3. Several rounds of open-loop load, at a share of the predicted capacity, are
-measured and simulated, the same arrivals both times. The verdict compares medians over rounds of p50 and p90 of TTFT and TPOT.
+1. The engine is measured (`triptych calibrate`), pinned to one core as a worker is. 2. The deployment starts, each
+worker on a core of its own, and a few requests on the idle deployment give the delays that no step table has
+(fidelity_fit.py). 3. Several rounds of open-loop load, at a share of the predicted capacity, are measured and
+simulated, the same arrivals both times. The verdict compares medians over rounds of p50 and p90 of TTFT and TPOT.
 
 Needs a quiet machine and Linux (core pinning). What it says about a busy one is nothing.
 """

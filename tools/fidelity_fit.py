@@ -1,7 +1,9 @@
-"""The predicting half of `triptych fidelity`: delays and host times fitted to an idle deployment, and the simulator run on the load that was measured.
+"""The predicting half of `triptych fidelity`: delays and host times fitted to an idle deployment, and the simulator run
+on the load that was measured.
 
-What is fitted, each to the median of a few requests on an otherwise idle deployment: the loop's own time in a decode step with one row and with several (ServeHost),
-in a prefill step, the way of a request in and of a token out (`admit`), and the latency and bandwidth of a pull. Nothing is fitted to the load that is predicted.
+What is fitted, each to the median of a few requests on an otherwise idle deployment: the loop's own time in a decode
+step with one row and with several (HostTime), in a prefill step, the way of a request in and of a token out (`admit`),
+and the latency and bandwidth of a pull. Nothing is fitted to the load that is predicted.
 """
 
 from __future__ import annotations
@@ -111,7 +113,8 @@ def _with_host(table: StepTable, alone: list[list[Probe]], together: list[list[P
 
 
 def _extra(bare: StepTable, groups: list[list[Probe]], rows: int) -> float:
-    """Median of what steps took beyond the table, in the second half of each request: then all of a group decode and nobody prefills."""
+    """Median of what steps took beyond the table, in the second half of each request: then all of a group decode and
+    nobody prefills."""
     over: list[float] = []
     for group in groups:
         for p in group:
@@ -122,8 +125,9 @@ def _extra(bare: StepTable, groups: list[list[Probe]], rows: int) -> float:
 
 
 def _pull(model: Model, singles: list[Probe], sent: Sent) -> PullTime:
-    """Latency and bandwidth from what the second token waits for. Most bytes move while the prompt is still computed and cost nothing, so the bandwidth is the one
-    of BANDWIDTHS with which one latency explains all prompts best, long and short."""
+    """Latency and bandwidth from what the second token waits for. Most bytes move while the prompt is still computed
+    and cost nothing, so the bandwidth is the one of BANDWIDTHS with which one latency explains all prompts best, long
+    and short."""
     live = np.array([p.after for p in singles])
     best = (np.inf, FREE)
     for bandwidth in BANDWIDTHS:

@@ -1,4 +1,5 @@
-"""The live half of `triptych fidelity`: a deployment whose workers each have a core of their own, and what is measured on it."""
+"""The live half of `triptych fidelity`: a deployment whose workers each have a core of their own, and what is measured
+on it."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ from triptych.tools.supervisor import Supervisor
 
 @dataclass(frozen=True)
 class Cores:
-    """Which cores serve whom: one for each worker, the others for scheduler, gateway and this process (all of them if there are no others)."""
+    """Which cores serve whom: one for each worker, the others for scheduler, gateway and this process (all of them if
+    there are no others)."""
 
     workers: tuple[int, ...]
     rest: tuple[int, ...]
@@ -52,7 +54,8 @@ def assign_cores(workers: int) -> Cores:
 
 @contextlib.contextmanager
 def pinned(cores: Sequence[int]) -> Iterator[None]:
-    """What is started inside runs on these cores only, from its first instruction: thread pools are sized by what they see."""
+    """What is started inside runs on these cores only, from its first instruction: thread pools are sized by what they
+    see."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -118,7 +121,8 @@ async def probe(client: AsyncClient, prompt: Sequence[int], output: int) -> Prob
 
 
 async def probes(address: str, lengths: Sequence[int], output: int, together: int, repeats: int) -> list[list[Probe]]:
-    """Groups of `together` requests sent at once, one group after the other, `repeats` of each length; the first group of each length warms up."""
+    """Groups of `together` requests sent at once, one group after the other, `repeats` of each length; the first group
+    of each length warms up."""
     rng = random.Random(0)
     groups: list[list[Probe]] = []
     async with AsyncClient(address) as client:

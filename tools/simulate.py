@@ -1,6 +1,8 @@
-"""`triptych simulate`: a whole cluster on a virtual clock; the real scheduler and the real instances, with step times instead of devices.
+"""`triptych simulate`: a whole cluster on a virtual clock; the real scheduler and the real instances, with step times
+instead of devices.
 
-Prints a line per rate and the goodput; --out writes everything as JSON, --plot draws it. What is modelled and what is real: docs/simulation.md.
+Prints a line per rate and the goodput; --out writes everything as JSON, --plot draws it. What is modelled and what is
+real: docs/simulation.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Pictures of a study: attainment against rate, where a request's time goes, and how full the cluster was at the largest rate."""
+"""Pictures of a study: attainment against rate, where a request's time goes, and how full the cluster was at the
+largest rate."""
 
 from __future__ import annotations
 

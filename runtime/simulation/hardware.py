@@ -1,8 +1,9 @@
 """Accelerators as numbers: what a roofline, a planner or a study of mixed chips needs to know of one.
 
-Peaks are those of the makers' data sheets; what programs reach of them is a separate factor, measured where a machine was at hand and assumed where not
-(each description says which). Descriptors in this form are what SPAD (arXiv 2510.08544) provisions clusters with. Prices are round figures of
-on-demand list prices in 2025, for comparing layouts with each other; put your own contract's into a JSON file.
+Peaks are those of the makers' data sheets; what programs reach of them is a separate factor, measured where a machine
+was at hand and assumed where not (each description says which). Descriptors in this form are what SPAD (arXiv
+2510.08544) provisions clusters with. Prices are round figures of on-demand list prices in 2025, for comparing layouts
+with each other; put your own contract's into a JSON file.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""What is kept of a simulated run: a few numbers a request in flat columns (a million requests take some 100 MB), and occupancy over time.
+"""What is kept of a simulated run: a few numbers a request in flat columns (a million requests take some 100 MB), and
+occupancy over time.
 
-Times are seconds of virtual time. Definitions are those of tools/bench/metrics.py: TTFT from arrival at the gateway to the first token there, TPOT = (last token -
-first token) / (outputs - 1), one value a request. The stages of a request, in order: queue (waiting in the scheduler), wait (queued on the instance that
-prefills), prefill (first chunk to last), transfer (the pull, which overlaps prefill).
+Times are seconds of virtual time. Definitions are those of tools/bench/metrics.py: TTFT from arrival at the gateway to
+the first token there, TPOT = (last token - first token) / (outputs - 1), one value a request. The stages of a request,
+in order: queue (waiting in the scheduler), wait (queued on the instance that prefills), prefill (first chunk to last),
+transfer (the pull, which overlaps prefill).
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ COLUMNS = (
 
 
 class Requests:
-    """Columns of finished requests, in order of their ends. NaN where a request has no such number (TPOT of one token, anything of a failed one)."""
+    """Columns of finished requests, in order of their ends. NaN where a request has no such number (TPOT of one token,
+    anything of a failed one)."""
 
     def __init__(self) -> None:
         self._columns = {name: array("d") for name in COLUMNS}
@@ -81,7 +84,8 @@ def spread(values: NDArray[np.float64] | Sequence[float]) -> Spread | None:
 
 @dataclass(frozen=True)
 class Occupancy:
-    """How full the instances of one kind were at one moment: means over them (over evenly chosen 256 if there are more).
+    """How full the instances of one kind were at one moment: means over them (over evenly chosen 256 if there are
+    more).
 
     Attributes:
         running, waiting: sequences in steps, and queued for a prompt's computation.

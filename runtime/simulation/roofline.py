@@ -1,14 +1,18 @@
-"""Step times from first principles: bytes over bandwidth or operations over peak, whichever takes longer (Williams et al. 2009).
+"""Step times from first principles: bytes over bandwidth or operations over peak, whichever takes longer (Williams et
+al. 2009).
 
-A step reads every weight once, whatever the batch, and multiplies each with every token; attention reads the KV of every decode row, and computes the
-(query, key) pairs of prefill rows. The dense part and the attention part follow one another, so each takes the longer of its two bounds:
+A step reads every weight once, whatever the batch, and multiplies each with every token; attention reads the KV of
+every decode row, and computes the (query, key) pairs of prefill rows. The dense part and the attention part follow one
+another, so each takes the longer of its two bounds:
 
-    seconds = overhead + max(weights / bandwidth, dense operations / flops) + max(KV read / bandwidth, attention operations / flops) + all-reduces
+    seconds = overhead + max(weights / bandwidth, dense operations / flops) + max(KV read / bandwidth, attention
+    operations / flops) + all-reduces
 
-What it leaves out: activations (small beside weights and KV), padding of compiled sizes, and how much worse than large ones small matrices are.
-Against Llama-3.1-8B in vLLM 0.23 on an H100 it is 1 to 5 % below the measured decode steps of 1 to 256 rows, and below prefills by 12 % at 8,192 tokens, 19 %
-at 2,048 and 35 % at 512 (tests/runtime/simulation/test_roofline.py has the figures). Short prompts and small models have more overhead than is modelled:
-calibrate.
+What it leaves out: activations (small beside weights and KV), padding of compiled sizes, and how much worse than large
+ones small matrices are. Against Llama-3.1-8B in vLLM 0.23 on an H100 it is 1 to 5 % below the measured decode steps of
+1 to 256 rows, and below prefills by 12 % at 8,192 tokens, 19 % at 2,048 and 35 % at 512
+(tests/runtime/simulation/test_roofline.py has the figures). Short prompts and small models have more overhead than is
+modelled: calibrate.
 """
 
 from __future__ import annotations
@@ -96,7 +100,7 @@ class Roofline:
         self.hardware, self.model, self.tp = hardware, model, tp
         self._flops = hardware.flops * hardware.flops_reached * tp
         self._bandwidth = hardware.bandwidth * hardware.bandwidth_reached * tp
-        # A ring all-reduce moves each byte 2 (tp - 1) / tp times; two of them a layer (after attention, after the feed-forward part).
+        # A ring all-reduce moves each byte 2 (tp - 1) / tp times; two a layer, after attention and after the FFN.
         moved = 2 * model.hidden * model.value_bytes * 2 * (tp - 1) / tp
         self._reduce_token = model.layers * moved / hardware.link
         self._reduce_step = model.layers * 2 * 2 * (tp - 1) * hardware.link_latency

@@ -76,6 +76,7 @@ class Schedule:
     queue_order: str = "fcfs"
     max_attempts: int = MANY
     flavours: tuple[int, ...] = (0,)
+    orphan_seconds: float = PATIENCE
     pace: Pace = field(default_factory=Pace)
 
     def world_config(self) -> WorldConfig:
@@ -101,7 +102,7 @@ class Schedule:
                 drain_grace=0.5,
             ),
             make_scheduler=lambda config: Scheduler(config, ROUTERS[self.router](), QUEUE_ORDERS[self.queue_order]()),
-            worker=WorkerConfig(retry=0.02, retry_most=0.1, welcome_timeout=0.3, orphan_seconds=2.5),
+            worker=WorkerConfig(retry=0.02, retry_most=0.1, welcome_timeout=0.3, orphan_seconds=self.orphan_seconds),
             gateway=GatewayConfig(
                 conversation=ConversationConfig(
                     final_token_grace=0.2,
@@ -147,6 +148,7 @@ def generate(seed: int, kinds: Sequence[Kind] = tuple(Kind)) -> Schedule:
         router=luck.choice(list(ROUTERS)),
         queue_order=luck.choice(list(QUEUE_ORDERS)),
         max_attempts=2 if luck.random() < 0.1 else MANY,
+        orphan_seconds=2.0 if luck.random() < 0.3 else PATIENCE,
         flavours=(0, 1, 2) if luck.random() < 0.7 else (0,),
         pace=Pace(
             luck.choice([0.001, 0.004, 0.015]), luck.choice([0.005, 0.02, 0.04]), luck.choice([0.001, 0.01, 0.03])

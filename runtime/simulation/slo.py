@@ -1,7 +1,7 @@
 """Service-level objectives: which requests met them, and the goodput of a layout.
 
-Goodput as in DistServe (arXiv 2401.09670): the largest request rate at which at least 90 % of all requests meet both objectives. A request that failed
-meets none; one with a single token has no TPOT to miss.
+Goodput as in DistServe (arXiv 2401.09670): the largest request rate at which at least 90 % of all requests meet both
+objectives. A request that failed meets none; one with a single token has no TPOT to miss.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def attainment(requests: Requests, slo: Slo, after: float = 0.0) -> Attainment:
 
 
 def goodput(rates: Sequence[float], shares: Sequence[float], share: float = SHARE) -> float | None:
-    """The largest of the rates up to which every one that was tried met its objectives for at least `share` of the requests; None if the smallest
-    did not. A rate that passes beyond one that fails does not count: there is noise in both."""
+    """The largest of the rates up to which every one that was tried met its objectives for at least `share` of the
+    requests; None if the smallest did not. A rate that passes beyond one that fails does not count: there is noise in
+    both."""
     best = None
     for rate, met in sorted(zip(rates, shares, strict=True)):
         if met < share:

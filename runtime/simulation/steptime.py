@@ -1,8 +1,10 @@
-"""How long a device step takes: what a StepPlan asks of the device, in numbers, and the protocol of what turns the numbers into seconds.
+"""How long a device step takes: what a StepPlan asks of the device, in numbers, and the protocol of what turns the
+numbers into seconds.
 
-A model of a device sees counts only (`StepShape`), never tokens, so the same models serve the simulator, the planner and the comparison with
-measurements. Three are provided: `Affine` here (for tests and for whoever has two numbers), `Roofline` (roofline.py, from a description of the hardware)
-and `StepTable` (steptime_table.py, measured on the real engine by `triptych calibrate`).
+A model of a device sees counts only (`StepShape`), never tokens, so the same models serve the simulator, the planner
+and the comparison with measurements. Three are provided: `Affine` here (for tests and for whoever has two numbers),
+`Roofline` (roofline.py, from a description of the hardware) and `StepTable` (steptime_table.py, measured on the real
+engine by `triptych calibrate`).
 """
 
 from __future__ import annotations
@@ -74,8 +76,9 @@ class StepTimes(Protocol):
         ...
 
     def decode_run(self, shape: StepShape, steps: int) -> NDArray[np.float64]:
-        """Seconds of each of `steps` successive decode steps. `shape` is that of the first one and has no prefill; every row's context grows by
-        one a step. Must agree with `seconds` to the last bit, or a simulation that leaps would differ from one that does not."""
+        """Seconds of each of `steps` successive decode steps. `shape` is that of the first one and has no prefill;
+        every row's context grows by one a step. Must agree with `seconds` to the last bit, or a simulation that leaps
+        would differ from one that does not."""
         ...
 
 

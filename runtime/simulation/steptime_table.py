@@ -1,13 +1,16 @@
-"""StepTable: step times measured on the real engine (`triptych calibrate`), as a JSON file, and the rule by which they are looked up.
+"""StepTable: step times measured on the real engine (`triptych calibrate`), as a JSON file, and the rule by which they
+are looked up.
 
-An engine runs one of a few compiled programs for each step, padded to its sizes: decode rows, prefill tokens, table width. So the table has one entry a
-program, not a surface over rows and contexts, and a step costs that of the program which the engine would choose for it (the rule is the engine's own,
-runtime/engine/buckets.py; a test holds them together). Between the two ends that were measured, with hardly any KV and with full tables, a
-program's time is linear in the (query, key) pairs that the step computes; below and above it is that of the nearer end.
+An engine runs one of a few compiled programs for each step, padded to its sizes: decode rows, prefill tokens, table
+width. So the table has one entry a program, not a surface over rows and contexts, and a step costs that of the program
+which the engine would choose for it (the rule is the engine's own, runtime/engine/buckets.py; a test holds them
+together). Between the two ends that were measured, with hardly any KV and with full tables, a program's time is linear
+in the (query, key) pairs that the step computes; below and above it is that of the nearer end.
 
-What the measured times contain: one step in a steady stream of steps, each dispatched before the last one is read, with packing, sampling and reading
-the tokens. `host` is the work of the pure half of an instance on top, of which the device hides a part (measured, 1 on accelerators, 0 where host
-and device share a core). Chunks that draw nothing lack the sampler: `sample` is taken off.
+What the measured times contain: one step in a steady stream of steps, each dispatched before the last one is read, with
+packing, sampling and reading the tokens. `host` is the work of the pure half of an instance on top, of which the device
+hides a part (measured, 1 on accelerators, 0 where host and device share a core). Chunks that draw nothing lack the
+sampler: `sample` is taken off.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ class StepTableError(ValueError):
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of a step (`median` of several windows; `spread` = (p90 - p10) / median) that computes `pairs` (query, key) pairs."""
+    """Seconds of a step (`median` of several windows; `spread` = (p90 - p10) / median) that computes `pairs` (query,
+    key) pairs."""
 
     pairs: int
     median: float

@@ -1,4 +1,5 @@
-"""Studies: one layout under one workload at several rates; what share of requests met their objectives, where their time went, how full everything was."""
+"""Studies: one layout under one workload at several rates; what share of requests met their objectives, where their
+time went, how full everything was."""
 
 from __future__ import annotations
 
@@ -102,7 +103,8 @@ class RateResult:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """All rates of a study, and the goodput: the largest rate with at least 90 % of requests inside both objectives (slo.py)."""
+    """All rates of a study, and the goodput: the largest rate with at least 90 % of requests inside both objectives
+    (slo.py)."""
 
     results: tuple[RateResult, ...]
     goodput: float | None
@@ -165,7 +167,8 @@ def make_cluster(study: Study) -> StudyCluster:
 
 @contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Let the garbage collector leave the cluster alone: ten thousand instances are millions of objects, and every full collection would look at each."""
+    """Let the garbage collector leave the cluster alone: ten thousand instances are millions of objects, and every full
+    collection would look at each."""
     before = gc.get_threshold()
     gc.collect()
     gc.freeze()

@@ -1,7 +1,9 @@
-"""A cluster for studies: the real scheduler, many StudyInstances, a gateway that only takes times, and delays instead of a network.
+"""A cluster for studies: the real scheduler, many StudyInstances, a gateway that only takes times, and delays instead
+of a network.
 
-One event heap drives everything; nothing fails, so streams, journals and recovery are left out (runtime/simulation/world.py has them). What is real: every
-decision of the scheduler and of each instance. What is modelled: step times, link bandwidth, and the delays below, each the same for every message.
+One event heap drives everything; nothing fails, so streams, journals and recovery are left out
+(runtime/simulation/world.py has them). What is real: every decision of the scheduler and of each instance. What is
+modelled: step times, link bandwidth, and the delays below, each the same for every message.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ from triptych.runtime.simulation.workload_tokens import TokenSource
 
 GATEWAY, MODEL = "gateway-0", "model"
 WORKER_INSTANCES = 8  # instances a worker process holds: one host's accelerators
-SAMPLED = 256  # instances of a kind that the timeline looks at: the mean of ten thousand is known well enough from every fortieth
+SAMPLED = 256  # instances of a kind that the timeline looks at: every fortieth of ten thousand tells the mean
 SAMPLES = 100  # of the timeline over the time in which requests arrive
 SCHEDULER_TICK = 0.1  # seconds; what SchedulerTick asks for
 
@@ -125,7 +127,8 @@ class StudyCluster:
         max_waiting: int = 256,
         leaps: bool = True,
     ):
-        """`heartbeat`: seconds between a worker's signs of life; `max_waiting`: of each instance's queue; `leaps`: see StudyInstance."""
+        """`heartbeat`: seconds between a worker's signs of life; `max_waiting`: of each instance's queue; `leaps`: see
+        StudyInstance."""
         self.loop = EventLoop()
         self.scheduler = scheduler
         self.requests = Requests()
@@ -185,8 +188,9 @@ class StudyCluster:
         progress: Callable[[float, int, int], None] = lambda now, submitted, ended: None,
         every: float = 1.0,
     ) -> None:
-        """Feed every arrival and wait for every end. `sample`: seconds of virtual time between samples of the timeline; `progress(virtual time, submitted,
-        ended)` is called every `every` virtual seconds. Raises StudyError if nothing happens any more while requests are open."""
+        """Feed every arrival and wait for every end. `sample`: seconds of virtual time between samples of the timeline;
+        `progress(virtual time, submitted, ended)` is called every `every` virtual seconds. Raises StudyError if nothing
+        happens any more while requests are open."""
         self._arrivals, self._more = arrivals, True
         self._next_arrival(None)
         if sample is not None:

@@ -1,8 +1,10 @@
-"""One instance of a study: the real InstanceCore, a device that takes the time which a model says, and its ends of transfers. Nothing fails here.
+"""One instance of a study: the real InstanceCore, a device that takes the time which a model says, and its ends of
+transfers. Nothing fails here.
 
-It keeps the order of the live device loop (runtime/worker/device_loop.py): at most two steps in flight, the next one dispatched before the last one is
-read; while the loop waits for a step, whatever arrives waits in its inbox. A step starts when it was dispatched or when the one before ends, whichever is
-later. Pages that a step filled can be pulled when it is done; pulls of one instance share its outgoing and incoming link, first come first served.
+It keeps the order of the live device loop (runtime/worker/device_loop.py): at most two steps in flight, the next one
+dispatched before the last one is read; while the loop waits for a step, whatever arrives waits in its inbox. A step
+starts when it was dispatched or when the one before ends, whichever is later. Pages that a step filled can be pulled
+when it is done; pulls of one instance share its outgoing and incoming link, first come first served.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ READY, TICK = DeviceReady(), Tick()
 
 @dataclass(frozen=True)
 class Wire:
-    """How KV leaves and enters an instance: bytes a second each way, seconds to set a pull up and to hear of its end, bytes of KV a token."""
+    """How KV leaves and enters an instance: bytes a second each way, seconds to set a pull up and to hear of its end,
+    bytes of KV a token."""
 
     bandwidth: float
     latency: float
@@ -59,7 +62,8 @@ class Wire:
 
 @dataclass(frozen=True)
 class Around:
-    """What an instance needs of its cluster: the clock, where reports and tokens go, who draws tokens, and other instances by name."""
+    """What an instance needs of its cluster: the clock, where reports and tokens go, who draws tokens, and other
+    instances by name."""
 
     loop: EventLoop
     report: Callable[[StudyInstance, TaskReport], None]
@@ -117,7 +121,8 @@ class StudyInstance:
         seed: int,
         leaps: bool = True,
     ):
-        """`leaps`: take decode steps cheaply and runs of them at once (study_leap.py); without, the core plans every step."""
+        """`leaps`: take decode steps cheaply and runs of them at once (study_leap.py); without, the core plans every
+        step."""
         self.info = info
         self.core = InstanceCore(config, stop_probe=_no_stop_strings, random=random.Random(seed), composer=composer)
         self._composer, self._times, self._wire, self._around, self._leaps = composer, times, wire, around, leaps
@@ -146,7 +151,8 @@ class StudyInstance:
             self._turn()
 
     def tick(self) -> None:
-        """Time passed: leases of what is being pulled are extended, others may end. While steps run, each looks at the time itself."""
+        """Time passed: leases of what is being pulled are extended, others may end. While steps run, each looks at the
+        time itself."""
         for pull in self._pulls.values():
             self._around.find(pull.message.source_instance).post(LeaseExtended(pull.message.source_key))
         if not self._waits:
@@ -182,7 +188,8 @@ class StudyInstance:
             self._collect(None)
 
     def _overhear(self, run: DecodeRun, event: InstanceEvent) -> None:
-        """Something arrived in the middle of a run. The loop sees it when the step under way is done; what touches no running sample does not end the run."""
+        """Something arrived in the middle of a run. The loop sees it when the step under way is done; what touches no
+        running sample does not end the run."""
         step = run.done_by(self._around.loop.now())
         pages = self._pages_aside(event)
         if pages is not None and step < run.steps and run.stands(pages):
@@ -207,7 +214,8 @@ class StudyInstance:
                 return None
 
     def _hear(self, what: tuple[DecodeRun, int]) -> None:
-        """Step number `step` of a run is done: the loop sees what arrived during it. The run goes on as long as it stands."""
+        """Step number `step` of a run is done: the loop sees what arrived during it. The run goes on as long as it
+        stands."""
         run, step = what
         if self._run is not run:
             return  # it ended in the same step, and the inbox has everything

@@ -1,14 +1,18 @@
-"""Decode steps at a tenth of their price, and runs of them at once: what makes a million requests affordable, and changes nothing that a study reports.
+"""Decode steps at a tenth of their price, and runs of them at once: what makes a million requests affordable, and
+changes nothing that a study reports.
 
-While an instance only decodes, and until a sample ends, a page is lacking, a timer is due or something arrives, the next steps are known: every running
-sample draws one token in each, and pages are taken as they fill. A DecodeRun computes when each of those steps will end, and `advance` puts the InstanceState into the state
-in which `steps` single steps would have left it: outputs, pages, prefix keys, plans in flight. Step times are those of single steps to the last bit.
-At the edges of runs, `plan_decodes` makes a plan in which every running sample decodes and nobody else does anything, and `take_quiet` takes those rows
-of a result that neither begin nor end a sample; all else goes through the core.
+While an instance only decodes, and until a sample ends, a page is lacking, a timer is due or something arrives, the
+next steps are known: every running sample draws one token in each, and pages are taken as they fill. A DecodeRun
+computes when each of those steps will end, and `advance` puts the InstanceState into the state in which `steps` single
+steps would have left it: outputs, pages, prefix keys, plans in flight. Step times are those of single steps to the last
+bit. At the edges of runs, `plan_decodes` makes a plan in which every running sample decodes and nobody else does
+anything, and `take_quiet` takes those rows of a result that neither begin nor end a sample; all else goes through the
+core.
 
-Not the same afterwards: which physical page a sample got when several needed one in the same run. Nothing depends on it. Not done: the gateway hears only
-of tokens that begin or end a sample, so TTFT, TPOT and E2E are exact, and single gaps between tokens are not kept.
-tests/runtime/simulation/test_study_leap.py compares both ways of simulating, request by request.
+Not the same afterwards: which physical page a sample got when several needed one in the same run. Nothing depends on
+it. Not done: the gateway hears only of tokens that begin or end a sample, so TTFT, TPOT and E2E are exact, and single
+gaps between tokens are not kept. tests/runtime/simulation/test_study_leap.py compares both ways of simulating, request
+by request.
 """
 
 from __future__ import annotations
@@ -52,8 +56,8 @@ class DecodeRun:
         self.ends, self.steps, self.lacking, self.taken = ends, steps, lacking, 0
 
     def stands(self, pages: int) -> bool:
-        """Whether something that takes up to `pages` pages, and touches no running sample, changes nothing about this run, nor the run about it: all pages of
-        both are there, without evicting any from the prefix cache."""
+        """Whether something that takes up to `pages` pages, and touches no running sample, changes nothing about this
+        run, nor the run about it: all pages of both are there, without evicting any from the prefix cache."""
         due = self._state.timers.first
         return self._state.memory.pool.free >= self.lacking + pages and (due is None or due > self.ends[self.steps])
 
@@ -141,8 +145,9 @@ def find_run(
 def plan_decodes(
     state: InstanceState, composer: StepComposer, now: float, done: PlannedStep | None
 ) -> StepShape | None:
-    """Put the next plan in flight, as planner.plan_step would, if it consists of decode rows alone: one for every running sample but those that what is in
-    flight will end. Else None, and nothing was done. `done`: the step that `take_quiet` took just now, if it did."""
+    """Put the next plan in flight, as planner.plan_step would, if it consists of decode rows alone: one for every
+    running sample but those that what is in flight will end. Else None, and nothing was done. `done`: the step that
+    `take_quiet` took just now, if it did."""
     running, due = state.running, state.timers.first
     if not running or state.filling or (due is not None and due <= now) or not _queue_stands(state):
         return None
@@ -189,8 +194,8 @@ def plan_decodes(
 
 
 def take_quiet(state: InstanceState, draws: Draws) -> PlannedStep | None:
-    """Take the rows of the oldest plan in flight that just go on decoding. The plan, if that was all of it: it is done; else None, and the core has to take
-    the rows that are left."""
+    """Take the rows of the oldest plan in flight that just go on decoding. The plan, if that was all of it: it is done;
+    else None, and the core has to take the rows that are left."""
     step = state.in_flight[0]
     loud: list[PlannedRow] = []
     for row in step.rows:

@@ -1,8 +1,9 @@
 """Recorded traces: those that come with the project (data/README.md) and files of the same forms.
 
-Azure (CSV, TIMESTAMP,ContextTokens,GeneratedTokens): arrival times and lengths of two production services, Patel et al., ISCA 2024. Mooncake (JSON lines,
-timestamp in ms, input_length, output_length, hash_ids): the same with the names of each prompt's prefix blocks of 512 tokens, Qin et al., FAST 2025.
-A trace is kept whole in memory (tens of thousands of rows); `replay` repeats it as often as is needed, at any rate.
+Azure (CSV, TIMESTAMP,ContextTokens,GeneratedTokens): arrival times and lengths of two production services, Patel et
+al., ISCA 2024. Mooncake (JSON lines, timestamp in ms, input_length, output_length, hash_ids): the same with the names
+of each prompt's prefix blocks of 512 tokens, Qin et al., FAST 2025. A trace is kept whole in memory (tens of thousands
+of rows); `replay` repeats it as often as is needed, at any rate.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Trace:
         return (len(self) - 1) / self.times[-1] if self.times[-1] > 0 else math.inf
 
     def shapes_forever(self) -> Iterator[Shape]:
-        """The shapes again and again. Blocks of one round are never those of another: repeating a trace must not invent cache hits."""
+        """The shapes again and again. Blocks of one round are never those of another: repeating a trace must not invent
+        cache hits."""
         names = 1 + max((max(s.blocks, default=0) for s in self.shapes), default=0)
         for number in count():
             shift = number * names

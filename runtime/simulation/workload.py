@@ -1,8 +1,10 @@
-"""What arrives at a cluster and when: one record type for recorded traces and synthetic load, and the processes that say when.
+"""What arrives at a cluster and when: one record type for recorded traces and synthetic load, and the processes that
+say when.
 
-A workload is an iterator of `Arrival`s in order of time, made from a seed and nothing else, so that a million requests cost no memory and every
-policy can be given exactly the same load. Lengths and prefixes come from a source of `Shape`s (a trace, or a distribution), times from an arrival
-process or from the trace itself; `combine` joins the two. Sessions (`workload_sessions.py`) bring their own times.
+A workload is an iterator of `Arrival`s in order of time, made from a seed and nothing else, so that a million requests
+cost no memory and every policy can be given exactly the same load. Lengths and prefixes come from a source of `Shape`s
+(a trace, or a distribution), times from an arrival process or from the trace itself; `combine` joins the two. Sessions
+(`workload_sessions.py`) bring their own times.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ class Shape:
     Attributes:
         prompt_tokens, output_tokens: lengths; exactly so many are generated.
         session: requests of one session have prompts that are prefixes of one another and of what was answered.
-        blocks: prefix blocks of `block_tokens` tokens by name: prompts share the KV of the leading blocks that they have in common. Empty: unknown,
-            and then a prompt without a session shares nothing with any other.
+        blocks: prefix blocks of `block_tokens` tokens by name: prompts share the KV of the leading blocks that they
+            have in common. Empty: unknown, and then a prompt without a session shares nothing with any other.
         images: how many images come with it (counted; nothing is encoded yet).
     """
 
@@ -61,7 +63,7 @@ def with_images(shapes: Iterator[Shape], share: float, rng: random.Random) -> It
         yield Shape(s.prompt_tokens, s.output_tokens, s.session, s.blocks, s.block_tokens, images)
 
 
-# ---- when ------------------------------------------------------------------------------------------------------------------------------
+# ---- when -----------------------------------------------------------------------------------------------------------
 
 
 def poisson(rate: float, rng: random.Random) -> Iterator[float]:
@@ -74,8 +76,8 @@ def poisson(rate: float, rng: random.Random) -> Iterator[float]:
 
 
 def gamma(rate: float, cv: float, rng: random.Random) -> Iterator[float]:
-    """Renewal process with gamma-distributed gaps of mean 1/rate and coefficient of variation `cv`: 1 is Poisson, more is burstier (as the
-    load generators of AlpaServe and vLLM do it)."""
+    """Renewal process with gamma-distributed gaps of mean 1/rate and coefficient of variation `cv`: 1 is Poisson, more
+    is burstier (as the load generators of AlpaServe and vLLM do it)."""
     _positive(rate=rate, cv=cv)
     shape = 1.0 / (cv * cv)
     scale = 1.0 / (rate * shape)
@@ -86,8 +88,8 @@ def gamma(rate: float, cv: float, rng: random.Random) -> Iterator[float]:
 
 
 def mmpp(rate: float, burst: float, calm_seconds: float, burst_seconds: float, rng: random.Random) -> Iterator[float]:
-    """Markov-modulated Poisson process with two states: calm, and bursts in which `burst` times as much arrives. States last exponential times
-    with the given means; the long-run mean is `rate`."""
+    """Markov-modulated Poisson process with two states: calm, and bursts in which `burst` times as much arrives. States
+    last exponential times with the given means; the long-run mean is `rate`."""
     _positive(rate=rate, burst=burst, calm_seconds=calm_seconds, burst_seconds=burst_seconds)
     calm = rate * (calm_seconds + burst_seconds) / (calm_seconds + burst * burst_seconds)
     rates, means = (calm, burst * calm), (calm_seconds, burst_seconds)
@@ -104,8 +106,8 @@ def mmpp(rate: float, burst: float, calm_seconds: float, burst_seconds: float, r
 
 
 def diurnal(rate: float, period: float, swing: float, rng: random.Random) -> Iterator[float]:
-    """Poisson arrivals whose rate follows a sine of `period` seconds around the mean `rate`, from (1 - swing) to (1 + swing) times it; starts at
-    the mean, rising. Made by thinning (Lewis and Shedler 1979)."""
+    """Poisson arrivals whose rate follows a sine of `period` seconds around the mean `rate`, from (1 - swing) to (1 +
+    swing) times it; starts at the mean, rising. Made by thinning (Lewis and Shedler 1979)."""
     _positive(rate=rate, period=period)
     if not 0 <= swing <= 1:
         raise WorkloadError(f"swing is {swing}; expected 0 (constant) to 1 (down to nothing)")
@@ -114,12 +116,13 @@ def diurnal(rate: float, period: float, swing: float, rng: random.Random) -> Ite
             yield now
 
 
-# ---- what ------------------------------------------------------------------------------------------------------------------------------
+# ---- what -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """A log-normal distribution of lengths in tokens: `mean`, coefficient of variation `cv` (0: always the mean), cut to 1..most."""
+    """A log-normal distribution of lengths in tokens: `mean`, coefficient of variation `cv` (0: always the mean), cut
+    to 1..most."""
 
     mean: float
     cv: float = 0.0
@@ -151,7 +154,8 @@ def drawn(prompt: Lengths, output: Lengths, rng: random.Random) -> Iterator[Shap
 
 
 def fitted(shapes: Iterator[Shape], most: int) -> Iterator[Shape]:
-    """Cut requests to at most `most` tokens in all, prompt and output, as a server's context limit would have it: output first, down to one."""
+    """Cut requests to at most `most` tokens in all, prompt and output, as a server's context limit would have it:
+    output first, down to one."""
     for s in shapes:
         if s.prompt_tokens + s.output_tokens <= most:
             yield s

@@ -34,9 +34,11 @@ class Workload:
     """What to send to a cluster; `arrivals` makes it for one rate.
 
     Attributes:
-        source: a bundled trace, a trace file, "random" (independent requests of given lengths) or "sessions" (conversations).
-        process: when requests come: "native" (as the trace has them, stretched; Poisson for what has no times of its own), or one of PROCESSES.
-        lengths: prompt and output, for "random"; of the first prompt and the answers for "sessions".
+        source: a bundled trace, a trace file, "random" (independent requests) or "sessions" (conversations).
+        process: when requests come: "native" (as the trace has them, stretched; Poisson for what has no times of its
+            own), or another one of PROCESSES.
+        prompt, output: lengths for "random"; of first prompts and answers for "sessions".
+        turns, think: mean number of turns of a session, and seconds between them.
         cv: of the gaps, for "gamma".
         burst: times the calm rate, for "mmpp"; `calm` and `busy` are the mean seconds of the two states.
         period, swing: for "diurnal".

@@ -1,4 +1,5 @@
-"""Conversations: turns whose prompts grow by the last answer and the next question, so that each begins with all of what came before."""
+"""Conversations: turns whose prompts grow by the last answer and the next question, so that each begins with all of
+what came before."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ class Conversations:
         first: tokens of the first prompt (system prompt, documents, question).
         question: tokens that every later turn adds.
         answer: tokens generated a turn.
-        think: mean seconds from one turn's arrival to the next one's (exponential). The load is open: a turn does not wait for the answer before
-            it, so `think` must include the time in which an answer is generated and read.
+        think: mean seconds from one turn's arrival to the next one's (exponential). The load is open: a turn does not
+            wait for the answer before it, so `think` must include the time in which an answer is generated and read.
         most: turns end when the next prompt and answer would exceed so many tokens.
     """
 

@@ -1,9 +1,10 @@
-"""Token ids for requests that are known by their lengths: cheap enough for millions, and equal exactly where KV may be shared.
+"""Token ids for requests that are known by their lengths: cheap enough for millions, and equal exactly where KV may be
+shared.
 
-Prompts are cut from one pool of random ids, so that making one costs a copy of references. What tells prompts apart is their first id: prefix keys are
-chained (runtime/instance/prefix.py), so prompts that begin differently share nothing. Requests of one session read the same endless stream, prompts and
-answers alike; blocks with names read a stream each; all others read a stream of their own. Ids are beyond any vocabulary on purpose: no device ever sees
-them.
+Prompts are cut from one pool of random ids, so that making one costs a copy of references. What tells prompts apart is
+their first id: prefix keys are chained (runtime/instance/prefix.py), so prompts that begin differently share nothing.
+Requests of one session read the same endless stream, prompts and answers alike; blocks with names read a stream each;
+all others read a stream of their own. Ids are beyond any vocabulary on purpose: no device ever sees them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class TokenSource:
         return tuple(out)
 
     def tokens(self, arrival: Arrival, position: int, count: int) -> list[int]:
-        """The ids drawn from absolute `position` on: those of the stream, so that a session's next prompt repeats the answer."""
+        """The ids drawn from absolute `position` on: those of the stream, so that a session's next prompt repeats the
+        answer."""
         kind, name = _stream(arrival)
         start = _offset(kind, name) + position
         if position + count > POOL:

@@ -127,6 +127,9 @@ def test_every_leg_serves_its_own_and_refuses_everybody_else(certs: Path, capsys
             shown.append(f"--tls-key={certs / 'client-key.pem'}")
             assert await asyncio.to_thread(main, [*command, *shown]) == 0
             assert await asyncio.to_thread(main, command) == 1
+            look = ["top", "--once", "--interval=0.1", f"--scheduler={deployment.scheduler}"]
+            assert await asyncio.to_thread(main, [*look, f"--cluster-token={INSIDE}", *shown]) == 0
+            assert await asyncio.to_thread(main, [*look, f"--cluster-token={CLIENT}", *shown]) == 1
             assert await deployment.wait_idle() == {}
 
     lines: list[str] = []

@@ -17,6 +17,7 @@ from triptych.tools.config import ServeConfig
 from triptych.tools.connection import Connection
 from triptych.tools.control import ControlConnection
 from triptych.tools.credentials import client_tokens, cluster_token, door_tls, inside_tls
+from triptych.tools.http import http_process
 from triptych.tools.settings import add_arguments, child_environment, dump, resolve
 from triptych.tools.worker import transports, worker_config
 
@@ -166,3 +167,19 @@ def test_commands_send_the_first_of_several_tokens() -> None:
     assert connection("--api-key", "one,two").token == "one" and connection().token is None
     assert ControlConnection(scheduler="a:1", api_key="one,two").token == "one"
     assert ControlConnection(scheduler="a:1", api_key="one", cluster_token="inside").token == "inside"
+
+
+def test_the_http_server_of_serve_gets_the_doors_certificates_and_tokens_and_not_the_clusters(
+    certs: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("filed\n")
+    config = ServeConfig(**files(certs), api_key="OUT", api_key_file=str(file), cluster_token="IN", http_port=0)
+    spec = http_process(config, "127.0.0.1:1", 8000, {})
+    flags = dict(part.split("=", 1) for part in spec.argv if part.startswith("--") and "=" in part)
+    assert "--target-tls" in spec.argv and "OUT" not in " ".join(spec.argv)
+    assert flags["--ssl-certfile"] == flags["--target-certfile"] == str(certs / "server.pem")
+    assert flags["--ssl-ca-certs"] == flags["--target-ca-certs"] == str(certs / "ca.pem")
+    assert spec.env["TRIPTYCH_API_KEY"] == "OUT,filed" and "TRIPTYCH_CLUSTER_TOKEN" not in spec.env
+    open_door = http_process(ServeConfig(**files(certs), ssl_cert_reqs="none"), "127.0.0.1:1", 8000, {})
+    assert not any(part.startswith("--ssl-ca-certs") for part in open_door.argv)

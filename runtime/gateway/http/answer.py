@@ -5,7 +5,7 @@ cancels it at the gateway.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,22 +36,27 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class Service:
-    """What answering needs. `stopping` is set with the error that running requests end with when the server stops."""
+    """What answering needs.
+
+    Attributes:
+        stopping: set with the error that running requests end with when the server stops.
+        served: called whenever a request has ended well.
+    """
 
     client: AsyncClient
     config: HttpConfig
     metrics: RequestMetrics
     stopping: asyncio.Future[HttpError]
+    served: Callable[[], None]
 
 
-async def answer(service: Service, generation: Generation, form: Format, receive: Receive, send: Send) -> bool:
-    """Generate and send; whether it ended well. Raises HttpError as long as nothing was sent; after that the error is the stream's last event."""
+async def answer(service: Service, generation: Generation, form: Format, receive: Receive, send: Send) -> None:
+    """Generate and send. Raises HttpError as long as nothing was sent; after that the error is the stream's last event."""
     watch = service.metrics.begin()
     events = Events(send)
     work = _Work(service, generation, form, watch)
     try:
         await attended(receive, service.stopping, work.stream(events) if generation.stream else work.whole(send))
-        return True
     except TriptychError as error:
         watch.fail(error.status.name)
         await _end(events, from_runtime(error, generation.fields))
@@ -63,7 +68,6 @@ async def answer(service: Service, generation: Generation, form: Format, receive
         await _end(events, error)
     finally:
         watch.fail("CANCELLED")  # nothing, where it has ended
-    return False
 
 
 async def _end(events: Events, error: HttpError) -> None:
@@ -85,16 +89,15 @@ class _Work:
 
     async def whole(self, send: Send) -> None:
         await self._run(None)
-        results = self._totals.results
-        await send_json(send, 200, self._form.whole(results, self._totals.usage()))
         self._finish()
+        await send_json(send, 200, self._form.whole(self._totals.results, self._totals.usage()))
 
     async def stream(self, events: Events) -> None:
         await self._run(events)
         if self._generation.include_usage:
             await events.data(self._form.closing(self._totals.usage()))
-        await events.done()
         self._finish()
+        await events.done()
 
     async def _run(self, events: Events | None) -> None:
         """Raises TriptychError."""
@@ -141,6 +144,8 @@ class _Work:
         await events.data(piece)
 
     def _finish(self) -> None:
+        """Before the last byte goes out: whoever has read the answer finds it counted."""
         results = self._totals.results
         reasons = [sample.finish_reason or "stop" for result in results for sample in result.samples]
+        self._service.served()
         self._watch.end(reasons, [spent_by(pb.Summary(usage=r.usage, timings=r.timings)) for r in results])

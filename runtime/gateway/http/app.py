@@ -65,7 +65,7 @@ class ServedName:
 class Api:
     """The handlers of one server."""
 
-    def __init__(self, service: Service, metrics: Metrics, served: ServedName, clock: Clock):
+    def __init__(self, service: Service, metrics: Metrics, served: ServedName, readiness: Readiness):
         self._service = service
         self._metrics = metrics
         self._served = served
@@ -73,7 +73,7 @@ class Api:
         metrics.add(self._instances)
         self._created = int(time.time())
         self._places = Places(service.config.max_in_flight)
-        self.readiness = Readiness(service.client, service.config, clock)
+        self._readiness = readiness
 
     def routes(self) -> list[Route]:
         get, post = ["GET", "HEAD"], ["POST"]
@@ -135,7 +135,7 @@ class Api:
         await _probed(send, None)
 
     async def ready(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _probed(send, await self.readiness.reason())
+        await _probed(send, await self._readiness.reason())
 
     async def metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
         """With the instances as the gateway sees them, so that one target is enough for a small deployment."""
@@ -160,8 +160,7 @@ class Api:
         given = next(iter(header(scope, TRACEPARENT.encode())), b"").decode("latin-1")
         generation = replace(generation, traceparent=given if valid_traceparent(given) else "")
         with self._places.one():
-            if await answer(self._service, generation, form, receive, send):
-                self.readiness.served()
+            await answer(self._service, generation, form, receive, send)
 
     async def _name(self) -> str:
         try:

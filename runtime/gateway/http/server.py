@@ -21,6 +21,7 @@ from triptych.runtime.gateway.http.app import Api, ServedName, build
 from triptych.runtime.gateway.http.config import HttpConfig
 from triptych.runtime.gateway.http.errors import HttpError
 from triptych.runtime.gateway.http.limits import Keys
+from triptych.runtime.gateway.http.probes import Readiness
 from triptych.runtime.metrics.http import HttpMetrics
 from triptych.runtime.metrics.registry import Metrics
 from triptych.runtime.metrics.requests import RequestMetrics
@@ -52,10 +53,12 @@ class HttpServer:
             served = ServedName(self._client, clock)
             metrics = Metrics(lambda: {"model_name": served.known or ""})
             self._stopping: asyncio.Future[HttpError] = asyncio.get_running_loop().create_future()
-            service = Service(self._client, config, RequestMetrics(metrics, clock), self._stopping)
-            self._api = Api(service, metrics, served, clock)
+            self._readiness = Readiness(self._client, config, clock)
+            requests = RequestMetrics(metrics, clock)
+            service = Service(self._client, config, requests, self._stopping, self._readiness.served)
+            api = Api(service, metrics, served, self._readiness)
             limiter = None if config.rate is None else RateLimiter(config.rate)
-            app = build(self._api, Keys(config.api_keys), limiter, HttpMetrics(metrics), clock)
+            app = build(api, Keys(config.api_keys), limiter, HttpMetrics(metrics), clock)
             self._server = _Server(_uvicorn_config(config, app))
         except BaseException:
             listener.close()
@@ -79,7 +82,7 @@ class HttpServer:
         self._stopping.set_result(HttpError(503, "the server is shutting down", retry_after=1.0))
         with contextlib.suppress(asyncio.CancelledError):
             await self._running
-        await self._api.readiness.close()
+        await self._readiness.close()
         await self._client.close()
 
 

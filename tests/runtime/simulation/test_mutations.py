@@ -1,7 +1,10 @@
 """Planted bugs: random schedules must find each of them, or the schedules prove nothing.
 
-Each bug is one small change of the code that live processes run (or, where said so, of what the simulation repeats of their shells). `CAUGHT_BY` says
-what the finding looks like, so that a bug is not "caught" by an accident of its planting.
+Each bug is one small change of the code that live processes run (or, where said so, of what the simulation repeats of their shells). `signs` say what the finding looks
+like, so that a bug is not "caught" by an accident of its planting; the report of each test says what it was caught by (junit: `caught_by`).
+
+Not here, because no schedule of the present model can tell: a missing attempt in AbortTask, and a missing epoch in handles and in the scheduler's
+reports. Streams in order, what workers declare and random keys cover for them.
 """
 
 from __future__ import annotations
@@ -13,18 +16,19 @@ from typing import Any
 
 import pytest
 
+from tests.runtime.simulation.plans import calm
 from triptych.runtime.core.handle import Lease
 from triptych.runtime.core.journal import Journal
-from triptych.runtime.instance import attempts, importing, prefix, results, sequence
+from triptych.runtime.instance import admission, importing, prefix, results, sequence
+from triptych.runtime.instance.messages import Command
 from triptych.runtime.instance.pages import PagePool
 from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.scheduler.flow import Flow
-from triptych.runtime.simulation.consumer import SimConsumer
-from triptych.runtime.simulation.faults import Kind
-from triptych.runtime.simulation.producer import SimProducer
-from triptych.runtime.simulation.run import run_many
-from triptych.runtime.simulation.transfer import Data
-from triptych.runtime.simulation.world import World
+from triptych.runtime.simulation.faults import FOR_GOOD, Fault, Kind
+from triptych.runtime.simulation.instance import SimInstance
+from triptych.runtime.simulation.moments import Moment
+from triptych.runtime.simulation.run import run
+from triptych.runtime.simulation.schedule import Schedule, generate
 
 MOST = 400  # schedules until a bug counts as missed
 FIRST = 5000
@@ -34,11 +38,11 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 @dataclass(frozen=True)
 class Bug:
-    """A planted bug, words of which at least one appears in what catches it, and the faults that it takes (rare ones are found sooner alone)."""
+    """A planted bug, words of which one appears in what catches it, and where to look (what takes rare faults is found sooner among those)."""
 
     plant: Plant
     signs: tuple[str, ...]
-    kinds: tuple[Kind, ...] = tuple(Kind)
+    schedule: Callable[[int], Schedule] = generate
 
 
 def lease_never_expires(patch: pytest.MonkeyPatch) -> None:
@@ -46,33 +50,15 @@ def lease_never_expires(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(results, "Lease", lambda key, expires: Lease(key, expires + 1e6))
 
 
-def keys_repeat(patch: pytest.MonkeyPatch) -> None:
-    """No bug: every life of an instance makes the same staging keys. The random key would hide what the epoch is for."""
-    real = World._parts
-
-    def parts(world: World, shape: Any, luck: Any) -> Any:
-        made = real(world, shape, luck)
-        made.core._state.random = random.Random(shape.id)
-        return made
-
-    patch.setattr(World, "_parts", parts)
+def reservation_never_expires(patch: pytest.MonkeyPatch) -> None:
+    """A reservation that nobody follows up is kept for ever."""
+    real = admission.reserve_decode
+    patch.setattr(admission, "reserve_decode", lambda state, command, now: real(state, replace(command, ttl=1e6), now))
 
 
 def any_epoch_will_do(patch: pytest.MonkeyPatch) -> None:
-    """In the simulated shell: a handle of an earlier life opens what the present one has staged under the same key."""
-    keys_repeat(patch)
-    real = SimProducer.admit
-    patch.setattr(SimProducer, "admit", lambda own, end, told: real(own, end, replace(told, owner=own.ref)))
-
-
-def any_attempt_may_be_aborted(patch: pytest.MonkeyPatch) -> None:
-    """An AbortTask for an attempt that is over ends the next one."""
-    real = attempts.abort
-
-    def abort(state: Any, command: Any) -> Any:
-        return real(state, replace(command, attempt=None))
-
-    patch.setattr(attempts, "abort", abort)
+    """In the simulated shell: an instance obeys what its earlier life was told."""
+    patch.setattr(SimInstance, "command", lambda instance, ref, command: instance.post(Command(command)))
 
 
 def journal_takes_any_attempt(patch: pytest.MonkeyPatch) -> None:
@@ -99,7 +85,7 @@ def journal_takes_duplicates(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Journal, "push", push)
 
 
-def journal_forgets_a_sample(patch: pytest.MonkeyPatch) -> None:
+def journal_forgets_a_token(patch: pytest.MonkeyPatch) -> None:
     """A Resume says that the client has seen one token less than it has."""
     real = Journal.resume
 
@@ -114,26 +100,9 @@ def cancel_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Flow, "cancel", lambda *_: None)
 
 
-def cancelled_pull_goes_on(patch: pytest.MonkeyPatch) -> None:
-    """In the simulated shell: pages of a cancelled pull are still written."""
-
-    def scatter(consumer: Any, pull: Any, data: Any) -> None:
-        for index, content in enumerate(data.pages, data.first_page - pull.message.first_page):
-            consumer._around.device.write(pull.message.pages[index], content)
-        if consumer._lives(pull):
-            consumer._verified((pull, data.corrupted))
-
-    real = SimConsumer._told
-
-    def told(consumer: Any, pull: Any, message: Any) -> None:
-        if isinstance(message, Data) and not consumer._lives(pull):
-            consumer._around.call(lambda: scatter(consumer, pull, message))
-        else:
-            real(consumer, pull, message)
-
-    patch.setattr(SimConsumer, "cancel", lambda consumer, request: consumer._pulls.pop(request, None))
-    patch.setattr(SimConsumer, "_scatter", scatter)
-    patch.setattr(SimConsumer, "_told", told)
+def losses_are_overlooked(patch: pytest.MonkeyPatch) -> None:
+    """What ran on a lost instance is not gone in the scheduler's eyes."""
+    patch.setattr(Flow, "lost", lambda *_: None)
 
 
 def pages_leak(patch: pytest.MonkeyPatch) -> None:
@@ -180,22 +149,39 @@ def preempted_too_late(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(InstanceState, "unseat", unseat)
 
 
+def alone(seed: int) -> Schedule:
+    """A prefill or a decode instance is cut off for good about when it has staged or granted something."""
+    luck = random.Random(seed)
+    moment, victim = luck.choice([("Staged", "worker-p0"), ("Granted", "worker-d2")])
+    fault = Fault(
+        Kind.ISOLATE,
+        luck.uniform(0.0, 0.02),
+        victim,
+        seconds=FOR_GOOD,
+        when=Moment(moment, luck.randint(1, 4)),
+    )
+    return replace(calm(seed, "2P2D"), faults=(fault,))
+
+
+def only(*kinds: Kind) -> Callable[[int], Schedule]:
+    """Random schedules with faults of these kinds."""
+    return lambda seed: generate(seed, kinds)
+
+
 BUGS = {
-    "lease never expires": Bug(lease_never_expires, ("stagings", "prefill task"), (Kind.ISOLATE,)),
-    "any epoch will do": Bug(any_epoch_will_do, ("FAILED_PRECONDITION", "wrong"), (Kind.KILL, Kind.ENGINE, Kind.PAUSE)),
-    "any attempt may be aborted": Bug(any_attempt_may_be_aborted, (), (Kind.CUT, Kind.RESET)),
-    "journal takes any attempt": Bug(
-        journal_takes_any_attempt, ("wrong", "duplicated", "lost", "missing"), (Kind.CUT,)
-    ),
+    "lease never expires": Bug(lease_never_expires, ("prefill task",), alone),
+    "reservation never expires": Bug(reservation_never_expires, ("decode task",), alone),
+    "any epoch will do": Bug(any_epoch_will_do, ("protocol", "INTERNAL", "hung", "held"), only(Kind.ENGINE)),
+    "losses are overlooked": Bug(losses_are_overlooked, ("held", "tasks")),
+    "journal takes any attempt": Bug(journal_takes_any_attempt, ("wrong tokens", "missing"), only(Kind.CUT)),
     "journal takes duplicates": Bug(journal_takes_duplicates, ("duplicated",)),
-    "journal forgets a token": Bug(journal_forgets_a_sample, ("lost", "INTERNAL", "missing", "wrong")),
-    "cancel is forgotten": Bug(cancel_is_forgotten, ()),
-    "cancelled pull goes on": Bug(cancelled_pull_goes_on, ("wrong",), (Kind.LEAVE,)),
+    "journal forgets a token": Bug(journal_forgets_a_token, ("wrong tokens", "missing")),
+    "cancel is forgotten": Bug(cancel_is_forgotten, ("held",)),
     "pages leak": Bug(pages_leak, ("page",)),
     "shared pages are not counted": Bug(shared_pages_are_not_counted, ("page",)),
-    "prefix ignores what came before": Bug(prefix_ignores_what_came_before, ("wrong",)),
-    "prefix is known before it is there": Bug(prefix_is_known_before_it_is_there, ("wrong",)),
-    "preempted too late": Bug(preempted_too_late, ()),
+    "prefix ignores what came before": Bug(prefix_ignores_what_came_before, ("wrong tokens",)),
+    "prefix is known before it is there": Bug(prefix_is_known_before_it_is_there, ("wrong tokens",)),
+    "preempted too late": Bug(preempted_too_late, ("sample", "cannot be", "slot", "wrong tokens")),
 }
 
 
@@ -205,10 +191,12 @@ def test_a_planted_bug_is_found(
 ):
     bug = BUGS[name]
     bug.plant(monkeypatch)
-    for count, outcome in enumerate(run_many(MOST, FIRST, kinds=bug.kinds), start=1):
+    for count in range(1, MOST + 1):
+        outcome = run(bug.schedule(FIRST + count))
         if not outcome.passed:
-            record_property("caught_by", f"schedule {count} (seed {outcome.seed}): {outcome.wrong[0].splitlines()[0]}")
-            print(name, "|", count, "|", outcome.wrong[0].splitlines()[0])
-            assert not bug.signs or any(sign in outcome.wrong[0] for sign in bug.signs), outcome.wrong[0]
+            finding = outcome.wrong[0].splitlines()[0]
+            record_property("caught_by", f"schedule {count} (seed {outcome.seed}): {finding}")
+            print(f"{name} | {count} | {finding}")
+            assert any(sign in finding for sign in bug.signs), finding
             return
     pytest.fail(f"{name}: {MOST} schedules did not find it")
