@@ -31,6 +31,8 @@ from triptych.tools.settings import resolve, write_dump
 if TYPE_CHECKING:
     from triptych.runtime.worker.process import WorkerProcess
 
+STOP_LIMIT = 6.0  # seconds; the supervisor waits for 10
+
 _MODES = {
     "prefill": frozenset({Role.PREFILL}),
     "decode": frozenset({Role.DECODE}),
@@ -162,7 +164,7 @@ def transports(config: ServeConfig) -> tuple[TransportKind, ...]:
 
 
 async def _work(settings: ServeConfig, config: WorkerConfig) -> int:
-    """Run until SIGTERM or until the last instance was retired (0), or until a device loop dies (1)."""
+    """Run until SIGTERM or until the last instance was retired (exit status 0), or until a device loop dies (1); then end the process."""
     from triptych.runtime.worker.process import WorkerProcess  # late: it imports jax
 
     stop = asyncio.Event()
@@ -180,20 +182,23 @@ async def _work(settings: ServeConfig, config: WorkerConfig) -> int:
     working = asyncio.create_task(_start_and_wait(process))
     done, _ = await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
     try:
-        if working in done and (reason := working.result()) is not None:
-            print(f"a device loop died: {reason}", file=sys.stderr)
-            return 1
-        return 0
+        reason = working.result() if working in done else None
     finally:
         for task in (stopping, working):
             task.cancel()
         await asyncio.gather(stopping, working, return_exceptions=True)
-        await process.stop()
-        await shown.stop()
-        if process.building:  # nothing interrupts a compiler, and the interpreter would wait for its threads
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
+        try:
+            async with asyncio.timeout(STOP_LIMIT):
+                await process.stop()
+                await shown.stop()
+        except TimeoutError:
+            print(f"worker {config.name} gave up waiting for its instances to stop", file=sys.stderr)
+    if reason is not None:
+        print(f"a device loop died: {reason}", file=sys.stderr)
+    # Nothing interrupts a compiler, or a transfer from a peer that died, and the interpreter would wait for their threads.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if reason is None else 1)
 
 
 async def _start_and_wait(process: WorkerProcess) -> str | None:
