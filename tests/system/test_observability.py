@@ -23,6 +23,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.system.deployment import Deployment, deployed
 from triptych.runtime.client import Client
 
+pytestmark = pytest.mark.slow
+
 PROMPT = list(range(100, 150))  # four pages: three of them are found again
 
 

@@ -14,6 +14,8 @@ from triptych.runtime.core.errors import TriptychError
 from triptych.runtime.core.instance import Role
 from triptych.tools.control import ControlConnection, drain, switch_role
 
+pytestmark = pytest.mark.slow
+
 STREAMS = 6
 LONG: dict[str, Any] = {"max_tokens": 300, "ignore_eos": True, "timeout": 120}
 P, D = frozenset({Role.PREFILL}), frozenset({Role.DECODE})

@@ -15,6 +15,8 @@ from tests.system.deployment import Deployment, deployed
 from triptych.runtime.client import Client
 from triptych.runtime.core.errors import InstanceLostError
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 12
 TOKENS = 150
 HEARTBEAT_BOUND = 2.0  # --heartbeat-timeout of these deployments

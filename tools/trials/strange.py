@@ -41,8 +41,8 @@ class Kind(StrEnum):
     HUGE = "huge"  # longer than servers accept
 
 
-WEIGHTS = {Kind.GOOD: 3, Kind.STRANGE: 4, Kind.MUTANT: 6, Kind.SPLICED: 2, Kind.NOISE: 2, Kind.HUGE: 0.02}
-HUGE_BYTES = 20 * 10**6
+WEIGHTS = {Kind.GOOD: 3, Kind.STRANGE: 4, Kind.MUTANT: 6, Kind.SPLICED: 2, Kind.NOISE: 2, Kind.HUGE: 0.005}
+HUGE_BYTES = 70 * 10**6  # more than the 64 MiB that the scheduler takes; gRPC refuses it by its length
 
 
 class Source:

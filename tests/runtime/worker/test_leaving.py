@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 FLAGS = (
     "--scheduler=127.0.0.1:1",
     "--model=dummy:toy",
