@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     began = shown = time.monotonic()
     for outcome in run_many(args.schedules, args.seed, args.jobs, kinds):
         tally.add(outcome)
+        if not outcome.passed:
+            print(f"seed {outcome.seed} fails: {outcome.wrong[0].splitlines()[0]}", file=sys.stderr, flush=True)
         if time.monotonic() > shown + PROGRESS:
             shown = time.monotonic()
             print(

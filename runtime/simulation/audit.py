@@ -43,6 +43,9 @@ def held(world: World) -> Iterator[str]:
         for name, count in vars(scheduler.core.resources()).items():
             if count:
                 yield f"scheduler: {name} {count}"
+        for ticket, answers in scheduler.drains.items():
+            if len(answers) != 1:
+                yield f"scheduler: drain {ticket} was answered {len(answers)} times"
     for gateway in world.gateways:
         if gateway.open:
             yield f"{gateway.name}: {gateway.open} open requests"

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from triptych.runtime.core.control import SchedulerCommand, SchedulerEvent
+from triptych.runtime.core.control import DrainRequested, SchedulerCommand, SchedulerEvent
+from triptych.runtime.core.instance import Role
 from triptych.runtime.simulation.events import Process
 from triptych.runtime.simulation.moments import SUBJECT, Moment, Subject, told
 from triptych.runtime.simulation.worker import SimWorker
@@ -27,16 +28,18 @@ class Kind(StrEnum):
     CUT = "cut"  # no packet passes between two hosts for `seconds`
     ISOLATE = "isolate"  # no packet passes between a host and all others for `seconds`
     RESET = "reset"  # all connections of two hosts are reset
-    SLOW = "slow"  # everything between two hosts takes 30 times as long for `seconds`
+    SLOW = "slow"  # everything between two hosts takes eight times as long for `seconds`
     ENGINE = "engine"  # a device program of an instance fails: its pool is lost, its process lives
     CORRUPT = "corrupt"  # the next KV that an instance sends arrives damaged
     REPEAT = "repeat"  # the subscription of a gateway (`other`) to a worker is reset, and its last tokens come again on the next
+    TERM = "term"  # a process gets SIGTERM, says good-bye and ends; started again after `seconds`
+    DRAIN = "drain"  # an operator has an instance leave or, if `other` names roles ("decode+prefill"), take those on
     LEAVE = "leave"  # the client of a request goes away
 
 
 FOR_GOOD = 1e9  # seconds; longer than any schedule: the process is not started again
 
-SLOWNESS = 30.0
+SLOWNESS = 8.0  # a pull then takes seconds, and a message less than a heartbeat may
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class Fault:
 
     Attributes:
         at: when it begins: seconds since the start or, if it waits for a moment, since that.
-        target: a process, an instance (ENGINE, CORRUPT) or a request (LEAVE), or SUBJECT: what the moment is about.
-        other: the second host of a link.
+        target: a process, an instance (ENGINE, CORRUPT, DRAIN) or a request (LEAVE), or SUBJECT: what the moment is about.
+        other: the second host of a link, or roles (DRAIN).
         seconds: how long it lasts.
         when: the moment that it waits for, if it does.
     """
@@ -109,6 +112,8 @@ class Weather:
         for process in list(self._pauses):
             process.proceed()
         for process in list(world.processes.values()):
+            if isinstance(process, SimWorker) and _changed(world, process):
+                world.kill(process.name)  # its next life has the roles that it was configured with
             if not process.alive and process.name not in self._dead_for_good:
                 world.spawn(process.name)
         self._cuts.clear()
@@ -125,9 +130,10 @@ class Weather:
         self.struck.append(fault)
         self._on_strike(fault)
         match fault.kind:
-            case Kind.KILL | Kind.VANISH:
+            case Kind.KILL | Kind.VANISH | Kind.TERM:
                 if fault.target in world.processes:
-                    (world.kill if fault.kind is Kind.KILL else world.vanish)(fault.target)
+                    ways = {Kind.KILL: world.kill, Kind.VANISH: world.vanish, Kind.TERM: world.terminate}
+                    ways[fault.kind](fault.target)
                     if fault.seconds >= FOR_GOOD:
                         self._dead_for_good.add(fault.target)
                     else:
@@ -157,6 +163,12 @@ class Weather:
                 if isinstance(worker, SimWorker):
                     worker.repeat(fault.other)
                     world.network.reset(*pair)
+            case Kind.DRAIN:
+                scheduler = world.scheduler
+                if scheduler is not None:
+                    roles = frozenset(Role(name) for name in fault.other.split("+")) if fault.other else None
+                    ticket = f"ticket {len(self.struck)}"
+                    scheduler.happen(scheduler.feed, DrainRequested(ticket, fault.target, roles))
             case Kind.LEAVE:
                 for client in world.clients:
                     if client.request.id == fault.target:
@@ -209,12 +221,18 @@ class Weather:
             self._world.network.slow(*pair, 1.0)
 
 
+def _changed(world: World, worker: SimWorker) -> bool:
+    """Whether an instance of `worker` was drained or has switched roles."""
+    roles = {shape.id: shape.roles for shape in world.config.instances if shape.worker == worker.name}
+    return roles != {name: instance.info.roles for name, instance in worker.instances.items()}
+
+
 def _about(fault: Fault, subject: Subject) -> Fault:
     """`fault` with the name of its target."""
     if fault.target != SUBJECT:
         return fault
     match fault.kind:
-        case Kind.ENGINE | Kind.CORRUPT:
+        case Kind.ENGINE | Kind.CORRUPT | Kind.DRAIN:
             name = subject.instance
         case Kind.LEAVE:
             name = subject.request

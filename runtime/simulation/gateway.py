@@ -17,7 +17,7 @@ from triptych.runtime.core.request import Finish, Request, TokenOut
 from triptych.runtime.simulation.conversation import Conversation, ConversationConfig
 from triptych.runtime.simulation.events import Process
 from triptych.runtime.simulation.network import End, Network
-from triptych.runtime.simulation.worker import TOKENS, PromptDone, TokenBatch
+from triptych.runtime.simulation.worker import TOKENS, Leave, PromptDone, TokenBatch
 
 SERVICE = "gateway"  # of the scheduler: what a gateway dials
 
@@ -42,10 +42,9 @@ class Client:
         request: as it was made, at attempt 1.
         shown: tokens of each sample, in the order in which they came.
         finishes: how each sample ended, once it has.
-        times: when each token was shown, all samples together; filled only if the gateway was told to.
         status: how the call ended; None while it is open.
         attempts: the attempt under which it ended.
-        left: it went away.
+        left: it went away before the end.
         orphaned: its gateway died, or was not there.
     """
 
@@ -55,7 +54,6 @@ class Client:
     shown: list[list[int]]
     finishes: list[Finish | None]
     faults: list[str] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
     first_token: float | None = None
     status: Status | None = None
     reason: str = ""
@@ -137,6 +135,14 @@ class SimGateway(Process):
     def start(self) -> None:
         self._dial(None)
 
+    def leave(self, reason: str) -> None:
+        """Say good-bye and end, as at SIGTERM when no grace is left for what is open."""
+        if self._control is not None:
+            self._control.send(Leave(reason))
+            self._control.close(reason)
+        self.kill()
+        self._network.bury(self)
+
     # ---- clients
 
     def submit(self, client: Client) -> None:
@@ -148,9 +154,9 @@ class SimGateway(Process):
 
     def disconnect(self, client: Client) -> None:
         """The client goes away."""
-        client.left = True
         entry = self._open.get(client.request.id)
         if entry is not None:
+            client.left = True
             client.end(Status.CANCELLED, "the client went away", self._loop.now())
             self._leave(client, entry[1], "the client went away")
 
@@ -165,9 +171,10 @@ class SimGateway(Process):
             self._leave(client, talk, talk.reason)
             return
         wakes = talk.wakes_at()
-        if wakes is not None and wakes < self._wakes.get(talk.request.id, float("inf")):
-            self._wakes[talk.request.id] = wakes
-            self._loop.at(wakes, self, self._wake, (talk.request.id, wakes))
+        request = client.request.id
+        if wakes is not None and wakes < self._wakes.get(request, float("inf")):
+            self._wakes[request] = wakes
+            self._loop.at(wakes, self, self._wake, (request, wakes))
 
     def _wake(self, timer: tuple[str, float]) -> None:
         request, due = timer
@@ -182,10 +189,10 @@ class SimGateway(Process):
         self._changed(*entry)
 
     def _leave(self, client: Client, talk: Conversation, reason: str) -> None:
-        client.attempts = talk.journal.attempt
+        client.attempts = talk.attempt
         del self._open[client.request.id]
         self._wakes.pop(client.request.id, None)
-        if talk.outlives_client and self._connected and self._control is not None:
+        if talk.generation.must_cancel and self._connected and self._control is not None:
             self._control.send(Cancel(client.request.id, reason))
 
     # ---- the scheduler

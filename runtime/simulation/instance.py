@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from triptych.runtime.core.errors import Status
-from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load
+from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, Role
 from triptych.runtime.core.tasks import AbortTask, HeldTask, TaskCommand, TaskReport
-from triptych.runtime.instance.core import InstanceCore
+from triptych.runtime.instance.core import InstanceCore, RolesRefusedError
 from triptych.runtime.instance.messages import (
     CancelPull,
     CloseStaging,
@@ -55,6 +55,8 @@ class Owner(Protocol):
     def emit(self, message: Emit | EmitPrompt) -> None: ...
 
     def on_reset(self, old: InstanceRef, info: InstanceInfo, reason: str) -> None: ...
+
+    def on_roles_refused(self, ref: InstanceRef, reason: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,24 @@ class SimInstance:
                 self._feed(Command(AbortTask(task.request, Status.UNAVAILABLE, reason, task.role, task.attempt)))
 
         self.call(end)
+
+    def set_roles(self, ref: InstanceRef, roles: frozenset[Role], epoch: int) -> None:
+        """Take on other roles under a new epoch, if `ref` still lives and holds no task; else say that it stays as it is."""
+
+        def switch() -> None:
+            if self.core.ref != ref:
+                return
+            renewed, possible = InstanceRef(ref.id, epoch), self.info.roles | self.info.switchable
+            try:
+                self.core.switch(renewed, roles)
+            except RolesRefusedError as error:
+                self._owner.on_roles_refused(ref, error.message)
+                return
+            self.producer.restart(renewed)
+            self.info = replace(self.info, ref=renewed, roles=roles, switchable=possible - roles)
+            self._owner.on_reset(ref, self.info, "switched")
+
+        self.call(switch)
 
     def lose_engine(self, epoch: int, reason: str) -> None:
         """A device program failed: the pool is lost, and the instance goes on as a new incarnation."""

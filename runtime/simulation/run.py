@@ -101,7 +101,7 @@ def run(schedule: Schedule, watcher: Watcher | None = None) -> Outcome:
     return Outcome(
         schedule.seed,
         schedule.topology,
-        tuple((str(fault.kind), _struck(world, fault.target, fault.other)) for fault in weather.struck),
+        tuple((str(fault.kind), _struck(world, fault)) for fault in weather.struck),
         verdicts,
         tuple(wrong),
         len(leaked),
@@ -131,8 +131,9 @@ def _endure(world: World, weather: Weather) -> bool:
     return True
 
 
-def _struck(world: World, target: str, other: str) -> str:
-    roles = [role_of(world, name) for name in (target, other) if name]
+def _struck(world: World, fault: Fault) -> str:
+    names = [fault.target] if fault.kind is Kind.DRAIN else [fault.target, fault.other]
+    roles = [role_of(world, name) for name in names if name]
     return " - ".join(sorted(roles))
 
 

@@ -10,6 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from triptych.runtime.core.generation import Patience
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.request import Request
 from triptych.runtime.core.sampling import SamplingParams
@@ -105,11 +106,7 @@ class Schedule:
             worker=WorkerConfig(retry=0.02, retry_most=0.1, welcome_timeout=0.3, orphan_seconds=self.orphan_seconds),
             gateway=GatewayConfig(
                 conversation=ConversationConfig(
-                    final_token_grace=0.2,
-                    gap_timeout=0.3,
-                    report_grace=0.2,
-                    scheduler_patience=PATIENCE,
-                    max_attempts=self.max_attempts,
+                    Patience(gap=0.3, last_tokens=0.2, scheduler=PATIENCE, attempts=self.max_attempts), report_grace=0.2
                 ),
                 max_model_len=MAX_MODEL_LEN,
                 backoff_initial=0.01,
@@ -144,7 +141,7 @@ def generate(seed: int, kinds: Sequence[Kind] = tuple(Kind)) -> Schedule:
         instances,
         gateways,
         arrivals,
-        tuple(sorted(faults, key=lambda fault: fault.at)),
+        tuple(sorted(_consistent(faults), key=lambda fault: fault.at)),
         router=luck.choice(list(ROUTERS)),
         queue_order=luck.choice(list(QUEUE_ORDERS)),
         max_attempts=2 if luck.random() < 0.1 else MANY,
@@ -214,6 +211,8 @@ WEIGHTS = {
     Kind.ENGINE: 1.5,
     Kind.CORRUPT: 1.0,
     Kind.REPEAT: 1.5,
+    Kind.TERM: 1.5,
+    Kind.DRAIN: 2.0,
     Kind.LEAVE: 2.0,
 }
 
@@ -230,7 +229,7 @@ def make_fault(
     at = luck.uniform(*STORM)
     workers = list(dict.fromkeys(shape.worker for shape in instances))
     match kind:
-        case Kind.KILL | Kind.VANISH | Kind.PAUSE | Kind.ISOLATE:
+        case Kind.KILL | Kind.VANISH | Kind.TERM | Kind.PAUSE | Kind.ISOLATE:
             target = luck.choice([SCHEDULER, luck.choice(gateways), *workers, *workers])
             seconds = luck.choice([luck.uniform(0.01, 0.15), luck.uniform(0.1, 1.0)])
             lasting = 0.0 if kind is Kind.PAUSE else 0.15 if kind is not Kind.ISOLATE else 0.3 * (target in workers)
@@ -246,11 +245,20 @@ def make_fault(
             return Fault(kind, at, one, other, seconds)
         case Kind.ENGINE | Kind.CORRUPT:
             return Fault(kind, at, luck.choice(instances).id)
+        case Kind.DRAIN:
+            return Fault(kind, at, luck.choice(instances).id, luck.choice(["", "prefill", "decode", "decode+prefill"]))
         case Kind.REPEAT:
             return Fault(kind, at, luck.choice(workers), luck.choice(gateways))
         case Kind.LEAVE:
             arrival = luck.choice(arrivals)
             return Fault(kind, arrival.at + luck.uniform(0.0, 0.6), arrival.request.id)
+
+
+def _consistent(faults: list[Fault]) -> list[Fault]:
+    """Who is dead for good cannot be replaced by who changes roles: with drains all deaths end."""
+    if all(fault.kind is not Kind.DRAIN for fault in faults):
+        return faults
+    return [replace(fault, seconds=min(fault.seconds, 1.0)) for fault in faults]
 
 
 def _timed(fault: Fault, luck: random.Random) -> Fault:

@@ -9,24 +9,29 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from triptych.runtime.core.control import (
+    DrainEnded,
+    DrainRequested,
     DropWorker,
     GatewayJoined,
+    GatewayLeft,
     GatewayLost,
     SchedulerCommand,
     SchedulerEvent,
     SchedulerTick,
     ToGateway,
     ToInstance,
+    ToWorker,
     WorkerJoined,
+    WorkerLeft,
     WorkerLost,
 )
 from triptych.runtime.scheduler.scheduler import Scheduler
 from triptych.runtime.simulation.events import Process
+from triptych.runtime.simulation.gateway import SERVICE as GATEWAY
 from triptych.runtime.simulation.network import End, Network
 from triptych.runtime.simulation.worker import SERVICE as WORKER
-from triptych.runtime.simulation.worker import InstanceCommand, Welcome
+from triptych.runtime.simulation.worker import InstanceCommand, Leave, Welcome
 
-GATEWAY = "gateway"  # the service that gateways dial
 TICK = 0.05  # seconds, as in the live control loop
 
 Witness = Callable[[SchedulerEvent, list[SchedulerCommand]], None]
@@ -44,6 +49,7 @@ class SimScheduler(Process):
         self._loop = network.loop
         self._tick_seconds = tick
         self._witness = witness
+        self.drains: dict[str, list[DrainEnded]] = {}  # by ticket: the answers, of which one must come
         self._workers: dict[str, End] = {}
         self._gateways: dict[str, End] = {}
 
@@ -54,6 +60,8 @@ class SimScheduler(Process):
 
     def feed(self, event: SchedulerEvent) -> None:
         """Handle `event` now and do what comes of it."""
+        if isinstance(event, DrainRequested):
+            self.drains[event.ticket] = []
         commands = self.core.handle(event, self._loop.now())
         if self._witness is not None:
             self._witness(event, commands)
@@ -67,10 +75,18 @@ class SimScheduler(Process):
                     end = self._gateways.get(command.gateway)
                     if end is not None:
                         end.send(command.notice)
+                case ToWorker():
+                    end = self._workers.get(command.worker)
+                    if end is not None:
+                        end.send(command.command)
+                case DrainEnded():
+                    self.drains[command.ticket].append(command)
                 case DropWorker():
                     end = self._workers.get(command.worker)
                     if end is not None:
                         end.close(command.reason)
+                        lost = WorkerLost(command.worker, command.reason)
+                        self._loop.after(0.0, self, self._dropped, (command.worker, end, lost))
 
     def _tick(self, _: None) -> None:
         self.feed(SchedulerTick())
@@ -83,18 +99,33 @@ class SimScheduler(Process):
             end.on_message = lambda message: self._first_of_worker(end, message)
         elif service == GATEWAY:
             self._take_over(self._gateways, dialler, end)
-            end.on_message = self.feed
-            end.on_closed = lambda reason: self._gateway_gone(dialler, end)
+            end.on_message = lambda message: self._hear_gateway(dialler, end, message)
+            end.on_closed = lambda reason: self._gateway_gone(dialler, end, GatewayLost(dialler))
             self.feed(GatewayJoined(dialler))
 
     def _first_of_worker(self, end: End, joined: WorkerJoined) -> None:
         self._take_over(self._workers, joined.worker, end)
-        end.on_message = self.feed
-        end.on_closed = lambda reason: self._worker_gone(joined.worker, end, reason)
+        worker = joined.worker
+        end.on_message = lambda message: self._hear_worker(worker, end, message)
+        end.on_closed = lambda reason: self._worker_gone(worker, end, WorkerLost(worker, reason))
         end.send(Welcome(self.core.config.heartbeat_interval))
         self.feed(joined)
-        if not end.open:  # it was dropped at once
-            self._worker_gone(joined.worker, end, "its registration was refused")
+
+    def _dropped(self, dropped: tuple[str, End, WorkerLost]) -> None:
+        """The task that served the stream has ended."""
+        self._worker_gone(*dropped)
+
+    def _hear_worker(self, worker: str, end: End, message: SchedulerEvent | Leave) -> None:
+        if isinstance(message, Leave):
+            self._worker_gone(worker, end, WorkerLeft(worker, message.reason))
+        elif self._workers.get(worker) is end:  # else a newer stream says what is true now
+            self.feed(message)
+
+    def _hear_gateway(self, gateway: str, end: End, message: SchedulerEvent | Leave) -> None:
+        if isinstance(message, Leave):
+            self._gateway_gone(gateway, end, GatewayLeft(gateway))
+        elif self._gateways.get(gateway) is end:
+            self.feed(message)
 
     def _take_over(self, streams: dict[str, End], name: str, end: End) -> None:
         old = streams.get(name)
@@ -102,12 +133,12 @@ class SimScheduler(Process):
         if old is not None:
             old.abort(f"{name} connected again; this stream is superseded")
 
-    def _worker_gone(self, worker: str, end: End, reason: str) -> None:
+    def _worker_gone(self, worker: str, end: End, event: WorkerLost | WorkerLeft) -> None:
         if self._workers.get(worker) is end:
             del self._workers[worker]
-            self.feed(WorkerLost(worker, reason))
+            self.feed(event)
 
-    def _gateway_gone(self, gateway: str, end: End) -> None:
+    def _gateway_gone(self, gateway: str, end: End, event: GatewayLost | GatewayLeft) -> None:
         if self._gateways.get(gateway) is end:
             del self._gateways[gateway]
-            self.feed(GatewayLost(gateway))
+            self.feed(event)

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.core.request import Continuation
-from triptych.runtime.instance.messages import (
-    InstanceEvent,
-)
+from triptych.runtime.instance.messages import InstanceEvent
 from triptych.runtime.simulation.device import Device
 from triptych.runtime.simulation.events import EventLoop, Process
 from triptych.runtime.simulation.network import Network
@@ -28,7 +26,6 @@ class TransferConfig:
 
     Attributes:
         page_bytes: of one KV page over all layers.
-        fetches: offers on their way to one puller at a time.
     """
 
     page_bytes: int = 1 << 20

@@ -13,7 +13,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from triptych.runtime.core.control import Heartbeat, InstanceLoad, InstanceReset, Reported, WorkerJoined
+from triptych.runtime.core.control import (
+    Heartbeat,
+    InstanceLeft,
+    InstanceLoad,
+    InstanceReset,
+    Reported,
+    Retire,
+    RolesRefused,
+    SetRoles,
+    WorkerJoined,
+)
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load
 from triptych.runtime.core.request import PromptReport, TokenOut
 from triptych.runtime.core.tasks import HeldTask, TaskCommand, TaskReport
@@ -42,6 +52,13 @@ class InstanceCommand:
 
     ref: InstanceRef
     command: TaskCommand
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The last word of a process that ends in order."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +94,9 @@ class WorkerConfig:
     orphan_seconds: float = 30.0
 
 
+Said = Reported | InstanceReset | InstanceLeft | RolesRefused
+
+
 class _Registration:
     """One attempt to be registered, and the stream that it leads to.
 
@@ -90,7 +110,7 @@ class _Registration:
 
     def __init__(self) -> None:
         self.declared: dict[str, tuple[InstanceInfo, tuple[HeldTask, ...]]] = {}
-        self.waiting: list[Reported | InstanceReset] = []
+        self.waiting: list[Said] = []
         self.end: End | None = None
         self.welcome: Welcome | None = None
         self.loads: dict[InstanceRef, Load] = {}
@@ -167,7 +187,7 @@ class SimWorker(Process):
             for event in registration.waiting:
                 end.send(event)
 
-    def _tell(self, instance: str, event: Reported | InstanceReset) -> None:
+    def _tell(self, instance: str, event: Said) -> None:
         """What an instance says before it has declared what it holds is dropped: the declaration tells how things stand."""
         registration = self._registration
         if registration is None or instance not in registration.declared:
@@ -194,6 +214,31 @@ class SimWorker(Process):
                 instance = self.instances.get(message.ref.id)
                 if instance is not None:
                     instance.command(message.ref, message.command)
+            case SetRoles():
+                instance = self.instances.get(message.ref.id)
+                if instance is not None and instance.info.ref == message.ref:
+                    instance.set_roles(message.ref, message.roles, self._epochs())
+            case Retire():
+                self._retire(message)
+
+    def _retire(self, order: Retire) -> None:
+        """An instance goes for good; with the last one the process ends."""
+        instance = self.instances.get(order.ref.id)
+        if instance is None or instance.info.ref != order.ref:
+            return
+        if len(self.instances) == 1:
+            self.leave("retired")
+            return
+        del self.instances[order.ref.id]
+        self._tell(order.ref.id, InstanceLeft(self.name, order.ref, order.reason))
+
+    def leave(self, reason: str) -> None:
+        """Say good-bye and end, as at SIGTERM."""
+        if self._registration is not None and self._registration.end is not None:
+            self._registration.end.send(Leave(reason))
+            self._registration.end.close(reason)
+        self.kill()
+        self._network.bury(self)
 
     def _lost(self, registration: _Registration, reason: str) -> None:
         if registration is not self._registration:
@@ -228,6 +273,9 @@ class SimWorker(Process):
         self._tell(old.id, InstanceReset(self.name, old, info, reason))
         if self._registration is not None:
             self._registration.loads = {}
+
+    def on_roles_refused(self, ref: InstanceRef, reason: str) -> None:
+        self._tell(ref.id, RolesRefused(self.name, ref, reason))
 
     def emit(self, message: Emit | EmitPrompt) -> None:
         if isinstance(message, Emit):

@@ -29,6 +29,7 @@ from triptych.runtime.simulation.transfer import TransferConfig
 from triptych.runtime.simulation.worker import SimWorker, WorkerConfig
 
 SCHEDULER = "scheduler"
+_EVERY_ROLE = frozenset({Role.PREFILL, Role.DECODE})
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,16 @@ class World:
             self.network.vanish(process)
             self._disappoint(name)
 
+    def terminate(self, name: str) -> None:
+        """SIGTERM: workers and gateways say good-bye; a scheduler just ends."""
+        process = self.processes[name]
+        if isinstance(process, SimWorker | SimGateway):
+            process.happen(process.leave, "left")
+            if not process.alive:
+                self._disappoint(name)
+        else:
+            self.kill(name)
+
     def pause(self, name: str) -> None:
         process = self.processes[name]
         if process.alive and not process.paused:
@@ -182,6 +193,7 @@ class World:
             export_pages=shape.export_pages,
             eos_ids=shape.eos_ids,
             prefix_cache=shape.prefix_cache,
+            switchable=_EVERY_ROLE - shape.roles,
         )
         core = InstanceCore(config, stop_probe=_no_probe, random=random.Random(luck.getrandbits(64)))
         info = InstanceInfo(
@@ -193,6 +205,7 @@ class World:
             compatibility=Compatibility(1, "simulated", "1", "token", shape.page_size, digest),
             transports=(TransportKind.LOCAL, TransportKind.GRPC),
             domain=shape.worker,
+            switchable=_EVERY_ROLE - shape.roles,
         )
         return Parts(info, core, self.config.make_device(config), self.config.step_time, digest)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from hypothesis import strategies as st
 
 from triptych.runtime.simulation.faults import FOR_GOOD, Fault, Kind
+from triptych.runtime.simulation.moments import NAMES, SUBJECT, Moment
 from triptych.runtime.simulation.schedule import MANY, TOPOLOGIES, Schedule, generate, make_instances
 from triptych.runtime.simulation.world import SCHEDULER
 
@@ -43,28 +44,35 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 def fault_in(schedule: Schedule) -> st.SearchStrategy[Fault]:
-    """One fault that ends by itself."""
+    """One fault that ends by itself, at some time or at some moment; then it may strike what the moment is about."""
     workers = list(dict.fromkeys(shape.worker for shape in schedule.instances))
+    instances = [shape.id for shape in schedule.instances]
     processes = [*workers, SCHEDULER, *schedule.gateways]
     links = [(one, other) for index, one in enumerate(processes) for other in processes[index + 1 :]]
-    at = st.integers(4, 70).map(lambda slot: slot * 0.02)
+    at = st.integers(4, 60).map(lambda slot: slot * 0.02)
     span = st.sampled_from(SPANS)
-    return st.one_of(
-        st.builds(Fault, st.just(Kind.KILL), at, st.sampled_from(processes), seconds=span),
-        st.builds(Fault, st.just(Kind.VANISH), at, st.sampled_from(processes), seconds=span),
-        st.builds(Fault, st.just(Kind.PAUSE), at, st.sampled_from(processes), seconds=span),
-        st.tuples(st.sampled_from([Kind.CUT, Kind.SLOW, Kind.RESET]), at, st.sampled_from(links), span).map(
-            lambda drawn: Fault(drawn[0], drawn[1], *drawn[2], seconds=drawn[3])
-        ),
-        st.builds(
-            Fault,
-            st.sampled_from([Kind.ENGINE, Kind.CORRUPT]),
-            at,
-            st.sampled_from([shape.id for shape in schedule.instances]),
-        ),
+
+    def of(kinds: list[Kind], targets: list[str]) -> st.SearchStrategy[Fault]:
+        return st.builds(Fault, st.sampled_from(kinds), at, st.sampled_from(targets), seconds=span)
+
+    def between(kind: Kind, when: float, link: tuple[str, str], seconds: float) -> Fault:
+        return Fault(kind, when, *link, seconds=seconds)
+
+    fault = st.one_of(
+        of([Kind.KILL, Kind.VANISH, Kind.PAUSE, Kind.TERM, Kind.ISOLATE], processes),
+        st.builds(between, st.sampled_from([Kind.CUT, Kind.SLOW, Kind.RESET]), at, st.sampled_from(links), span),
+        of([Kind.ENGINE, Kind.CORRUPT], instances),
+        st.builds(Fault, st.just(Kind.DRAIN), at, st.sampled_from(instances), st.sampled_from(["", "decode+prefill"])),
         st.builds(Fault, st.just(Kind.REPEAT), at, st.sampled_from(workers), st.sampled_from(schedule.gateways)),
-        st.builds(Fault, st.just(Kind.LEAVE), at, st.sampled_from([a.request.id for a in schedule.arrivals])),
+        of([Kind.LEAVE], [arrival.request.id for arrival in schedule.arrivals]),
     )
+    moment = st.builds(Moment, st.sampled_from(NAMES), st.integers(1, 6))
+    return st.one_of(fault, st.builds(_at_moment, fault, moment, st.sampled_from([0.0, 0.005, 0.02]), st.booleans()))
+
+
+def _at_moment(fault: Fault, moment: Moment, delay: float, aimed: bool) -> Fault:
+    target = SUBJECT if aimed and fault.kind is not Kind.REPEAT else fault.target
+    return replace(fault, at=delay, when=moment, target=target)
 
 
 def die_for_good(schedule: Schedule, name: str, at: float) -> Schedule:

@@ -29,6 +29,7 @@ from triptych.runtime.simulation.instance import SimInstance
 from triptych.runtime.simulation.moments import Moment
 from triptych.runtime.simulation.run import run
 from triptych.runtime.simulation.schedule import Schedule, generate
+from triptych.runtime.simulation.world import SCHEDULER
 
 MOST = 400  # schedules until a bug counts as missed
 FIRST = 5000
@@ -163,6 +164,14 @@ def alone(seed: int) -> Schedule:
     return replace(calm(seed, "2P2D"), faults=(fault,))
 
 
+def deaf(seed: int) -> Schedule:
+    """A decode instance that generates is cut off from the scheduler for a while, not from the gateway; devices differ."""
+    luck = random.Random(seed)
+    moment = Moment("DecodeStarted", luck.randint(1, 4))
+    fault = Fault(Kind.CUT, luck.uniform(0.0, 0.1), SCHEDULER, luck.choice(["worker-d1", "worker-d2"]), 1.0, moment)
+    return replace(calm(seed, "1P2D"), faults=(fault,), flavours=(0, 1, 2))
+
+
 def only(*kinds: Kind) -> Callable[[int], Schedule]:
     """Random schedules with faults of these kinds."""
     return lambda seed: generate(seed, kinds)
@@ -173,8 +182,8 @@ BUGS = {
     "reservation never expires": Bug(reservation_never_expires, ("decode task",), alone),
     "any epoch will do": Bug(any_epoch_will_do, ("protocol", "INTERNAL", "hung", "held"), only(Kind.ENGINE)),
     "losses are overlooked": Bug(losses_are_overlooked, ("held", "tasks")),
-    "journal takes any attempt": Bug(journal_takes_any_attempt, ("wrong tokens", "missing"), only(Kind.CUT)),
-    "journal takes duplicates": Bug(journal_takes_duplicates, ("duplicated",)),
+    "journal takes any attempt": Bug(journal_takes_any_attempt, ("wrong tokens", "missing"), deaf),
+    "journal takes duplicates": Bug(journal_takes_duplicates, ("duplicated",), only(Kind.REPEAT)),
     "journal forgets a token": Bug(journal_forgets_a_token, ("wrong tokens", "missing")),
     "cancel is forgotten": Bug(cancel_is_forgotten, ("held",)),
     "pages leak": Bug(pages_leak, ("page",)),
