@@ -28,7 +28,7 @@ class Kind(StrEnum):
     CUT = "cut"  # no packet passes between two hosts for `seconds`
     ISOLATE = "isolate"  # no packet passes between a host and all others for `seconds`
     RESET = "reset"  # all connections of two hosts are reset
-    SLOW = "slow"  # everything between two hosts takes eight times as long for `seconds`
+    SLOW = "slow"  # everything between two hosts takes 30 times as long for `seconds`
     ENGINE = "engine"  # a device program of an instance fails: its pool is lost, its process lives
     CORRUPT = "corrupt"  # the next KV that an instance sends arrives damaged
     REPEAT = "repeat"  # the subscription of a gateway (`other`) to a worker is reset, and its last tokens come again on the next
@@ -39,7 +39,7 @@ class Kind(StrEnum):
 
 FOR_GOOD = 1e9  # seconds; longer than any schedule: the process is not started again
 
-SLOWNESS = 8.0  # a pull then takes seconds, and a message less than a heartbeat may
+SLOWNESS = 30.0  # a pull then takes seconds, and a message nearly as long as silence may
 
 
 @dataclass(frozen=True)

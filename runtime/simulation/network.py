@@ -5,7 +5,8 @@ the link is cut or the other process stands still), or when somebody in between 
 before the end does, as luck will have it: nobody may count on either. Across a cut messages wait (TCP repeats them) and arrive if the cut
 is shorter than the patience of both ends; an end that gave up meanwhile is heard of by the other when the link is whole again, unless that one gives up by itself: both ends send keepalives.
 
-Bulk is what bandwidth counts for: pieces of one direction of one link follow one another, and other messages pass them.
+Bulk is what bandwidth counts for: pieces of one direction of one link follow one another, and other messages pass them. A link that becomes slower or
+faster does so for what it has not carried yet, too.
 """
 
 from __future__ import annotations
@@ -43,15 +44,27 @@ class NetworkConfig:
 class Link:
     """Two hosts and what lies between them; the same link for both directions."""
 
-    __slots__ = ("busy", "cut", "cuts", "dialled", "slowness", "stalled")
+    __slots__ = ("busy", "cargo", "cut", "cuts", "dialled", "slowness", "stalled")
 
     def __init__(self) -> None:
         self.cut = False
         self.cuts = 0  # tells one cut from the next
         self.slowness = 1.0
         self.busy: dict[str, float] = {}  # sender -> until when its direction carries bytes
+        self.cargo: dict[Bulk, None] = {}  # what it carries or is to carry, in both directions
         self.dialled: dict[End, None] = {}  # ends that dialled, in order of dialling, while they are open
         self.stalled: dict[End, None] = {}  # ends whose words the cut holds up
+
+
+class Bulk:
+    """A message that takes its time. `carried`: when the link will have carried it, at the link's present speed."""
+
+    __slots__ = ("carried", "end", "message")
+
+    def __init__(self, end: End, message: Any, carried: float):
+        self.end = end
+        self.message = message
+        self.carried = carried
 
 
 class End:
@@ -92,12 +105,15 @@ class End:
         if not self.open:
             return
         loop, link = self._network.loop, self._link
-        when = loop.now()
-        if link is not None:
-            start = max(when, link.busy.get(self.process.name, 0.0))
-            when = link.busy[self.process.name] = start + size * link.slowness / self._network.config.bandwidth
-            when += self._network.delay(link)
-        loop.at(when, None, self._arrive, (self._deliver, message))
+        if link is None:
+            loop.at(loop.now(), None, self._arrive, (self._deliver, message))
+            return
+        start = max(loop.now(), link.busy.get(self.process.name, 0.0))
+        carried = start + size * link.slowness / self._network.config.bandwidth
+        link.busy[self.process.name] = carried
+        bulk = Bulk(self, message, carried)
+        link.cargo[bulk] = None
+        loop.at(carried, None, self._network.carry, (link, bulk))
 
     def close(self, reason: str) -> None:
         """End the connection in good order: what was sent before arrives first."""
@@ -133,6 +149,11 @@ class End:
             when += self._network.delay(link)
         self._arrives = max(self._arrives, when)
         loop.at(self._arrives, None, self._arrive, (action, argument))
+
+    def land(self, message: Any) -> None:
+        """The link has carried a bulk message; its last byte is on its way."""
+        delay = 0.0 if self._link is None else self._network.delay(self._link)
+        self._network.loop.after(delay, None, self._arrive, (self._deliver, message))
 
     def flush(self) -> None:
         """The link is whole again: what was held up arrives."""
@@ -258,8 +279,22 @@ class Network:
             end.flush()
 
     def slow(self, one: str, other: str, factor: float) -> None:
-        """Latency and transfer times between the two hosts are `factor` times the normal from now on."""
-        self.link(one, other).slowness = factor
+        """Latency and transfer times between the two hosts are `factor` times the normal from now on, also of bulk under way."""
+        link, now = self.link(one, other), self.loop.now()
+        change, link.slowness = factor / link.slowness, factor
+        if change == 1.0:
+            return
+        link.busy = {sender: now + max(0.0, until - now) * change for sender, until in link.busy.items()}
+        for bulk in link.cargo:
+            bulk.carried = now + (bulk.carried - now) * change
+            self.loop.at(bulk.carried, None, self.carry, (link, bulk))
+
+    def carry(self, load: tuple[Link, Bulk]) -> None:
+        """Bulk is there, unless the link became slower, or had become faster and it has been there before."""
+        link, bulk = load
+        if bulk in link.cargo and bulk.carried <= self.loop.now():
+            del link.cargo[bulk]
+            bulk.end.land(bulk.message)
 
     def reset(self, one: str, other: str) -> None:
         """Somebody in between resets every connection of the two hosts; new ones can be made at once."""

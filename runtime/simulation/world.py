@@ -160,11 +160,13 @@ class World:
         """SIGTERM: workers and gateways say good-bye; a scheduler just ends."""
         process = self.processes[name]
         if isinstance(process, SimWorker | SimGateway):
-            process.happen(process.leave, "left")
-            if not process.alive:
-                self._disappoint(name)
+            process.happen(self._say_goodbye, process)
         else:
             self.kill(name)
+
+    def _say_goodbye(self, process: SimWorker | SimGateway) -> None:
+        process.leave("left")
+        self._disappoint(process.name)
 
     def pause(self, name: str) -> None:
         process = self.processes[name]
