@@ -86,6 +86,20 @@ def check_free(world: World) -> Iterator[str]:
                 yield f"{instance.ref.id}: pages are missing: {resources}"
 
 
+def check_open(world: World) -> Iterator[str]:
+    """In a quiet world: instances that the scheduler should place requests on and does not, a line each."""
+    scheduler = world.scheduler
+    if scheduler is None:
+        return
+    known = {entry.info.ref: entry.state for entry in scheduler.core.snapshot(world.loop.now()).instances}
+    for worker in world.workers:
+        if worker.registered:
+            for instance in worker.instances.values():
+                state = known.get(instance.ref, "not known")
+                if state != "open":
+                    yield f"{instance.ref.id} takes no work: to the scheduler it is {state}"
+
+
 def verdict(client: Client, schedule: Schedule, world: World) -> Verdict:
     """Judge one request after its schedule."""
     request = client.request

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from triptych.runtime.core.control import DrainRequested, SchedulerCommand, SchedulerEvent
+from triptych.runtime.core.control import DrainEnded, DrainRequested, SchedulerCommand, SchedulerEvent
 from triptych.runtime.core.instance import Role
 from triptych.runtime.simulation.events import Process
 from triptych.runtime.simulation.moments import SUBJECT, Moment, Subject, told
@@ -33,11 +33,14 @@ class Kind(StrEnum):
     CORRUPT = "corrupt"  # the next KV that an instance sends arrives damaged
     REPEAT = "repeat"  # the subscription of a gateway (`other`) to a worker is reset, and its last tokens come again on the next
     TERM = "term"  # a process gets SIGTERM, says good-bye and ends; started again after `seconds`
-    DRAIN = "drain"  # an operator has an instance leave or, if `other` names roles ("decode+prefill"), take those on
+    DRAIN = "drain"  # an operator has an instance take on roles ("decode+prefill") or, if `other` is empty, leave; its worker is back after `seconds`
+    FORCE = "force"  # DRAIN, even of the last instance of a role
     LEAVE = "leave"  # the client of a request goes away
 
 
 FOR_GOOD = 1e9  # seconds; longer than any schedule: the process is not started again
+
+_EVERY_ROLE = frozenset({Role.PREFILL, Role.DECODE})
 
 SLOWNESS = 30.0  # a pull then takes seconds, and a message nearly as long as silence may
 
@@ -48,8 +51,8 @@ class Fault:
 
     Attributes:
         at: when it begins: seconds since the start or, if it waits for a moment, since that.
-        target: a process, an instance (ENGINE, CORRUPT, DRAIN) or a request (LEAVE), or SUBJECT: what the moment is about.
-        other: the second host of a link, or roles (DRAIN).
+        target: a process, an instance (ENGINE, CORRUPT, DRAIN, FORCE) or a request (LEAVE), or SUBJECT: what the moment is about.
+        other: the second host of a link, or roles (DRAIN, FORCE).
         seconds: how long it lasts.
         when: the moment that it waits for, if it does.
     """
@@ -81,6 +84,7 @@ class Weather:
         self._cuts: dict[tuple[str, str], int] = {}
         self._pauses: dict[Process, int] = {}
         self._slow: dict[tuple[str, str], int] = {}
+        self._drains: dict[str, Fault] = {}  # by ticket
         self._dead_for_good: set[str] = set()
         self._cut_for_good: set[tuple[str, str]] = set()
 
@@ -93,7 +97,13 @@ class Weather:
 
     def witness(self, event: SchedulerEvent, commands: list[SchedulerCommand]) -> None:
         """Let the faults happen that wait for this."""
-        if self._over or not self._awaited:
+        if self._over:
+            return
+        for command in commands if self._drains else ():
+            if isinstance(command, DrainEnded):
+                fault = self._drains[command.ticket]
+                self._world.loop.after(fault.seconds, None, self._revive, self._world.shape(fault.target).worker)
+        if not self._awaited:
             return
         for name, subject in told(event, commands, lambda instance: self._world.shape(instance).worker):
             self._counts[name] += 1
@@ -112,13 +122,23 @@ class Weather:
         for process in list(self._pauses):
             process.proceed()
         for process in list(world.processes.values()):
-            if isinstance(process, SimWorker) and _changed(world, process):
-                world.kill(process.name)  # its next life has the roles that it was configured with
             if not process.alive and process.name not in self._dead_for_good:
                 world.spawn(process.name)
         self._cuts.clear()
         self._slow.clear()
         self._pauses.clear()
+        self.restore()
+
+    def restore(self) -> None:
+        """If nobody is left for a role after what operators did, whoever has left or changed starts again as it was configured."""
+        world = self._world
+        if _EVERY_ROLE <= {role for worker in world.workers for i in worker.instances.values() for role in i.info.roles}:
+            return
+        for name in world.config.workers:
+            worker = world.processes.get(name)
+            if isinstance(worker, SimWorker) and worker.alive and _changed(world, worker):
+                world.kill(name)
+            self._revive(name)
 
     # ---- beginnings
 
@@ -163,12 +183,8 @@ class Weather:
                 if isinstance(worker, SimWorker):
                     worker.repeat(fault.other)
                     world.network.reset(*pair)
-            case Kind.DRAIN:
-                scheduler = world.scheduler
-                if scheduler is not None:
-                    roles = frozenset(Role(name) for name in fault.other.split("+")) if fault.other else None
-                    ticket = f"ticket {len(self.struck)}"
-                    scheduler.happen(scheduler.feed, DrainRequested(ticket, fault.target, roles))
+            case Kind.DRAIN | Kind.FORCE:
+                self._drain(fault)
             case Kind.LEAVE:
                 for client in world.clients:
                     if client.request.id == fault.target:
@@ -192,6 +208,15 @@ class Weather:
                 instance.producer.corrupt_next = True
             else:
                 worker.happen(worker.lose_engine, fault.target)
+
+    def _drain(self, fault: Fault) -> None:
+        scheduler = self._world.scheduler
+        if scheduler is not None:
+            ticket = f"ticket {len(self.struck)}"
+            self._drains[ticket] = fault
+            roles = frozenset(Role(name) for name in fault.other.split("+")) if fault.other else None
+            event = DrainRequested(ticket, fault.target, roles, force=fault.kind is Kind.FORCE)
+            scheduler.happen(scheduler.feed, event)
 
     # ---- ends
 
@@ -232,7 +257,7 @@ def _about(fault: Fault, subject: Subject) -> Fault:
     if fault.target != SUBJECT:
         return fault
     match fault.kind:
-        case Kind.ENGINE | Kind.CORRUPT | Kind.DRAIN:
+        case Kind.ENGINE | Kind.CORRUPT | Kind.DRAIN | Kind.FORCE:
             name = subject.instance
         case Kind.LEAVE:
             name = subject.request

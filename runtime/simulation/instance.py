@@ -163,6 +163,18 @@ class SimInstance:
     def lose_engine(self, epoch: int, reason: str) -> None:
         """A device program failed: the pool is lost, and the instance goes on as a new incarnation."""
         old, ref = self.core.ref, InstanceRef(self.core.ref.id, epoch)
+        self._halt(ref, reason)
+        self.info = replace(self.info, ref=ref)
+        self._owner.on_reset(old, self.info, reason)
+        self._turn()
+
+    def stop(self, reason: str) -> None:
+        """End for good: nothing runs any more, and whoever pulls or is pulled from hears of it."""
+        self._inbox.clear()
+        self._halt(self.core.ref, reason)
+
+    def _halt(self, ref: InstanceRef, reason: str) -> None:
+        """Drop what the device does and everything that is held; nothing happens before the next turn."""
         self._turning = True
         self._in_flight.clear()
         self._life += 1
@@ -171,9 +183,6 @@ class SimInstance:
         for message in self.core.reset(ref, reason=reason):
             if not isinstance(message, Report | Emit | EmitPrompt):  # nobody may hear of the old epoch's tasks
                 self._obey(message)
-        self.info = replace(self.info, ref=ref)
-        self._owner.on_reset(old, self.info, reason)
-        self._turn()
 
     # ---- the loop
 

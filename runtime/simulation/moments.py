@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from triptych.runtime.core.control import (
     Declare,
+    DrainRequested,
+    InstanceReset,
     Reported,
     Resume,
     SchedulerCommand,
@@ -17,6 +19,7 @@ from triptych.runtime.core.control import (
     Submit,
     ToGateway,
     ToInstance,
+    ToWorker,
     WorkerJoined,
     WorkerLost,
 )
@@ -27,6 +30,7 @@ NAMES = (
     *("ReserveDecode", "StartPrefill", "StartDecode", "StartLocal", "AbortTask"),
     *("Granted", "Refused", "Staged", "Accepted", "PrefillDone", "DecodeStarted", "TaskEnded"),
     *("Placed", "Interrupted", "Failed", "Completed"),
+    *("DrainRequested", "SetRoles", "Retire", "InstanceReset"),
 )
 """What can be waited for: types of events, reports, commands and notices."""
 
@@ -66,6 +70,10 @@ def told(
             yield type(event).__name__, Subject(event.request.gateway, request=event.request.id)
         case WorkerJoined() | WorkerLost():
             yield type(event).__name__, Subject(event.worker)
+        case DrainRequested():
+            yield type(event).__name__, Subject(worker_of(event.instance), event.instance)
+        case InstanceReset():
+            yield type(event).__name__, Subject(event.worker, event.old.id)
     for command in commands:
         match command:
             case ToInstance():
@@ -73,6 +81,8 @@ def told(
                 named = isinstance(task, ReserveDecode | StartPrefill | StartLocal)
                 request = task.request.id if named else str(task.request)
                 yield type(task).__name__, Subject(command.worker, command.ref.id, request)
+            case ToWorker():
+                yield type(command.command).__name__, Subject(command.worker, command.command.ref.id)
             case ToGateway():
                 request = getattr(command.notice, "request", "")
                 yield type(command.notice).__name__, Subject(command.gateway, request=request)

@@ -9,7 +9,7 @@ from functools import partial
 from multiprocessing import get_context
 
 from triptych.runtime.core.control import SchedulerCommand, SchedulerEvent
-from triptych.runtime.simulation.audit import Verdict, check_free, check_invariants, held, quiet, verdict
+from triptych.runtime.simulation.audit import Verdict, check_free, check_invariants, check_open, held, quiet, verdict
 from triptych.runtime.simulation.faults import Fault, Kind, Weather, role_of
 from triptych.runtime.simulation.schedule import STORM, Schedule, generate
 from triptych.runtime.simulation.world import World
@@ -89,7 +89,7 @@ def run(schedule: Schedule, watcher: Watcher | None = None) -> Outcome:
             wrong += [f"held after {SETTLE:g} s of quiet weather: {line}" for line in leaked]
         else:
             leaked = list(check_free(world))
-            wrong += leaked
+            wrong += [*leaked, *check_open(world)]
     except Exception as error:  # noqa: BLE001 - whatever a core raises is a finding like any other
         crashed = True
         wrong.append(
@@ -122,6 +122,8 @@ def _endure(world: World, weather: Weather) -> bool:
         if not lifted and loop.now() >= over:
             weather.lift()
             lifted = True
+        elif lifted:
+            weather.restore()
         if lifted and quiet(world):
             since = loop.now() if since is None else since
             if loop.now() >= since + AFTERWARDS:
@@ -132,7 +134,7 @@ def _endure(world: World, weather: Weather) -> bool:
 
 
 def _struck(world: World, fault: Fault) -> str:
-    names = [fault.target] if fault.kind is Kind.DRAIN else [fault.target, fault.other]
+    names = [fault.target] if fault.kind in (Kind.DRAIN, Kind.FORCE) else [fault.target, fault.other]
     roles = [role_of(world, name) for name in names if name]
     return " - ".join(sorted(roles))
 

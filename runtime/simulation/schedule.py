@@ -43,6 +43,7 @@ ROLES = {"p": PREFILL, "d": DECODE, "pd": BOTH}
 MAX_MODEL_LEN = 48
 STORM = (0.08, 1.3)  # seconds between which faults begin
 MANY = 50  # attempts that no schedule uses up
+UNHURRIED = 60.0  # seconds that a drain may take; longer than any schedule: one that is not answered shows as held
 PATIENCE = 30.0  # seconds; longer than any schedule: a request that can be served again is
 
 
@@ -78,6 +79,7 @@ class Schedule:
     max_attempts: int = MANY
     flavours: tuple[int, ...] = (0,)
     orphan_seconds: float = PATIENCE
+    switch_seconds: float = UNHURRIED
     pace: Pace = field(default_factory=Pace)
 
     def world_config(self) -> WorldConfig:
@@ -101,6 +103,7 @@ class Schedule:
                 adopt_grace=0.3,
                 gateway_grace=0.5,
                 drain_grace=0.5,
+                switch_timeout=self.switch_seconds,
             ),
             make_scheduler=lambda config: Scheduler(config, ROUTERS[self.router](), QUEUE_ORDERS[self.queue_order]()),
             worker=WorkerConfig(retry=0.02, retry_most=0.1, welcome_timeout=0.3, orphan_seconds=self.orphan_seconds),
@@ -145,6 +148,7 @@ def generate(seed: int, kinds: Sequence[Kind] = tuple(Kind)) -> Schedule:
         router=luck.choice(list(ROUTERS)),
         queue_order=luck.choice(list(QUEUE_ORDERS)),
         max_attempts=2 if luck.random() < 0.1 else MANY,
+        switch_seconds=0.3 if luck.random() < 0.3 else UNHURRIED,
         orphan_seconds=2.0 if luck.random() < 0.3 else PATIENCE,
         flavours=(0, 1, 2) if luck.random() < 0.7 else (0,),
         pace=Pace(
@@ -212,7 +216,8 @@ WEIGHTS = {
     Kind.CORRUPT: 1.0,
     Kind.REPEAT: 1.5,
     Kind.TERM: 1.5,
-    Kind.DRAIN: 2.0,
+    Kind.DRAIN: 3.0,
+    Kind.FORCE: 1.0,
     Kind.LEAVE: 2.0,
 }
 
@@ -245,8 +250,9 @@ def make_fault(
             return Fault(kind, at, one, other, seconds)
         case Kind.ENGINE | Kind.CORRUPT:
             return Fault(kind, at, luck.choice(instances).id)
-        case Kind.DRAIN:
-            return Fault(kind, at, luck.choice(instances).id, luck.choice(["", "prefill", "decode", "decode+prefill"]))
+        case Kind.DRAIN | Kind.FORCE:
+            roles = luck.choice(["", "prefill", "decode", "decode+prefill"])
+            return Fault(kind, at, luck.choice(instances).id, roles, luck.uniform(0.0, 0.5))
         case Kind.REPEAT:
             return Fault(kind, at, luck.choice(workers), luck.choice(gateways))
         case Kind.LEAVE:
@@ -256,7 +262,7 @@ def make_fault(
 
 def _consistent(faults: list[Fault]) -> list[Fault]:
     """Who is dead for good cannot be replaced by who changes roles: with drains all deaths end."""
-    if all(fault.kind is not Kind.DRAIN for fault in faults):
+    if all(fault.kind not in (Kind.DRAIN, Kind.FORCE) for fault in faults):
         return faults
     return [replace(fault, seconds=min(fault.seconds, 1.0)) for fault in faults]
 

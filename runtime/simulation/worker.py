@@ -229,7 +229,7 @@ class SimWorker(Process):
         if len(self.instances) == 1:
             self.leave("retired")
             return
-        del self.instances[order.ref.id]
+        self.instances.pop(order.ref.id).stop(order.reason)
         self._tell(order.ref.id, InstanceLeft(self.name, order.ref, order.reason))
 
     def leave(self, reason: str) -> None:
