@@ -23,6 +23,11 @@ def calm(seed: int, topology: str) -> Schedule:
     return replace(schedule, topology=topology, instances=instances, arrivals=arrivals, faults=(), max_attempts=MANY)
 
 
+def apart(schedule: Schedule) -> bool:
+    """Whether each instance has a worker of its own, called after it."""
+    return all(shape.worker == f"worker-{shape.id}" for shape in schedule.instances)
+
+
 @dataclass(frozen=True)
 class Plan:
     """A schedule in few words, so that a failing example can be read."""

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from tests.runtime.simulation.plans import calm
+from tests.runtime.simulation.plans import apart, calm
 from triptych.runtime.simulation.faults import Fault, Kind
 from triptych.runtime.simulation.moments import SUBJECT, Moment
 from triptych.runtime.simulation.run import run
-from triptych.runtime.simulation.schedule import Pace, Schedule
+from triptych.runtime.simulation.schedule import Pace
 from triptych.runtime.simulation.world import SCHEDULER
 
 SLOW_MESSAGES = Pace(latency=0.015, step=0.04, page=0.001)
@@ -26,10 +26,6 @@ def survives(topology: str, *faults: Fault) -> None:
             outcome = run(schedule)
             assert outcome.passed, f"seed {seed}: {outcome.wrong}"
             assert {verdict.outcome for verdict in outcome.verdicts} == {"completed"}
-
-
-def apart(schedule: Schedule) -> bool:
-    return "worker" not in {shape.worker for shape in schedule.instances}
 
 
 @pytest.mark.parametrize("nth", TIMES)
@@ -74,3 +70,25 @@ def test_gateway_and_scheduler_lose_each_other_while_an_attempt_begins(nth: int)
         Fault(Kind.RESET, 0.001, SCHEDULER, "gateway-0", when=Moment("Interrupted", 1)),
         Fault(Kind.KILL, 0.001, SCHEDULER, seconds=0.05, when=Moment("Resume", 1)),
     )
+
+
+@pytest.mark.parametrize("nth", TIMES)
+def test_a_slow_spell_is_over_for_pulls_that_began_in_it(nth: int):
+    """Pulls that would take nine seconds each, one behind the other, at the speed of the spell."""
+    spell = Fault(Kind.SLOW, 0.0, "worker-p0", "worker-d1", seconds=0.8, when=Moment("StartDecode", nth))
+    for seed in SEEDS:
+        schedule = replace(calm(seed, "1P1D"), faults=(spell,), pace=Pace(page=0.03))
+        if apart(schedule):
+            outcome = run(schedule)
+            assert outcome.passed, f"seed {seed}: {outcome.wrong}"
+            assert outcome.seconds < 8.0
+
+
+def test_a_stopped_gateway_ends_when_it_goes_on():
+    """SIGTERM waits for SIGCONT, and its clients hear of it then."""
+    stop, term = Fault(Kind.PAUSE, 0.15, "gateway-0", seconds=0.4), Fault(Kind.TERM, 0.2, "gateway-0", seconds=0.5)
+    for seed in SEEDS:
+        outcome = run(replace(calm(seed, "2PD"), gateways=("gateway-0",), faults=(stop, term)))
+        assert outcome.passed, f"seed {seed}: {outcome.wrong}"
+        assert {"term", "pause"} == {kind for kind, _ in outcome.struck}
+        assert "failed: UNAVAILABLE" in {verdict.outcome for verdict in outcome.verdicts}

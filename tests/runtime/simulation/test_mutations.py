@@ -23,12 +23,14 @@ from triptych.runtime.instance import admission, importing, prefix, results, seq
 from triptych.runtime.instance.messages import Command
 from triptych.runtime.instance.pages import PagePool
 from triptych.runtime.instance.sequence import Sequence
+from triptych.runtime.scheduler.cluster import Cluster, Member, Obstacle
+from triptych.runtime.scheduler.drains import Drains
 from triptych.runtime.scheduler.flow import Flow
 from triptych.runtime.simulation.faults import FOR_GOOD, Fault, Kind
 from triptych.runtime.simulation.instance import SimInstance
 from triptych.runtime.simulation.moments import Moment
 from triptych.runtime.simulation.run import run
-from triptych.runtime.simulation.schedule import Schedule, generate
+from triptych.runtime.simulation.schedule import UNHURRIED, Pace, Schedule, generate
 from triptych.runtime.simulation.world import SCHEDULER
 
 MOST = 400  # schedules until a bug counts as missed
@@ -150,6 +152,26 @@ def preempted_too_late(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(InstanceState, "unseat", unseat)
 
 
+def drained_for_ever(patch: pytest.MonkeyPatch) -> None:
+    """An instance that has not changed in time, or will not, is never given work again."""
+    real = Cluster.unblock
+
+    def unblock(cluster: Cluster, member: Member, obstacle: Obstacle) -> bool:
+        return obstacle is not Obstacle.DRAINING and real(cluster, member, obstacle)
+
+    patch.setattr(Cluster, "unblock", unblock)
+
+
+def drains_are_told_once(patch: pytest.MonkeyPatch) -> None:
+    """A worker that was away when it was told to change is not told again."""
+    patch.setattr(Drains, "back", lambda *_: None)
+
+
+def drains_wait_for_the_dead(patch: pytest.MonkeyPatch) -> None:
+    """The drain of an instance that is gone goes on."""
+    patch.setattr(Drains, "_gone", lambda *_: None)
+
+
 def alone(seed: int) -> Schedule:
     """A prefill or a decode instance is cut off for good about when it has staged or granted something."""
     luck = random.Random(seed)
@@ -172,6 +194,17 @@ def deaf(seed: int) -> Schedule:
     return replace(calm(seed, "1P2D"), faults=(fault,), flavours=(0, 1, 2))
 
 
+def switched(seed: int) -> Schedule:
+    """The stream to a worker breaks when an instance on it is told to change, and it must change soon or very soon."""
+    luck = random.Random(seed)
+    instance, roles = luck.choice([("p0", "decode"), ("d2", "prefill"), ("d3", ""), ("p1", "")])
+    drain = Fault(Kind.DRAIN, luck.uniform(0.0, 0.3), instance, roles, when=Moment("Submit", 1))
+    told = Moment("SetRoles" if roles else "Retire", 1)
+    reset = Fault(Kind.RESET, 0.0, SCHEDULER, f"worker-{instance}", when=told)
+    schedule = replace(calm(seed, "2P2D"), faults=(drain, reset), pace=Pace(latency=0.004))
+    return replace(schedule, switch_seconds=luck.choice([0.001, UNHURRIED]))
+
+
 def only(*kinds: Kind) -> Callable[[int], Schedule]:
     """Random schedules with faults of these kinds."""
     return lambda seed: generate(seed, kinds)
@@ -185,6 +218,9 @@ BUGS = {
     "journal takes any attempt": Bug(journal_takes_any_attempt, ("wrong tokens", "missing"), deaf),
     "journal takes duplicates": Bug(journal_takes_duplicates, ("duplicated",), only(Kind.REPEAT)),
     "journal forgets a token": Bug(journal_forgets_a_token, ("wrong tokens", "missing")),
+    "drained for ever": Bug(drained_for_ever, ("takes no work",), switched),
+    "drains are told once": Bug(drains_are_told_once, ("drain",), switched),
+    "drains wait for the dead": Bug(drains_wait_for_the_dead, ("drain",), only(Kind.DRAIN, Kind.KILL)),
     "cancel is forgotten": Bug(cancel_is_forgotten, ("held",)),
     "pages leak": Bug(pages_leak, ("page",)),
     "shared pages are not counted": Bug(shared_pages_are_not_counted, ("page",)),

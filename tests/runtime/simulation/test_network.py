@@ -78,6 +78,23 @@ def test_bulk_of_one_direction_follows_one_another_and_messages_pass_it():
     assert [int(time) for time in pair.far.times] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(("factor", "expected"), [(10.0, [3, 4, 5]), (0.1, [0, 0, 0])])
+def test_a_change_of_speed_counts_for_bulk_under_way(factor: float, expected: list[int]):
+    """For two and a half seconds from 0.5 on, everything takes `factor` times as long: what is under way, and what comes then."""
+    pair = Pair()
+    assert pair.near.end is not None
+    for number in range(2):
+        pair.near.end.send_bulk(number, size=10.0)
+    pair.run(0.5)
+    pair.network.slow("near", "far", factor)
+    pair.near.end.send_bulk(2, size=10.0)
+    pair.run(2.5)
+    pair.network.slow("near", "far", 1.0)
+    pair.run(10.0)
+    assert pair.far.heard == [0, 1, 2]
+    assert [int(time) for time in pair.far.times] == expected
+
+
 def test_nobody_listens():
     pair = Pair()
     pair.network.dial(pair.near.process, "nowhere", "chat", pair.near.heard.append, pair.near.closed.append)
