@@ -132,7 +132,9 @@ class Weather:
     def restore(self) -> None:
         """If nobody is left for a role after what operators did, whoever has left or changed starts again as it was configured."""
         world = self._world
-        if _EVERY_ROLE <= {role for worker in world.workers for i in worker.instances.values() for role in i.info.roles}:
+        if _EVERY_ROLE <= {
+            role for worker in world.workers for i in worker.instances.values() for role in i.info.roles
+        }:
             return
         for name in world.config.workers:
             worker = world.processes.get(name)
