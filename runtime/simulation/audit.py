@@ -4,7 +4,7 @@ After the last fault was lifted the world runs until it is quiet: then every req
 world without faults would have shown (all of it if it ended well, the beginning if not; where devices differ, each token follows from those
 before it), and nobody holds anything: no page, slot,
 staging, task, record or timer. A request may fail only for a reason that the schedule gave: its client left, its deadline passed,
-its gateway died, or its attempts were used up.
+its gateway died, too many others waited, or its attempts were used up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from triptych.runtime.core.errors import Status
 from triptych.runtime.simulation.device import expected_finish, expected_outputs, follows
 from triptych.runtime.simulation.gateway import Client
-from triptych.runtime.simulation.schedule import MAX_MODEL_LEN, Schedule
+from triptych.runtime.simulation.schedule import MANY, MAX_MODEL_LEN, Schedule
 from triptych.runtime.simulation.world import World
 
 _LOSSES = frozenset({Status.UNAVAILABLE, Status.DATA_LOSS, Status.DEADLINE_EXCEEDED})
@@ -87,11 +87,14 @@ def check_free(world: World) -> Iterator[str]:
 
 
 def check_open(world: World) -> Iterator[str]:
-    """In a quiet world: instances that the scheduler should place requests on and does not, a line each."""
+    """In a quiet world: requests that the scheduler counts, and instances that it should place requests on and does not, a line each."""
     scheduler = world.scheduler
     if scheduler is None:
         return
-    known = {entry.info.ref: entry.state for entry in scheduler.core.snapshot(world.loop.now()).instances}
+    cluster = scheduler.core.snapshot(world.loop.now())
+    if cluster.queued or cluster.active:
+        yield f"scheduler: {cluster.queued} requests are queued and {cluster.active} active in its eyes"
+    known = {entry.info.ref: entry.state for entry in cluster.instances}
     for worker in world.workers:
         if worker.registered:
             for instance in worker.instances.values():
@@ -137,5 +140,7 @@ def _permitted(client: Client, schedule: Schedule, world: World) -> bool:
             return deadline is not None and client.ended >= deadline
         case Status.UNAVAILABLE:
             return client.orphaned
+        case Status.RESOURCE_EXHAUSTED:  # refused, never begun: what was admitted once is not
+            return schedule.max_queued < MANY and client.attempts == 1 and not any(client.shown)
         case _:
             return False

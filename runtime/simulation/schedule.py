@@ -42,7 +42,7 @@ TOPOLOGIES = {
 ROLES = {"p": PREFILL, "d": DECODE, "pd": BOTH}
 MAX_MODEL_LEN = 48
 STORM = (0.08, 1.3)  # seconds between which faults begin
-MANY = 50  # attempts that no schedule uses up
+MANY = 50  # attempts, or requests: more than any schedule has
 UNHURRIED = 60.0  # seconds that a drain may take; longer than any schedule: one that is not answered shows as held
 PATIENCE = 30.0  # seconds; longer than any schedule: a request that can be served again is
 
@@ -77,6 +77,8 @@ class Schedule:
     router: str = "least-loaded"
     queue_order: str = "fcfs"
     max_attempts: int = MANY
+    max_queued: int = MANY
+    max_active: int = MANY
     flavours: tuple[int, ...] = (0,)
     orphan_seconds: float = PATIENCE
     switch_seconds: float = UNHURRIED
@@ -92,6 +94,8 @@ class Schedule:
             seed=self.seed,
             scheduler=SchedulerConfig(
                 max_attempts=self.max_attempts,
+                max_queued=self.max_queued,
+                max_active=self.max_active,
                 heartbeat_interval=0.1,
                 heartbeat_timeout=0.5,
                 reserve_ttl=0.5,
@@ -150,6 +154,8 @@ def generate(seed: int, kinds: Sequence[Kind] = tuple(Kind)) -> Schedule:
         max_attempts=2 if luck.random() < 0.1 else MANY,
         switch_seconds=0.3 if luck.random() < 0.3 else UNHURRIED,
         orphan_seconds=2.0 if luck.random() < 0.3 else PATIENCE,
+        max_queued=luck.choice([1, 3]) if luck.random() < 0.1 else MANY,
+        max_active=luck.choice([1, 2, 3]) if luck.random() < 0.1 else MANY,
         flavours=(0, 1, 2) if luck.random() < 0.7 else (0,),
         pace=Pace(
             luck.choice([0.001, 0.004, 0.015]), luck.choice([0.005, 0.02, 0.04]), luck.choice([0.001, 0.01, 0.03])

@@ -20,7 +20,8 @@ def calm(seed: int, topology: str) -> Schedule:
     schedule = generate(seed)
     arrivals = tuple(replace(arrival, request=replace(arrival.request, deadline=None)) for arrival in schedule.arrivals)
     instances = make_instances(topology, random.Random(seed))
-    return replace(schedule, topology=topology, instances=instances, arrivals=arrivals, faults=(), max_attempts=MANY)
+    schedule = replace(schedule, topology=topology, instances=instances, arrivals=arrivals, faults=())
+    return replace(schedule, max_attempts=MANY, max_queued=MANY)
 
 
 def apart(schedule: Schedule) -> bool:

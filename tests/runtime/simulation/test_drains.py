@@ -16,7 +16,7 @@ from triptych.runtime.simulation.schedule import Pace
 from triptych.runtime.simulation.world import SCHEDULER
 
 WIDE = Pace(latency=0.015, step=0.02, page=0.001)  # windows of a message's way, wide open
-SEEDS = range(6)
+SEEDS = range(4)
 TARGETS = [("2P2D", "p0", "decode"), ("2P2D", "d3", "decode+prefill"), ("2P2D", "d2", ""), ("2PD", "pd1", "prefill")]
 TARGETS += [("2PD", "pd0", ""), ("mixed", "pd2", "decode")]
 
