@@ -160,6 +160,15 @@ class SimInstance:
 
         self.call(switch)
 
+    def set_share(self, ref: InstanceRef, prefill_tokens: int) -> None:
+        """Split the compute of later steps so, if `ref` still lives."""
+
+        def split() -> None:
+            if self.core.ref == ref:
+                self.core.set_share(prefill_tokens)
+
+        self.call(split)
+
     def lose_engine(self, epoch: int, reason: str) -> None:
         """A device program failed: the pool is lost, and the instance goes on as a new incarnation."""
         old, ref = self.core.ref, InstanceRef(self.core.ref.id, epoch)

@@ -16,6 +16,7 @@ from triptych.runtime.core.request import Request
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.policies.queue_order import QUEUE_ORDERS
+from triptych.runtime.scheduler.policies.role_controller import ShareByBacklog
 from triptych.runtime.scheduler.policies.router import ROUTERS
 from triptych.runtime.scheduler.scheduler import Scheduler
 from triptych.runtime.simulation.conversation import ConversationConfig
@@ -66,7 +67,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Everything that happens to a world. `seed` is the luck of its processes and links."""
+    """Everything that happens to a world. `seed` is the luck of its processes and links; `shares`: a controller moves the shares of shared instances."""
 
     seed: int
     topology: str
@@ -79,6 +80,7 @@ class Schedule:
     max_attempts: int = MANY
     max_queued: int = MANY
     max_active: int = MANY
+    shares: bool = False
     flavours: tuple[int, ...] = (0,)
     orphan_seconds: float = PATIENCE
     switch_seconds: float = UNHURRIED
@@ -109,7 +111,12 @@ class Schedule:
                 drain_grace=0.5,
                 switch_timeout=self.switch_seconds,
             ),
-            make_scheduler=lambda config: Scheduler(config, ROUTERS[self.router](), QUEUE_ORDERS[self.queue_order]()),
+            make_scheduler=lambda config: Scheduler(
+                config,
+                ROUTERS[self.router](),
+                QUEUE_ORDERS[self.queue_order](),
+                ShareByBacklog(least=1, most=16, steps=2, interval=0.05) if self.shares else None,
+            ),
             worker=WorkerConfig(retry=0.02, retry_most=0.1, welcome_timeout=0.3, orphan_seconds=self.orphan_seconds),
             gateway=GatewayConfig(
                 conversation=ConversationConfig(
@@ -156,6 +163,7 @@ def generate(seed: int, kinds: Sequence[Kind] = tuple(Kind)) -> Schedule:
         orphan_seconds=2.0 if luck.random() < 0.3 else PATIENCE,
         max_queued=luck.choice([1, 3]) if luck.random() < 0.1 else MANY,
         max_active=luck.choice([1, 2, 3]) if luck.random() < 0.1 else MANY,
+        shares=luck.random() < 0.3,
         flavours=(0, 1, 2) if luck.random() < 0.7 else (0,),
         pace=Pace(
             luck.choice([0.001, 0.004, 0.015]), luck.choice([0.005, 0.02, 0.04]), luck.choice([0.001, 0.01, 0.03])

@@ -22,6 +22,7 @@ from triptych.runtime.core.control import (
     Retire,
     RolesRefused,
     SetRoles,
+    SetShare,
     WorkerJoined,
 )
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load
@@ -218,6 +219,10 @@ class SimWorker(Process):
                 instance = self.instances.get(message.ref.id)
                 if instance is not None and instance.info.ref == message.ref:
                     instance.set_roles(message.ref, message.roles, self._epochs())
+            case SetShare():
+                instance = self.instances.get(message.ref.id)
+                if instance is not None and instance.info.ref == message.ref:
+                    instance.set_share(message.ref, message.prefill_tokens)
             case Retire():
                 self._retire(message)
 
