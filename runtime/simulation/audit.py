@@ -2,9 +2,8 @@
 
 After the last fault was lifted the world runs until it is quiet: then every request has ended exactly once, what its client was shown is what a
 world without faults would have shown (all of it if it ended well, the beginning if not; where devices differ, each token follows from those
-before it), and nobody holds anything: no page, slot,
-staging, task, record or timer. A request may fail only for a reason that the schedule gave: its client left, its deadline passed,
-its gateway died, too many others waited, or its attempts were used up.
+before it), nobody holds anything: no page, slot, staging, task, record or timer, and everybody is ready for more. A request may fail only
+for a reason that the schedule gave: its client left, its deadline passed, its gateway died, too many others waited, or its attempts were used up.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from triptych.runtime.core.errors import Status
 from triptych.runtime.simulation.device import expected_finish, expected_outputs, follows
 from triptych.runtime.simulation.gateway import Client
 from triptych.runtime.simulation.schedule import MANY, MAX_MODEL_LEN, Schedule
-from triptych.runtime.simulation.world import World
+from triptych.runtime.simulation.world import SCHEDULER, World
 
 _LOSSES = frozenset({Status.UNAVAILABLE, Status.DATA_LOSS, Status.DEADLINE_EXCEEDED})
 """How the last of a bounded number of attempts may end."""
@@ -87,7 +86,7 @@ def check_free(world: World) -> Iterator[str]:
 
 
 def check_open(world: World) -> Iterator[str]:
-    """In a quiet world: requests that the scheduler counts, and instances that it should place requests on and does not, a line each."""
+    """In a quiet world: requests that the scheduler counts, peers that have not come back to it, and instances that it gives no work, a line each."""
     scheduler = world.scheduler
     if scheduler is None:
         return
@@ -95,12 +94,17 @@ def check_open(world: World) -> Iterator[str]:
     if cluster.queued or cluster.active:
         yield f"scheduler: {cluster.queued} requests are queued and {cluster.active} active in its eyes"
     known = {entry.info.ref: entry.state for entry in cluster.instances}
+    for gateway in world.gateways:
+        if not gateway.connected and not world.network.link(SCHEDULER, gateway.name).cut:
+            yield f"{gateway.name} is not connected"
     for worker in world.workers:
         if worker.registered:
             for instance in worker.instances.values():
                 state = known.get(instance.ref, "not known")
                 if state != "open":
                     yield f"{instance.ref.id} takes no work: to the scheduler it is {state}"
+        elif not world.network.link(SCHEDULER, worker.name).cut:
+            yield f"{worker.name} is not registered"
 
 
 def verdict(client: Client, schedule: Schedule, world: World) -> Verdict:
