@@ -149,6 +149,7 @@ def run(args: argparse.Namespace) -> int:
         import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed; pip install 'triptych[http]'") from error
+    keep_level()
     if args.supervised:
         end_with_parent()
     logs.configure(settings.log_level, settings.log_format, process="http")
