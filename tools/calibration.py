@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import InstanceRef, Role
 from triptych.runtime.core.request import Request
 from triptych.runtime.core.sampling import SamplingParams
@@ -187,15 +188,24 @@ def core_seconds(engine: Engine, rows: int) -> float:
         chunk_tokens=e.chunk_tokens, max_prefill_rows=e.max_prefill_rows,
     )  # fmt: skip
     core = InstanceCore(config, stop_probe=_no_stop_strings, random=random.Random(0))
-    length = max(1, min(e.max_model_len // 2, e.page_size * (e.num_pages - 1) // (2 * rows)))
-    steps = max(2, min(HOST_STEPS, e.max_model_len - length - 2, length - 1))
+    room = min(e.max_model_len, e.page_size * ((e.num_pages - 1) // rows))  # tokens that each row may hold to its end
+    if room < 4:
+        raise ConfigError(
+            f"{e.num_pages} pages of {e.page_size} tokens are too few for {rows} sequences to decode together"
+        )
+    length = max(
+        1, min(room // 4, e.chunk_tokens * room // (4 * rows))
+    )  # the last row begins before the first one ends
     for number in range(rows):
-        params = SamplingParams(max_tokens=e.max_model_len - length, ignore_eos=True)
+        params = SamplingParams(max_tokens=room - length, ignore_eos=True)
         core.handle(Command(StartLocal(Request(str(number), "", "", tuple(range(1, length + 1)), params))), 0.0)
     times = []
-    while len(times) < steps:
+    while len(times) < HOST_STEPS:
         began = time.perf_counter()
-        plan = core.handle(DeviceReady(), 0.0)[-1]
+        messages = core.handle(DeviceReady(), 0.0)
+        if not messages:
+            break  # every row has come to its end
+        plan = messages[-1]
         assert isinstance(plan, StepPlan)
         middle = time.perf_counter()
         result = StepResult(

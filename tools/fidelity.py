@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-model-len", type=int, default=512)
     parser.add_argument("--max-num-batched-tokens", type=int, default=128)
     parser.add_argument("--num-pages", type=int, help="default: what the longest sequences need")
+    parser.add_argument("--device", default="auto", help="as for serve (default auto)")
     parser.add_argument("--transport", choices=("device", "grpc"), default="grpc", help="how KV moves (default grpc)")
     parser.add_argument("--input-len", type=float, default=150, help="mean prompt tokens (default 150)")
     parser.add_argument("--output-len", type=float, default=40, help="mean tokens generated (default 40)")
@@ -146,8 +147,11 @@ def calibrated(args: argparse.Namespace, role: str, core: int) -> StepTable:
             command += ["--num-pages", str(args.num_pages)]
         compiled = Path(args.cache_dir).expanduser() / "compiled"
         cache = {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        platform = {} if args.device == "auto" else {"JAX_PLATFORMS": args.device}
         with live.pinned((core,)):
-            done = subprocess.run(command, env={**os.environ, **cache}, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command, env={**os.environ, **cache, **platform}, capture_output=True, text=True, check=False
+            )
         if done.returncode:
             raise EngineError(f"calibrating failed: {done.stderr.strip().splitlines()[-1:]}")
         try:
@@ -161,6 +165,7 @@ def serve_config(args: argparse.Namespace, topology: str, table: StepTable) -> S
     return ServeConfig(
         model=args.model,
         topology=topology,
+        device=args.device,
         transport="auto" if not parse(topology).disaggregated else args.transport,
         max_num_seqs=args.max_num_seqs,
         max_model_len=args.max_model_len,

@@ -39,6 +39,7 @@ from triptych.runtime.worker.config import DEFAULT_CONTEXT
 from triptych.tools.child import announce_ready, end_with_parent
 from triptych.tools.config import ServeConfig
 from triptych.tools.credentials import client_tokens, cluster_token, door_tls, inside_tls
+from triptych.tools.memory import keep_level
 from triptych.tools.observing import open_port, start_log
 from triptych.tools.settings import add_arguments as add_settings
 from triptych.tools.settings import dump, resolve, write_dump
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.scheduler is None:
         raise ConfigError("--scheduler HOST:PORT is missing; `triptych serve` starts scheduler and gateway together")
+    keep_level()
     if args.supervised:
         end_with_parent()
     start_log(config, "gateway")

@@ -20,6 +20,7 @@ from triptych.tools import launch
 from triptych.tools.child import announce_ready, end_with_parent
 from triptych.tools.config import DEFAULT_PORT, ServeConfig
 from triptych.tools.credentials import client_tokens, door_tls
+from triptych.tools.memory import keep_level
 from triptych.tools.settings import add_arguments as add_settings
 from triptych.tools.settings import child_environment, describe, resolve, setting, write_dump
 
@@ -149,6 +150,7 @@ def run(args: argparse.Namespace) -> int:
         import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed; pip install 'triptych[http]'") from error
+    keep_level()
     if args.supervised:
         end_with_parent()
     logs.configure(settings.log_level, settings.log_format, process="http")

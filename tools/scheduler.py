@@ -18,6 +18,7 @@ from triptych.runtime.wire.listening import local_endpoint
 from triptych.tools.child import announce_ready, end_with_parent
 from triptych.tools.config import ServeConfig
 from triptych.tools.credentials import cluster_token, inside_tls
+from triptych.tools.memory import keep_level
 from triptych.tools.observing import open_port, start_log
 from triptych.tools.settings import add_arguments as add_settings
 from triptych.tools.settings import resolve, write_dump
@@ -33,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dump_config is not None:
         write_dump(config, args.dump_config)
         return 0
+    keep_level()
     if args.supervised:
         end_with_parent()
     start_log(config, "scheduler")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -69,3 +71,16 @@ def test_wrong_calls_say_what_is_wrong(tmp_path: Path, capsys):
     assert main(("calibrate", "dummy:nothing", "--out", str(tmp_path / "x.json"))) == 2
     text = capsys.readouterr().err
     assert "no folder" in text and "--max-num-seqs" in text and "nothing" in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "chunk", "pages"), [(8, 256, 64, 129), (8, 128, 16, 65), (1, 64, 64, 5), (32, 512, 32, 200)]
+)
+def test_host_time_is_measured_on_steps_in_which_all_rows_decode(rows: int, most: int, chunk: int, pages: int):
+    from triptych.tools.calibration import core_seconds
+
+    config = SimpleNamespace(
+        num_pages=pages, page_size=16, max_num_seqs=rows, max_model_len=most, chunk_tokens=chunk, max_prefill_rows=4
+    )
+    engine = cast(Any, SimpleNamespace(config=config))
+    assert 0 < core_seconds(engine, rows) < 1

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from triptych.runtime.client import AsyncClient
 from triptych.runtime.core.errors import OverloadedError, TriptychError
@@ -121,6 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, default=50_000, help="how many (default 50000)")
     parser.add_argument("--concurrency", type=int, default=32, help="how many at a time (default 32)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all requests")
+    parser.add_argument("--json", type=Path, help="write counts, levels and problems to this file")
     add_trial_arguments(parser, topology="1P1D")
     add_address_arguments(parser)
 
@@ -133,4 +136,18 @@ async def _run(args: argparse.Namespace) -> int:
     async with opened(args) as deployment:
         outcome = await trial(deployment, args.requests, args.concurrency, args.seed)
     print(outcome.report())
+    if args.json is not None:
+        args.json.write_text(json.dumps(_as_data(outcome), indent=1) + "\n")
     return 1 if outcome.problems else 0
+
+
+def _as_data(outcome: Outcome) -> dict[str, object]:
+    tally = outcome.tally
+    return {
+        "completed": tally.completed,
+        "tokens": tally.tokens,
+        "overloaded": tally.overloaded,
+        "seconds": outcome.seconds,
+        "levels": [asdict(level) | {"growth": level.growth} for level in outcome.levels],
+        "problems": outcome.problems,
+    }

@@ -23,7 +23,7 @@ def _tokens(samples) -> list[int]:  # type: ignore[no-untyped-def]
 @pytest.mark.limit(300)
 def test_a_prefill_instance_becomes_a_decode_instance_and_back(bench: Bench) -> None:
     wanted = _tokens(bench.run_split(_request("switch before")))
-    bench.wait_idle()
+    compiled = bench.wait_idle()["p"].counters["compiled_after_ready"]  # in this process, by whatever test came before
     old = bench.ref("p")
     bench.set_roles("p", D)
     new = bench.ref("p")
@@ -42,7 +42,7 @@ def test_a_prefill_instance_becomes_a_decode_instance_and_back(bench: Bench) -> 
     bench.set_roles("p", P)
     assert _tokens(bench.run_split(_request("switch back"))) == wanted
     state = bench.wait_idle()["p"]
-    assert state.counters["compiled_after_ready"] == 0
+    assert state.counters["compiled_after_ready"] == compiled
     assert state.counters["role_switches"] == 2 and state.counters["role_switch_us"] < 2e6
     assert state.info.roles == P
 
