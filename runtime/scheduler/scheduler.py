@@ -31,6 +31,7 @@ from triptych.runtime.core.control import (
     WorkerLost,
 )
 from triptych.runtime.scheduler.adoption import Adoption
+from triptych.runtime.scheduler.audit import audit_accounts
 from triptych.runtime.scheduler.cluster import Cluster, Member, Obstacle
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.counters import Count, Counters
@@ -189,7 +190,12 @@ class Scheduler:
             timers=sum(len(timer) for timer in self._ledger.timers.values()),
             unclaimed=len(self._adoption),
             assigned=sum(sum(member.requests.values()) for member in self._cluster.members),
+            promised=sum(len(member.promised) for member in self._cluster.members),
         )
+
+    def audit(self) -> None:
+        """For tests: compare what is accounted to instances with what the requests say. Raises AssertionError naming the instance. O(requests)."""
+        audit_accounts(self._cluster, self._ledger)
 
     def snapshot(self, now: float) -> ClusterSnapshot:
         """The cluster as it is, with every counter. O(instances)."""
