@@ -6,6 +6,7 @@ status 0 has left in good order (it was drained) and stays away.
 
 from __future__ import annotations
 
+import math
 import queue
 import time
 from collections.abc import Callable, Iterable
@@ -47,9 +48,10 @@ class Keeper:
         return self.supervisor.start(spec.name, spec.argv, spec.env)
 
     def watch(self, seconds: float) -> None:
-        """Wait for deaths for so long, and deal with what happened."""
+        """Wait for deaths for so long, or until a restart is due, and deal with what happened."""
+        due = min(self._due.values(), default=math.inf) - time.monotonic()
         try:
-            self._died(self._ended.get(timeout=seconds))
+            self._died(self._ended.get(timeout=max(0.0, min(seconds, due))))
         except queue.Empty:
             pass
         now = time.monotonic()

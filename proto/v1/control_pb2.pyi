@@ -346,10 +346,12 @@ class Submit(_message.Message):
     def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ...) -> None: ...
 
 class Declare(_message.Message):
-    __slots__ = ("request",)
+    __slots__ = ("request", "unheard")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
+    UNHEARD_FIELD_NUMBER: _ClassVar[int]
     request: _common_pb2.Request
-    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ...) -> None: ...
+    unheard: bool
+    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ..., unheard: bool = ...) -> None: ...
 
 class Resume(_message.Message):
     __slots__ = ("request", "samples")

@@ -123,9 +123,14 @@ class Submit:
 
 @dataclass(frozen=True)
 class Declare:
-    """A gateway that connected (again) has this request open, at this attempt. Instances that run it go on; else it is resumed."""
+    """A gateway that connected (again) has this request open, at this attempt. Instances that run it go on; else it is resumed.
+
+    `unheard`: nothing has been heard of this attempt, so it may never have reached a scheduler. One that does not find it either need not wait
+    for an instance that runs it.
+    """
 
     request: Request
+    unheard: bool = False
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class Scheduler:
                 self._reported(event, out)
             case Submit():
                 if self._gateways.expects(event.request):
-                    self._gateways.declare(event.request, out)
+                    self._gateways.declare(event.request, unheard=False, out=out)
                 else:
                     self._flow.submit(event.request, out)
             case Heartbeat():
@@ -128,7 +128,7 @@ class Scheduler:
             case Resume():
                 self._gateways.resume(event.request, event.samples, out)
             case Declare():
-                self._gateways.declare(event.request, out)
+                self._gateways.declare(event.request, unheard=event.unheard, out=out)
             case GatewayJoined():
                 self._gateways.joined(event.gateway, out)
                 out.append(ToGateway(event.gateway, self._membership.directory()))

@@ -162,15 +162,20 @@ def test_a_new_stream_begins_with_what_the_scheduler_may_not_know():
     assert s.wakes_at() == 30.0
     assert s.introduce() == [Submit(request)] and s.wakes_at() is None
     s.scheduler_lost(1.0)
-    assert s.introduce() == [Declare(request)]
+    assert s.introduce() == [Declare(request, unheard=True)], "the Submit may have gone down with the stream"
     s.token(token(1), 2.0)
+    s.scheduler_lost(2.5)
+    assert s.introduce() == [Declare(request)], "somebody runs it"
     s.scheduler_lost(3.0)
     s.tick(9.0)
     second = dataclasses.replace(request, attempt=2)
     resume = Resume(second, (SampleState(0, ()),))
-    assert s.introduce() == [resume, Declare(second)] and s.tell() == []
+    assert s.introduce() == [resume, Declare(second, unheard=True)] and s.tell() == []
     s.scheduler_lost(10.0)
-    assert s.introduce() == [Declare(second)], "the stream may have delivered the Resume, and attempt 2 may run"
+    assert s.introduce() == [Declare(second, unheard=True)], "never a second Resume: attempt 2 may run"
+    s.token(token(1), 10.5)
+    s.scheduler_lost(10.6)
+    assert s.introduce() == [Declare(second, unheard=True)], "tokens of attempt 1 say nothing of attempt 2"
     s.notice(Completed("r"), 11.0)
     assert s.wakes_at() == 16.0, "an end that is told on the new stream counts"
     s.token(token(0, attempt=2, finish=True), 13.0)
