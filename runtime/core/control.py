@@ -208,21 +208,23 @@ class Directory:
 
 @dataclass(frozen=True)
 class Placed:
-    """The request was placed. `queue` is the seconds it waited in the scheduler."""
+    """This attempt of the request was placed. `queue` is the seconds it waited in the scheduler."""
 
     request: str
     prefill: InstanceRef
     decode: InstanceRef
     queue: float
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A stage of the request is done (prefill) or began (decode), with its times."""
+    """A stage of this attempt of the request is done (prefill) or began (decode), with its times."""
 
     request: str
     role: Role
     times: StageTimes
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -250,10 +252,11 @@ class Failed:
 
 @dataclass(frozen=True)
 class Completed:
-    """Every task of the request ended well."""
+    """Every task of this attempt of the request ended well."""
 
     request: str
     preemptions: int = 0
+    attempt: int = 1
 
 
 GatewayNotice = Directory | Placed | Progress | Interrupted | Failed | Completed

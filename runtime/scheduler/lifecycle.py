@@ -13,6 +13,7 @@ from triptych.runtime.core.control import (
     Failed,
     GatewayNotice,
     Interrupted,
+    Placed,
     Resume,
     SchedulerCommand,
     ToGateway,
@@ -128,6 +129,10 @@ class Lifecycle:
         if gateway in self._ledger.connected:
             out.append(ToGateway(gateway, notice))
 
+    def placed(self, record: Record, prefill: InstanceRef, decode: InstanceRef, out: Out) -> None:
+        """Tell the request's gateway where this attempt runs."""
+        self.notify(record, Placed(record.id, prefill, decode, out.now - record.submitted, record.request.attempt), out)
+
     # ---- requests
 
     def fail(self, record: Record, status: Status, reason: str, out: Out, retry_after: float | None = None) -> None:
@@ -151,7 +156,7 @@ class Lifecycle:
     def complete(self, record: Record, out: Out) -> None:
         """Every sample is finished, and no task is left."""
         self._counters.add(Count.COMPLETED)
-        self.notify(record, Completed(record.id, record.preemptions), out)
+        self.notify(record, Completed(record.id, record.preemptions, record.request.attempt), out)
         self._ledger.drop(record)
         self.changed = True
 

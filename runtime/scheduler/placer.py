@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from triptych.runtime.core.control import Placed
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.core.tasks import ReserveDecode, StartLocal, StartPrefill
@@ -87,7 +86,7 @@ class Placer:
         task = _prefill_task(record, record.prefill)
         command = StartPrefill(record.request, record.cached_tokens, self._config.lease_seconds, record.resumed)
         self._life.start(record, task, command, out)
-        self._life.notify(record, Placed(record.id, record.prefill, decode.ref, out.now - record.submitted), out)
+        self._life.placed(record, record.prefill, decode.ref, out)
 
     def _refused_by_all(self, record: Record) -> str | None:
         """Why every placement that could hold `record` has refused it for good; None if one has not."""
