@@ -30,6 +30,7 @@ from triptych.runtime.core.control import (
     WorkerLeft,
     WorkerLost,
 )
+from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.scheduler.adoption import Adoption
 from triptych.runtime.scheduler.audit import audit_accounts
 from triptych.runtime.scheduler.cluster import Cluster, Member, Obstacle
@@ -175,6 +176,11 @@ class Scheduler:
             return
         self._membership.alive(member, out.now)
         self._flow.report(member, event.report, out)
+
+    def worker_of(self, ref: InstanceRef) -> str | None:
+        """The worker that registered this incarnation of an instance; None if it is not live."""
+        member = self._cluster.get(ref)
+        return None if member is None else member.worker
 
     @property
     def idle(self) -> bool:

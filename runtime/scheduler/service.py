@@ -19,14 +19,16 @@ from triptych.runtime.core.control import (
     GatewayJoined,
     GatewayLeft,
     GatewayLost,
+    Reported,
     Resume,
+    RolesRefused,
     Submit,
     WorkerJoined,
     WorkerLeft,
     WorkerLost,
 )
 from triptych.runtime.core.errors import InstanceLostError, InvalidRequestError, TriptychError
-from triptych.runtime.core.instance import Role
+from triptych.runtime.core.instance import InstanceRef, Role
 from triptych.runtime.scheduler.control_loop import ControlLoop
 from triptych.runtime.wire.convert import decode, decode_oneof, encode
 from triptych.runtime.wire.outbox import Outbox
@@ -133,8 +135,16 @@ class ControlServicer:
             event = decode_oneof(message, self._control.now())
             if kind != "reported" and event.worker != worker:
                 raise InvalidRequestError(f"{kind} names worker {event.worker!r} on the stream of {worker!r}")
+            if isinstance(event, Reported | RolesRefused):
+                self._check_owner(kind, worker, event.ref)
             self._control.feed(event)
         return WorkerLost(worker, "its stream ended")
+
+    def _check_owner(self, kind: str, worker: str, ref: InstanceRef) -> None:
+        """Raises InvalidRequestError if `ref` is another worker's. One that is nobody's (any more) is the scheduler's to count."""
+        owner = self._control.scheduler.worker_of(ref)
+        if owner not in (None, worker):
+            raise InvalidRequestError(f"{kind} names instance {ref.id} of worker {owner!r} on the stream of {worker!r}")
 
     # ---- gateways
 
