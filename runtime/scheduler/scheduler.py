@@ -6,6 +6,8 @@ again after a loss in `adoption.py`; after every event the queue is tried once.
 
 from __future__ import annotations
 
+import math
+
 from triptych.runtime.core.control import (
     Cancel,
     Declare,
@@ -181,6 +183,10 @@ class Scheduler:
         """The worker that registered this incarnation of an instance; None if it is not live."""
         member = self._cluster.get(ref)
         return None if member is None else member.worker
+
+    def silence(self, worker: str, now: float) -> float:
+        """Seconds since the last sign of life of `worker`; infinity if it is not known (any more)."""
+        return self._membership.silent_for(worker, now) if self._cluster.has_worker(worker) else math.inf
 
     @property
     def idle(self) -> bool:

@@ -84,7 +84,7 @@ class Membership:
             await self._lost.wait()
             if self._clock.now() - since > STABLE:
                 delay = RETRY_FIRST
-            else:  # two processes under one name take the registration from each other: not as fast as they can
+            else:  # what takes the registration away may do so again: not as fast as it can
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, RETRY_MOST)
 
