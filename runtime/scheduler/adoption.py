@@ -203,7 +203,10 @@ class Adoption:
 
     def _refuse(self, task: HeldTask, reason: str, out: Out) -> None:
         self._counters.add(Count.HELD_ABORTED)
-        self._refused.setdefault(task.ref, []).append(task)
+        refused = self._refused.setdefault(task.ref, [])
+        refused.append(task)
+        if len(refused) > self._config.max_active:  # no instance holds so many: it speaks of tasks that it has not got
+            del refused[0]
         self._life.send(task.ref, AbortTask(task.request, Status.UNAVAILABLE, reason, task.role, task.attempt), out)
 
     def _end_refused(self, task: HeldTask) -> None:

@@ -22,12 +22,14 @@ from triptych.runtime.core.tasks import (
     AbortTask,
     Accepted,
     DecodeStarted,
+    Granted,
     HeldTask,
     PrefillDone,
     ReserveDecode,
     StartLocal,
     TaskEnded,
 )
+from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.scheduler import Scheduler
 
 P, D, D2, PD = info("p", "p"), info("d", "d"), info("d2", "d"), info("pd", "pd")
@@ -45,6 +47,16 @@ def back(world: Driver, instance: InstanceInfo, *tasks: HeldTask) -> None:
 
 def ended(role: Role, status: Status = Status.OK, attempt: int = 1) -> TaskEnded:
     return TaskEnded("r", role, status, attempt=attempt)
+
+
+def test_an_instance_that_reports_tasks_without_end_does_not_grow_the_scheduler() -> None:
+    world = driver(P, D, config=SchedulerConfig(max_active=5))
+    for n in range(20):
+        world.report(D, Granted(f"ghost{n}", 0))
+    assert world.scheduler.resources().unclaimed == 5 and len(world.sent(AbortTask, "d")) == 20
+    for n in range(15, 20):
+        world.report(D, TaskEnded(f"ghost{n}", Role.DECODE, Status.UNAVAILABLE))
+    world.assert_nothing_is_held()
 
 
 def test_a_request_of_which_nobody_has_heard_is_asked_for_at_once_and_waits_for_no_instance() -> None:
