@@ -1,4 +1,4 @@
-"""The child's half of supervision: say when ready, and end when the parent is gone."""
+"""The child's half of supervision: say when ready, say what a restart must know, and end when the parent is gone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 
 def announce_ready(**info: Any) -> None:
     """Print the one line the supervisor waits for; `info` (address, pid, instances) is what `Supervisor.wait_ready` returns."""
     sys.stdout.write(json.dumps({"ready": info}) + "\n")
+    sys.stdout.flush()
+
+
+def announce_roles(instance: str, roles: Iterable[str]) -> None:
+    """Print that `instance` has `roles` from now on, whatever its command line says: a process that follows this one shall have them, too."""
+    sys.stdout.write(json.dumps({"roles": {instance: sorted(roles)}}) + "\n")
     sys.stdout.flush()
 
 

@@ -1,14 +1,15 @@
 """Keeps a deployment's processes running: who dies is started again (restarts.py says when), and everything that happens is said.
 
 Only a process that was ready once is started again; what dies while the deployment starts ends it, with its last words. A worker that ends with
-status 0 has left in good order (it was drained) and stays away.
+status 0 has left in good order (it was drained) and stays away. Instances come back with the roles that they had.
 """
 
 from __future__ import annotations
 
+import math
 import queue
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from triptych.runtime.core.topology import Topology
 from triptych.tools import launch
@@ -40,16 +41,18 @@ class Keeper:
         self._due: dict[str, float] = {}  # when to start a dead process again
         self._starting: dict[str, Child] = {}  # started again, not ready yet
         self._left: set[str] = set()
+        self._roles: dict[str, dict[str, Sequence[str]]] = {}  # what instances of dead processes had taken on
         self.supervisor = Supervisor(self._on_exit)
 
     def start(self, name: str) -> Child:
-        spec = self._specs[name]
+        spec = launch.with_roles(self._specs[name], self._roles.get(name, {}))
         return self.supervisor.start(spec.name, spec.argv, spec.env)
 
     def watch(self, seconds: float) -> None:
-        """Wait for deaths for so long, and deal with what happened."""
+        """Wait for deaths for so long, or until a restart is due, and deal with what happened."""
+        due = min(self._due.values(), default=math.inf) - time.monotonic()
         try:
-            self._died(self._ended.get(timeout=seconds))
+            self._died(self._ended.get(timeout=max(0.0, min(seconds, due))))
         except queue.Empty:
             pass
         now = time.monotonic()
@@ -68,6 +71,7 @@ class Keeper:
     def _died(self, child: Child) -> None:
         name, how = child.name, describe_exit(child.exit_code or 0)
         self._starting.pop(name, None)
+        self._roles.setdefault(name, {}).update(child.roles)
         now = time.monotonic()
         if child.exit_code == 0 and self._specs[name].instances:
             self._left.add(name)

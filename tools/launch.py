@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from triptych.runtime.core.errors import ConfigError
@@ -88,6 +88,14 @@ def worker_processes(
         processes.append(ProcessSpec(name, argv, env, group))
         first += needed
     return tuple(processes)
+
+
+def with_roles(spec: ProcessSpec, roles: Mapping[str, Sequence[str]]) -> ProcessSpec:
+    """A worker that starts its instances with these roles, by instance, whatever the topology says; its devices stay the same."""
+    if not roles:
+        return spec
+    switched = ",".join(f"{instance}={'+'.join(names)}" for instance, names in roles.items())
+    return replace(spec, argv=(*spec.argv, "--switched", switched))
 
 
 def device_environment(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FIRST = 0.2  # seconds; a killed process is missed by running requests, and starting one costs more than this
+FIRST = 0.1  # seconds; a killed process is missed by running requests, and starting one costs more than this
+SETTLED = 3.0  # seconds of being ready after which it did not die of its start: waiting longer would only make the outage longer
 MOST = 15.0  # seconds; what keeps a process from living (memory, a device, a file) changes in minutes, and each start costs a core
 STABLE = 30.0  # seconds of being ready after which a death is a new story
 LOOP = 5  # deaths in a row that make a crash loop: four restarts within seconds did not help
@@ -47,4 +48,6 @@ class Restarts:
             self._rows.pop(name, None)
         row = self._rows.setdefault(name, _Row(now))
         row.deaths += 1
-        return Restart(min(MOST, FIRST * 2 ** (row.deaths - 1)), row.deaths, now - row.first)
+        settled = ready_for is not None and ready_for >= SETTLED
+        doublings = max(0, row.deaths - LOOP) if settled else row.deaths - 1
+        return Restart(min(MOST, FIRST * 2**doublings), row.deaths, now - row.first)

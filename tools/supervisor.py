@@ -1,7 +1,7 @@
 """The parent's half of a local deployment: start child processes, wait until they are ready, pass signals on, say how they ended.
 
-A child is ready when it prints one JSON line {"ready": {...}} to stdout (child.py is its half). Everything else it prints appears on the
-supervisor's log with the child's name in front. The supervisor never restarts a child by itself: a dead one is reported with its exit code, and
+A child is ready when it prints one JSON line {"ready": {...}} to stdout (child.py is its half); {"roles": {...}} is kept for whoever starts another
+in its place. Everything else it prints appears on the supervisor's log with the child's name in front. The supervisor never restarts a child by itself: a dead one is reported with its exit code, and
 who supervises decides, and may start another under its name. It signals only processes it started, through their Popen objects, so a recycled pid cannot be hit.
 
 Children run in process groups of their own, hence Ctrl-C reaches the supervisor alone, which ends them in order. Each holds the read end of
@@ -55,6 +55,8 @@ class Child:
         """What its ready line said, once it came."""
         self.ready_at: float | None = None
         """When it came, on the monotonic clock."""
+        self.roles: dict[str, Sequence[str]] = {}
+        """Roles that its instances have taken on since, by instance."""
         self.exit_code: int | None = None
         self.asked = False
         """Whether its end was asked for."""
@@ -183,7 +185,10 @@ class Supervisor:
     def _read_stdout(self, child: Child, stream: IO[str]) -> None:
         with stream:
             for line in stream:
-                ready = _parse_ready(line) if child.ready is None else None
+                if (roles := _parse(line, "roles")) is not None:
+                    child.roles |= roles
+                    continue
+                ready = _parse(line, "ready") if child.ready is None else None
                 if ready is None:
                     self._take(child, line)
                     continue
@@ -216,16 +221,16 @@ class Supervisor:
             self._on_exit(child)
 
 
-def _parse_ready(line: str) -> dict[str, Any] | None:
-    """The object of a {"ready": {...}} line, else None."""
+def _parse(line: str, key: str) -> dict[str, Any] | None:
+    """The object of a {key: {...}} line, else None."""
     if not line.startswith("{"):
         return None
     try:
         value = json.loads(line)
     except ValueError:
         return None
-    ready = value.get("ready") if isinstance(value, dict) else None
-    return ready if isinstance(ready, dict) else None
+    said = value.get(key) if isinstance(value, dict) else None
+    return said if isinstance(said, dict) else None
 
 
 def _log_to_stderr(line: str) -> None:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from triptych.models.hub.errors import ModelFetchError
@@ -21,7 +22,7 @@ from triptych.runtime.core.topology import InstanceSpec
 from triptych.runtime.metrics.worker import WorkerMetrics
 from triptych.runtime.worker.config import DEFAULT_CONTEXT, InstancePlan, WorkerConfig
 from triptych.tools import launch
-from triptych.tools.child import announce_ready, end_with_parent
+from triptych.tools.child import announce_ready, announce_roles, end_with_parent
 from triptych.tools.config import ServeConfig
 from triptych.tools.credentials import check_security, cluster_token, inside_tls
 from triptych.tools.observing import open_port, start_log
@@ -61,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=tuple(_MODES),
         help="run one instance with this role instead",
     )
+    worker.add_argument(
+        "--switched",
+        default="",
+        metavar="ID=ROLES,...",
+        help="roles instances had taken on before a restart (set by serve)",
+    )
     worker.add_argument("--supervised", action="store_true", help="end when stdin closes (set by serve)")
     add_settings(parser, ServeConfig)
 
@@ -83,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
 
     platform = jax.default_backend()
     chosen = worker_config(config, specs, args.name or specs[0].id, args.scheduler, args.listen, platform)
-    return asyncio.run(_work(config, chosen))
+    chosen = with_switched(chosen, args.switched)
+    return asyncio.run(_work(config, chosen, supervised=args.supervised))
 
 
 def hand_environment(
@@ -155,6 +163,19 @@ def worker_config(
     )
 
 
+def with_switched(config: WorkerConfig, switched: str) -> WorkerConfig:
+    """The worker whose instances begin with other roles: "decode-1=prefill,prefill-0=decode+prefill". Raises ConfigError for what cannot be."""
+    wanted = {name: roles for name, _, roles in (part.partition("=") for part in switched.split(",") if part)}
+    plans = {plan.id: plan for plan in config.instances}
+    for name, roles in wanted.items():
+        plan = plans.get(name)
+        if plan is None or not set(roles.split("+")) <= plan.possible:
+            able = "there is none of that name" if plan is None else f"it may have {', '.join(sorted(plan.possible))}"
+            raise ConfigError(f"--switched names instance {name!r} with roles {roles!r}; {able}")
+        plans[name] = replace(plan, roles=frozenset(map(Role, roles.split("+"))), switchable=plan.possible)
+    return replace(config, instances=tuple(plans.values()))
+
+
 def transports(config: ServeConfig) -> tuple[TransportKind, ...]:
     """Ways that KV may move. "device" can be neither authenticated nor encrypted, so where tokens or TLS are asked for it must be named."""
     if config.transport != "auto":
@@ -163,14 +184,18 @@ def transports(config: ServeConfig) -> tuple[TransportKind, ...]:
     return tuple(kind for kind in TransportKind if kind is not TransportKind.DEVICE or open_inside)
 
 
-async def _work(settings: ServeConfig, config: WorkerConfig) -> int:
+async def _work(settings: ServeConfig, config: WorkerConfig, *, supervised: bool) -> int:
     """Run until SIGTERM or until the last instance was retired (exit status 0), or until a device loop dies (1); then end the process."""
     from triptych.runtime.worker.process import WorkerProcess  # late: it imports jax
 
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    process = WorkerProcess(config, progress=lambda text: print(text, file=sys.stderr, flush=True))
+    process = WorkerProcess(
+        config,
+        progress=lambda text: print(text, file=sys.stderr, flush=True),
+        renewed=(lambda info: announce_roles(info.ref.id, info.roles)) if supervised else lambda info: None,
+    )
     measured = WorkerMetrics(lambda: process.instances if process.registered else (), config.served_model_name)
     shown = await open_port(
         settings,

@@ -346,10 +346,12 @@ class Submit(_message.Message):
     def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ...) -> None: ...
 
 class Declare(_message.Message):
-    __slots__ = ("request",)
+    __slots__ = ("request", "unheard")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
+    UNHEARD_FIELD_NUMBER: _ClassVar[int]
     request: _common_pb2.Request
-    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ...) -> None: ...
+    unheard: bool
+    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ..., unheard: bool = ...) -> None: ...
 
 class Resume(_message.Message):
     __slots__ = ("request", "samples")
@@ -390,26 +392,30 @@ class Directory(_message.Message):
     def __init__(self, instances: _Optional[_Iterable[_Union[_common_pb2.InstanceInfo, _Mapping]]] = ...) -> None: ...
 
 class Placed(_message.Message):
-    __slots__ = ("request", "prefill", "decode", "queue")
+    __slots__ = ("request", "prefill", "decode", "queue", "attempt")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     DECODE_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     request: str
     prefill: _common_pb2.InstanceRef
     decode: _common_pb2.InstanceRef
     queue: float
-    def __init__(self, request: _Optional[str] = ..., prefill: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., decode: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., queue: _Optional[float] = ...) -> None: ...
+    attempt: int
+    def __init__(self, request: _Optional[str] = ..., prefill: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., decode: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., queue: _Optional[float] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("request", "role", "times")
+    __slots__ = ("request", "role", "times", "attempt")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     TIMES_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     request: str
     role: str
     times: _common_pb2.StageTimes
-    def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ...) -> None: ...
+    attempt: int
+    def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Interrupted(_message.Message):
     __slots__ = ("request", "attempt", "reason")
@@ -434,12 +440,14 @@ class Failed(_message.Message):
     def __init__(self, request: _Optional[str] = ..., status: _Optional[int] = ..., reason: _Optional[str] = ..., retry_after: _Optional[float] = ...) -> None: ...
 
 class Completed(_message.Message):
-    __slots__ = ("request", "preemptions")
+    __slots__ = ("request", "preemptions", "attempt")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     request: str
     preemptions: int
-    def __init__(self, request: _Optional[str] = ..., preemptions: _Optional[int] = ...) -> None: ...
+    attempt: int
+    def __init__(self, request: _Optional[str] = ..., preemptions: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class GatewayNotice(_message.Message):
     __slots__ = ("directory", "placed", "progress", "failed", "completed", "interrupted")

@@ -123,9 +123,14 @@ class Submit:
 
 @dataclass(frozen=True)
 class Declare:
-    """A gateway that connected (again) has this request open, at this attempt. Instances that run it go on; else it is resumed."""
+    """A gateway that connected (again) has this request open, at this attempt. Instances that run it go on; else it is resumed.
+
+    `unheard`: nothing has been heard of this attempt, so it may never have reached a scheduler. One that does not find it either need not wait
+    for an instance that runs it.
+    """
 
     request: Request
+    unheard: bool = False
 
 
 @dataclass(frozen=True)
@@ -203,21 +208,23 @@ class Directory:
 
 @dataclass(frozen=True)
 class Placed:
-    """The request was placed. `queue` is the seconds it waited in the scheduler."""
+    """This attempt of the request was placed. `queue` is the seconds it waited in the scheduler."""
 
     request: str
     prefill: InstanceRef
     decode: InstanceRef
     queue: float
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A stage of the request is done (prefill) or began (decode), with its times."""
+    """A stage of this attempt of the request is done (prefill) or began (decode), with its times."""
 
     request: str
     role: Role
     times: StageTimes
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -245,10 +252,11 @@ class Failed:
 
 @dataclass(frozen=True)
 class Completed:
-    """Every task of the request ended well."""
+    """Every task of this attempt of the request ended well."""
 
     request: str
     preemptions: int = 0
+    attempt: int = 1
 
 
 GatewayNotice = Directory | Placed | Progress | Interrupted | Failed | Completed

@@ -109,7 +109,7 @@ class Generation:
             self._gap_since = None
 
     def heard(self, attempt: int) -> None:
-        """An instance told something of this attempt."""
+        """Something was told of this attempt, by an instance or by the scheduler."""
         if attempt == self.journal.attempt:
             self._standing.heard()
 
@@ -121,17 +121,17 @@ class Generation:
             elif self.state is State.RUNNING and notice.attempt > self.journal.attempt:
                 self._begin(notice.attempt)
             return False
-        if isinstance(notice, Placed):
-            self._standing.heard()
-        current = self._standing.answered  # or it crossed a Resume of this gateway
         if isinstance(notice, Failed):
-            if current:
+            if self._standing.answered:  # or it crossed a Resume of this gateway, which begins anew at the scheduler
                 self._standing.ended()
             error = error_for(notice.status, notice.reason)
             error.status = notice.status
             error.retry_after = notice.retry_after
             self.fail(error)
-        elif isinstance(notice, Completed) and current:
+            return False
+        self.heard(notice.attempt)
+        current = notice.attempt == self.journal.attempt
+        if isinstance(notice, Completed) and current:
             self._standing.ended()
             self._complete_since = now
         return current

@@ -6,7 +6,7 @@
 
 A Resume goes out once: a broken stream does not say what it delivered, and a second one could begin an attempt beside itself, under a new scheduler
 that does not know what the old one has placed. The Declare that follows says which attempt is open; if nothing runs it, the scheduler asks for the
-next. What is not declared on a new stream, the scheduler ends by itself; so nothing needs to be remembered of requests that ended meanwhile.
+next: at once if nothing was ever heard of the attempt, for then it may have gone down with the stream. What is not declared on a new stream, the scheduler ends by itself; so nothing needs to be remembered of requests that ended meanwhile.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Standing:
         self._outgoing: list[Told] = [Submit(request)]
         self._told = False  # whether a scheduler has ever been told of it
         self._answered = True
+        self._heard = False  # whether anything was heard of the current attempt
         self._over = False  # whether the scheduler itself said how the current attempt ended
 
     @property
@@ -53,7 +54,7 @@ class Standing:
         """A new attempt begins, from `samples`: all that the client has seen."""
         self.request = dataclasses.replace(self.request, attempt=attempt)
         self._outgoing = [Resume(self.request, samples)]
-        self._answered = self._over = False
+        self._answered = self._heard = self._over = False
 
     def decline(self, reason: str) -> None:
         """The scheduler wants to go on with a request that needs nothing any more."""
@@ -61,7 +62,7 @@ class Standing:
 
     def heard(self) -> None:
         """News of the current attempt: its Resume has arrived."""
-        self._answered = True
+        self._answered = self._heard = True
 
     def ended(self) -> None:
         """The scheduler said how the current attempt ended; it holds nothing any more."""
@@ -82,7 +83,7 @@ class Standing:
         self._outgoing = []
         if not unsent:
             self._answered = True  # what is said on this stream answers the Declare
-        return [*unsent, Declare(self.request)]
+        return [*unsent, Declare(self.request, unheard=not self._heard)]
 
     def lost(self, now: float) -> None:
         """The stream to the scheduler broke."""

@@ -21,10 +21,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
-    # gRPC's own backoff grows to two minutes; peers inside a cluster come back within seconds
+    # gRPC's own backoff grows to two minutes; peers inside a cluster come back within seconds, and a refused connection costs little
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.max_reconnect_backoff_ms", 250),
     ("grpc.use_local_subchannel_pool", 1),  # or a new channel inherits the backoff of a dead one to the same address
 )
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from triptych.runtime.core.control import Placed
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.core.tasks import AbortTask, DecodeStarted, HeldTask, Refused, StartDecode, TaskEnded, TaskReport
@@ -94,7 +93,7 @@ class Adoption:
         elif task.state is TaskState.ASKED and task.kind is TaskKind.LOCAL:
             task.advance(TaskSignal.ANSWERED)
             record.advance(Step.ACCEPTED)
-            self._life.notify(record, Placed(record.id, task.ref, task.ref, out.now - record.submitted), out)
+            self._life.placed(record, task.ref, task.ref, out)
         elif record.phase is Phase.RESERVING:
             record.advance(Step.GRANT_LOST)
             self._life.abort(record, task, Status.UNAVAILABLE, "its grant was lost on the way", out)
@@ -204,7 +203,10 @@ class Adoption:
 
     def _refuse(self, task: HeldTask, reason: str, out: Out) -> None:
         self._counters.add(Count.HELD_ABORTED)
-        self._refused.setdefault(task.ref, []).append(task)
+        refused = self._refused.setdefault(task.ref, [])
+        refused.append(task)
+        if len(refused) > self._config.max_active:  # no instance holds so many: it speaks of tasks that it has not got
+            del refused[0]
         self._life.send(task.ref, AbortTask(task.request, Status.UNAVAILABLE, reason, task.role, task.attempt), out)
 
     def _end_refused(self, task: HeldTask) -> None:

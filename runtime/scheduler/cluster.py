@@ -1,7 +1,9 @@
 """The instances that exist, what the scheduler has given them, and indexes over both that are kept up to date event by event.
 
-The load that placement uses is the scheduler's own account of the tasks it placed: exact and immediate. What instances report arrives late and
-breaks ties only; whether something fits is decided by the instance. An instance with an *obstacle* takes part in no placement: it refused for
+The load that placement uses is the scheduler's own account of the tasks it placed: exact and immediate. A prompt counts from the moment its
+prefill instance is chosen, as a *promise* until the decode instance has granted room and the prompt is started: or everything that arrives
+meanwhile would go to the same least loaded instance. What instances report arrives late and breaks ties only, so nothing is counted twice;
+whether something fits is decided by the instance. An instance with an *obstacle* takes part in no placement: it refused for
 lack of room and nothing there has changed since, its worker's stream is broken, or it is being drained.
 """
 
@@ -13,7 +15,7 @@ from enum import StrEnum
 
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, Role
 from triptych.runtime.scheduler.reach import Reach
-from triptych.runtime.scheduler.state import Task
+from triptych.runtime.scheduler.state import Task, TaskKind
 
 
 class Pool(StrEnum):
@@ -49,6 +51,7 @@ class Member:
         self.load = Load(free_pages=info.capacity.num_pages, free_slots=info.capacity.max_num_seqs)
         self.obstacles: set[Obstacle] = set()
         self.requests: dict[str, int] = {}  # live tasks here by request id; a dict, so that iteration follows insertion
+        self.promised: dict[str, Task] = {}  # prefill tasks to come, by request id: accounted, but not started
         self.prefill_tokens = 0
         self.sequences = 0
         self.kv_tokens = 0
@@ -168,7 +171,9 @@ class Cluster:
     # ---- load
 
     def assign(self, member: Member, request: str, task: Task) -> None:
-        """Account for a task that `member` was just told to start."""
+        """Account for a task that `member` was just told to start; a prompt that was promised to it is promised no more."""
+        if task.kind is TaskKind.PREFILL:
+            _take_back(member, request)
         member.requests[request] = member.requests.get(request, 0) + 1
         member.account(task, 1)
         self._reindex(member)
@@ -180,6 +185,17 @@ class Cluster:
             del member.requests[request]
         member.account(task, -1)
         self._reindex(member)
+
+    def promise(self, member: Member, request: str, task: Task) -> None:
+        """Account for the prefill task of `request`, at most one, that `member` will be told to start. Leaves the cluster with the member."""
+        member.promised[request] = task
+        member.account(task, 1)
+        self._reindex(member)
+
+    def withdraw(self, member: Member, request: str) -> None:
+        """Undo `promise`, unless the task has been assigned or withdrawn already."""
+        if _take_back(member, request):
+            self._reindex(member)
 
     def prefilled(self, member: Member, task: Task) -> None:
         """The prompt of `task` is computed: it waits for no more compute."""
@@ -242,6 +258,14 @@ class Cluster:
             del index[bisect_left(index, key)]
 
     def _reindex(self, member: Member) -> None:
-        if not member.closed:
+        if not member.closed and self._keys.get(member.ref.id) != member.sort_key:
             self._unindex(member)
             self._index(member)
+
+
+def _take_back(member: Member, request: str) -> bool:
+    """Take what was promised to `member` for `request` out of its account; whether there was anything."""
+    task = member.promised.pop(request, None)
+    if task is not None:
+        member.account(task, -1)
+    return task is not None

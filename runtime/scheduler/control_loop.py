@@ -122,6 +122,10 @@ class ControlLoop:
     def snapshot(self) -> ClusterSnapshot:
         return self._scheduler.snapshot(self._clock.now())
 
+    def silence(self, worker: str) -> float:
+        """Seconds since the last sign of life of a worker; infinity if it is not registered."""
+        return self._scheduler.silence(worker, self._clock.now())
+
     def _execute(self, event: SchedulerEvent, command: SchedulerCommand) -> None:
         now = self._clock.now()
         match command:

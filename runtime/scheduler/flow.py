@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from triptych.runtime.core.control import Failed, Placed, Progress, ToGateway
+from triptych.runtime.core.control import Failed, Progress, ToGateway
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef, Role
 from triptych.runtime.core.request import Request
@@ -156,11 +156,11 @@ class Flow:
                 self._life.send(decode.ref, StartDecode(record.id, report.handle, record.request.attempt), out)
             case Accepted():
                 record.advance(Step.ACCEPTED)
-                self._life.notify(record, Placed(record.id, task.ref, task.ref, out.now - record.submitted), out)
+                self._life.placed(record, task.ref, task.ref, out)
             case PrefillDone():
                 record.advance(Step.PREFILL_FINISHED if report.finished else Step.PREFILL_DONE)
                 self._cluster.prefilled(member, task)
-                self._life.notify(record, Progress(record.id, Role.PREFILL, report.times), out)
+                self._life.notify(record, Progress(record.id, Role.PREFILL, report.times, report.attempt), out)
                 decode = record.tasks.get(TaskKind.DECODE)
                 if record.phase is Phase.FINISHING and decode is not None:
                     self._life.abort(record, decode, Status.OK, "finished at first token", out)
@@ -168,7 +168,7 @@ class Flow:
                 if record.phase is Phase.ADOPTING:
                     self._adoption.found(record)
                 record.advance(Step.DECODE_STARTED)
-                self._life.notify(record, Progress(record.id, Role.DECODE, report.times), out)
+                self._life.notify(record, Progress(record.id, Role.DECODE, report.times, report.attempt), out)
             case TaskEnded():
                 self._ended(record, task, report, out)
 

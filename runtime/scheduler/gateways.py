@@ -79,12 +79,15 @@ class Gateways:
         record = self._ledger.records.get(request.id)
         return record is not None and _same_owner(record, request) and record.id in self._ledger.timers[Due.CLAIM]
 
-    def declare(self, request: Request, out: Out) -> None:
-        """A gateway that is back has `request` open, at its attempt."""
+    def declare(self, request: Request, *, unheard: bool, out: Out) -> None:
+        """A gateway that is back has `request` open, at its attempt, of which it has heard nothing yet if it is `unheard`."""
         record = self._ledger.records.get(request.id)
         if record is None:
             if self._may_open(request, out):
-                self._adoption.declared(self._open(request, Phase.ADOPTING, out.now), out)
+                record = self._open(request, Phase.ADOPTING, out.now)
+                self._adoption.declared(record, out)
+                if unheard and not record.tasks:
+                    self._life.interrupt(record, Status.UNAVAILABLE, "it may never have reached a scheduler", out)
         elif not _same_owner(record, request):
             self._refuse(request, _TAKEN, out)
         elif record.phase is not Phase.ENDING:

@@ -13,6 +13,7 @@ from triptych.runtime.core.control import (
     Failed,
     GatewayNotice,
     Interrupted,
+    Placed,
     Resume,
     SchedulerCommand,
     ToGateway,
@@ -26,7 +27,7 @@ from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.counters import Count, Counters
 from triptych.runtime.scheduler.lazy_heap import LazyHeap
 from triptych.runtime.scheduler.ledger import Due, Ledger
-from triptych.runtime.scheduler.state import COMPLETABLE, Phase, Record, Step, Task, TaskSignal, TaskState
+from triptych.runtime.scheduler.state import COMPLETABLE, Phase, Record, Step, Task, TaskKind, TaskSignal, TaskState
 
 
 class Out(list[SchedulerCommand]):
@@ -58,6 +59,20 @@ class Lifecycle:
         self.take(record, task)
         self.send(task.ref, command, out)
 
+    def promise(self, record: Record, task: Task) -> None:
+        """Account for the prefill task that follows the grant of the reservation just asked for. Kept by its start, else withdrawn when the
+        reservation ends or is given up, whatever the reason."""
+        member = self._cluster.get(task.ref)
+        assert member is not None, f"placed on {task.ref}, which is not a member"
+        record.prefill = task.ref
+        self._cluster.promise(member, record.id, task)
+
+    def withdraw(self, record: Record) -> None:
+        """The prompt is not started on the instance that was chosen for it."""
+        member = None if record.prefill is None else self._cluster.get(record.prefill)
+        if member is not None:
+            self._cluster.withdraw(member, record.id)
+
     def take(self, record: Record, task: Task) -> None:
         """Account for `task`, which its (live) instance owns."""
         member = self._cluster.get(task.ref)
@@ -69,6 +84,7 @@ class Lifecycle:
         """Tell the instance to end `task`, once; it answers with TaskEnded, or with Refused if the task had not begun."""
         if task.state is not TaskState.ABORTING:
             task.advance(TaskSignal.ABORTED)
+            self._withdraw_with(record, task)
             self.repeat_abort(record, task, status, reason, out)
 
     def repeat_abort(self, record: Record, task: Task, status: Status, reason: str, out: Out) -> None:
@@ -80,10 +96,15 @@ class Lifecycle:
         """The instance holds nothing for `task` any more, or is lost."""
         task.state = TaskState.GONE
         del record.tasks[task.kind]
+        self._withdraw_with(record, task)
         member = self._cluster.get(task.ref)
         if member is not None:
             self._cluster.release(member, record.id, task)
             self.room(member)
+
+    def _withdraw_with(self, record: Record, task: Task) -> None:
+        if task.kind is TaskKind.DECODE:
+            self.withdraw(record)
 
     def lose(self, record: Record, task: Task, reason: str, out: Out) -> None:
         """`task` is gone without a report of its end. A reservation that was not granted has begun nothing: the attempt just goes elsewhere."""
@@ -108,6 +129,10 @@ class Lifecycle:
         if gateway in self._ledger.connected:
             out.append(ToGateway(gateway, notice))
 
+    def placed(self, record: Record, prefill: InstanceRef, decode: InstanceRef, out: Out) -> None:
+        """Tell the request's gateway where this attempt runs."""
+        self.notify(record, Placed(record.id, prefill, decode, out.now - record.submitted, record.request.attempt), out)
+
     # ---- requests
 
     def fail(self, record: Record, status: Status, reason: str, out: Out, retry_after: float | None = None) -> None:
@@ -131,7 +156,7 @@ class Lifecycle:
     def complete(self, record: Record, out: Out) -> None:
         """Every sample is finished, and no task is left."""
         self._counters.add(Count.COMPLETED)
-        self.notify(record, Completed(record.id, record.preemptions), out)
+        self.notify(record, Completed(record.id, record.preemptions, record.request.attempt), out)
         self._ledger.drop(record)
         self.changed = True
 
@@ -261,5 +286,7 @@ class Lifecycle:
                 self.room(member)
 
     def departed(self, member: Member) -> None:
-        """`member` has left the cluster."""
+        """`member` has left the cluster, and what was promised to it with it: those prompts find another instance once they are granted."""
         self._reopen.discard(member.ref)
+        for request in member.promised:
+            self._ledger.records[request].prefill = None

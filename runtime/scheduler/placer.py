@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from triptych.runtime.core.control import Placed
 from triptych.runtime.core.errors import Status
+from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.core.tasks import ReserveDecode, StartLocal, StartPrefill
 from triptych.runtime.scheduler.cluster import Cluster
 from triptych.runtime.scheduler.config import SchedulerConfig
@@ -58,16 +58,17 @@ class Placer:
             self._life.start(record, task, StartLocal(record.request, record.resumed), out)
         else:
             record.advance(Step.PLACED_PAIR)
-            record.prefill = placement.prefill
             task = Task(TaskKind.DECODE, placement.decode, 0, samples, tokens)
             command = ReserveDecode(record.request, self._config.reserve_ttl, record.resumed)
             self._life.start(record, task, command, out)
+            self._life.promise(record, _prefill_task(record, placement.prefill))
 
     def start_prefill(self, record: Record, out: Out) -> None:
         """Ask the chosen prefill instance or, if that is gone or full, the best other one; if there is none, give the reservation back."""
         decode = record.tasks[TaskKind.DECODE]
         chosen = None if record.prefill is None else self._cluster.get(record.prefill)
         if chosen is None or chosen.closed or chosen.ref in record.never:
+            self._life.withdraw(record)
             decode_member = self._cluster.get(decode.ref)
             candidate = (
                 None
@@ -82,11 +83,10 @@ class Placer:
             record.advance(Step.PREFILL_RETRIED)
         else:
             record.prefill = chosen.ref
-        tokens = len(record.request.prompt)
-        task = Task(TaskKind.PREFILL, record.prefill, tokens, 0, tokens)
+        task = _prefill_task(record, record.prefill)
         command = StartPrefill(record.request, record.cached_tokens, self._config.lease_seconds, record.resumed)
         self._life.start(record, task, command, out)
-        self._life.notify(record, Placed(record.id, record.prefill, decode.ref, out.now - record.submitted), out)
+        self._life.placed(record, record.prefill, decode.ref, out)
 
     def _refused_by_all(self, record: Record) -> str | None:
         """Why every placement that could hold `record` has refused it for good; None if one has not."""
@@ -108,3 +108,8 @@ class Placer:
             self._ledger.enqueue(record)
         self._longest = longest
         self._life.changed = True
+
+
+def _prefill_task(record: Record, ref: InstanceRef) -> Task:
+    tokens = len(record.request.prompt)
+    return Task(TaskKind.PREFILL, ref, tokens, 0, tokens)

@@ -6,6 +6,8 @@ again after a loss in `adoption.py`; after every event the queue is tried once.
 
 from __future__ import annotations
 
+import math
+
 from triptych.runtime.core.control import (
     Cancel,
     Declare,
@@ -30,7 +32,9 @@ from triptych.runtime.core.control import (
     WorkerLeft,
     WorkerLost,
 )
+from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.scheduler.adoption import Adoption
+from triptych.runtime.scheduler.audit import audit_accounts
 from triptych.runtime.scheduler.cluster import Cluster, Member, Obstacle
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.counters import Count, Counters
@@ -110,7 +114,7 @@ class Scheduler:
                 self._reported(event, out)
             case Submit():
                 if self._gateways.expects(event.request):
-                    self._gateways.declare(event.request, out)
+                    self._gateways.declare(event.request, unheard=False, out=out)
                 else:
                     self._flow.submit(event.request, out)
             case Heartbeat():
@@ -127,7 +131,7 @@ class Scheduler:
             case Resume():
                 self._gateways.resume(event.request, event.samples, out)
             case Declare():
-                self._gateways.declare(event.request, out)
+                self._gateways.declare(event.request, unheard=event.unheard, out=out)
             case GatewayJoined():
                 self._gateways.joined(event.gateway, out)
                 out.append(ToGateway(event.gateway, self._membership.directory()))
@@ -175,6 +179,15 @@ class Scheduler:
         self._membership.alive(member, out.now)
         self._flow.report(member, event.report, out)
 
+    def worker_of(self, ref: InstanceRef) -> str | None:
+        """The worker that registered this incarnation of an instance; None if it is not live."""
+        member = self._cluster.get(ref)
+        return None if member is None else member.worker
+
+    def silence(self, worker: str, now: float) -> float:
+        """Seconds since the last sign of life of `worker`; infinity if it is not known (any more)."""
+        return self._membership.silent_for(worker, now) if self._cluster.has_worker(worker) else math.inf
+
     @property
     def idle(self) -> bool:
         """Whether no request is known: none waits, runs, or is still being released."""
@@ -189,7 +202,12 @@ class Scheduler:
             timers=sum(len(timer) for timer in self._ledger.timers.values()),
             unclaimed=len(self._adoption),
             assigned=sum(sum(member.requests.values()) for member in self._cluster.members),
+            promised=sum(len(member.promised) for member in self._cluster.members),
         )
+
+    def audit(self) -> None:
+        """For tests: compare what is accounted to instances with what the requests say. Raises AssertionError naming the instance. O(requests)."""
+        audit_accounts(self._cluster, self._ledger)
 
     def snapshot(self, now: float) -> ClusterSnapshot:
         """The cluster as it is, with every counter. O(instances)."""

@@ -2,11 +2,13 @@
 
 A worker's or gateway's first message names it; from then on its messages are events and what the scheduler says to it goes down the same
 stream. When the stream ends, that end is an event too, which says whether the peer had said good-bye. A peer that connects under a name that is in
-use takes over: the old stream cannot be of use to anybody who connects again.
+use takes over: the old stream cannot be of use to anybody who connects again. Not so a worker none of whose instances is known, while the one
+that has the name goes on sending signs of life: these are two processes, and the second is refused.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import NoReturn, TypeVar
 
@@ -19,20 +21,23 @@ from triptych.runtime.core.control import (
     GatewayJoined,
     GatewayLeft,
     GatewayLost,
+    Reported,
     Resume,
+    RolesRefused,
     Submit,
     WorkerJoined,
     WorkerLeft,
     WorkerLost,
 )
-from triptych.runtime.core.errors import InstanceLostError, InvalidRequestError, TriptychError
-from triptych.runtime.core.instance import Role
+from triptych.runtime.core.errors import IncompatibleError, InstanceLostError, InvalidRequestError, TriptychError
+from triptych.runtime.core.instance import InstanceRef, Role
 from triptych.runtime.scheduler.control_loop import ControlLoop
 from triptych.runtime.wire.convert import decode, decode_oneof, encode
 from triptych.runtime.wire.outbox import Outbox
 
 WORKER_OUTBOX = 16_384  # commands; several for each of the most requests that one worker can hold
 GATEWAY_OUTBOX = 65_536  # notices; about five a request
+MOST_DOUBT = 5.0  # seconds that a worker may have to wait for its welcome; it gives up after 10
 
 M = TypeVar("M")
 
@@ -52,6 +57,7 @@ class ControlServicer:
         joined = decode(first.worker_joined, WorkerJoined, self._control.now())
         if not joined.worker:
             raise InvalidRequestError("worker_joined names no worker")
+        await self._check_name(joined)
         outbox: Outbox[control_pb2.WorkerCommand] = Outbox(f"worker {joined.worker}", WORKER_OUTBOX)
         _take_over(self._control.workers, joined.worker, outbox)
         interval = self._control.scheduler.config.heartbeat_interval
@@ -118,6 +124,20 @@ class ControlServicer:
 
     # ---- workers
 
+    async def _check_name(self, joined: WorkerJoined) -> None:
+        """Raises IncompatibleError if another process, alive, has the name of `joined`: it was heard after this one had said hello."""
+        holder = self._control.workers.get(joined.worker)
+        if holder is None or any(self._control.scheduler.worker_of(i.ref) == joined.worker for i in joined.instances):
+            return
+        interval = self._control.scheduler.config.heartbeat_interval
+        doubt = min(3 * interval, MOST_DOUBT)
+        await asyncio.sleep(doubt)
+        # A third of the time is for what the old one had sent before it died, and for its stream to end; two heartbeats fit into the rest.
+        if self._control.workers.get(joined.worker) is holder and self._control.silence(joined.worker) < doubt * 2 / 3:
+            raise IncompatibleError(
+                f"another process is registered as worker {joined.worker!r}, and alive; give each worker a name of its own"
+            )
+
     async def _hear_worker(
         self, worker: str, outbox: Outbox[control_pb2.WorkerCommand], messages: AsyncIterator[control_pb2.WorkerMessage]
     ) -> WorkerLeft | WorkerLost:
@@ -133,8 +153,16 @@ class ControlServicer:
             event = decode_oneof(message, self._control.now())
             if kind != "reported" and event.worker != worker:
                 raise InvalidRequestError(f"{kind} names worker {event.worker!r} on the stream of {worker!r}")
+            if isinstance(event, Reported | RolesRefused):
+                self._check_owner(kind, worker, event.ref)
             self._control.feed(event)
         return WorkerLost(worker, "its stream ended")
+
+    def _check_owner(self, kind: str, worker: str, ref: InstanceRef) -> None:
+        """Raises InvalidRequestError if `ref` is another worker's. One that is nobody's (any more) is the scheduler's to count."""
+        owner = self._control.scheduler.worker_of(ref)
+        if owner not in (None, worker):
+            raise InvalidRequestError(f"{kind} names instance {ref.id} of worker {owner!r} on the stream of {worker!r}")
 
     # ---- gateways
 

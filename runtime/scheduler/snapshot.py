@@ -45,6 +45,7 @@ class Resources:
         queued: requests that wait for an instance.
         timers: deadlines and whatever else a request waits for.
         assigned: tasks accounted to instances.
+        promised: prompts accounted to instances that will be told to compute them.
         unclaimed: tasks that workers hold, of requests that nobody has declared.
     """
 
@@ -53,4 +54,5 @@ class Resources:
     queued: int
     timers: int
     assigned: int
+    promised: int
     unclaimed: int

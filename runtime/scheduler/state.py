@@ -211,7 +211,7 @@ class Record:
         arrival: serial number of admission; ties in the queue are broken by it, and a request keeps it when it goes back to the queue.
         submitted: when this attempt began to wait, in seconds.
         order: its place in the queue, from the QueueOrder policy.
-        prefill: the prefill instance of the current placement.
+        prefill: the prefill instance of the current placement; None if that has left before it was told anything.
         cached_tokens: what the decode instance granted to skip.
         source: the staged KV that decode was told to pull.
         never: instances that refused this request for good, with their reasons.

@@ -68,6 +68,7 @@ def check_invariants(world: World) -> None:
         resources, counters = scheduler.core.resources(), scheduler.core.counters
         if resources.tasks != resources.assigned:
             raise AssertionError(f"scheduler: {resources.tasks} tasks, {resources.assigned} accounted to instances")
+        scheduler.core.audit()
         if counters["protocol_violations"]:
             raise AssertionError("scheduler: an instance broke the task protocol in its eyes")
 

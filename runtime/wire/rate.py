@@ -39,17 +39,18 @@ class RateLimiter:
     def __init__(self, rate: Rate, max_clients: int = MAX_CLIENTS):
         self._rate = rate
         self._max_clients = max_clients
-        self._buckets: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()  # calls left, as of when
+        self._buckets: OrderedDict[int, tuple[float, float]] = OrderedDict()  # by hash: calls left, as of when
 
     def __len__(self) -> int:
         return len(self._buckets)
 
     def admit(self, client: Hashable, now: float) -> None:
         """Count one call of `client`. Raises RateLimitedError, without counting, if it has none left."""
-        left, since = self._buckets.pop(client, (float(self._rate.burst), now))
+        key = hash(client)  # a name may be as long as a header, and it is the client who chooses it
+        left, since = self._buckets.pop(key, (float(self._rate.burst), now))
         left = min(float(self._rate.burst), left + max(0.0, now - since) * self._rate.per_second)
         welcome = left >= 1.0
-        self._buckets[client] = (left - 1.0 if welcome else left, max(since, now))
+        self._buckets[key] = (left - 1.0 if welcome else left, max(since, now))
         if len(self._buckets) > self._max_clients:
             self._buckets.popitem(last=False)
         if not welcome:

@@ -27,7 +27,8 @@ from triptych.runtime.worker.instance import LiveInstance
 
 log = logging.getLogger(__name__)
 
-RETRY_FIRST, RETRY_MOST = 0.1, 1.0  # seconds between attempts to register: a scheduler that is back is found soon
+RETRY_FIRST, RETRY_MOST = 0.1, 1.0  # seconds between attempts to register
+UNREACHED_MOST = 0.25  # seconds between them while nobody listens: a scheduler that is back is found soon, and a refused connection costs little
 STABLE = 10.0  # seconds; a registration that lasted longer was a good one
 DECLARE_TIMEOUT = 10.0  # seconds; a device loop that is alive answers within a step
 REFUSED_FOR_GOOD = frozenset(
@@ -64,22 +65,26 @@ class Membership:
     async def run(self) -> None:
         """Register, and again whenever that ends; until cancelled. Raises the refusal of the first scheduler, if it refuses for good."""
         delay = RETRY_FIRST
+        said: tuple[str, float] | None = None  # a long outage is no news after a while
         while True:
             try:
                 await self._register()
             except TriptychError as error:
                 if error.status in REFUSED_FOR_GOOD and not self.registered.is_set():
                     raise
-                log.warning("cannot register at %s: %s; again in %.1f s", self._config.scheduler, error.message, delay)
+                if said != (error.message, delay):
+                    said = (error.message, delay)
+                    log.warning("cannot register at %s: %s; again in %.2f s", self._config.scheduler, *said)
                 await asyncio.sleep(delay)
-                delay = min(delay * 2, RETRY_MOST)
+                delay = min(delay * 2, UNREACHED_MOST if error.status is Status.UNAVAILABLE else RETRY_MOST)
                 continue
+            said = None
             since = self._clock.now()
             self.registered.set()
             await self._lost.wait()
             if self._clock.now() - since > STABLE:
                 delay = RETRY_FIRST
-            else:  # two processes under one name take the registration from each other: not as fast as they can
+            else:  # what takes the registration away may do so again: not as fast as it can
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, RETRY_MOST)
 

@@ -47,9 +47,17 @@ THREADS = 8  # wait for devices and copy bytes; pulls are bounded, so few are ev
 class WorkerProcess:
     """One per process. `start` returns when it is registered; `wait` ends when it must end; `stop` leaves in good order."""
 
-    def __init__(self, config: WorkerConfig, *, progress: Callable[[str], None] = log.info):
+    def __init__(
+        self,
+        config: WorkerConfig,
+        *,
+        progress: Callable[[str], None] = log.info,
+        renewed: Callable[[InstanceInfo], None] = lambda info: None,
+    ):
+        """`renewed` is told of every instance that goes on under a new epoch, with the roles that it has then."""
         self._config = config
         self._progress = progress
+        self._renewed = renewed
         self._clock = MonotonicClock()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="worker")
         self._outboxes = TokenOutboxes()
@@ -165,7 +173,7 @@ class WorkerProcess:
             channels=self._channels,
             report=self._membership.report,
             emit=self._outboxes.emit,
-            reset=self._membership.reset,
+            reset=self._reset,
             roles_refused=self._membership.roles_refused,
             died=self._on_death,
         )
@@ -236,6 +244,10 @@ class WorkerProcess:
         task = asyncio.get_running_loop().create_task(end(), name=f"retiring {ref.id}")
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
+
+    def _reset(self, old: InstanceRef, info: InstanceInfo, reason: str) -> None:
+        self._renewed(info)
+        self._membership.reset(old, info, reason)
 
     def _on_death(self, reason: str) -> None:
         def end() -> None:

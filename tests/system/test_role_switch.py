@@ -56,6 +56,19 @@ def test_a_decode_instance_becomes_a_prefill_instance_and_back_while_streams_run
 
 
 @pytest.mark.limit(400)
+def test_an_instance_that_dies_comes_back_with_the_roles_that_it_had(server: Deployment) -> None:
+    at = ControlConnection(scheduler=server.scheduler)
+    switch_role(at, "decode-1", P, force=False)
+    old = server.processes["decode-1"]
+    server.kill("decode-1")
+    server.wait_restarted("decode-1", old)
+    assert _roles(server)["decode-1"] == ["prefill"]
+    assert _complete(server, 1) == _complete(server, 1)
+    switch_role(at, "decode-1", D, force=False)
+    assert _roles(server)["decode-1"] == ["decode"]
+
+
+@pytest.mark.limit(400)
 def test_a_switch_that_cannot_be_is_refused_and_changes_nothing(server: Deployment) -> None:
     at = ControlConnection(scheduler=server.scheduler)
     before = _roles(server)

@@ -17,9 +17,10 @@ from triptych.tools.launch import (
     gateway_process,
     scheduler_process,
     still_serves,
+    with_roles,
     worker_processes,
 )
-from triptych.tools.worker import hand_environment, worker_config
+from triptych.tools.worker import hand_environment, with_switched, worker_config
 
 FILE = Path("/run/config.json")
 
@@ -127,3 +128,27 @@ def test_switchable_instances_are_prepared_for_both_stages():
     for switchable in (False, True):
         made = worker_config(ServeConfig(switchable=switchable), specs, "w", "h:1", "127.0.0.1", "cpu")
         assert [plan.possible == {Role.PREFILL, Role.DECODE} for plan in made.instances] == [switchable] * 2
+
+
+def test_a_worker_is_started_again_with_the_roles_that_its_instances_had_and_the_devices_of_old():
+    config = ServeConfig(topology="1P1D", prefill_tp=1, decode_tp=2, switchable=True, processes="one")
+    (spec,) = workers(config, "cpu")
+    assert with_roles(spec, {}) == spec
+    again = with_roles(spec, {"decode-0": ["prefill"], "prefill-0": ["decode", "prefill"]})
+    assert again.env == spec.env
+    plain = worker_config(config, spec.instances, "w", "h:1", "127.0.0.1", "cpu")
+    decode, prefill = with_switched(plain, flag(again.argv, "--switched")).instances
+    assert (decode.roles, decode.tp) == ({Role.PREFILL}, 2) and (prefill.roles, prefill.tp) == (
+        set(Role) - {Role.ENCODE},
+        1,
+    )
+    assert decode.possible == prefill.possible == {Role.PREFILL, Role.DECODE}
+    assert with_switched(plain, "") == plain
+
+
+@pytest.mark.parametrize("switched", ["decode-9=prefill", "decode-0=cook", "decode-0", "decode-0=", "decode-0=encode"])
+def test_switched_roles_that_an_instance_cannot_have_are_refused(switched: str):
+    config = ServeConfig(topology="1P1D", switchable=True, processes="one")
+    plain = worker_config(config, config.plan.instances(), "w", "h:1", "127.0.0.1", "cpu")
+    with pytest.raises(ConfigError, match="--switched names instance"):
+        with_switched(plain, switched)

@@ -11,7 +11,7 @@ import pytest
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.wire.listening import listen
 from triptych.tools.ports import ReservedPort
-from triptych.tools.restarts import FIRST, LOOP, MOST, STABLE, Restarts
+from triptych.tools.restarts import FIRST, LOOP, MOST, SETTLED, STABLE, Restarts
 
 
 def test_restarts_wait_ever_longer_until_the_longest_and_say_when_they_loop():
@@ -31,6 +31,14 @@ def test_a_process_that_was_ready_for_long_begins_a_new_story_and_others_have_th
     assert restarts.died("a", STABLE - 1, 4.0).deaths == 4
     again = restarts.died("a", STABLE, 100.0)
     assert (again.deaths, again.delay, again.seconds) == (1, FIRST, 0.0)
+
+
+def test_a_process_that_had_served_is_started_again_at_once_until_it_loops():
+    restarts = Restarts()
+    told = [restarts.died("a", SETTLED, 5.0 * n) for n in range(LOOP + 3)]
+    assert [r.delay for r in told] == [FIRST] * LOOP + [2 * FIRST, 4 * FIRST, 8 * FIRST]
+    assert [r.deaths for r in told] == list(range(1, LOOP + 4)), "it is said all the same"
+    assert restarts.died("a", 1.0, 100.0).delay > told[-1].delay
 
 
 def test_a_reserved_port_is_nobody_elses_while_servers_on_it_come_and_go():

@@ -99,7 +99,7 @@ def test_who_dies_is_started_again_and_scripts_learn_the_new_pid():
         process.send_signal(signal.SIGTERM)
         status, err = end(process)
         assert status == 0
-        assert "decode-0 ended (killed by SIGKILL); starting it again in 0.2 s" in err and "gateway is back" in err
+        assert "decode-0 ended (killed by SIGKILL); starting it again in 0.1 s" in err and "gateway is back" in err
         assert all(gone(pid) for pid in children.values())
 
 

@@ -153,3 +153,11 @@ def test_children_end_when_the_supervisor_is_killed(tmp_path: Path):
 )
 def test_exit_codes_in_words(code: int, words: str):
     assert describe_exit(code) == words
+
+
+def test_roles_that_a_child_tells_are_kept_for_whoever_follows_it(log: list[str]):
+    told = "from triptych.tools.child import announce_roles; announce_roles('d0', ['prefill']); announce_roles('d0', {'decode'}); "
+    with Supervisor(log=log.append) as supervisor:
+        child = supervisor.start("a", script(f"{READY}{told}"))
+        wait_until(lambda: not child.alive)
+    assert child.roles == {"d0": ["decode"]} and not any("d0" in line for line in log)

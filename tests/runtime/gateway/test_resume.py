@@ -81,8 +81,7 @@ def test_tokens_lost_on_their_way_make_a_new_attempt_until_there_were_enough(los
         if loss == "gap":
             s.token(token(1, attempt=attempt), at)
         else:
-            s.notice(PLACED, at)
-            s.notice(Completed("r"), at)
+            s.notice(Completed("r", attempt=attempt), at)
         s.tick(at + 8.0)
         if attempt < CONFIG.max_attempts:
             (resume,) = s.tell()
@@ -105,7 +104,9 @@ def test_an_end_that_the_scheduler_told_of_an_attempt_given_up_here_does_not_end
     s.tick(6.0)
     s.tell()
     s.notice(PLACED, 7.0)
-    s.notice(Completed("r"), 8.0)
+    s.notice(Completed("r"), 7.5)  # both on their way while the Resume was
+    assert s.wakes_at() is None
+    s.notice(Completed("r", attempt=2), 8.0)
     assert s.wakes_at() == 13.0
     s = session()
     s.token(token(1), 1.0)
@@ -162,17 +163,24 @@ def test_a_new_stream_begins_with_what_the_scheduler_may_not_know():
     assert s.wakes_at() == 30.0
     assert s.introduce() == [Submit(request)] and s.wakes_at() is None
     s.scheduler_lost(1.0)
-    assert s.introduce() == [Declare(request)]
+    assert s.introduce() == [Declare(request, unheard=True)], "the Submit may have gone down with the stream"
     s.token(token(1), 2.0)
+    s.scheduler_lost(2.5)
+    assert s.introduce() == [Declare(request)], "somebody runs it"
     s.scheduler_lost(3.0)
     s.tick(9.0)
     second = dataclasses.replace(request, attempt=2)
     resume = Resume(second, (SampleState(0, ()),))
-    assert s.introduce() == [resume, Declare(second)] and s.tell() == []
+    assert s.introduce() == [resume, Declare(second, unheard=True)] and s.tell() == []
     s.scheduler_lost(10.0)
-    assert s.introduce() == [Declare(second)], "the stream may have delivered the Resume, and attempt 2 may run"
-    s.notice(Completed("r"), 11.0)
-    assert s.wakes_at() == 16.0, "an end that is told on the new stream counts"
+    assert s.introduce() == [Declare(second, unheard=True)], "never a second Resume: attempt 2 may run"
+    s.token(token(1), 10.5)
+    s.scheduler_lost(10.6)
+    assert s.introduce() == [Declare(second, unheard=True)], "tokens of attempt 1 say nothing of attempt 2"
+    s.notice(Completed("r"), 10.9)
+    assert s.wakes_at() is None, "an older attempt's"
+    s.notice(Completed("r", attempt=2), 11.0)
+    assert s.wakes_at() == 16.0
     s.token(token(0, attempt=2, finish=True), 13.0)
     s.scheduler_lost(14.0)
     assert s.introduce() == [], "a finished request needs nobody"

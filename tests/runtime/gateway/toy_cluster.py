@@ -186,15 +186,15 @@ class Order:
 
     def place(self) -> None:
         prefill, decode = (info.ref for info in self.scheduler.instances[:2])
-        self.notice(Placed(self.request.id, prefill, decode, queue=0.25))
+        self.notice(Placed(self.request.id, prefill, decode, queue=0.25, attempt=self.request.attempt))
 
     def progress(self) -> None:
-        self.notice(Progress(self.request.id, Role.PREFILL, PREFILL_TIMES))
+        self.notice(Progress(self.request.id, Role.PREFILL, PREFILL_TIMES, self.request.attempt))
         times = StageTimes(transfer=3.0, bytes_moved=1000, pages_pulled=5, pages_skipped=1)
-        self.notice(Progress(self.request.id, Role.DECODE, times))
+        self.notice(Progress(self.request.id, Role.DECODE, times, self.request.attempt))
 
     def complete(self) -> None:
-        self.notice(Completed(self.request.id, preemptions=2))
+        self.notice(Completed(self.request.id, preemptions=2, attempt=self.request.attempt))
 
     def interrupt(self, attempt: int) -> None:
         self.notice(Interrupted(self.request.id, attempt, "instance d0 was lost"))

@@ -164,7 +164,7 @@ class StormWorld:
         gateway.cut()
         gateway.connected = True
         self.send(GatewayJoined(gateway.name))
-        gateway.outbox.extend(Declare(one) for one in gateway.open.values())
+        gateway.outbox.extend(Declare(one, unheard=self.random.random() < 0.3) for one in gateway.open.values())
 
     # ---- what happens without fault
 

@@ -22,12 +22,14 @@ from triptych.runtime.core.tasks import (
     AbortTask,
     Accepted,
     DecodeStarted,
+    Granted,
     HeldTask,
     PrefillDone,
     ReserveDecode,
     StartLocal,
     TaskEnded,
 )
+from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.scheduler import Scheduler
 
 P, D, D2, PD = info("p", "p"), info("d", "d"), info("d2", "d"), info("pd", "pd")
@@ -45,6 +47,47 @@ def back(world: Driver, instance: InstanceInfo, *tasks: HeldTask) -> None:
 
 def ended(role: Role, status: Status = Status.OK, attempt: int = 1) -> TaskEnded:
     return TaskEnded("r", role, status, attempt=attempt)
+
+
+def test_an_instance_that_reports_tasks_without_end_does_not_grow_the_scheduler() -> None:
+    world = driver(P, D, config=SchedulerConfig(max_active=5))
+    for n in range(20):
+        world.report(D, Granted(f"ghost{n}", 0))
+    assert world.scheduler.resources().unclaimed == 5 and len(world.sent(AbortTask, "d")) == 20
+    for n in range(15, 20):
+        world.report(D, TaskEnded(f"ghost{n}", Role.DECODE, Status.UNAVAILABLE))
+    world.assert_nothing_is_held()
+
+
+def test_a_request_of_which_nobody_has_heard_is_asked_for_at_once_and_waits_for_no_instance() -> None:
+    world = driver(P, D)
+    world.send(Declare(request("r"), unheard=True))
+    assert [(asked.request, asked.attempt) for asked in world.told(Interrupted)] == [("r", 2)]
+    world.resume("r", 2)
+    assert [command.request.attempt for command in world.sent(ReserveDecode)] == [2]
+    back(world, PD, held(PD, None))  # its Submit had arrived after all
+    assert [(command.role, command.attempt) for command in world.sent(AbortTask, "pd")] == [(None, 1)]
+    world.report(PD, ended(Role.DECODE, Status.UNAVAILABLE))
+    assert not world.told(Completed) and world.scheduler.resources().records == 1
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_request_of_which_nobody_has_heard_is_adopted_if_it_is_found(running: bool) -> None:
+    world = driver(P)
+    back(world, D, held(D, Role.DECODE, running=running))
+    world.send(Declare(request("r"), unheard=True))
+    assert not world.told(Interrupted) and not world.sent(AbortTask)
+    world.report(D, DecodeStarted("r"))
+    world.report(D, ended(Role.DECODE))
+    assert isinstance(world.terminal("r"), Completed)
+    world.assert_nothing_is_held()
+
+
+def test_a_request_that_is_known_goes_on_whatever_its_gateway_has_heard() -> None:
+    world = driver(P, D)
+    world.submit("r")
+    world.send(Declare(request("r"), unheard=True))
+    assert not world.told(Interrupted) and world.scheduler.resources().records == 1
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))

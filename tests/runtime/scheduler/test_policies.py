@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from tests.runtime.scheduler.world import driver, info
-from triptych.runtime.core.control import Heartbeat, InstanceLoad
+from tests.runtime.scheduler.world import Driver, driver, info
+from triptych.runtime.core.control import Cancel, Heartbeat, InstanceLoad, WorkerLeft, WorkerLost
+from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceInfo, Load, Role, TransportKind
-from triptych.runtime.core.tasks import Granted, Refused, ReserveDecode, StartLocal, StartPrefill
+from triptych.runtime.core.tasks import Granted, Refused, ReserveDecode, StartLocal, StartPrefill, TaskEnded
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.placement import servable_length, shared_transport
 from triptych.runtime.scheduler.policies.queue_order import QUEUE_ORDERS
@@ -157,3 +158,76 @@ def test_the_servable_length_is_that_of_the_best_placement() -> None:
     apart = [local("p", "p", "a"), local("d", "d", "b")]
     assert servable_length(apart) == 0
     assert servable_length([*apart, local("d2", "d", "a", max_model_len=9)]) == 9
+
+
+PREFILLS = [info(f"p{i}", "p") for i in range(4)]
+WIDE = info("d", "d")
+
+
+def chosen(world: Driver) -> list[int]:
+    """Prompts that each prefill instance was told to compute."""
+    return [len(world.sent(StartPrefill, p.ref.id)) for p in PREFILLS]
+
+
+def test_a_burst_spreads_over_the_prefill_instances_although_no_reservation_was_granted_yet() -> None:
+    world = driver(*PREFILLS, WIDE)
+    for n in range(16):
+        world.submit(f"r{n}")
+        loads = tuple(InstanceLoad(p.ref, Load(running=0, free_pages=63, free_slots=4)) for p in PREFILLS)
+        for p, load in zip(PREFILLS, loads, strict=True):
+            world.send(Heartbeat(p.worker, (load,)))  # idle, as far as they know
+    assert chosen(world) == [0, 0, 0, 0] and world.scheduler.resources().promised == 16
+    for n in range(16):
+        world.report(WIDE, Granted(f"r{n}", 0))
+    assert chosen(world) == [4, 4, 4, 4] and world.scheduler.resources().promised == 0
+
+
+def test_prompts_that_are_promised_count_by_their_length() -> None:
+    world = driver(*PREFILLS[:2], WIDE)
+    world.submit("long", prompt=30)
+    for n in range(3):
+        world.submit(f"r{n}", prompt=10)
+    for name in ("long", "r0", "r1", "r2"):
+        world.report(WIDE, Granted(name, 0))
+    assert [command.request.id for command in world.sent(StartPrefill, "p0")] == ["long"]
+
+
+@pytest.mark.parametrize("end", ["refused", "cancelled", "decode died", "prefill died", "expired", "interrupted"])
+def test_a_promise_ends_with_its_reservation(end: str) -> None:
+    world = driver(PREFILLS[0], WIDE)
+    world.submit("r", prompt=30)
+    match end:
+        case "refused":
+            world.report(WIDE, Refused("r", Role.DECODE, "full"))
+        case "cancelled":
+            world.send(Cancel("r", ""))
+        case "decode died":
+            world.send(WorkerLeft(WIDE.worker, end))
+        case "prefill died":
+            world.send(WorkerLeft(PREFILLS[0].worker, end))
+        case "expired":
+            world.report(WIDE, TaskEnded("r", Role.DECODE, Status.DEADLINE_EXCEEDED, "nobody came"))
+        case "interrupted":
+            world.resume("r", 2, prompt=30)
+    assert world.scheduler.resources().promised == 0
+
+
+def test_a_promise_to_an_instance_that_left_does_not_come_back_with_it() -> None:
+    world = driver(PREFILLS[0], WIDE)
+    world.submit("r", prompt=30)
+    world.send(WorkerLeft(PREFILLS[0].worker, "left"))
+    world.join(*PREFILLS[:2])  # under the same epoch
+    assert world.scheduler.resources().promised == 0
+    world.report(WIDE, Granted("r", 0))
+    assert sum(chosen(world)) == 1
+
+
+def test_a_prompt_whose_instance_closed_meanwhile_counts_where_it_is_started() -> None:
+    world = driver(*PREFILLS[:2], WIDE)
+    world.submit("r", prompt=30)
+    world.submit("s", prompt=30)
+    world.send(WorkerLost(PREFILLS[0].worker, "its stream broke"))
+    world.report(WIDE, Granted("r", 0))
+    assert chosen(world) == [0, 1, 0, 0] and world.scheduler.resources().promised == 1, "that of s, to p1"
+    world.report(WIDE, Granted("s", 0))
+    assert chosen(world) == [0, 2, 0, 0] and world.scheduler.resources().promised == 0

@@ -18,10 +18,12 @@ from triptych.runtime.core.control import (
     Directory,
     Placed,
     Resume,
+    WorkerJoined,
     WorkerLost,
 )
+from triptych.runtime.core.errors import IncompatibleError
 from triptych.runtime.scheduler.service import ControlServicer
-from triptych.runtime.wire.convert import encode
+from triptych.runtime.wire.convert import encode, encode_oneof
 from triptych.runtime.wire.outbox import Outbox
 
 P, D, PD = info("p", "p"), info("d", "d"), info("pd", "pd")
@@ -185,11 +187,45 @@ def test_a_silent_worker_is_dropped_although_its_connection_lives() -> None:
     asyncio.run(scenario())
 
 
+AGAIN = replace(PD, ref=replace(PD.ref, epoch=2))
+
+
+def test_a_second_process_under_a_living_workers_name_is_refused() -> None:
+    async def scenario() -> None:
+        async with control_server(heartbeat_interval=0.1) as server:
+            first = await LiveWorker(server, PD).start()
+            second = LiveWorker(server, AGAIN)
+            with pytest.raises(IncompatibleError, match="another process is registered as worker 'w-pd'"):
+                await second.start()
+            assert not first.lost and not second.lost
+            await first.stop()
+            await second.start()  # the name is free
+            await second.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_restarted_worker_takes_over_from_a_stream_that_nobody_ended() -> None:
+    async def scenario() -> None:
+        async with control_server(heartbeat_interval=0.1) as server, grpc.aio.insecure_channel(server.address) as gone:
+            joined = encode_oneof(WorkerJoined(PD.worker, (PD,)), control_pb2.WorkerMessage, 0.0)
+            call = control_pb2_grpc.ControlStub(gone).Worker()
+            await call.write(joined)
+            await eventually(lambda: PD.worker in server.control.workers)
+            worker = await LiveWorker(server, AGAIN).start()
+            owner = server.control.scheduler.worker_of
+            assert owner(AGAIN.ref) == PD.worker and owner(PD.ref) is None
+            await worker.stop()
+            call.cancel()
+
+    asyncio.run(scenario())
+
+
 def test_a_worker_that_connects_again_takes_over_from_its_old_stream() -> None:
     async def scenario() -> None:
         async with control_server() as server:
             old = await LiveWorker(server, PD).start()
-            new = await LiveWorker(server, replace(PD, ref=replace(PD.ref, epoch=2))).start()
+            new = await LiveWorker(server, PD).start()  # the same epoch: the same process
             await eventually(lambda: bool(old.lost))
             assert "superseded" in old.lost[0] and len(old.lost) == 1
             gateway = await LiveGateway(server).start()

@@ -14,11 +14,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.runtime.scheduler.live import LiveGateway, LiveWorker, control_server, eventually
 from tests.runtime.scheduler.world import COMPATIBLE, info, request
 from triptych.proto.v1 import control_pb2, control_pb2_grpc
-from triptych.runtime.core.control import (
-    Completed,
-    WorkerJoined,
-)
-from triptych.runtime.core.errors import ConfigError, IncompatibleError
+from triptych.runtime.core.control import Completed, Failed, Submit, WorkerJoined
+from triptych.runtime.core.errors import ConfigError, IncompatibleError, Status
+from triptych.runtime.core.instance import Role
+from triptych.runtime.core.tasks import TaskEnded
 from triptych.runtime.scheduler.server import ControlServerConfig, build_server
 from triptych.runtime.wire.convert import encode
 
@@ -61,6 +60,29 @@ def test_a_worker_that_breaks_the_protocol_is_told_how(case: str) -> None:
             assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert complaint in (await call.details() or "")
             assert not server.control.workers
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("kind", ["report", "roles_refused"])
+def test_a_worker_that_speaks_for_an_instance_of_another_one_is_cut_off_and_not_believed(kind: str) -> None:
+    async def scenario() -> None:
+        async with control_server() as server:
+            first, second = await LiveWorker(server, P).start(), await LiveWorker(server, D).start()
+            gateway = await LiveGateway(server).start()
+            first.frozen = second.frozen = True
+            await gateway.say(Submit(request("r")))
+            await eventually(lambda: server.control.scheduler.resources().tasks == 2)
+            if kind == "report":
+                second.client.report(P.ref, TaskEnded("r", Role.PREFILL, Status.INVALID_ARGUMENT, "not its own"))
+            else:
+                second.client.roles_refused(P.ref, "not its own")
+            await eventually(lambda: bool(second.lost))
+            assert f"instance p of worker {P.worker!r} on the stream of {D.worker!r}" in second.lost[0]
+            assert not first.lost and not any(isinstance(notice, Failed) for notice in gateway.notices)
+            for peer in (first, second):
+                await peer.stop()
+            await gateway.close()
 
     asyncio.run(scenario())
 

@@ -123,6 +123,7 @@ class Driver:
 
     def send(self, event: SchedulerEvent) -> list[SchedulerCommand]:
         self.last = self.scheduler.handle(event, self.clock.now())
+        self.scheduler.audit()
         for command in self.last:
             match command:
                 case ToGateway():
@@ -183,7 +184,7 @@ class Driver:
 
     def assert_nothing_is_held(self) -> None:
         held = self.scheduler.resources()
-        assert held == replace(held, records=0, tasks=0, queued=0, timers=0, assigned=0, unclaimed=0)
+        assert held == replace(held, records=0, tasks=0, queued=0, timers=0, assigned=0, unclaimed=0, promised=0)
         assert self.scheduler.idle
 
 

@@ -101,6 +101,7 @@ def test_it_registers_what_it_is_given_and_hears_commands_in_order() -> None:
     async def scenario() -> None:
         async with toy() as (scheduler, worker):
             await worker.connect()
+            await eventually(lambda: bool(scheduler.of("worker_joined")))  # the toy greets before it listens
             (joined,) = scheduler.of("worker_joined")
             assert joined.worker == "w" and joined.instances[0].ref.id == "pd"
             commands = [StartLocal(request(f"r{n}")) for n in range(5)] + [

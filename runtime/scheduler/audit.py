@@ -1,0 +1,33 @@
+"""What must hold of the accounts after every event: each is the sum of the tasks that its instance was told to start and of the prompts promised to it,
+and a prompt is promised exactly while its reservation is neither granted nor given up."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from triptych.runtime.core.instance import InstanceRef
+from triptych.runtime.scheduler.cluster import Cluster
+from triptych.runtime.scheduler.ledger import Ledger
+from triptych.runtime.scheduler.state import Phase, Task
+
+
+def audit_accounts(cluster: Cluster, ledger: Ledger) -> None:
+    """Raises AssertionError naming the first instance whose account differs from what the records say."""
+    tasks: dict[InstanceRef, list[Task]] = defaultdict(list)
+    requests: dict[InstanceRef, Counter[str]] = defaultdict(Counter)
+    promised: dict[InstanceRef, set[str]] = defaultdict(set)
+    for record in ledger.records.values():
+        for task in record.tasks.values():
+            tasks[task.ref].append(task)
+            requests[task.ref][record.id] += 1
+        if record.phase is Phase.RESERVING and record.prefill is not None:
+            promised[record.prefill].add(record.id)
+    for member in cluster.members:
+        ref, name = member.ref, member.ref.id
+        assert requests[ref] == member.requests, f"{name}: tasks of {requests[ref]}, accounted {member.requests}"
+        wanted = promised[ref]
+        assert wanted == member.promised.keys(), f"{name}: promised {wanted}, accounted {set(member.promised)}"
+        here = [*tasks[ref], *member.promised.values()]
+        held = sum(t.prefill_tokens for t in here), sum(t.sequences for t in here), sum(t.kv_tokens for t in here)
+        account = member.prefill_tokens, member.sequences, member.kv_tokens
+        assert held == account, f"{name}: (prefill tokens, sequences, KV tokens) are {held}, accounted {account}"
