@@ -158,10 +158,15 @@ class Sequence:
 
     def commit(self, computed: int) -> None:
         """The device has computed the KV of `computed` tokens: pages that became full enter the prefix index."""
+        before = self.committed
+        if computed <= before:
+            return
+        self.committed = computed
+        if not self._memory.caching:
+            return
         size = self._memory.page_size
-        first, last = self.committed // size, computed // size
-        self.committed = max(self.committed, computed)
-        if first < last and self._memory.caching:
+        first, last = before // size, computed // size
+        if first < last:
             for group, table in enumerate(self.tables):
                 pages = table.view
                 for index in range(first, last):

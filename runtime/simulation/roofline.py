@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from triptych.runtime.simulation.hardware import Hardware, HardwareError
 from triptych.runtime.simulation.steptime import StepShape
 
+VECTOR = 40  # steps from which on numpy's cost a call is less than that of a loop
 KV_SHARE = 0.9  # of the memory that weights leave: the rest is activations, workspaces, fragmentation
 
 
@@ -110,11 +110,14 @@ class Roofline:
         moved = read + self.model.kv_bytes * shape.decode_context
         return dense + max(moved / self._bandwidth, (pairs + self.model.attention * shape.decode_context) / self._flops)
 
-    def decode_run(self, shape: StepShape, steps: int) -> NDArray[np.float64]:
-        dense, read, pairs = self._parts(shape)
-        context = shape.decode_context + shape.decode_rows * np.arange(steps, dtype=np.float64)
-        moved = read + self.model.kv_bytes * context
-        return dense + np.maximum(moved / self._bandwidth, (pairs + self.model.attention * context) / self._flops)
+    def decode_run(self, shape: StepShape, steps: int) -> list[float]:
+        (dense, read, pairs), first, rows = self._parts(shape), shape.decode_context, shape.decode_rows
+        kv, attention, bandwidth, flops = self.model.kv_bytes, self.model.attention, self._bandwidth, self._flops
+        if steps < VECTOR:
+            contexts = range(first, first + steps * rows, rows)
+            return [dense + max((read + kv * c) / bandwidth, (pairs + attention * c) / flops) for c in contexts]
+        context = first + rows * np.arange(steps, dtype=np.float64)
+        return (dense + np.maximum((read + kv * context) / bandwidth, (pairs + attention * context) / flops)).tolist()
 
     def _parts(self, shape: StepShape) -> tuple[float, float, float]:
         """(seconds of everything but attention, KV bytes that prefill rows read, their attention operations)."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from triptych.runtime.core.instance import InstanceInfo
@@ -40,7 +40,7 @@ from triptych.runtime.instance.messages import (
     Tick,
 )
 from triptych.runtime.instance.plan import Drawn, Export, RowResult, StepPlan, StepResult
-from triptych.runtime.instance.state import PlannedRow, PlannedStep
+from triptych.runtime.instance.state import PlannedRow
 from triptych.runtime.instance.termination import StopProbe
 from triptych.runtime.simulation.events import EventLoop
 from triptych.runtime.simulation.steptime import StepShape, StepTimes, shape_of
@@ -131,7 +131,7 @@ class StudyInstance:
         self._waits = False  # the loop waits for the oldest step in flight
         self._run: DecodeRun | None = None
         self._asides: list[InstanceEvent] = []  # arrived in the step under way, and do not end the run
-        self._taken: PlannedStep | None = None
+        self._taken: Sequence[PlannedRow] = ()  # rows of the step that is done, to be planned again
         self._stagings: dict[int, Staging] = {}
         self._pulls: dict[str, Pull] = {}
         self.free_at = self.egress = self.ingress = self.busy_seconds = 0.0
@@ -252,8 +252,10 @@ class StudyInstance:
 
     def _collect(self, _: object) -> None:
         flight = self._flights.popleft()
-        self._taken = take_quiet(self.core.state, self._around.draws) if self._leaps else None
-        if self._taken is None:
+        done = False
+        if self._leaps:
+            self._taken, done = take_quiet(self.core.state, self._around.draws)
+        if not done:
             self._feed(StepDone(self._result()))
         if flight.exports:
             self._exported(flight.exports, flight.done)
@@ -273,7 +275,7 @@ class StudyInstance:
 
     def _plan(self) -> bool:
         """Dispatch one more step; False if there is nothing to do."""
-        taken, self._taken = self._taken, None
+        taken, self._taken = self._taken, ()
         state = self.core.state
         due = state.timers.first
         if not (state.running or state.filling or state.waiting) and (due is None or due > self._around.loop.now()):

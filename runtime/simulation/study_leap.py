@@ -18,9 +18,8 @@ by request.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 from triptych.runtime.instance.composer import DefaultComposer, StepComposer, StepLimits, StepView, TakingTurns
 from triptych.runtime.instance.state import InstanceState, PlannedRow, PlannedStep
@@ -132,8 +131,7 @@ def find_run(
     steps, lacking = _with_pages(state, steps)
     if steps < LEAST:
         return None
-    later_times = times.decode_run(grown(shape, 1), steps)
-    done: list[float] = [ends[0], *np.cumsum(np.concatenate((ends[1:], later_times))).tolist()]
+    done = [ends[0], *accumulate(times.decode_run(grown(shape, 1), steps), initial=ends[1])]
     due = state.timers.first
     if due is not None and done[steps] >= due:  # what is due is looked at by the first step planned after that
         steps = bisect_right(done, due) - 1
@@ -143,48 +141,53 @@ def find_run(
 
 
 def plan_decodes(
-    state: InstanceState, composer: StepComposer, now: float, done: PlannedStep | None
+    state: InstanceState, composer: StepComposer, now: float, taken: Sequence[PlannedRow]
 ) -> StepShape | None:
     """Put the next plan in flight, as planner.plan_step would, if it consists of decode rows alone: one for every
-    running sample but those that what is in flight will end. Else None, and nothing was done. `done`: the step that
-    `take_quiet` took just now, if it did."""
+    running sample but those that what is in flight will end. Else None, and nothing was done. `taken`: the rows that
+    `take_quiet` took just now; they serve once more."""
     running, due = state.running, state.timers.first
     if not running or state.filling or (due is not None and due <= now) or not _queue_stands(state):
         return None
     lacking = context = longest = 0
+    groups = len(state.memory.groups)
     ready: list[Stream] = []
     for stream in running:
-        if len(stream.outputs) + stream.pending >= stream.termination.limit:
-            continue
-        sequence = stream.sequence
-        assert sequence is not None
-        if sequence.copies:
-            return None
-        if sequence.scheduled >= sequence.capacity:
-            lacking += len(state.memory.groups)
-        ready.append(stream)
-    if not ready or lacking > state.memory.pool.available:
+        if len(stream.outputs) + stream.pending < stream.termination.limit:
+            sequence = stream.sequence
+            assert sequence is not None
+            if sequence.copies:
+                return None
+            end = sequence.scheduled + 1
+            if end > sequence.capacity:
+                lacking += groups
+            if end > longest:
+                longest = end
+            context += end
+            ready.append(stream)
+    if not ready or (lacking and lacking > state.memory.pool.available):
         return None
     if type(composer) is not DefaultComposer:
         if not isinstance(composer, STEADY):
             return None
         limits = StepLimits(state.config.max_num_seqs, state.config.chunk_tokens, state.config.max_prefill_rows)
         composer.compose(StepView(len(ready), (), limits))
-    rows = [] if done is None or len(done.rows) != len(ready) else done.rows
-    if any(row.draws[0][0] is not stream for row, stream in zip(rows, ready, strict=False)):
-        rows = []
-    again = bool(rows)  # the step that was just taken had the same samples: its rows serve once more
-    for place, stream in enumerate(ready):
+    rows: list[PlannedRow] = []
+    used = iter(taken)
+    row = next(used, None)
+    for stream in ready:
         sequence = stream.sequence
         assert sequence is not None
         end = sequence.scheduled = sequence.scheduled + 1
-        if end > sequence.capacity:
+        if lacking and end > sequence.capacity:
             sequence.reserve(end)
         stream.pending += 1
-        context += end
-        longest = max(longest, end)
-        if again:
-            rows[place].computed = end
+        while row is not None and (other := row.draws[0][0]) is not stream and other.order < stream.order:
+            row = next(used, None)  # both are sorted by age: that one has ended
+        if row is not None and row.draws[0][0] is stream:
+            row.computed = end
+            rows.append(row)
+            row = next(used, None)
         else:
             stream.seated = True
             rows.append(PlannedRow(sequence, sequence.generation, end, ((stream, stream.generation),)))
@@ -193,10 +196,11 @@ def plan_decodes(
     return StepShape(len(rows), context, longest=longest, draws=len(rows))
 
 
-def take_quiet(state: InstanceState, draws: Draws) -> PlannedStep | None:
-    """Take the rows of the oldest plan in flight that just go on decoding. The plan, if that was all of it: it is done;
-    else None, and the core has to take the rows that are left."""
+def take_quiet(state: InstanceState, draws: Draws) -> tuple[list[PlannedRow], bool]:
+    """Take the rows of the oldest plan in flight that just go on decoding. Returns them, and whether that was all of
+    the plan: then it is done, else the core has to take the rows that are left."""
     step = state.in_flight[0]
+    quiet: list[PlannedRow] = []
     loud: list[PlannedRow] = []
     for row in step.rows:
         if row.fill is not None or not row.draws:
@@ -211,15 +215,18 @@ def take_quiet(state: InstanceState, draws: Draws) -> PlannedStep | None:
         ):
             loud.append(row)
             continue
-        sequence.commit(row.computed)
-        drawn = draws(stream, row.computed, 1)
+        computed = row.computed
+        sequence.commit(computed)
+        drawn = draws(stream, computed, 1)
         stream.pending -= 1
         outputs += drawn
         sequence.tokens += drawn
+        quiet.append(row)
     if loud:
         step.rows = loud
-        return None
-    return state.in_flight.popleft()
+        return quiet, False
+    state.in_flight.popleft()
+    return quiet, True
 
 
 def _queue_stands(state: InstanceState) -> bool:
