@@ -75,10 +75,10 @@ class Sequence:
     def __init__(self, memory: KvMemory, tokens: list[int], roots: tuple[bytes, ...]):
         self._memory = memory
         self._roots = roots
-        self._keys: tuple[list[bytes], ...] = tuple([] for _ in roots)
+        self._keys: tuple[list[bytes], ...] = tuple([[] for _ in roots])
         self.number = memory.next_number()
         self.tokens = tokens
-        self.tables = tuple(BlockTable() for _ in roots)
+        self.tables = tuple([BlockTable() for _ in roots])
         self.scheduled = 0
         self.committed = 0
         self.capacity = 0
@@ -188,9 +188,11 @@ class Sequence:
         """Give up all KV and keep the tokens, for recomputation or for good."""
         self.generation += 1
         self.scheduled = self.committed = 0
-        self.drop_spare()
-        for source, _ in self.take_copies():
-            self._memory.pool.release((source,))
+        if self.spare:
+            self.drop_spare()
+        if self.copies:
+            for source, _ in self.take_copies():
+                self._memory.pool.release((source,))
         self._cut(0)
 
     def held(self) -> list[int]:

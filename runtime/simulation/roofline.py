@@ -104,6 +104,7 @@ class Roofline:
         moved = 2 * model.hidden * model.value_bytes * 2 * (tp - 1) / tp
         self._reduce_token = model.layers * moved / hardware.link
         self._reduce_step = model.layers * 2 * 2 * (tp - 1) * hardware.link_latency
+        self._decodes: dict[tuple[int, int], float] = {}  # what _parts has computed for (rows, draws)
 
     def seconds(self, shape: StepShape) -> float:
         dense, read, pairs = self._parts(shape)
@@ -121,16 +122,22 @@ class Roofline:
 
     def _parts(self, shape: StepShape) -> tuple[float, float, float]:
         """(seconds of everything but attention, KV bytes that prefill rows read, their attention operations)."""
-        model, tokens = self.model, shape.decode_rows + shape.prefill_tokens
-        weights = model.dense + (model.head if shape.draws else 0)
-        operations = 2.0 * (model.dense * tokens + model.head * shape.draws)
+        if not shape.prefill_rows:
+            key = (shape.decode_rows, shape.draws)
+            seconds = self._decodes.get(key)
+            if seconds is None:
+                seconds = self._decodes[key] = self._dense(*key)
+            return seconds, 0, 0
+        seconds = self._dense(shape.decode_rows + shape.prefill_tokens, shape.draws)
+        return seconds, self.model.kv_bytes * shape.prefill_context, self.model.attention * shape.prefill_pairs
+
+    def _dense(self, tokens: int, draws: int) -> float:
+        """Seconds of a step without attention."""
+        model = self.model
+        weights = model.dense + (model.head if draws else 0)
+        operations = 2.0 * (model.dense * tokens + model.head * draws)
         dense = max(weights * model.value_bytes / self._bandwidth, operations / self._flops)
-        pages = model.kv_bytes * shape.prefill_context
-        return (
-            self.hardware.step_overhead + self._reduce_step + self._reduce_token * tokens + dense,
-            pages,
-            model.attention * shape.prefill_pairs,
-        )
+        return self.hardware.step_overhead + self._reduce_step + self._reduce_token * tokens + dense
 
     @property
     def kv_tokens(self) -> int:

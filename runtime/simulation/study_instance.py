@@ -203,10 +203,10 @@ class StudyInstance:
 
     def _pages_aside(self, event: InstanceEvent) -> int | None:
         """Pages that an event may take which touches no running sample; None for any other event."""
-        match event:
-            case Command(command=ReserveDecode(request=request)):
+        match event.command if isinstance(event, Command) else event:
+            case ReserveDecode(request=request):
                 return len(request.prompt) // self.info.capacity.page_size + request.sampling.n
-            case Command(command=StartDecode()) | LeaseExtended():
+            case StartDecode() | LeaseExtended():
                 return 0
             case StagedReleased():
                 return None if self.core.state.waiting else 0  # what it frees may be waited for
