@@ -183,13 +183,21 @@ class StudyInstance:
 
     def _end_run(self, run: DecodeRun) -> None:
         """The step after the run's last one is done, unless something ended the run earlier."""
-        if self._run is run:
-            self._land(run, run.steps)
-            self._collect(None)
+        if self._run is not run:
+            return
+        before = run.taken
+        self._taken, new = run.finish()
+        self._run = None
+        self._moved(run, before, new)
+        self._flights.popleft()
+        self._hear_inbox()
 
     def _overhear(self, run: DecodeRun, event: InstanceEvent) -> None:
         """Something arrived in the middle of a run. The loop sees it when the step under way is done; what touches no
         running sample does not end the run."""
+        if run.cut:
+            self._inbox.append(event)
+            return
         step = run.done_by(self._around.loop.now())
         pages = self._pages_aside(event)
         if pages is not None and step < run.steps and run.stands(pages):
@@ -197,9 +205,8 @@ class StudyInstance:
                 self._around.loop.at(run.ends[step], None, self._hear, (run, step))
             self._asides.append(event)
             return
-        self._land(run, step)
-        self._inbox.append(event)
-        self._around.loop.at(self._flights[0].done, None, self._collect)
+        self._inbox, self._asides = [*self._asides, event], []
+        self._around.loop.at(run.cut_at(step), None, self._end_run, run)
 
     def _pages_aside(self, event: InstanceEvent) -> int | None:
         """Pages that an event may take which touches no running sample; None for any other event."""
@@ -217,38 +224,35 @@ class StudyInstance:
         """Step number `step` of a run is done: the loop sees what arrived during it. The run goes on as long as it
         stands."""
         run, step = what
-        if self._run is not run:
+        if self._run is not run or run.cut:
             return  # it ended in the same step, and the inbox has everything
         asides, self._asides = self._asides, []
         if not run.stands(sum(self._pages_aside(event) or 0 for event in asides)):
-            self._land(run, step)
+            run.cut_at(step)
             self._inbox = asides
-            self._collect(None)
+            self._end_run(run)
             return
         if self.core.state.memory.caching:
             self._advance(run, step + 1)  # what is heard may look for KV that was computed just now
         for event in asides:
             self._feed(event)
         if not run.stands(0):
-            self._land(run, step + 1)
-            self._around.loop.at(self._flights[0].done, None, self._collect)
-
-    def _land(self, run: DecodeRun, step: int) -> None:
-        """The run ends with step number `step` under way, or just done."""
-        self._advance(run, step)
-        self._run = None
-        self._inbox, self._asides = self._asides, []
+            self._around.loop.at(run.cut_at(step + 1), None, self._end_run, run)
 
     def _advance(self, run: DecodeRun, results: int) -> None:
         before = run.taken
         new = run.advance(results)
         if new:
-            at, flights = run.taken, self._flights
-            flights[0].done, flights[1].done = run.ends[at], run.ends[at + 1]
-            flights[0].shape = flights[1].shape = run.shape_after()
-            self.free_at = flights[1].done
-            self.busy_seconds += run.ends[at + 1] - run.ends[before + 1]
-            self.steps += new
+            self._moved(run, before, new)
+
+    def _moved(self, run: DecodeRun, before: int, new: int) -> None:
+        """`new` results of a run were taken since the first `before`."""
+        at, flights = run.taken, self._flights
+        flights[0].done, flights[1].done = run.ends[at], run.ends[at + 1]
+        flights[0].shape = flights[1].shape = run.shape_after()
+        self.free_at = flights[1].done
+        self.busy_seconds += run.ends[at + 1] - run.ends[before + 1]
+        self.steps += new
 
     def _collect(self, _: object) -> None:
         flight = self._flights.popleft()
@@ -259,6 +263,9 @@ class StudyInstance:
             self._feed(StepDone(self._result()))
         if flight.exports:
             self._exported(flight.exports, flight.done)
+        self._hear_inbox()
+
+    def _hear_inbox(self) -> None:
         inbox, self._inbox = self._inbox, []
         for event in inbox:
             self._feed(event)

@@ -44,15 +44,21 @@ class DecodeRun:
         steps: results that may be taken at once, those of j to j + steps - 1.
         taken: those that `advance` has taken already.
         lacking: pages that the rest of the run will take.
+        cut: whether something has put an end to it.
     """
 
-    __slots__ = ("_draws", "_shape", "_state", "ends", "lacking", "steps", "taken")
+    __slots__ = ("_draws", "_shape", "_state", "cut", "ends", "lacking", "steps", "taken")
 
     def __init__(
         self, state: InstanceState, shape: StepShape, ends: list[float], steps: int, lacking: int, draws: Draws
     ):
         self._state, self._shape, self._draws = state, shape, draws
-        self.ends, self.steps, self.lacking, self.taken = ends, steps, lacking, 0
+        self.ends, self.steps, self.lacking, self.taken, self.cut = ends, steps, lacking, 0, False
+
+    def cut_at(self, steps: int) -> float:
+        """The run ends with step number `steps` under way; returns when that is done."""
+        self.steps, self.cut = steps, True
+        return self.ends[steps]
 
     def stands(self, pages: int) -> bool:
         """Whether something that takes up to `pages` pages, and touches no running sample, changes nothing about this
@@ -73,26 +79,43 @@ class DecodeRun:
         new = results - self.taken
         if new <= 0:
             return 0
+        self._take(new, new)
+        for row in self._state.in_flight[0].rows:
+            row.computed += new
+        return new
+
+    def finish(self) -> tuple[list[PlannedRow], int]:
+        """`advance` to the last of the run's results, and take the one after, so that one plan is left in flight.
+        Returns the rows that were taken, and how many results were new to `advance`."""
+        new = self.steps - self.taken
+        self._take(new, new + 1)
+        for stream in self._state.running:
+            stream.pending = 1
+        return self._state.in_flight.popleft().rows, new
+
+    def _take(self, plans: int, results: int) -> None:
+        """Every sample gets the tokens of `results` results and rows in `plans` more plans, of which the later one in
+        flight is the last."""
         state, draws = self._state, self._draws
-        size = state.memory.page_size
+        size, ahead = state.memory.page_size, 2 + plans - results
         for stream in state.running:
             sequence = stream.sequence
             assert sequence is not None
-            drawn = draws(stream, len(sequence.tokens), new)
+            drawn = draws(stream, len(sequence.tokens), results)
             stream.outputs += drawn
             sequence.tokens += drawn
-            scheduled = sequence.scheduled = sequence.scheduled + new
+            scheduled = sequence.scheduled = sequence.scheduled + plans
             if scheduled > sequence.capacity:
                 self.lacking -= -(-(scheduled - sequence.capacity) // size)
                 sequence.reserve(scheduled)
-            sequence.commit(scheduled - 2)
-        for step in state.in_flight:
-            step.id += new
-            for row in step.rows:
-                row.computed += new
-        state.next_plan += new
-        self.taken = results
-        return new
+            sequence.commit(scheduled - ahead)
+        first, later = state.in_flight
+        first.id += plans
+        later.id += plans
+        for row in later.rows:
+            row.computed += plans
+        state.next_plan += plans
+        self.taken += plans
 
 
 def find_run(
