@@ -74,7 +74,8 @@ class Around:
 
 @dataclass(slots=True)
 class Flight:
-    """A step in flight: when it is done, what it asked of the device, the pages that it fills for pullers."""
+    """A step in flight: when it is done, what it asked of the device when it was dispatched, the pages that it fills for
+    pullers."""
 
     done: float
     shape: StepShape
@@ -249,7 +250,6 @@ class StudyInstance:
         """`new` results of a run were taken since the first `before`."""
         at, flights = run.taken, self._flights
         flights[0].done, flights[1].done = run.ends[at], run.ends[at + 1]
-        flights[0].shape = flights[1].shape = run.shape_after()
         self.free_at = flights[1].done
         self.busy_seconds += run.ends[at + 1] - run.ends[before + 1]
         self.steps += new

@@ -43,16 +43,14 @@ class DecodeRun:
     Attributes:
         steps: results that may be taken at once, those of j to j + steps - 1.
         taken: those that `advance` has taken already.
-        lacking: pages that the rest of the run will take.
+        lacking: pages that the rest of the run will take, at most.
         cut: whether something has put an end to it.
     """
 
-    __slots__ = ("_draws", "_shape", "_state", "cut", "ends", "lacking", "steps", "taken")
+    __slots__ = ("_draws", "_state", "cut", "ends", "lacking", "steps", "taken")
 
-    def __init__(
-        self, state: InstanceState, shape: StepShape, ends: list[float], steps: int, lacking: int, draws: Draws
-    ):
-        self._state, self._shape, self._draws = state, shape, draws
+    def __init__(self, state: InstanceState, ends: list[float], steps: int, lacking: int, draws: Draws):
+        self._state, self._draws = state, draws
         self.ends, self.steps, self.lacking, self.taken, self.cut = ends, steps, lacking, 0, False
 
     def cut_at(self, steps: int) -> float:
@@ -69,10 +67,6 @@ class DecodeRun:
     def done_by(self, now: float) -> int:
         """How many of the run's results are there at `now`."""
         return min(self.steps, bisect_right(self.ends, now))
-
-    def shape_after(self) -> StepShape:
-        """That of the later plan in flight."""
-        return grown(self._shape, self.taken)
 
     def advance(self, results: int) -> int:
         """Take results until `results` of the run are taken; returns how many were new."""
@@ -97,7 +91,7 @@ class DecodeRun:
         """Every sample gets the tokens of `results` results and rows in `plans` more plans, of which the later one in
         flight is the last."""
         state, draws = self._state, self._draws
-        size, ahead = state.memory.page_size, 2 + plans - results
+        size, caching, ahead = state.memory.page_size, state.memory.caching, 2 + plans - results
         for stream in state.running:
             sequence = stream.sequence
             assert sequence is not None
@@ -108,7 +102,10 @@ class DecodeRun:
             if scheduled > sequence.capacity:
                 self.lacking -= -(-(scheduled - sequence.capacity) // size)
                 sequence.reserve(scheduled)
-            sequence.commit(scheduled - ahead)
+            if caching:
+                sequence.commit(scheduled - ahead)
+            else:  # all that `commit` does then
+                sequence.committed = scheduled - ahead
         first, later = state.in_flight
         first.id += plans
         later.id += plans
@@ -160,7 +157,7 @@ def find_run(
         steps = bisect_right(done, due) - 1
         if steps < LEAST:
             return None
-    return DecodeRun(state, shape, done, steps, lacking, draws)
+    return DecodeRun(state, done, steps, lacking, draws)
 
 
 def plan_decodes(
@@ -263,8 +260,12 @@ def _queue_stands(state: InstanceState) -> bool:
 
 
 def _with_pages(state: InstanceState, steps: int) -> tuple[int, int]:
-    """The most steps, up to `steps`, for which all pages are there; and how many those are."""
-    available, size = state.memory.pool.available, state.memory.page_size
+    """The most steps, up to `steps`, for which all pages are there; and how many those are at most: exactly, if memory is
+    short."""
+    available, size, groups = state.memory.pool.available, state.memory.page_size, len(state.memory.groups)
+    most = -(-steps // size) * len(state.running) * groups
+    if most <= available // 2:
+        return steps, most
 
     def lacking(count: int) -> int:
         total = 0
@@ -274,7 +275,7 @@ def _with_pages(state: InstanceState, steps: int) -> tuple[int, int]:
             over = sequence.scheduled + count - sequence.capacity
             if over > 0:
                 total += -(-over // size)
-        return total * len(state.memory.groups)
+        return total * groups
 
     if (pages := lacking(steps)) <= available:
         return steps, pages
