@@ -104,7 +104,9 @@ def start_prefill(state: InstanceState, command: StartPrefill, now: float) -> li
 def start_local(state: InstanceState, command: StartLocal, now: float) -> list[InstanceMessage]:
     """Queue a prompt that is decoded here as well; or refuse. Resumed with no sample left to decode, it ends at once."""
     request, resumed = command.request, command.resumed
-    refused = _refusal(state, request, Role.DECODE, _PREFILLS | _DECODES, resumed) or _queue_full(state, request, Role.DECODE)
+    refused = _refusal(state, request, Role.DECODE, _PREFILLS | _DECODES, resumed) or _queue_full(
+        state, request, Role.DECODE
+    )
     if refused is not None:
         return [Report(refused)]
     accepted = Report(Accepted(request.id, request.attempt))

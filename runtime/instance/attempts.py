@@ -7,7 +7,6 @@ task of that attempt still: the command of the newer one ends it. Whatever else 
 from __future__ import annotations
 
 from triptych.runtime.core.errors import Status
-from triptych.runtime.core.instance import Role
 from triptych.runtime.core.request import Request
 from triptych.runtime.core.tasks import AbortTask, HeldTask
 from triptych.runtime.instance.lifecycle import Kind, State, Trigger

@@ -181,8 +181,7 @@ def plan_decodes(
             end = sequence.scheduled + 1
             if end > sequence.capacity:
                 lacking += groups
-            if end > longest:
-                longest = end
+            longest = max(longest, end)
             context += end
             ready.append(stream)
     if not ready or (lacking and lacking > state.memory.pool.available):
