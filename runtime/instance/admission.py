@@ -27,8 +27,9 @@ from triptych.runtime.instance.messages import InstanceMessage, OpenStaging, Rep
 from triptych.runtime.instance.resuming import least_pages, room, try_reserve
 from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.instance.state import InstanceState
-from triptych.runtime.instance.tasks import DecodeTask, Fill, LocalTask, PrefillTask, Task, live_samples
+from triptych.runtime.instance.tasks import ROLES, DecodeTask, Fill, LocalTask, PrefillTask, Task, live_samples
 
+_PREFILLS, _DECODES = frozenset({Role.PREFILL}), frozenset({Role.DECODE})
 KEY_BITS = 63  # a handle's key is random and unguessable; 63 bits fit every signed 64-bit field on the wire
 
 
@@ -36,7 +37,7 @@ def reserve_decode(state: InstanceState, command: ReserveDecode, now: float) -> 
     """Hold pages for the prompt and each live sample's outputs so far and next one, and a slot per live sample; or
     refuse."""
     request, resumed = command.request, command.resumed
-    refused = _refusal(state, request, Role.DECODE, frozenset({Role.DECODE}), resumed)
+    refused = _refusal(state, request, Role.DECODE, _DECODES, resumed)
     if refused is not None:
         return [Report(refused)]
     head = next(iter(state.waiting.values()), None)
@@ -74,7 +75,7 @@ def start_prefill(state: InstanceState, command: StartPrefill, now: float) -> li
     """Queue a prompt whose KV is staged for a puller; or refuse. Resumed, it draws nothing and needs no slot."""
     request, config = command.request, state.config
     pages = config.pages_for(len(request.prompt))
-    refused = _refusal(state, request, Role.PREFILL, frozenset({Role.PREFILL}), command.resumed) or _queue_full(
+    refused = _refusal(state, request, Role.PREFILL, _PREFILLS, command.resumed) or _queue_full(
         state, request, Role.PREFILL
     )
     if refused is not None:
@@ -103,8 +104,9 @@ def start_prefill(state: InstanceState, command: StartPrefill, now: float) -> li
 def start_local(state: InstanceState, command: StartLocal, now: float) -> list[InstanceMessage]:
     """Queue a prompt that is decoded here as well; or refuse. Resumed with no sample left to decode, it ends at once."""
     request, resumed = command.request, command.resumed
-    roles = frozenset({Role.PREFILL, Role.DECODE})
-    refused = _refusal(state, request, Role.DECODE, roles, resumed) or _queue_full(state, request, Role.DECODE)
+    refused = _refusal(state, request, Role.DECODE, _PREFILLS | _DECODES, resumed) or _queue_full(
+        state, request, Role.DECODE
+    )
     if refused is not None:
         return [Report(refused)]
     accepted = Report(Accepted(request.id, request.attempt))
@@ -184,7 +186,7 @@ def _refusal(
 ) -> Refused | None:
     """Why `request` cannot be taken whatever the load, if so."""
     config, prompt = state.config, len(request.prompt)
-    for other in Role:
+    for other in ROLES:
         live = state.tasks.get((request.id, other))
         if live is not None and (other is role or live.request.attempt > request.attempt):
             reason = f"request {request.id} already has a {other} task here, of attempt {live.request.attempt}"
@@ -193,7 +195,7 @@ def _refusal(
         slots, pages = len(live_samples(request, resumed)), least_pages(config, request, resumed)
     else:
         slots, pages = 0 if resumed else request.sampling.n, config.pages_for(prompt)
-    longest = max((len(sample.outputs) for sample in resumed if sample.finish is None), default=0)
+    longest = max((len(sample.outputs) for sample in resumed if sample.finish is None), default=0) if resumed else 0
     if not roles <= config.roles:
         reason = (
             f"instance {state.ref.id} has roles {', '.join(sorted(config.roles))}; {', '.join(sorted(roles))} needed"

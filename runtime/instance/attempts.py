@@ -7,18 +7,19 @@ task of that attempt still: the command of the newer one ends it. Whatever else 
 from __future__ import annotations
 
 from triptych.runtime.core.errors import Status
-from triptych.runtime.core.instance import Role
 from triptych.runtime.core.request import Request
 from triptych.runtime.core.tasks import AbortTask, HeldTask
 from triptych.runtime.instance.lifecycle import Kind, State, Trigger
 from triptych.runtime.instance.messages import InstanceMessage
 from triptych.runtime.instance.state import InstanceState, end_task
-from triptych.runtime.instance.tasks import Task
+from triptych.runtime.instance.tasks import ROLES, Task
 
 
 def supersede(state: InstanceState, request: Request) -> list[InstanceMessage]:
     """End what is left of earlier attempts of `request`, which begins here."""
     older = [task for task in _tasks(state, request.id) if task.request.attempt < request.attempt]
+    if not older:
+        return []
     reason = f"attempt {request.attempt} of the request began"
     return [m for task in older for m in end_task(state, task, Trigger.FAILED, Status.UNAVAILABLE, reason)]
 
@@ -51,4 +52,4 @@ def held(state: InstanceState) -> tuple[HeldTask, ...]:
 
 
 def _tasks(state: InstanceState, request: str) -> list[Task]:
-    return [task for role in Role if (task := state.tasks.get((request, role))) is not None]
+    return [task for role in ROLES if (task := state.tasks.get((request, role))) is not None]

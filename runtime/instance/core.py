@@ -129,7 +129,7 @@ class InstanceCore:
         return Load(
             running=len(state.running) + len(state.filling),
             waiting=len(state.waiting),
-            waiting_tokens=sum(fill.left for fill in state.waiting.values()),
+            waiting_tokens=sum([fill.left for fill in state.waiting.values()]) if state.waiting else 0,
             free_pages=state.memory.pool.available,
             free_slots=state.slots.free,
             staged=len(state.staged),

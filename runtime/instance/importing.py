@@ -66,7 +66,8 @@ def imported(state: InstanceState, event: Imported) -> list[InstanceMessage]:
     sequence.commit(sequence.scheduled)
     task.position_offset = event.continuation.position_offset
     pages = task.cached_tokens // state.config.page_size
-    started = DecodeStarted(task.request.id, replace(event.times, pages_skipped=pages), task.request.attempt)
+    times = event.times if event.times.pages_skipped == pages else replace(event.times, pages_skipped=pages)
+    started = DecodeStarted(task.request.id, times, task.request.attempt)
     going = go_on(state, task, sequence, event.continuation.samples)
     return [Report(started), *going] if event.continuation.live else going
 
@@ -93,7 +94,7 @@ def _difference(task: DecodeTask, continuation: Continuation) -> str | None:
     mine, theirs = task.request, continuation.request
     if (theirs.id, theirs.attempt) != (mine.id, mine.attempt):
         return f"it is of request {theirs.id} attempt {theirs.attempt}, not {mine.id} attempt {mine.attempt}"
-    if theirs.prompt != mine.prompt:
+    if theirs.prompt is not mine.prompt and theirs.prompt != mine.prompt:
         return "its prompt is another"
     if task.resumed:
         return None if continuation.samples == task.resumed else "its samples are not those that are resumed here"

@@ -6,6 +6,8 @@ from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.pages import PagePool
 from triptych.runtime.instance.prefix import PrefixIndex, root_key
 
+SALTS = 256  # whose first keys are remembered; clients choose salts
+
 
 class KvMemory:
     """What sequences share. Every KV group draws its pages from the one pool."""
@@ -17,6 +19,7 @@ class KvMemory:
         self.index = PrefixIndex()
         self.pool = PagePool(config.num_pages, self.index)
         self._sequences = 0
+        self._roots: dict[str, tuple[bytes, ...]] = {}
 
     def next_number(self) -> int:
         """A sequence number never used before in this incarnation."""
@@ -25,4 +28,9 @@ class KvMemory:
 
     def roots(self, salt: str) -> tuple[bytes, ...]:
         """Per group, the key that first pages follow."""
-        return tuple(root_key(group, salt) for group in self.groups)
+        roots = self._roots.get(salt)
+        if roots is None:
+            if len(self._roots) >= SALTS:
+                self._roots.clear()
+            roots = self._roots[salt] = tuple(root_key(group, salt) for group in self.groups)
+        return roots

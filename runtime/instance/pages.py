@@ -35,7 +35,7 @@ class PagePool:
     @property
     def available(self) -> int:
         """Pages that `allocate` can give now."""
-        return self.free + self._index.idle
+        return len(self._free) + len(self._references) - self._untouched + self._index.idle
 
     @property
     def free(self) -> int:

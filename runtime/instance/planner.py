@@ -125,9 +125,11 @@ class PlanBuilder:
                 self._seat(stream)
             stream.pending += 1
         score = () if fill.score is None else tuple(sequence.tokens[start + 1 : end + 1])
+        prompt = task.request.prompt
+        whole = end - start == len(prompt) == len(sequence.tokens)  # the usual case, and no copy
         row = Row(
             sequence=sequence.number,
-            tokens=tuple(sequence.tokens[start:end]),
+            tokens=prompt if whole else tuple(sequence.tokens[start:end]),
             start=start,
             position=start + task.position_offset,
             pages=sequence.pages,

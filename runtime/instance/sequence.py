@@ -75,10 +75,10 @@ class Sequence:
     def __init__(self, memory: KvMemory, tokens: list[int], roots: tuple[bytes, ...]):
         self._memory = memory
         self._roots = roots
-        self._keys: tuple[list[bytes], ...] = tuple([] for _ in roots)
+        self._keys: tuple[list[bytes], ...] = tuple([[] for _ in roots])
         self.number = memory.next_number()
         self.tokens = tokens
-        self.tables = tuple(BlockTable() for _ in roots)
+        self.tables = tuple([BlockTable() for _ in roots])
         self.scheduled = 0
         self.committed = 0
         self.capacity = 0
@@ -158,10 +158,15 @@ class Sequence:
 
     def commit(self, computed: int) -> None:
         """The device has computed the KV of `computed` tokens: pages that became full enter the prefix index."""
+        before = self.committed
+        if computed <= before:
+            return
+        self.committed = computed
+        if not self._memory.caching:
+            return
         size = self._memory.page_size
-        first, last = self.committed // size, computed // size
-        self.committed = max(self.committed, computed)
-        if first < last and self._memory.caching:
+        first, last = before // size, computed // size
+        if first < last:
             for group, table in enumerate(self.tables):
                 pages = table.view
                 for index in range(first, last):
@@ -183,9 +188,11 @@ class Sequence:
         """Give up all KV and keep the tokens, for recomputation or for good."""
         self.generation += 1
         self.scheduled = self.committed = 0
-        self.drop_spare()
-        for source, _ in self.take_copies():
-            self._memory.pool.release((source,))
+        if self.spare:
+            self.drop_spare()
+        if self.copies:
+            for source, _ in self.take_copies():
+                self._memory.pool.release((source,))
         self._cut(0)
 
     def held(self) -> list[int]:

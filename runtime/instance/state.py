@@ -136,6 +136,7 @@ def end_task(
     task.advance(trigger)
     for stream in task.streams:
         state.drop(stream)
+    task.streams = ()  # they refer to the task: without this only the cycle collector could free either
     if task.sequence is not None:
         state.forget(task.sequence)
         task.sequence = None

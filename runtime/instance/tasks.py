@@ -17,6 +17,8 @@ from triptych.runtime.instance.lifecycle import Kind, State, Trigger, next_state
 from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.instance.termination import Termination
 
+ROLES = tuple(Role)  # the roles that a task may have, to look through
+
 
 def live_samples(request: Request, resumed: tuple[SampleState, ...]) -> tuple[int, ...]:
     """The samples that still have to draw."""

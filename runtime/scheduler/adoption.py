@@ -124,8 +124,9 @@ class Adoption:
 
         It was told to end before any task was started here on this stream, so its reports come before those of a later task of its name.
         """
-        tasks = self._refused.get(member.ref, ())
-        for task in tasks:
+        if not self._refused:
+            return False
+        for task in self._refused.get(member.ref, ()):
             if task.request == report.request and task.attempt == report.attempt and _is_about(report, task):
                 if isinstance(report, TaskEnded):
                     self._end_refused(task)

@@ -56,6 +56,9 @@ class Member:
         self.sequences = 0
         self.kv_tokens = 0
         self.pressure = 0.0
+        capacity = info.capacity
+        limits = (capacity.max_model_len, capacity.max_num_seqs, capacity.num_pages * capacity.page_size)
+        self._limits = tuple(max(1, limit) for limit in limits)
 
     @property
     def ref(self) -> InstanceRef:
@@ -78,10 +81,8 @@ class Member:
 
     def weigh(self) -> None:
         """Bring `pressure` up to date."""
-        capacity = self.info.capacity
-        slots = self.sequences / max(1, capacity.max_num_seqs)
-        pages = self.kv_tokens / max(1, capacity.num_pages * capacity.page_size)
-        self.pressure = self.prefill_tokens / max(1, capacity.max_model_len) + max(slots, pages)
+        longest, slots, tokens = self._limits
+        self.pressure = self.prefill_tokens / longest + max(self.sequences / slots, self.kv_tokens / tokens)
 
     @property
     def sort_key(self) -> tuple[float, int, str]:
@@ -126,7 +127,10 @@ class Cluster:
     def get(self, ref: InstanceRef) -> Member | None:
         """The live member with exactly this id and epoch, else None."""
         member = self._members.get(ref.id)
-        return member if member is not None and member.info.ref == ref else None
+        if member is None:
+            return None
+        own = member.info.ref
+        return member if own is ref or own == ref else None
 
     def named(self, instance_id: str) -> Member | None:
         """The live member of this name, whatever its epoch."""

@@ -53,7 +53,7 @@ class Counters:
         return self._values[str(name)]
 
     def add(self, name: Count) -> None:
-        self._values[str(name)] += 1
+        self._values[name] += 1
 
     def add_failed(self, status: Status) -> None:
         self._values[f"failed_{status.name.lower()}"] += 1
@@ -65,4 +65,4 @@ class Counters:
 
     def values(self) -> Mapping[str, int]:
         """Every counter by name, those at zero included."""
-        return {**{str(name): 0 for name in Count}, **self._values}
+        return {str(name): count for name, count in (dict.fromkeys(Count, 0) | self._values).items()}

@@ -119,12 +119,12 @@ class Flow:
             self._adoption.disown_reported(member, report, out)
             return
         if task.state is TaskState.ABORTING:
-            task.advance(_signal(report))
+            task.advance(_SIGNALS[type(report)])
             if task.state is TaskState.GONE:
                 self._life.forget(record, task)
                 self._life.settle(record, out)
             return
-        signal = _signal(report)
+        signal = _SIGNALS[type(report)]
         if signal is TaskSignal.ANSWERED and task.state is TaskState.HELD:
             self._counters.add(Count.STALE_REPORTS)  # its worker declared the task meanwhile, which says as much
             return
@@ -273,21 +273,21 @@ def _may_succeed_elsewhere(record: Record, kind: TaskKind, status: Status, now: 
 
 def _task_of(record: Record, ref: InstanceRef, report: TaskReport) -> Task | None:
     """The live task of `record` that `report` from `ref` is about. A local task answers to either role."""
-    local = record.tasks.get(TaskKind.LOCAL)
+    tasks = record.tasks
+    local = tasks.get(TaskKind.LOCAL)
     if local is not None and local.ref == ref:
         return local
     kind = kind_of(role_of(report))
-    task = None if kind is None else record.tasks.get(kind)
-    return task if task is not None and task.ref == ref else None
+    task = None if kind is None else tasks.get(kind)
+    return task if task is not None and (task.ref is ref or task.ref == ref) else None
 
 
-def _signal(report: TaskReport) -> TaskSignal:
-    match report:
-        case Granted() | Staged() | Accepted():
-            return TaskSignal.ANSWERED
-        case Refused():
-            return TaskSignal.REFUSED
-        case PrefillDone() | DecodeStarted():
-            return TaskSignal.PROGRESSED
-        case TaskEnded():
-            return TaskSignal.ENDED
+_SIGNALS: dict[type[TaskReport], TaskSignal] = {
+    Granted: TaskSignal.ANSWERED,
+    Staged: TaskSignal.ANSWERED,
+    Accepted: TaskSignal.ANSWERED,
+    Refused: TaskSignal.REFUSED,
+    PrefillDone: TaskSignal.PROGRESSED,
+    DecodeStarted: TaskSignal.PROGRESSED,
+    TaskEnded: TaskSignal.ENDED,
+}

@@ -99,4 +99,5 @@ class Ledger:
     def _forget_waits(self, record: Record) -> None:
         self.queue.discard(record.id)
         for timer in self.timers.values():
-            timer.discard(record.id)
+            if timer:
+                timer.discard(record.id)

@@ -34,7 +34,6 @@ class Out(list[SchedulerCommand]):
     """The commands that one event causes, in order. `now` is the event's time in seconds."""
 
     def __init__(self, now: float):
-        super().__init__()
         self.now = now
 
 

@@ -74,8 +74,10 @@ class PlacementView:
 
     def by_load(self, pool: Pool) -> Iterator[Candidate]:
         """Usable members of `pool`, least loaded first."""
+        length, never = self._length, self._never
         for member in self._cluster.by_load(pool):
-            if self._usable(member.info):
+            info = member.info
+            if info.capacity.max_model_len >= length and not (never and info.ref in never):
                 yield member
 
     def after(self, pool: Pool, instance_id: str) -> Iterator[Candidate]:
@@ -105,7 +107,8 @@ def best_prefill(view: PlacementView, decode: InstanceInfo) -> Candidate | None:
                 break  # the rest is no less busy
             info = candidate.info
             kind = shared_transport(info, decode)
-            if kind is None or info.compatibility != decode.compatibility or info.ref == decode.ref:
+            wanted = info.compatibility is decode.compatibility or info.compatibility == decode.compatibility
+            if kind is None or not wanted or info.ref == decode.ref:
                 continue
             key = (candidate.pressure, _RANK[kind])
             if best is None or key < best_key:

@@ -193,6 +193,16 @@ class Scheduler:
         """Whether no request is known: none waits, runs, or is still being released."""
         return not self._ledger.records
 
+    @property
+    def queued(self) -> int:
+        """Requests that wait for an instance."""
+        return self._ledger.waiting
+
+    @property
+    def placed(self) -> int:
+        """Requests that are known and do not wait: they run, or are being released. O(1), as `queued` is."""
+        return len(self._ledger.records) - self._ledger.waiting
+
     def resources(self) -> Resources:
         """What is held for requests right now."""
         return Resources(

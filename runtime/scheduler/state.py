@@ -247,6 +247,8 @@ class Record:
     @property
     def known_tokens(self) -> int:
         """Tokens whose KV is computed before anything new is drawn: the prompt, and what the live samples have generated."""
+        if not self.resumed:
+            return len(self.request.prompt)
         return len(self.request.prompt) + sum(len(s.outputs) for s in self.resumed if s.finish is None)
 
     @property
@@ -257,6 +259,8 @@ class Record:
     @property
     def length(self) -> int:
         """Tokens that one sequence must hold at least: the prompt, what the longest live sample has generated, and one more."""
+        if not self.resumed:
+            return len(self.request.prompt) + 1
         longest = max((len(s.outputs) for s in self.resumed if s.finish is None), default=0)
         return len(self.request.prompt) + longest + 1
 
@@ -288,12 +292,15 @@ _NEEDLESS = frozenset({Phase.FINISHING, Phase.INTERRUPTED, Phase.ENDING})
 
 def role_of(report: TaskReport) -> Role | None:
     """The role whose task `report` is about; None for a local task, which has both."""
-    match report:
-        case Granted() | DecodeStarted():
-            return Role.DECODE
-        case Staged() | PrefillDone():
-            return Role.PREFILL
-        case Accepted():
-            return None
-        case Refused() | TaskEnded():
-            return report.role
+    if isinstance(report, Refused | TaskEnded):
+        return report.role
+    return _ROLES[type(report)]
+
+
+_ROLES: dict[type[TaskReport], Role | None] = {
+    Granted: Role.DECODE,
+    DecodeStarted: Role.DECODE,
+    Staged: Role.PREFILL,
+    PrefillDone: Role.PREFILL,
+    Accepted: None,
+}

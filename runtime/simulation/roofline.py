@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from triptych.runtime.simulation.hardware import Hardware, HardwareError
 from triptych.runtime.simulation.steptime import StepShape
 
+VECTOR = 40  # steps from which on numpy's cost a call is less than that of a loop
 KV_SHARE = 0.9  # of the memory that weights leave: the rest is activations, workspaces, fragmentation
 
 
@@ -104,30 +104,40 @@ class Roofline:
         moved = 2 * model.hidden * model.value_bytes * 2 * (tp - 1) / tp
         self._reduce_token = model.layers * moved / hardware.link
         self._reduce_step = model.layers * 2 * 2 * (tp - 1) * hardware.link_latency
+        self._decodes: dict[tuple[int, int], float] = {}  # what _parts has computed for (rows, draws)
 
     def seconds(self, shape: StepShape) -> float:
         dense, read, pairs = self._parts(shape)
         moved = read + self.model.kv_bytes * shape.decode_context
         return dense + max(moved / self._bandwidth, (pairs + self.model.attention * shape.decode_context) / self._flops)
 
-    def decode_run(self, shape: StepShape, steps: int) -> NDArray[np.float64]:
-        dense, read, pairs = self._parts(shape)
-        context = shape.decode_context + shape.decode_rows * np.arange(steps, dtype=np.float64)
-        moved = read + self.model.kv_bytes * context
-        return dense + np.maximum(moved / self._bandwidth, (pairs + self.model.attention * context) / self._flops)
+    def decode_run(self, shape: StepShape, steps: int) -> list[float]:
+        (dense, read, pairs), first, rows = self._parts(shape), shape.decode_context, shape.decode_rows
+        kv, attention, bandwidth, flops = self.model.kv_bytes, self.model.attention, self._bandwidth, self._flops
+        if steps < VECTOR:
+            contexts = range(first, first + steps * rows, rows)
+            return [dense + max((read + kv * c) / bandwidth, (pairs + attention * c) / flops) for c in contexts]
+        context = first + rows * np.arange(steps, dtype=np.float64)
+        return (dense + np.maximum((read + kv * context) / bandwidth, (pairs + attention * context) / flops)).tolist()
 
     def _parts(self, shape: StepShape) -> tuple[float, float, float]:
         """(seconds of everything but attention, KV bytes that prefill rows read, their attention operations)."""
-        model, tokens = self.model, shape.decode_rows + shape.prefill_tokens
-        weights = model.dense + (model.head if shape.draws else 0)
-        operations = 2.0 * (model.dense * tokens + model.head * shape.draws)
+        if not shape.prefill_rows:
+            key = (shape.decode_rows, shape.draws)
+            seconds = self._decodes.get(key)
+            if seconds is None:
+                seconds = self._decodes[key] = self._dense(*key)
+            return seconds, 0, 0
+        seconds = self._dense(shape.decode_rows + shape.prefill_tokens, shape.draws)
+        return seconds, self.model.kv_bytes * shape.prefill_context, self.model.attention * shape.prefill_pairs
+
+    def _dense(self, tokens: int, draws: int) -> float:
+        """Seconds of a step without attention."""
+        model = self.model
+        weights = model.dense + (model.head if draws else 0)
+        operations = 2.0 * (model.dense * tokens + model.head * draws)
         dense = max(weights * model.value_bytes / self._bandwidth, operations / self._flops)
-        pages = model.kv_bytes * shape.prefill_context
-        return (
-            self.hardware.step_overhead + self._reduce_step + self._reduce_token * tokens + dense,
-            pages,
-            model.attention * shape.prefill_pairs,
-        )
+        return self.hardware.step_overhead + self._reduce_step + self._reduce_token * tokens + dense
 
     @property
     def kv_tokens(self) -> int:

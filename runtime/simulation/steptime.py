@@ -12,9 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from triptych.runtime.instance.core import InstanceCore
 from triptych.runtime.instance.plan import StepPlan
 
@@ -75,7 +72,7 @@ class StepTimes(Protocol):
         """From the start of the step on an idle device to its results on the host, less what the step before hides."""
         ...
 
-    def decode_run(self, shape: StepShape, steps: int) -> NDArray[np.float64]:
+    def decode_run(self, shape: StepShape, steps: int) -> list[float]:
         """Seconds of each of `steps` successive decode steps. `shape` is that of the first one and has no prefill;
         every row's context grows by one a step. Must agree with `seconds` to the last bit, or a simulation that leaps
         would differ from one that does not."""
@@ -105,9 +102,9 @@ class Affine:
             + self.per_prefill_token * shape.prefill_tokens
         )
 
-    def decode_run(self, shape: StepShape, steps: int) -> NDArray[np.float64]:
-        context = shape.decode_context + shape.decode_rows * np.arange(steps, dtype=np.float64)
-        return self.base + self.per_row * shape.decode_rows + self.per_context * context + 0.0
+    def decode_run(self, shape: StepShape, steps: int) -> list[float]:
+        fixed, rows, context = self.base + self.per_row * shape.decode_rows, shape.decode_rows, shape.decode_context
+        return [fixed + self.per_context * (context + step * rows) for step in range(steps)]
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from triptych.runtime.simulation.steptime import StepShape, grown
 
 FORMAT = 1
@@ -126,8 +123,8 @@ class StepTable:
         rows = shape.decode_rows + shape.prefill_rows
         return max(program.seconds(shape.decode_context + shape.prefill_pairs) - spared, 0.0) + self.host.visible(rows)
 
-    def decode_run(self, shape: StepShape, steps: int) -> NDArray[np.float64]:
-        return np.fromiter((self.seconds(grown(shape, step)) for step in range(steps)), np.float64, steps)
+    def decode_run(self, shape: StepShape, steps: int) -> list[float]:
+        return [self.seconds(grown(shape, step)) for step in range(steps)]
 
     def choose(self, shape: StepShape) -> ProgramTime:
         """The program that the engine runs for `shape`."""

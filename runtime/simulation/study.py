@@ -125,8 +125,9 @@ def run_rate(study: Study, rate: float, progress: Progress = lambda *_: None) ->
     """One rate on a fresh cluster."""
     began = time.process_time()
     span = study.requests / rate
-    cluster = make_cluster(study)
     with _rare_collections():
+        cluster = make_cluster(study)
+        gc.freeze()  # ten thousand instances are millions of objects that live as long as the study
         cluster.run(
             islice(study.workload.arrivals(rate), study.requests),
             sample=span / SAMPLES,
@@ -167,12 +168,11 @@ def make_cluster(study: Study) -> StudyCluster:
 
 @contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Let the garbage collector leave the cluster alone: ten thousand instances are millions of objects, and every full
-    collection would look at each."""
+    """Let the cycle collector run seldom: nothing that a request leaves behind refers back to itself, so that there is
+    hardly anything to find, and every collection looks at all that is new."""
     before = gc.get_threshold()
     gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(200_000, 20, 20)
     try:
         yield
     finally:

@@ -251,8 +251,7 @@ class StudyCluster:
             )
             self._busy[kind] = busy
         self._sampled = now
-        resources = self.scheduler.resources()
-        self.timeline.add(now, resources.queued, resources.records - resources.queued, snapshot)
+        self.timeline.add(now, self.scheduler.queued, self.scheduler.placed, snapshot)
         if self._more or self._open:
             # The tail of a run, in which the last long answers end, may last much longer than the arrivals did.
             self.loop.after(max(interval, now / SAMPLES), None, self._sample, interval)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from triptych.runtime.core.instance import InstanceInfo
@@ -40,7 +40,7 @@ from triptych.runtime.instance.messages import (
     Tick,
 )
 from triptych.runtime.instance.plan import Drawn, Export, RowResult, StepPlan, StepResult
-from triptych.runtime.instance.state import PlannedRow, PlannedStep
+from triptych.runtime.instance.state import PlannedRow
 from triptych.runtime.instance.termination import StopProbe
 from triptych.runtime.simulation.events import EventLoop
 from triptych.runtime.simulation.steptime import StepShape, StepTimes, shape_of
@@ -74,7 +74,8 @@ class Around:
 
 @dataclass(slots=True)
 class Flight:
-    """A step in flight: when it is done, what it asked of the device, the pages that it fills for pullers."""
+    """A step in flight: when it is done, what it asked of the device when it was dispatched, the pages that it fills for
+    pullers."""
 
     done: float
     shape: StepShape
@@ -131,7 +132,7 @@ class StudyInstance:
         self._waits = False  # the loop waits for the oldest step in flight
         self._run: DecodeRun | None = None
         self._asides: list[InstanceEvent] = []  # arrived in the step under way, and do not end the run
-        self._taken: PlannedStep | None = None
+        self._taken: Sequence[PlannedRow] = ()  # rows of the step that is done, to be planned again
         self._stagings: dict[int, Staging] = {}
         self._pulls: dict[str, Pull] = {}
         self.free_at = self.egress = self.ingress = self.busy_seconds = 0.0
@@ -183,13 +184,21 @@ class StudyInstance:
 
     def _end_run(self, run: DecodeRun) -> None:
         """The step after the run's last one is done, unless something ended the run earlier."""
-        if self._run is run:
-            self._land(run, run.steps)
-            self._collect(None)
+        if self._run is not run:
+            return
+        before = run.taken
+        self._taken, new = run.finish()
+        self._run = None
+        self._moved(run, before, new)
+        self._flights.popleft()
+        self._hear_inbox()
 
     def _overhear(self, run: DecodeRun, event: InstanceEvent) -> None:
         """Something arrived in the middle of a run. The loop sees it when the step under way is done; what touches no
         running sample does not end the run."""
+        if run.cut:
+            self._inbox.append(event)
+            return
         step = run.done_by(self._around.loop.now())
         pages = self._pages_aside(event)
         if pages is not None and step < run.steps and run.stands(pages):
@@ -197,16 +206,15 @@ class StudyInstance:
                 self._around.loop.at(run.ends[step], None, self._hear, (run, step))
             self._asides.append(event)
             return
-        self._land(run, step)
-        self._inbox.append(event)
-        self._around.loop.at(self._flights[0].done, None, self._collect)
+        self._inbox, self._asides = [*self._asides, event], []
+        self._around.loop.at(run.cut_at(step), None, self._end_run, run)
 
     def _pages_aside(self, event: InstanceEvent) -> int | None:
         """Pages that an event may take which touches no running sample; None for any other event."""
-        match event:
-            case Command(command=ReserveDecode(request=request)):
+        match event.command if isinstance(event, Command) else event:
+            case ReserveDecode(request=request):
                 return len(request.prompt) // self.info.capacity.page_size + request.sampling.n
-            case Command(command=StartDecode()) | LeaseExtended():
+            case StartDecode() | LeaseExtended():
                 return 0
             case StagedReleased():
                 return None if self.core.state.waiting else 0  # what it frees may be waited for
@@ -217,46 +225,47 @@ class StudyInstance:
         """Step number `step` of a run is done: the loop sees what arrived during it. The run goes on as long as it
         stands."""
         run, step = what
-        if self._run is not run:
+        if self._run is not run or run.cut:
             return  # it ended in the same step, and the inbox has everything
         asides, self._asides = self._asides, []
         if not run.stands(sum(self._pages_aside(event) or 0 for event in asides)):
-            self._land(run, step)
+            run.cut_at(step)
             self._inbox = asides
-            self._collect(None)
+            self._end_run(run)
             return
         if self.core.state.memory.caching:
             self._advance(run, step + 1)  # what is heard may look for KV that was computed just now
         for event in asides:
             self._feed(event)
         if not run.stands(0):
-            self._land(run, step + 1)
-            self._around.loop.at(self._flights[0].done, None, self._collect)
-
-    def _land(self, run: DecodeRun, step: int) -> None:
-        """The run ends with step number `step` under way, or just done."""
-        self._advance(run, step)
-        self._run = None
-        self._inbox, self._asides = self._asides, []
+            self._around.loop.at(run.cut_at(step + 1), None, self._end_run, run)
 
     def _advance(self, run: DecodeRun, results: int) -> None:
         before = run.taken
         new = run.advance(results)
         if new:
-            at, flights = run.taken, self._flights
-            flights[0].done, flights[1].done = run.ends[at], run.ends[at + 1]
-            flights[0].shape = flights[1].shape = run.shape_after()
-            self.free_at = flights[1].done
-            self.busy_seconds += run.ends[at + 1] - run.ends[before + 1]
-            self.steps += new
+            self._moved(run, before, new)
+
+    def _moved(self, run: DecodeRun, before: int, new: int) -> None:
+        """`new` results of a run were taken since the first `before`."""
+        at, flights = run.taken, self._flights
+        flights[0].done, flights[1].done = run.ends[at], run.ends[at + 1]
+        self.free_at = flights[1].done
+        self.busy_seconds += run.ends[at + 1] - run.ends[before + 1]
+        self.steps += new
 
     def _collect(self, _: object) -> None:
         flight = self._flights.popleft()
-        self._taken = take_quiet(self.core.state, self._around.draws) if self._leaps else None
-        if self._taken is None:
+        done = False
+        if self._leaps:
+            self._taken, done = take_quiet(self.core.state, self._around.draws)
+        if not done:
             self._feed(StepDone(self._result()))
         if flight.exports:
             self._exported(flight.exports, flight.done)
+        self._hear_inbox()
+
+    def _hear_inbox(self) -> None:
         inbox, self._inbox = self._inbox, []
         for event in inbox:
             self._feed(event)
@@ -273,7 +282,7 @@ class StudyInstance:
 
     def _plan(self) -> bool:
         """Dispatch one more step; False if there is nothing to do."""
-        taken, self._taken = self._taken, None
+        taken, self._taken = self._taken, ()
         state = self.core.state
         due = state.timers.first
         if not (state.running or state.filling or state.waiting) and (due is None or due > self._around.loop.now()):

@@ -18,9 +18,8 @@ by request.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 from triptych.runtime.instance.composer import DefaultComposer, StepComposer, StepLimits, StepView, TakingTurns
 from triptych.runtime.instance.state import InstanceState, PlannedRow, PlannedStep
@@ -44,16 +43,20 @@ class DecodeRun:
     Attributes:
         steps: results that may be taken at once, those of j to j + steps - 1.
         taken: those that `advance` has taken already.
-        lacking: pages that the rest of the run will take.
+        lacking: pages that the rest of the run will take, at most.
+        cut: whether something has put an end to it.
     """
 
-    __slots__ = ("_draws", "_shape", "_state", "ends", "lacking", "steps", "taken")
+    __slots__ = ("_draws", "_state", "cut", "ends", "lacking", "steps", "taken")
 
-    def __init__(
-        self, state: InstanceState, shape: StepShape, ends: list[float], steps: int, lacking: int, draws: Draws
-    ):
-        self._state, self._shape, self._draws = state, shape, draws
-        self.ends, self.steps, self.lacking, self.taken = ends, steps, lacking, 0
+    def __init__(self, state: InstanceState, ends: list[float], steps: int, lacking: int, draws: Draws):
+        self._state, self._draws = state, draws
+        self.ends, self.steps, self.lacking, self.taken, self.cut = ends, steps, lacking, 0, False
+
+    def cut_at(self, steps: int) -> float:
+        """The run ends with step number `steps` under way; returns when that is done."""
+        self.steps, self.cut = steps, True
+        return self.ends[steps]
 
     def stands(self, pages: int) -> bool:
         """Whether something that takes up to `pages` pages, and touches no running sample, changes nothing about this
@@ -65,35 +68,51 @@ class DecodeRun:
         """How many of the run's results are there at `now`."""
         return min(self.steps, bisect_right(self.ends, now))
 
-    def shape_after(self) -> StepShape:
-        """That of the later plan in flight."""
-        return grown(self._shape, self.taken)
-
     def advance(self, results: int) -> int:
         """Take results until `results` of the run are taken; returns how many were new."""
         new = results - self.taken
         if new <= 0:
             return 0
+        self._take(new, new)
+        for row in self._state.in_flight[0].rows:
+            row.computed += new
+        return new
+
+    def finish(self) -> tuple[list[PlannedRow], int]:
+        """`advance` to the last of the run's results, and take the one after, so that one plan is left in flight.
+        Returns the rows that were taken, and how many results were new to `advance`."""
+        new = self.steps - self.taken
+        self._take(new, new + 1)
+        for stream in self._state.running:
+            stream.pending = 1
+        return self._state.in_flight.popleft().rows, new
+
+    def _take(self, plans: int, results: int) -> None:
+        """Every sample gets the tokens of `results` results and rows in `plans` more plans, of which the later one in
+        flight is the last."""
         state, draws = self._state, self._draws
-        size = state.memory.page_size
+        size, caching, ahead = state.memory.page_size, state.memory.caching, 2 + plans - results
         for stream in state.running:
             sequence = stream.sequence
             assert sequence is not None
-            drawn = draws(stream, len(sequence.tokens), new)
+            drawn = draws(stream, len(sequence.tokens), results)
             stream.outputs += drawn
             sequence.tokens += drawn
-            scheduled = sequence.scheduled = sequence.scheduled + new
+            scheduled = sequence.scheduled = sequence.scheduled + plans
             if scheduled > sequence.capacity:
                 self.lacking -= -(-(scheduled - sequence.capacity) // size)
                 sequence.reserve(scheduled)
-            sequence.commit(scheduled - 2)
-        for step in state.in_flight:
-            step.id += new
-            for row in step.rows:
-                row.computed += new
-        state.next_plan += new
-        self.taken = results
-        return new
+            if caching:
+                sequence.commit(scheduled - ahead)
+            else:  # all that `commit` does then
+                sequence.committed = scheduled - ahead
+        first, later = state.in_flight
+        first.id += plans
+        later.id += plans
+        for row in later.rows:
+            row.computed += plans
+        state.next_plan += plans
+        self.taken += plans
 
 
 def find_run(
@@ -132,59 +151,62 @@ def find_run(
     steps, lacking = _with_pages(state, steps)
     if steps < LEAST:
         return None
-    later_times = times.decode_run(grown(shape, 1), steps)
-    done: list[float] = [ends[0], *np.cumsum(np.concatenate((ends[1:], later_times))).tolist()]
+    done = [ends[0], *accumulate(times.decode_run(grown(shape, 1), steps), initial=ends[1])]
     due = state.timers.first
     if due is not None and done[steps] >= due:  # what is due is looked at by the first step planned after that
         steps = bisect_right(done, due) - 1
         if steps < LEAST:
             return None
-    return DecodeRun(state, shape, done, steps, lacking, draws)
+    return DecodeRun(state, done, steps, lacking, draws)
 
 
 def plan_decodes(
-    state: InstanceState, composer: StepComposer, now: float, done: PlannedStep | None
+    state: InstanceState, composer: StepComposer, now: float, taken: Sequence[PlannedRow]
 ) -> StepShape | None:
     """Put the next plan in flight, as planner.plan_step would, if it consists of decode rows alone: one for every
-    running sample but those that what is in flight will end. Else None, and nothing was done. `done`: the step that
-    `take_quiet` took just now, if it did."""
+    running sample but those that what is in flight will end. Else None, and nothing was done. `taken`: the rows that
+    `take_quiet` took just now; they serve once more."""
     running, due = state.running, state.timers.first
     if not running or state.filling or (due is not None and due <= now) or not _queue_stands(state):
         return None
     lacking = context = longest = 0
+    groups = len(state.memory.groups)
     ready: list[Stream] = []
     for stream in running:
-        if len(stream.outputs) + stream.pending >= stream.termination.limit:
-            continue
-        sequence = stream.sequence
-        assert sequence is not None
-        if sequence.copies:
-            return None
-        if sequence.scheduled >= sequence.capacity:
-            lacking += len(state.memory.groups)
-        ready.append(stream)
-    if not ready or lacking > state.memory.pool.available:
+        if len(stream.outputs) + stream.pending < stream.termination.limit:
+            sequence = stream.sequence
+            assert sequence is not None
+            if sequence.copies:
+                return None
+            end = sequence.scheduled + 1
+            if end > sequence.capacity:
+                lacking += groups
+            longest = max(longest, end)
+            context += end
+            ready.append(stream)
+    if not ready or (lacking and lacking > state.memory.pool.available):
         return None
     if type(composer) is not DefaultComposer:
         if not isinstance(composer, STEADY):
             return None
         limits = StepLimits(state.config.max_num_seqs, state.config.chunk_tokens, state.config.max_prefill_rows)
         composer.compose(StepView(len(ready), (), limits))
-    rows = [] if done is None or len(done.rows) != len(ready) else done.rows
-    if any(row.draws[0][0] is not stream for row, stream in zip(rows, ready, strict=False)):
-        rows = []
-    again = bool(rows)  # the step that was just taken had the same samples: its rows serve once more
-    for place, stream in enumerate(ready):
+    rows: list[PlannedRow] = []
+    used = iter(taken)
+    row = next(used, None)
+    for stream in ready:
         sequence = stream.sequence
         assert sequence is not None
         end = sequence.scheduled = sequence.scheduled + 1
-        if end > sequence.capacity:
+        if lacking and end > sequence.capacity:
             sequence.reserve(end)
         stream.pending += 1
-        context += end
-        longest = max(longest, end)
-        if again:
-            rows[place].computed = end
+        while row is not None and (other := row.draws[0][0]) is not stream and other.order < stream.order:
+            row = next(used, None)  # both are sorted by age: that one has ended
+        if row is not None and row.draws[0][0] is stream:
+            row.computed = end
+            rows.append(row)
+            row = next(used, None)
         else:
             stream.seated = True
             rows.append(PlannedRow(sequence, sequence.generation, end, ((stream, stream.generation),)))
@@ -193,10 +215,11 @@ def plan_decodes(
     return StepShape(len(rows), context, longest=longest, draws=len(rows))
 
 
-def take_quiet(state: InstanceState, draws: Draws) -> PlannedStep | None:
-    """Take the rows of the oldest plan in flight that just go on decoding. The plan, if that was all of it: it is done;
-    else None, and the core has to take the rows that are left."""
+def take_quiet(state: InstanceState, draws: Draws) -> tuple[list[PlannedRow], bool]:
+    """Take the rows of the oldest plan in flight that just go on decoding. Returns them, and whether that was all of
+    the plan: then it is done, else the core has to take the rows that are left."""
     step = state.in_flight[0]
+    quiet: list[PlannedRow] = []
     loud: list[PlannedRow] = []
     for row in step.rows:
         if row.fill is not None or not row.draws:
@@ -211,15 +234,18 @@ def take_quiet(state: InstanceState, draws: Draws) -> PlannedStep | None:
         ):
             loud.append(row)
             continue
-        sequence.commit(row.computed)
-        drawn = draws(stream, row.computed, 1)
+        computed = row.computed
+        sequence.commit(computed)
+        drawn = draws(stream, computed, 1)
         stream.pending -= 1
         outputs += drawn
         sequence.tokens += drawn
+        quiet.append(row)
     if loud:
         step.rows = loud
-        return None
-    return state.in_flight.popleft()
+        return quiet, False
+    state.in_flight.popleft()
+    return quiet, True
 
 
 def _queue_stands(state: InstanceState) -> bool:
@@ -233,8 +259,12 @@ def _queue_stands(state: InstanceState) -> bool:
 
 
 def _with_pages(state: InstanceState, steps: int) -> tuple[int, int]:
-    """The most steps, up to `steps`, for which all pages are there; and how many those are."""
-    available, size = state.memory.pool.available, state.memory.page_size
+    """The most steps, up to `steps`, for which all pages are there; and how many those are at most: exactly, if memory is
+    short."""
+    available, size, groups = state.memory.pool.available, state.memory.page_size, len(state.memory.groups)
+    most = -(-steps // size) * len(state.running) * groups
+    if most <= available // 2:
+        return steps, most
 
     def lacking(count: int) -> int:
         total = 0
@@ -244,7 +274,7 @@ def _with_pages(state: InstanceState, steps: int) -> tuple[int, int]:
             over = sequence.scheduled + count - sequence.capacity
             if over > 0:
                 total += -(-over // size)
-        return total * len(state.memory.groups)
+        return total * groups
 
     if (pages := lacking(steps)) <= available:
         return steps, pages

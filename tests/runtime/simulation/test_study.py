@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
 
 from triptych.runtime.core.errors import ConfigError
+from triptych.runtime.core.request import Request
 from triptych.runtime.core.topology import parse
+from triptych.runtime.instance.tasks import Stream, Task
+from triptych.runtime.scheduler.state import Record
 from triptych.runtime.simulation.metrics import Requests, spread
 from triptych.runtime.simulation.slo import Slo, attainment, goodput
 from triptych.runtime.simulation.steptime import Affine
-from triptych.runtime.simulation.study import Study, run_rate, run_study
+from triptych.runtime.simulation.study import Study, make_cluster, run_rate, run_study
 from triptych.runtime.simulation.study_cluster import Delays
 from triptych.runtime.simulation.study_layout import Device, Limits, layout
 from triptych.runtime.simulation.workload import Lengths
@@ -106,6 +111,26 @@ def test_the_same_study_gives_the_same_result():
     one, two = (run_rate(study("1P1D", rates=(30.0,), requests=60), 30.0) for _ in range(2))
     assert replace(one, cpu_seconds=0.0) == replace(two, cpu_seconds=0.0)
     json.dumps(run_study(study()).as_dict())
+
+
+def test_requests_that_ended_leave_nothing_to_the_cycle_collector():
+    """A study of a million requests lets it rest."""
+
+    def alive() -> int:
+        return sum(isinstance(thing, Stream | Task | Request | Record) for thing in gc.get_objects())
+
+    gc.collect()
+    before = alive()
+    gc.disable()
+    try:
+        for topology, pages in (("1P1D", 500), ("PD", 26)):  # with room, and preempting
+            cluster = make_cluster(study(topology, pages=pages))
+            cluster.run(islice(Workload("random", prompt=Lengths(100), output=Lengths(60)).arrivals(20.0), 60))
+            assert len(cluster.requests) == 60
+            assert alive() == before
+        assert cluster.requests.column("preemptions").sum() > 0
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
