@@ -2,7 +2,7 @@
 on the load that was measured.
 
 What is fitted, each to the median of a few requests on an otherwise idle deployment: the loop's own time in a decode
-step with one row and with several (HostTime), in a prefill step, the way of a request in and of a token out (`admit`),
+step with one row and with several (HostTime), in a prefill step of an instance that only prefills, the way of a request in and of a token out (`admit`),
 and the latency and bandwidth of a pull. Nothing is fitted to the load that is predicted.
 """
 
@@ -29,6 +29,7 @@ Sent = Sequence[tuple[float, int, int]]
 """(arrival, prompt tokens, output tokens) of each request, in order of arrival."""
 NOTHING = Delays(0.0, 0.0, 0.0, 0.0, 0.0)
 FREE = PullTime(0.0, 1e15)
+_A_LITTLE = 1e-3
 BANDWIDTHS = tuple(10.0 ** (exponent / 8) for exponent in range(96, 47, -1))  # 1 TB/s down to 1 MB/s
 
 
@@ -92,15 +93,33 @@ def fit(
     singles = [group[0] for group in alone]
     apart = 1.0 + 3.0 * max(p.ttft + p.after for p in singles)  # nothing of one is left when the next one comes
     sent = [(number * apart, p.prompt, p.output) for number, p in enumerate(singles)]
-    live_prefill = np.array([p.prefill for p in singles])
     if not both:
-        chunks = np.array([-(-p.prompt // prefill.limits.chunk_tokens) for p in singles])
-        more = float(np.median((live_prefill - predict(model, sent).prefill) / chunks))
-        model = replace(model, prefill=replace(prefill, host=HostTime(max(0.0, more), 0.0, 0.0)))
+        model = _with_prefill_host(model, together)
     first = predict(model, sent)
     admit = float(np.median(np.array([p.ttft for p in singles]) - first.ttft))
     model = replace(model, delays=replace(NOTHING, admit=max(0.0, admit)))
     return model if both else replace(model, pull=_pull(model, singles, sent))
+
+
+def _with_prefill_host(model: Model, together: list[list[Probe]]) -> Model:
+    """The prefill loop's own time a step, from how far apart the first tokens of prompts are that were sent at once: while one is computed, the KV of the one
+    before is read by decode, which costs the same core."""
+    apart = 1.0 + 3.0 * max(p.ttft + p.after for group in together for p in group)
+    sent = [(number * apart, p.prompt, p.output) for number, group in enumerate(together) for p in group]
+    ends = np.cumsum([len(group) for group in together])[:-1]
+
+    def spreads(host: float) -> np.ndarray:
+        slower = replace(model, prefill=replace(model.prefill, host=HostTime(host, 0.0, 0.0)))
+        return np.array([np.ptp(ttft) for ttft in np.split(predict(slower, sent).ttft, ends)])
+
+    bare = spreads(0.0)
+    steps = (spreads(_A_LITTLE) - bare) / _A_LITTLE  # from the first prompt's end to the last one's
+    live = np.array([np.ptp([p.ttft for p in group]) for group in together])
+    several = steps > 0.5
+    if not several.any():
+        return model
+    more = float(np.median(((live - bare) / np.where(several, steps, 1.0))[several]))
+    return replace(model, prefill=replace(model.prefill, host=HostTime(max(0.0, more), 0.0, 0.0)))
 
 
 def _with_host(table: StepTable, alone: list[list[Probe]], together: list[list[Probe]]) -> StepTable:
