@@ -119,6 +119,11 @@ class ServeConfig:
         flags=("--mem-fraction-static",),
         group="engine",
     )
+    step_times: str | None = setting(
+        None,
+        "table of `triptych calibrate`: steps wait until they have taken as long as it says, to stand in for another device",
+        group="engine",
+    )
     kv_cache_dtype: str = setting(
         "auto", "dtype of KV pages; auto is that of the model", choices=("auto", "float32", "bfloat16"), group="engine"
     )

@@ -36,6 +36,7 @@ from triptych.tools.bench.metrics import Record
 from triptych.tools.config import ServeConfig
 from triptych.tools.fidelity_fit import Model, capacity, fit, predict
 
+STAND_IN = "dummy:toy"  # what computes, in next to no time, where step times are a table's
 BOUND = 0.15  # of the measured value
 TOGETHER = 4  # requests of a probe that decode at once
 PROBE_OUTPUT = 32
@@ -56,6 +57,10 @@ class Line:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", default="dummy:toy", help="as for serve (default dummy:toy)")
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE",
+        help="step times that `triptych calibrate` measured: workers wait so long instead of computing, and their limits are the table's; for topologies wider than this machine",
+    )  # fmt: skip
     parser.add_argument("--topology", nargs="+", default=["PD", "1P1D"], help="deployments to try (default PD 1P1D)")
     parser.add_argument("--max-num-seqs", type=int, default=8)
     parser.add_argument("--max-model-len", type=int, default=512)
@@ -85,10 +90,11 @@ def run(args: argparse.Namespace) -> int:
         )
     if min(args.requests, args.rounds, args.probes) < 1 or args.max_model_len < 64:
         raise ConfigError("--requests, --rounds and --probes must be positive, --max-model-len at least 64")
-    cores = {topology: live.assign_cores(len(parse(topology).instances())) for topology in args.topology}
+    assign = live.assign_cores if args.table is None else live.all_cores
+    cores = {topology: assign(len(parse(topology).instances())) for topology in args.topology}
     verdicts, report = [], {}
     for topology, own in cores.items():
-        if own.shared:
+        if own.shared and args.table is None:
             _tell(
                 f"{topology}: no core is left for scheduler, gateway and clients; they share the workers', and latencies will show it"
             )
@@ -108,28 +114,38 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _try(args: argparse.Namespace, topology: str, cores: live.Cores) -> tuple[Model, list[Line], float]:
-    together = not parse(topology).disaggregated
-    tables = {
-        role: calibrated(args, role, cores.workers[-1]) for role in (("both",) if together else ("prefill", "decode"))
-    }
-    prefill, decode = (tables["both"],) * 2 if together else (tables["prefill"], tables["decode"])
+    prefill, decode = step_tables(args, topology, cores)
     _tell(f"{topology}: starting the deployment")
     with live.deployment(serve_config(args, topology, decode), cores) as address, live.pinned(cores.rest):
-        longest = args.max_model_len - PROBE_OUTPUT
+        most = decode.limits.max_model_len
+        longest = most - PROBE_OUTPUT
         lengths = [max(1, longest // 8), longest // 2, longest]
-        several = min(TOGETHER, args.max_num_seqs)
+        several = min(TOGETHER, decode.limits.max_num_seqs)
         alone = asyncio.run(live.probes(address, lengths, PROBE_OUTPUT, 1, args.probes))
         groups = asyncio.run(live.probes(address, lengths[:2], PROBE_OUTPUT, several, args.probes))
         model = fit(topology, prefill, decode, alone, groups)
-        rate = args.load * capacity(model, [(p, o) for _, p, o in load(args, 1.0, args.seed)])
+        rate = args.load * capacity(model, [(p, o) for _, p, o in load(args, most, 1.0, args.seed)])
         _tell(f"{topology}: {rate:.3g} requests a second")
         rounds = []
         for number in range(args.rounds):
-            sent = load(args, rate, args.seed + number)
+            sent = load(args, most, rate, args.seed + number)
             records = asyncio.run(live.replay(address, sent, args.seed + number))
             rounds.append(compare(records, model, sent))
             _tell(f"{topology}: round {number + 1} of {args.rounds}")
     return model, medians(rounds), rate
+
+
+def step_tables(args: argparse.Namespace, topology: str, cores: live.Cores) -> tuple[StepTable, StepTable]:
+    """Of prefill and of decode steps."""
+    if args.table is not None:
+        try:
+            table = load_table(args.table)
+        except StepTableError as error:
+            raise ConfigError(str(error)) from error
+        return table, table
+    roles = ("prefill", "decode") if parse(topology).disaggregated else ("both",)
+    tables = [calibrated(args, role, cores.workers[-1][0]) for role in roles]
+    return tables[0], tables[-1]
 
 
 def calibrated(args: argparse.Namespace, role: str, core: int) -> StepTable:
@@ -161,24 +177,26 @@ def calibrated(args: argparse.Namespace, role: str, core: int) -> StepTable:
 
 
 def serve_config(args: argparse.Namespace, topology: str, table: StepTable) -> ServeConfig:
-    """A deployment with the engine that was measured."""
+    """A deployment with the engine that was measured, or one that stands in for it."""
+    limits = table.limits
     return ServeConfig(
-        model=args.model,
+        model=args.model if args.table is None else STAND_IN,
+        step_times=None if args.table is None else str(args.table.resolve()),
         topology=topology,
         device=args.device,
         transport="auto" if not parse(topology).disaggregated else args.transport,
-        max_num_seqs=args.max_num_seqs,
-        max_model_len=args.max_model_len,
-        max_num_batched_tokens=args.max_num_batched_tokens,
-        num_pages=table.limits.num_pages,
+        max_num_seqs=limits.max_num_seqs,
+        max_model_len=limits.max_model_len,
+        max_num_batched_tokens=limits.chunk_tokens,
+        page_size=limits.page_size,
+        num_pages=limits.num_pages,
         cache_dir=args.cache_dir,
         port=0,
     )
 
 
-def load(args: argparse.Namespace, rate: float, seed: int) -> list[tuple[float, int, int]]:
-    """(arrival, prompt tokens, output tokens) of one round."""
-    most = args.max_model_len
+def load(args: argparse.Namespace, most: int, rate: float, seed: int) -> list[tuple[float, int, int]]:
+    """(arrival, prompt tokens, output tokens) of one round; prompt and output together are at most `most` tokens."""
     prompt, output = (Lengths(mean, args.length_cv, most) for mean in (args.input_len, args.output_len))
     arrivals = Workload("random", "poisson", prompt, output, most=most, seed=seed).arrivals(rate)
     return [(a.at, a.shape.prompt_tokens, a.shape.output_tokens) for a in islice(arrivals, args.requests)]

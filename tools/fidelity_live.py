@@ -30,16 +30,16 @@ from triptych.tools.supervisor import Supervisor
 
 @dataclass(frozen=True)
 class Cores:
-    """Which cores serve whom: one for each worker, the others for scheduler, gateway and this process (all of them if
+    """Which cores serve whom: those of each worker, and the others for scheduler, gateway and this process (all of them if
     there are no others)."""
 
-    workers: tuple[int, ...]
+    workers: tuple[tuple[int, ...], ...]
     rest: tuple[int, ...]
 
     @property
     def shared(self) -> bool:
         """Whether the rest has to share the workers' cores: then nothing about this machine is quiet."""
-        return bool(set(self.workers) & set(self.rest))
+        return any(set(own) & set(self.rest) for own in self.workers)
 
 
 def assign_cores(workers: int) -> Cores:
@@ -49,7 +49,15 @@ def assign_cores(workers: int) -> Cores:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < workers:
         raise ConfigError(f"{workers} workers need a core each; this process may use {len(cores)}")
-    return Cores(tuple(cores[len(cores) - workers :]), tuple(cores[: len(cores) - workers]) or tuple(cores))
+    return Cores(
+        tuple((core,) for core in cores[len(cores) - workers :]), tuple(cores[: len(cores) - workers]) or tuple(cores)
+    )
+
+
+def all_cores(workers: int) -> Cores:
+    """For workers that wait more than they compute."""
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    return Cores((cores,) * workers, cores)
 
 
 @contextlib.contextmanager
@@ -80,7 +88,7 @@ def deployment(config: ServeConfig, cores: Cores) -> Iterator[str]:
         workers = launch.worker_processes(config, file, control.address, device, os.environ)
         lines: list[str] = []
         supervisor = stack.enter_context(Supervisor(log=lines.append))
-        for group, places in ((front, [cores.rest] * len(front)), (workers, [(core,) for core in cores.workers])):
+        for group, places in ((front, [cores.rest] * len(front)), (workers, cores.workers)):
             for spec, place in zip(group, places, strict=True):
                 with pinned(place):
                     supervisor.start(spec.name, spec.argv, spec.env)

@@ -11,15 +11,19 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triptych.models.hub.errors import ModelFetchError
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.core.topology import InstanceSpec
+from triptych.runtime.instance.plan import StepPlan
 from triptych.runtime.metrics.worker import WorkerMetrics
+from triptych.runtime.simulation.steptime import StepShape, shape_of
+from triptych.runtime.simulation.steptime_table import HostTime, StepTableError, load_table
 from triptych.runtime.worker.config import DEFAULT_CONTEXT, InstancePlan, WorkerConfig
 from triptych.tools import launch
 from triptych.tools.child import announce_ready, announce_roles, end_with_parent
@@ -160,7 +164,25 @@ def worker_config(
         tls=inside_tls(config),
         device_without_tls=config.allow_insecure_device_transport,
         heartbeat_interval=config.heartbeat_interval,
+        pace=None if config.step_times is None else table_pace(config, specs),
     )
+
+
+def table_pace(config: ServeConfig, specs: tuple[InstanceSpec, ...]) -> Callable[[StepPlan], float]:
+    """Step times of the table that --step-times names. Raises ConfigError if it cannot be read, or lacks steps that these instances may take."""
+    try:
+        table = replace(load_table(Path(config.step_times or "")), host=HostTime())  # the host's time is real
+        limits, longest = table.limits, config.max_model_len or DEFAULT_CONTEXT
+        if limits.page_size != config.page_size:
+            raise StepTableError(f"it is for pages of {limits.page_size} tokens, not {config.page_size}")
+        roles = frozenset(Role) if config.switchable else frozenset().union(*(spec.roles for spec in specs))
+        rows = config.max_num_seqs if Role.DECODE in roles else 0
+        tokens = config.max_num_batched_tokens if Role.PREFILL in roles else 0
+        prompts = WorkerConfig.max_prefill_rows if tokens else 0
+        table.seconds(StepShape(rows, rows * longest, prompts, tokens, longest=longest, draws=rows))
+    except StepTableError as error:
+        raise ConfigError(f"--step-times {config.step_times}: {error}") from error
+    return lambda plan: table.seconds(shape_of(plan)) if plan.rows else 0.0
 
 
 def with_switched(config: WorkerConfig, switched: str) -> WorkerConfig:

@@ -26,6 +26,7 @@ from triptych.runtime.core.instance import InstanceInfo
 from triptych.runtime.engine.config import engine_config
 from triptych.runtime.engine.engine import Engine
 from triptych.runtime.engine.memory import free_bytes, pages_that_fit
+from triptych.runtime.engine.paced import PacedEngine
 from triptych.runtime.engine.page_programs import PageMover
 from triptych.runtime.instance.composer import DefaultComposer, TakingTurns
 from triptych.runtime.instance.config import InstanceConfig
@@ -102,21 +103,18 @@ def build_instance(
         max_model_len=max_model_len,
         bytes_per_device=config.kv_cache_memory or free_bytes(devices, config.memory_fraction),
     )
-    engine = Engine(
-        engine_config(
-            num_pages=num_pages,
-            max_num_seqs=config.max_num_seqs,
-            max_model_len=max_model_len,
-            chunk_tokens=config.chunk_tokens,
-            page_size=config.page_size,
-            max_prefill_rows=config.max_prefill_rows,
-            kv_dtype=config.kv_dtype,
-            roles=plan.possible,
-            compile_threads=config.compile_threads,
-        ),
-        loaded,
-        mesh,
+    limits = engine_config(
+        num_pages=num_pages,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=max_model_len,
+        chunk_tokens=config.chunk_tokens,
+        page_size=config.page_size,
+        max_prefill_rows=config.max_prefill_rows,
+        kv_dtype=config.kv_dtype,
+        roles=plan.possible,
+        compile_threads=config.compile_threads,
     )
+    engine = Engine(limits, loaded, mesh) if config.pace is None else PacedEngine(limits, loaded, mesh, config.pace)
     report = engine.compile(lambda name, done, total: progress(f"{plan.id}: compiled {done}/{total} {name}"))
     mover = PageMover(
         mesh,

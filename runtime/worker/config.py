@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
+from triptych.runtime.instance.plan import StepPlan
 from triptych.runtime.wire.tls import Tls
 
 DEFAULT_CONTEXT = (
@@ -53,6 +55,7 @@ class WorkerConfig:
         tls: certificates for every connection, both ways; None: plain text.
         device_without_tls: with `tls`, allow transport "device" all the same, which can be neither encrypted nor authenticated.
         orphan_seconds: without a scheduler for so long, everything that runs here ends.
+        pace: seconds that a step takes on the device that this one stands in for (runtime/engine/paced.py); None: as long as it takes.
         first_device: index of the first of this process's devices that is its own.
     """
 
@@ -86,6 +89,7 @@ class WorkerConfig:
     heartbeat_interval: float = 1.0
     compile_threads: int = 2
     orphan_seconds: float = 30.0
+    pace: Callable[[StepPlan], float] | None = None
     first_device: int = 0
 
     def __post_init__(self) -> None:

@@ -96,7 +96,7 @@ def test_rounds_are_compared_quantile_by_quantile():
 
 
 def test_workers_have_cores_of_their_own():
-    assert Cores((2, 3), (0, 1)).shared is False and Cores((0, 1), (0, 1)).shared
+    assert Cores(((2,), (3,)), (0, 1)).shared is False and Cores(((0,), (1,)), (0, 1)).shared
     assert len(assign_cores(1).workers) == 1
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.topology import parse
+from triptych.runtime.instance.plan import Draw, Row, StepPlan
+from triptych.runtime.simulation.steptime_table import HostTime, Limits, Measured, ProgramTime, StepTable
 from triptych.tools.config import ServeConfig
 from triptych.tools.launch import (
     QUIET_GRPC,
@@ -144,6 +148,43 @@ def test_a_worker_is_started_again_with_the_roles_that_its_instances_had_and_the
     )
     assert decode.possible == prefill.possible == {Role.PREFILL, Role.DECODE}
     assert with_switched(plain, "") == plain
+
+
+def step_table(tmp_path: Path, *sizes: tuple[int, int]) -> Path:
+    """A table of programs of (decode rows, prefill tokens), 1 ms each and 1 ms of host time, for 64 tokens of context."""
+    programs = tuple(ProgramTime(r, t, 4, Measured(1, 1e-3, 0.0), Measured(2, 1e-3, 0.0)) for r, t in sizes)
+    file = tmp_path / "table.json"
+    file.write_text(StepTable(Limits(16, 4, 64, 32, 4, 20, 100), programs, host=HostTime(1e-3, 0, 0)).as_json())
+    return file
+
+
+def paced(file: Path, topology: str, **changes: Any) -> Callable[[StepPlan], float] | None:
+    limits: dict[str, Any] = {"max_num_seqs": 4, "max_num_batched_tokens": 32, "max_model_len": 64} | changes
+    config = ServeConfig(topology=topology, step_times=str(file), **limits)
+    return worker_config(config, config.plan.instances(), "w", "h:1", "127.0.0.1", "cpu").pace
+
+
+def test_steps_take_the_times_of_a_table_without_the_hosts(tmp_path: Path):
+    pace = paced(step_table(tmp_path, (4, 0), (4, 32)), "PD")
+    assert pace is not None and pace(StepPlan(1, ())) == 0
+    assert pace(StepPlan(2, (Row(1, (), 8, 8, (1,), 0, (Draw(0, 9),)),))) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "changes", "message"),
+    [
+        (((4, 0),), {}, "no measured program holds"),
+        (((4, 32),), {"max_num_seqs": 8}, "no measured program holds"),
+        (((4, 32),), {"max_num_batched_tokens": 64}, "no measured program holds"),
+        (((4, 32),), {"max_model_len": 128}, "no measured program holds"),
+        (((4, 32),), {"page_size": 32}, "pages of 16 tokens, not 32"),
+    ],
+)
+def test_a_table_that_lacks_steps_is_refused(tmp_path: Path, sizes, changes, message: str):
+    with pytest.raises(ConfigError, match=message):
+        paced(step_table(tmp_path, *sizes), "PD", **changes)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        paced(tmp_path / "none.json", "PD")
 
 
 @pytest.mark.parametrize("switched", ["decode-9=prefill", "decode-0=cook", "decode-0", "decode-0=", "decode-0=encode"])
