@@ -35,6 +35,7 @@ from triptych.tools import fidelity_live as live
 from triptych.tools.bench.metrics import Record
 from triptych.tools.config import ServeConfig
 from triptych.tools.fidelity_fit import Model, capacity, fit, predict
+from triptych.tools.reports import check_outputs
 
 BOUND = 0.15  # of the measured value
 TOGETHER = 4  # requests of a probe that decode at once
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if min(args.requests, args.rounds, args.probes) < 1 or args.max_model_len < 64:
         raise ConfigError("--requests, --rounds and --probes must be positive, --max-model-len at least 64")
+    check_outputs(args.json)
     cores = {topology: live.assign_cores(len(parse(topology).instances())) for topology in args.topology}
     verdicts, report = [], {}
     for topology, own in cores.items():
