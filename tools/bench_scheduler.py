@@ -51,6 +51,7 @@ from triptych.runtime.core.topology import parse
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.policies.router import ROUTERS
 from triptych.runtime.scheduler.scheduler import Scheduler
+from triptych.tools.reports import check_outputs
 
 GATEWAY, PROMPT = "gateway-0", tuple(range(64))
 WORKER_INSTANCES = 8
@@ -185,6 +186,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--instances {args.instances!r} is not a list such as 10,100,1000") from None
     if min(*sizes, args.requests, args.decoding, args.beat_every, 2) < 1 or min(sizes) < 2:
         raise ConfigError("--requests, --decoding and --beat-every must be positive, --instances at least 2 each")
+    if not 0 < args.prefill_share < 1:
+        raise ConfigError(f"--prefill-share is {args.prefill_share}; expected more than 0 and less than 1")
+    check_outputs(args.json, args.plot)
     if args.plot is not None:
         from triptych.tools import simulate_plot
 

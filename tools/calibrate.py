@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 import sys
 import time
@@ -13,6 +14,7 @@ from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.simulation.steptime_table import Limits, StepTable
 from triptych.tools.config import ServeConfig
+from triptych.tools.reports import check_outputs
 
 DEFAULT_CACHE = ServeConfig().cache_dir
 _ROLES = {
@@ -51,10 +53,9 @@ def run(args: argparse.Namespace) -> int:
     limits = ("max_num_seqs", "max_model_len", "max_num_batched_tokens", "max_prefill_rows", "page_size", "tp")
     if wrong := [name for name in limits if getattr(args, name) < 1]:
         raise ConfigError(f"{', '.join('--' + name.replace('_', '-') for name in wrong)} must be positive")
-    if args.seconds < 0:
+    if not 0 <= args.seconds < math.inf:
         raise ConfigError(f"--seconds is {args.seconds}; expected 0 or more")
-    if not args.out.parent.is_dir():
-        raise ConfigError(f"--out: there is no folder {args.out.parent}")
+    check_outputs(args.out)
     import jax
 
     from triptych.models.hub.bundle import open_model

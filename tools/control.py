@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from triptych.proto.v1 import control_pb2, control_pb2_grpc
-from triptych.runtime.core.errors import ConfigError
+from triptych.runtime.core.errors import ConfigError, TriptychError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.wire.auth import bearer_metadata
 from triptych.runtime.wire.status import error_from_call
@@ -61,6 +61,15 @@ def switch_role(connection: ControlConnection, instance: str, roles: frozenset[R
     return _call(connection, request, lambda stub: stub.SwitchRole)
 
 
+def scheduler_error(error: grpc.RpcError, address: str) -> TriptychError:
+    """The typed error of a call that failed at `address`, where a scheduler was expected."""
+    assert isinstance(error, grpc.Call)
+    details = error.details()
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # most likely a gateway, whose address is the better known one
+        details = f"what listens at {address} does not answer as a scheduler; `triptych serve` prints the scheduler's address after the gateway's"
+    return error_from_call(error.code(), details, error.trailing_metadata())
+
+
 def _call(
     connection: ControlConnection, request: Any, method: Callable[[control_pb2_grpc.ControlStub], Callable[..., Any]]
 ) -> float:
@@ -70,5 +79,4 @@ def _call(
         try:
             return call(request, timeout=connection.timeout, metadata=bearer_metadata(connection.token)).seconds
         except grpc.RpcError as error:
-            assert isinstance(error, grpc.Call)
-            raise error_from_call(error.code(), error.details(), error.trailing_metadata()) from error
+            raise scheduler_error(error, connection.scheduler) from error

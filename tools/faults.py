@@ -22,6 +22,7 @@ from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.simulation.faults import Kind
 from triptych.runtime.simulation.replay import replay
 from triptych.runtime.simulation.run import Outcome, run_many
+from triptych.tools.reports import check_outputs
 
 COLUMNS = ("schedules", "admitted", "completed", "failed", "hung", "lost", "duplicated", "wrong", "leaked")
 SHOWN = 20  # failing seeds that are printed; the JSON file has them all
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.schedules < 1 or args.jobs < 1:
         raise ConfigError(f"--schedules is {args.schedules} and --jobs {args.jobs}; expected at least 1 each")
+    check_outputs(args.json)
     kinds = _kinds(args.only)
     if args.replay is not None:
         return 0 if replay(args.replay, sys.stdout, kinds).passed else 1

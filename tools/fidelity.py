@@ -35,6 +35,7 @@ from triptych.tools import fidelity_live as live
 from triptych.tools.bench.metrics import Record
 from triptych.tools.config import ServeConfig
 from triptych.tools.fidelity_fit import Model, capacity, fit, predict
+from triptych.tools.reports import check_outputs
 
 STAND_IN = "dummy:toy"  # what computes, in next to no time, where step times are a table's
 BOUND = 0.15  # of the measured value
@@ -92,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--requests, --rounds and --probes must be positive, --max-model-len at least 64")
     assign = live.assign_cores if args.table is None else live.all_cores
     cores = {topology: assign(len(parse(topology).instances())) for topology in args.topology}
+    check_outputs(args.json)
     verdicts, report = [], {}
     for topology, own in cores.items():
         if own.shared and args.table is None:

@@ -86,7 +86,8 @@ def serve(config: ServeConfig) -> int:
                     keeper.start(spec.name)
                 if not _wait_ready(config, supervisor, asked):
                     return 0
-            _say(f"ready on {door.address}, scheduler on {control.address}")
+            also = "".join(f", http on {port.address}" for port in web)
+            _say(f"ready on {door.address}, scheduler on {control.address}{also}")
             _announce(door, supervisor)
             while not asked:
                 keeper.watch(_POLL)

@@ -30,6 +30,7 @@ from triptych.runtime.simulation.study_cluster import Delays
 from triptych.runtime.simulation.study_layout import Device, Limits, layout, roofline_device, table_device
 from triptych.runtime.simulation.workload import Lengths, WorkloadError
 from triptych.runtime.simulation.workload_named import PROCESSES, SYNTHETIC, Workload
+from triptych.tools.reports import check_outputs
 from triptych.tools.settings import parse_bytes
 
 _DTYPES = {"bfloat16": 2, "float32": 4}
@@ -121,14 +122,15 @@ def run(args: argparse.Namespace) -> int:
         from triptych.tools import simulate_plot
 
         simulate_plot.check()
-    for path in (args.out, args.plot):
-        if path is not None and not path.parent.is_dir():
-            raise ConfigError(f"there is no folder {path.parent} to write {path.name} to")
+    check_outputs(args.out, args.plot)
     try:
         study, price = make_study(args)
     except (WorkloadError, HardwareError, StepTableError, ValueError) as error:
         raise ConfigError(str(error)) from error
-    result = run_study(study, _Progress(study.requests))
+    try:
+        result = run_study(study, _Progress(study.requests))
+    except WorkloadError as error:  # a load is read and checked as it is made
+        raise ConfigError(str(error)) from error
     print(table(study, result, price))
     if args.out is not None:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}

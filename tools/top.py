@@ -20,8 +20,7 @@ import grpc
 from triptych.proto.v1 import control_pb2, control_pb2_grpc, worker_pb2, worker_pb2_grpc
 from triptych.runtime.core.errors import ConfigError, TriptychError
 from triptych.runtime.wire.auth import bearer_metadata
-from triptych.runtime.wire.status import error_from_call
-from triptych.tools.control import ControlConnection
+from triptych.tools.control import ControlConnection, scheduler_error
 from triptych.tools.settings import add_flags, resolve
 
 TIMEOUT = 2.0  # seconds for an answer; a look that takes longer than this is no look
@@ -49,7 +48,8 @@ class Cluster:
         assert connection.scheduler is not None, "validated"
         self._open = connection.channel
         self._metadata = bearer_metadata(connection.token)
-        self._scheduler = self._open(connection.scheduler)
+        self._address = connection.scheduler
+        self._scheduler = self._open(self._address)
         self._workers: dict[str, grpc.Channel] = {}
 
     def look(self) -> Look:
@@ -58,8 +58,7 @@ class Cluster:
         try:
             cluster = stub.GetCluster(control_pb2.GetClusterRequest(), timeout=TIMEOUT, metadata=self._metadata)
         except grpc.RpcError as error:
-            assert isinstance(error, grpc.Call)
-            raise error_from_call(error.code(), error.details(), error.trailing_metadata()) from error
+            raise scheduler_error(error, self._address) from error
         return Look(time.monotonic(), cluster, self._inspect({entry.info.address for entry in cluster.instances}))
 
     def close(self) -> None:

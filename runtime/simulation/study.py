@@ -4,6 +4,7 @@ time went, how full everything was."""
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,10 +61,12 @@ class Study:
     def __post_init__(self) -> None:
         """Raises ConfigError for what cannot be simulated."""
         wrong = []
-        if not self.rates or not all(rate > 0 for rate in self.rates):
+        if not self.rates or not all(0 < rate < math.inf for rate in self.rates):
             wrong.append(f"rates are {self.rates}; expected positive numbers of requests a second")
         if self.requests < 1:
             wrong.append(f"requests is {self.requests}; expected at least 1")
+        if self.seed < 0:
+            wrong.append(f"seed is {self.seed}; expected 0 or more")
         if not 0 <= self.warmup < 1:
             wrong.append(f"warmup is {self.warmup}; expected a share of 0 to less than 1")
         if self.router not in ROUTERS:

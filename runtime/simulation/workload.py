@@ -129,7 +129,7 @@ class Lengths:
     most: int = 1 << 20
 
     def __post_init__(self) -> None:
-        if not 1 <= self.mean <= self.most or self.cv < 0:
+        if not 1 <= self.mean <= self.most or not 0 <= self.cv < math.inf:
             raise WorkloadError(f"lengths need a mean of 1 to {self.most} tokens and a cv of at least 0, not {self}")
 
     def draw(self, rng: random.Random) -> int:

@@ -4,6 +4,7 @@ what came before."""
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Conversations:
     most: int = 8192
 
     def __post_init__(self) -> None:
-        if self.turns < 1 or not self.think > 0 or self.most < 2:
+        if not 1 <= self.turns < math.inf or not 0 < self.think < math.inf or self.most < 2:
             raise WorkloadError(f"conversations need turns >= 1, think > 0 and most >= 2, not {self}")
 
 

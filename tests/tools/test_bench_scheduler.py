@@ -53,3 +53,5 @@ def test_the_command(tmp_path: Path, capsys):
     assert [cost["instances"] for cost in json.loads(out.read_text())["costs"]] == [4, 16]
     assert main(("bench-scheduler", "--instances", "many")) == 2
     assert main(("bench-scheduler", "--instances", "1")) == 2
+    assert main(("bench-scheduler", "--instances", "4", "--prefill-share", "nan")) == 2
+    assert main(("bench-scheduler", "--instances", "4", "--json", str(tmp_path / "no" / "x.json"))) == 2

@@ -68,9 +68,17 @@ def test_loads_choose_the_program_that_is_to_be_measured():
 def test_wrong_calls_say_what_is_wrong(tmp_path: Path, capsys):
     assert main(("calibrate", "dummy:toy", "--out", str(tmp_path / "no" / "x.json"))) == 2
     assert main(("calibrate", "dummy:toy", "--out", str(tmp_path / "x.json"), "--max-num-seqs", "0")) == 2
+    assert main(("calibrate", "dummy:toy", "--out", str(tmp_path))) == 2
+    assert main(("calibrate", "dummy:toy", "--out", str(tmp_path / "x.json"), "--seconds", "nan")) == 2
     assert main(("calibrate", "dummy:nothing", "--out", str(tmp_path / "x.json"))) == 2
     text = capsys.readouterr().err
-    assert "no folder" in text and "--max-num-seqs" in text and "nothing" in text
+    assert (
+        "no folder" in text
+        and "is a folder" in text
+        and "--seconds is nan" in text
+        and "--max-num-seqs" in text
+        and "nothing" in text
+    )
 
 
 @pytest.mark.parametrize(

@@ -65,3 +65,15 @@ def test_what_is_wrong_with_the_call_is_said_before_anything_is_asked(control: T
     assert main(["drain", "decode-0", "--scheduler", "here"]) == 2
     assert "expected host:port" in capsys.readouterr().err
     assert not control.asked
+
+
+@pytest.mark.parametrize("command", [("drain", "decode-0"), ("switch-role", "decode-0", "prefill"), ("top", "--once")])
+def test_a_door_that_is_no_schedulers_is_named(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        assert main([*command, "--scheduler", address]) == 1
+    finally:
+        server.stop(None).wait()
+    assert f"{address} does not answer as a scheduler" in capsys.readouterr().err

@@ -35,7 +35,9 @@ def test_one_seed_is_replayed_with_a_log(capsys: pytest.CaptureFixture[str]):
     assert shown.splitlines()[-1] == "passed"
 
 
-def test_wrong_calls_are_explained(capsys: pytest.CaptureFixture[str]):
+def test_wrong_calls_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["faults", "--json", str(tmp_path / "no" / "x.json")]) == 2
+    assert "no folder" in capsys.readouterr().err
     assert main(["faults", "--only", "kill,meteor"]) == 2
     assert "meteor" in capsys.readouterr().err
     assert main(["faults", "--schedules", "0"]) == 2

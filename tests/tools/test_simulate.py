@@ -71,6 +71,14 @@ def test_chips_of_two_kinds_and_turns_on_one_pool(capsys):
         (("--hardware", "h100", "--slo-ttft", "0"), "objective ttft"),
         (("--hardware", "h100", "--max-num-seqs", "0"), "max_num_seqs must be positive"),
         (("--hardware", "h100", "--out", "/nowhere/x.json"), "no folder /nowhere"),
+        (("--hardware", "h100", "--out", "/"), "/ is a folder"),
+        (("--hardware", "h100", "--rate", "inf"), "rates are"),
+        (("--hardware", "h100", "--seed", "-1"), "seed is -1"),
+        (("--hardware", "h100", "--length-cv", "nan"), "cv"),
+        (("--hardware", "h100", "--trace", "sessions", "--turns", "nan"), "turns >= 1"),
+        (("--hardware", "h100", "--trace", "sessions", "--think", "inf"), "think > 0"),
+        (("--hardware", "h100", "--arrivals", "gamma", "--burstiness", "0"), "cv"),
+        (("--hardware", "h100", "--images", "2"), "with an image is 2.0"),
     ],
 )
 def test_wrong_calls_say_what_is_wrong(flags: tuple[str, ...], message: str, capsys):

@@ -19,6 +19,7 @@ from triptych.tools.bench.http_client import HttpLoadClient
 from triptych.tools.bench.metrics import Record, Summary, parse_objectives, summarise
 from triptych.tools.bench.workload import Item
 from triptych.tools.connection import Connection
+from triptych.tools.reports import check_outputs
 from triptych.tools.settings import add_flags, resolve
 
 _STDOUT = Path("-")
@@ -107,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
     connection = resolve(Connection, args)
     if args.num_requests < 1 or args.warmup < 0 or args.rounds < 1:
         raise ConfigError("--num-requests and --rounds must be positive, --warmup not negative")
+    check_outputs(args.json, args.plot)
     try:
         objectives = parse_objectives(args.goodput)
         return asyncio.run(_bench(args, connection, objectives))

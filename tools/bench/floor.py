@@ -20,6 +20,7 @@ from triptych.runtime.core.instance import Role
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.instance.plan import Draw, Row, Seat, StepPlan
 from triptych.tools.config import ServeConfig
+from triptych.tools.reports import check_outputs
 
 if TYPE_CHECKING:
     from triptych.models.weights.load import LoadedDecoder
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if min(args.batch, args.context, args.steps, args.page_size) < 1:
         raise ConfigError("--batch, --context, --steps and --page-size must be positive")
+    check_outputs(args.json)
     import jax
 
     from triptych.models.hub.bundle import open_model

@@ -23,6 +23,7 @@ import grpc
 from triptych.runtime.client import AsyncClient
 from triptych.runtime.core.errors import ConfigError, Status
 from triptych.runtime.core.topology import parse
+from triptych.tools.reports import check_outputs
 from triptych.tools.trials.deployment import Deployment
 from triptych.tools.trials.faults import Bounds, Fault, inflict
 from triptych.tools.trials.flags import add_arguments as add_trial_arguments
@@ -155,6 +156,7 @@ def chosen(text: str) -> tuple[Fault, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_outputs(args.log, args.json)
     return asyncio.run(_run(args))
 
 

@@ -25,6 +25,7 @@ from triptych.proto.v1 import control_pb2, inference_pb2, transfer_pb2, worker_p
 from triptych.runtime.client import AsyncClient
 from triptych.runtime.core.errors import TriptychError
 from triptych.runtime.wire.auth import bearer_metadata
+from triptych.tools.reports import check_outputs
 from triptych.tools.trials import http_calls
 from triptych.tools.trials.calls import CUT, LEFT, Ending, Method, call, methods_of, shout
 from triptych.tools.trials.corpus import Conversation, Facts
@@ -264,6 +265,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_outputs(args.log, args.json)
     return asyncio.run(_run(args))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from triptych.runtime.client import AsyncClient
 from triptych.runtime.core.errors import OverloadedError, TriptychError
+from triptych.tools.reports import check_outputs
 from triptych.tools.trials.deployment import Deployment
 from triptych.tools.trials.flags import add_address_arguments, opened
 from triptych.tools.trials.flags import add_arguments as add_trial_arguments
@@ -129,6 +130,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_outputs(args.log, args.json)
     return asyncio.run(_run(args))
 
 
