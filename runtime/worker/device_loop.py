@@ -54,7 +54,7 @@ class LoopOwner(Protocol):
         ...
 
     def on_flush(self) -> None:
-        """An iteration ended: send what it produced."""
+        """The loop is about to wait for the device, or an iteration ended: send what it produced."""
         ...
 
     def on_engine_lost(self, error: EngineError) -> None:
@@ -135,6 +135,7 @@ class DeviceLoop(threading.Thread):
             self._feed(Tick())
         dispatched = len(self._in_flight) < MAX_IN_FLIGHT and self._feed(DeviceReady())
         if self._in_flight and (not dispatched or len(self._in_flight) == MAX_IN_FLIGHT):
+            self._owner.on_flush()  # what was heard and answered since the last step must not wait for this one
             started = self._clock.now()
             result = self._engine.collect(self._in_flight.popleft())
             self.wait_seconds += self._clock.now() - started

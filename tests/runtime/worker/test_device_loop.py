@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 from triptych.runtime.core.clock import MonotonicClock
 from triptych.runtime.core.errors import EngineError
-from triptych.runtime.instance.messages import DeviceReady, InstanceEvent, StepDone, Tick
+from triptych.runtime.instance.messages import DeviceReady, InstanceEvent, LeaseExtended, StepDone, Tick
 from triptych.runtime.instance.plan import Export, StepPlan, StepResult
 from triptych.runtime.worker import device_loop
 from triptych.runtime.worker.device_loop import DeviceLoop
@@ -18,6 +19,8 @@ STEPS = 20
 class OneAtATime:
     """Has something to plan only after the result of the last plan, as when the queue's head waits for the pages of what runs."""
 
+    ahead = 1
+
     def __init__(self) -> None:
         self.planned = self.done = 0
         self.finished = threading.Event()
@@ -27,7 +30,7 @@ class OneAtATime:
             self.done += 1
             if self.done == STEPS:
                 self.finished.set()
-        if isinstance(event, DeviceReady) and self.planned == self.done < STEPS:
+        if isinstance(event, DeviceReady) and self.planned < min(STEPS, self.done + self.ahead):
             self.planned += 1
             return [StepPlan(self.planned, ())]
         return []
@@ -70,6 +73,40 @@ def test_a_result_that_makes_room_is_followed_by_the_next_plan_at_once() -> None
     loop.stop()
     loop.join()
     assert taken < STEPS * device_loop.TICK / 2, f"{STEPS} steps took {taken:.2f} s: the loop slept between them"
+
+
+def test_an_answer_does_not_wait_for_the_step_that_runs() -> None:
+    """Refusals, grants and the like are given between steps; a step may take long."""
+    said: list[str] = []
+    hidden: list[object] = []
+
+    class Answers(OneAtATime):
+        ahead = 2
+
+        def handle(self, event: InstanceEvent, now: float) -> list[Any]:
+            return ["answer"] if isinstance(event, LeaseExtended) else super().handle(event, now)
+
+    class Sends(Owner):
+        def on_message(self, message: object) -> None:
+            hidden.append(message)
+
+        def on_flush(self) -> None:
+            said.extend(str(message) for message in hidden)
+            hidden.clear()
+
+    class Watches(Immediate):
+        def collect(self, pending: StepPlan) -> StepResult:
+            assert not hidden, f"{hidden} must wait for step {pending.id}"
+            loop.post(LeaseExtended(pending.id))  # while the next step is under way
+            return super().collect(pending)
+
+    core, deaths = Answers(), list[BaseException]()
+    loop = DeviceLoop("test", core, Watches(), Sends(), clock=MonotonicClock(), on_death=deaths.append)
+    loop.start()
+    assert core.finished.wait(10)
+    loop.stop()
+    loop.join()
+    assert not deaths and said == ["answer"] * STEPS
 
 
 def test_a_failing_job_loses_the_engine_and_the_loop_goes_on() -> None:
