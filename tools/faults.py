@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         return 0 if replay(args.replay, sys.stdout, kinds).passed else 1
     tally = Tally()
     began = shown = time.monotonic()
-    for outcome in run_many(args.schedules, args.seed, args.jobs, kinds):
+    for outcome in run_many(args.schedules, args.seed, min(args.jobs, os.cpu_count() or 1, args.schedules), kinds):
         tally.add(outcome)
         if not outcome.passed:
             print(f"seed {outcome.seed} fails: {outcome.wrong[0].splitlines()[0]}", file=sys.stderr, flush=True)

@@ -171,7 +171,8 @@ def calibrated(args: argparse.Namespace, role: str, core: int) -> StepTable:
                 command, env={**os.environ, **cache, **platform}, capture_output=True, text=True, check=False
             )
         if done.returncode:
-            raise EngineError(f"calibrating failed: {done.stderr.strip().splitlines()[-1:]}")
+            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise (ConfigError if done.returncode == 2 else EngineError)(f"calibrating {args.model}: {last}")
         try:
             return load_table(out)
         except StepTableError as error:

@@ -52,11 +52,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def serve(config: ServeConfig) -> int:
-    """Run the deployment until it is asked to stop; returns the exit status. Raises ChildExitedError if it cannot start."""
+    """Run the deployment until it is asked to stop, at once if it is asked twice; returns the exit status. Raises ChildExitedError if it cannot start."""
     asked: list[int] = []
+    supervisors: list[Supervisor] = []
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
         asked.append(signum)
+        if len(asked) > 1:
+            for one in supervisors:
+                one.kill()
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, on_signal)
@@ -79,6 +83,7 @@ def serve(config: ServeConfig) -> int:
         workers = launch.worker_processes(config, config_file, control.address, device, os.environ)
         keeper = Keeper(config.plan, (*front, *workers), _say, _announce_back)
         with keeper.supervisor as supervisor:
+            supervisors.append(supervisor)
             _say(f"starting {config.topology} of {config.model} on {device}")
             # The gateway fetches the model, if need be, before the workers look for it.
             for group in (front, workers):

@@ -170,6 +170,12 @@ class Supervisor:
                 self._wait_for(child, None)
         return {c.name: c.exit_code for c in wanted if c.exit_code is not None}
 
+    def kill(self) -> None:
+        """SIGKILL every child, also while `stop` waits for some: for an operator who has asked twice. May be called in a signal handler."""
+        for child in list(self._children.values()):
+            child.asked = True
+            child.process.kill()
+
     def __enter__(self) -> Self:
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +109,7 @@ def test_wrong_calls_say_what_is_wrong(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="each of two workers needs a core")
 @pytest.mark.limit(900)
 def test_a_live_round(tmp_path: Path, capsys):
     """That it runs from end to end; how good the prediction is only a quiet machine can say."""

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -46,6 +47,18 @@ def test_waits_for_every_ready_line_and_returns_what_they_said(log: list[str]):
         assert supervisor.wait_ready(30) == {"a": {"address": "a:1"}, "b": {"address": "a:1"}}
         assert {"[a] hello", "[b] hello"} <= set(log)
         assert supervisor.stop(grace=10) == {"a": -signal.SIGTERM, "b": -signal.SIGTERM}
+
+
+def test_asking_twice_ends_children_at_once(log: list[str]):
+    deaf = f"import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); {READY} time.sleep(60)"
+    with Supervisor(log=log.append) as supervisor:
+        supervisor.start("deaf", script(deaf))
+        supervisor.wait_ready(30)
+        timer = threading.Timer(0.3, supervisor.kill)
+        timer.start()
+        assert supervisor.stop(grace=50) == {"deaf": -signal.SIGKILL}
+        timer.join()
+    assert not any("did not end" in line for line in log)
 
 
 def test_a_child_that_dies_while_starting_is_reported_with_code_and_last_words(log: list[str]):
