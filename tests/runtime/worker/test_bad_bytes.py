@@ -63,13 +63,19 @@ async def _ask(method, data: bytes) -> grpc.StatusCode:  # type: ignore[no-untyp
             await server.stop(None)
 
 
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged. Not what grpc says of another test's event loop: one poller serves all loops of a process, and closed ones make it complain."""
+    lines = [record.getMessage() for record in caplog.records]
+    return [line for line in lines if not line.startswith("Exception in callback PollerCompletionQueue._handle_events")]
+
+
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_bytes_that_are_no_message_are_an_invalid_argument(
     name: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
         assert asyncio.run(_ask(METHODS[name], RUBBISH[kind])) is grpc.StatusCode.INVALID_ARGUMENT
-    assert not caplog.records
+    assert not said(caplog)
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -81,4 +87,4 @@ def test_an_empty_message_is_a_typed_error(name: str, caplog: pytest.LogCaptureF
         grpc.StatusCode.NOT_FOUND,
         grpc.StatusCode.FAILED_PRECONDITION,
     )
-    assert not caplog.records
+    assert not said(caplog)
