@@ -38,11 +38,12 @@ class Kind(StrEnum):
     MUTANT = "mutant"  # a good message with damaged bytes
     SPLICED = "spliced"  # two messages in one: the later value of a field, or of a oneof, wins
     NOISE = "noise"  # bytes
-    HUGE = "huge"  # longer than servers accept
+    HUGE = "huge"  # longer than a gateway accepts, or than any server
 
 
-WEIGHTS = {Kind.GOOD: 3, Kind.STRANGE: 4, Kind.MUTANT: 6, Kind.SPLICED: 2, Kind.NOISE: 2, Kind.HUGE: 0.005}
-HUGE_BYTES = 70 * 10**6  # more than the 64 MiB that the scheduler takes; gRPC refuses it by its length
+WEIGHTS = {Kind.GOOD: 3, Kind.STRANGE: 4, Kind.MUTANT: 6, Kind.SPLICED: 2, Kind.NOISE: 2, Kind.HUGE: 0.02}
+# The scheduler and the workers take 64 MiB: one that they read, one that gRPC refuses by its length.
+HUGE_BYTES = (20 * 10**6, 70 * 10**6)
 
 
 class Source:
@@ -68,7 +69,7 @@ class Source:
             case Kind.NOISE:
                 return kind, noise(self._random)
             case Kind.HUGE:
-                return kind, self._sensible(descriptor) + b"\x00" * HUGE_BYTES
+                return kind, self._sensible(descriptor) + b"\x00" * self._random.choice(HUGE_BYTES)
 
     def message(self, descriptor: Descriptor, depth: int = DEPTH) -> Message:
         """A message that parses, each field drawn on its own; of a oneof, whichever member is drawn last is set."""
