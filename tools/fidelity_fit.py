@@ -2,8 +2,9 @@
 on the load that was measured.
 
 What is fitted, each to the median of a few requests on an otherwise idle deployment: the loop's own time in a decode
-step with one row and with several (HostTime), in a prefill step of an instance that only prefills, the way of a request in and of a token out (`admit`),
-and the latency and bandwidth of a pull. Nothing is fitted to the load that is predicted.
+step with one row and with several (HostTime), in a prefill step of an instance that only prefills, the way of a request
+in and of a token out (`admit`), and the latency and bandwidth of a pull. Nothing is fitted to the load that is
+predicted.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ class Predicted:
     ttft: np.ndarray
     tpot: np.ndarray
     after: np.ndarray
-    prefill: np.ndarray
     seconds: float
 
 
@@ -65,8 +65,8 @@ def predict(model: Model, sent: Sent) -> Predicted:
         raise ValueError(f"simulated requests failed: {dict(cluster.requests.failures)}")
     at = cluster.requests.column("at")
     order = np.lexsort((cluster.requests.column("prompt"), at))
-    ttft, tpot, e2e, prefill = (cluster.requests.column(name)[order] for name in ("ttft", "tpot", "e2e", "prefill"))
-    return Predicted(ttft, tpot, e2e - ttft, prefill, float((at + cluster.requests.column("e2e")).max() - at.min()))
+    ttft, tpot, e2e = (cluster.requests.column(name)[order] for name in ("ttft", "tpot", "e2e"))
+    return Predicted(ttft, tpot, e2e - ttft, float((at + cluster.requests.column("e2e")).max() - at.min()))
 
 
 def _device(model: Model, table: StepTable) -> Device:

@@ -98,14 +98,12 @@ def deployment(config: ServeConfig, cores: Cores) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Probe:
-    """One request as its client saw it, seconds; `prefill` and `kv_bytes` are the server's own account."""
+    """One request as its client saw it, in seconds."""
 
     prompt: int
     output: int
     ttft: float
     gaps: tuple[float, ...]
-    prefill: float
-    kv_bytes: int
 
     @property
     def after(self) -> float:
@@ -122,10 +120,8 @@ async def probe(client: AsyncClient, prompt: Sequence[int], output: int) -> Prob
     async with call as stream:
         async for chunk in stream:
             arrivals += [time.perf_counter()] * len(chunk.tokens)
-        timings = stream.result.timings
-    assert timings is not None
     gaps = tuple(b - a for a, b in pairwise(arrivals))
-    return Probe(len(prompt), output, arrivals[0] - began, gaps, timings.prefill, timings.kv_bytes)
+    return Probe(len(prompt), output, arrivals[0] - began, gaps)
 
 
 async def probes(address: str, lengths: Sequence[int], output: int, together: int, repeats: int) -> list[list[Probe]]:

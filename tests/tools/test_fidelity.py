@@ -42,7 +42,7 @@ def probes(truth: Model, lengths: list[int], together: int) -> list[list[Probe]]
                 context = length + token + 1
                 steps.append(table.seconds(StepShape(together, together * context, longest=context, draws=together)))
             steps[0] += seen.after[place] - sum(steps)  # the pull, before the second token
-            group.append(Probe(length, 32, float(seen.ttft[place]), tuple(steps), float(seen.prefill[place]), 0))
+            group.append(Probe(length, 32, float(seen.ttft[place]), tuple(steps)))
         out.append(group)
     return out
 
