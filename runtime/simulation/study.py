@@ -175,7 +175,7 @@ def _rare_collections() -> Iterator[None]:
     hardly anything to find, and every collection looks at all that is new."""
     before = gc.get_threshold()
     gc.collect()
-    gc.set_threshold(200_000, 20, 20)
+    gc.set_threshold(2_000_000, 20, 20)
     try:
         yield
     finally:
