@@ -15,32 +15,38 @@ class InstanceRef(_message.Message):
     def __init__(self, id: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Capacity(_message.Message):
-    __slots__ = ("max_num_seqs", "num_pages", "page_size", "max_model_len")
+    __slots__ = ("max_num_seqs", "num_pages", "page_size", "max_model_len", "media_pages", "max_patches")
     MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
     NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_PAGES_FIELD_NUMBER: _ClassVar[int]
+    MAX_PATCHES_FIELD_NUMBER: _ClassVar[int]
     max_num_seqs: int
     num_pages: int
     page_size: int
     max_model_len: int
-    def __init__(self, max_num_seqs: _Optional[int] = ..., num_pages: _Optional[int] = ..., page_size: _Optional[int] = ..., max_model_len: _Optional[int] = ...) -> None: ...
+    media_pages: int
+    max_patches: int
+    def __init__(self, max_num_seqs: _Optional[int] = ..., num_pages: _Optional[int] = ..., page_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., media_pages: _Optional[int] = ..., max_patches: _Optional[int] = ...) -> None: ...
 
 class Compatibility(_message.Message):
-    __slots__ = ("protocol", "model", "revision", "kv_dtype", "page_size", "kv_layout")
+    __slots__ = ("protocol", "model", "revision", "kv_dtype", "page_size", "kv_layout", "media_layout")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     KV_DTYPE_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     KV_LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_LAYOUT_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     model: str
     revision: str
     kv_dtype: str
     page_size: int
     kv_layout: str
-    def __init__(self, protocol: _Optional[int] = ..., model: _Optional[str] = ..., revision: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., page_size: _Optional[int] = ..., kv_layout: _Optional[str] = ...) -> None: ...
+    media_layout: str
+    def __init__(self, protocol: _Optional[int] = ..., model: _Optional[str] = ..., revision: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., page_size: _Optional[int] = ..., kv_layout: _Optional[str] = ..., media_layout: _Optional[str] = ...) -> None: ...
 
 class Label(_message.Message):
     __slots__ = ("key", "value")
@@ -77,7 +83,7 @@ class InstanceInfo(_message.Message):
     def __init__(self, ref: _Optional[_Union[InstanceRef, _Mapping]] = ..., worker: _Optional[str] = ..., address: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., compatibility: _Optional[_Union[Compatibility, _Mapping]] = ..., tp: _Optional[int] = ..., transports: _Optional[_Iterable[str]] = ..., domain: _Optional[str] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., switchable: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("running", "waiting", "waiting_tokens", "free_pages", "free_slots", "staged", "share")
+    __slots__ = ("running", "waiting", "waiting_tokens", "free_pages", "free_slots", "staged", "share", "free_media_pages", "encoding")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     WAITING_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +91,8 @@ class Load(_message.Message):
     FREE_SLOTS_FIELD_NUMBER: _ClassVar[int]
     STAGED_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
+    FREE_MEDIA_PAGES_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     waiting_tokens: int
@@ -92,7 +100,9 @@ class Load(_message.Message):
     free_slots: int
     staged: int
     share: int
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., free_pages: _Optional[int] = ..., free_slots: _Optional[int] = ..., staged: _Optional[int] = ..., share: _Optional[int] = ...) -> None: ...
+    free_media_pages: int
+    encoding: int
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., free_pages: _Optional[int] = ..., free_slots: _Optional[int] = ..., staged: _Optional[int] = ..., share: _Optional[int] = ..., free_media_pages: _Optional[int] = ..., encoding: _Optional[int] = ...) -> None: ...
 
 class TokenBias(_message.Message):
     __slots__ = ("token", "bias")
@@ -140,8 +150,24 @@ class SamplingParams(_message.Message):
     prompt_logprobs: int
     def __init__(self, max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Iterable[_Union[TokenBias, _Mapping]]] = ..., seed: _Optional[int] = ..., n: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ...) -> None: ...
 
+class MediaItem(_message.Message):
+    __slots__ = ("hash", "kind", "offset", "tokens", "patches", "grid")
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PATCHES_FIELD_NUMBER: _ClassVar[int]
+    GRID_FIELD_NUMBER: _ClassVar[int]
+    hash: str
+    kind: str
+    offset: int
+    tokens: int
+    patches: int
+    grid: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, hash: _Optional[str] = ..., kind: _Optional[str] = ..., offset: _Optional[int] = ..., tokens: _Optional[int] = ..., patches: _Optional[int] = ..., grid: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class Request(_message.Message):
-    __slots__ = ("id", "gateway", "model", "prompt", "sampling", "deadline", "attempt", "priority", "cache_salt")
+    __slots__ = ("id", "gateway", "model", "prompt", "sampling", "deadline", "attempt", "priority", "cache_salt", "media")
     ID_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -151,6 +177,7 @@ class Request(_message.Message):
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_FIELD_NUMBER: _ClassVar[int]
     id: str
     gateway: str
     model: str
@@ -160,7 +187,8 @@ class Request(_message.Message):
     attempt: int
     priority: int
     cache_salt: str
-    def __init__(self, id: _Optional[str] = ..., gateway: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., deadline: _Optional[float] = ..., attempt: _Optional[int] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    media: _containers.RepeatedCompositeFieldContainer[MediaItem]
+    def __init__(self, id: _Optional[str] = ..., gateway: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., deadline: _Optional[float] = ..., attempt: _Optional[int] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., media: _Optional[_Iterable[_Union[MediaItem, _Mapping]]] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
     __slots__ = ("token", "logprob")

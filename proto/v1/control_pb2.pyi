@@ -61,19 +61,47 @@ class AbortTask(_message.Message):
     attempt: int
     def __init__(self, request: _Optional[str] = ..., status: _Optional[int] = ..., reason: _Optional[str] = ..., role: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
 
+class StartEncode(_message.Message):
+    __slots__ = ("request", "items", "ttl", "lease")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    request: _common_pb2.Request
+    items: _containers.RepeatedScalarFieldContainer[int]
+    ttl: float
+    lease: float
+    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ..., items: _Optional[_Iterable[int]] = ..., ttl: _Optional[float] = ..., lease: _Optional[float] = ...) -> None: ...
+
+class FeedMedia(_message.Message):
+    __slots__ = ("request", "source", "items", "attempt")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    source: _common_pb2.Handle
+    items: _containers.RepeatedScalarFieldContainer[int]
+    attempt: int
+    def __init__(self, request: _Optional[str] = ..., source: _Optional[_Union[_common_pb2.Handle, _Mapping]] = ..., items: _Optional[_Iterable[int]] = ..., attempt: _Optional[int] = ...) -> None: ...
+
 class TaskCommand(_message.Message):
-    __slots__ = ("reserve_decode", "start_prefill", "start_decode", "start_local", "abort_task")
+    __slots__ = ("reserve_decode", "start_prefill", "start_decode", "start_local", "abort_task", "start_encode", "feed_media")
     RESERVE_DECODE_FIELD_NUMBER: _ClassVar[int]
     START_PREFILL_FIELD_NUMBER: _ClassVar[int]
     START_DECODE_FIELD_NUMBER: _ClassVar[int]
     START_LOCAL_FIELD_NUMBER: _ClassVar[int]
     ABORT_TASK_FIELD_NUMBER: _ClassVar[int]
+    START_ENCODE_FIELD_NUMBER: _ClassVar[int]
+    FEED_MEDIA_FIELD_NUMBER: _ClassVar[int]
     reserve_decode: ReserveDecode
     start_prefill: StartPrefill
     start_decode: StartDecode
     start_local: StartLocal
     abort_task: AbortTask
-    def __init__(self, reserve_decode: _Optional[_Union[ReserveDecode, _Mapping]] = ..., start_prefill: _Optional[_Union[StartPrefill, _Mapping]] = ..., start_decode: _Optional[_Union[StartDecode, _Mapping]] = ..., start_local: _Optional[_Union[StartLocal, _Mapping]] = ..., abort_task: _Optional[_Union[AbortTask, _Mapping]] = ...) -> None: ...
+    start_encode: StartEncode
+    feed_media: FeedMedia
+    def __init__(self, reserve_decode: _Optional[_Union[ReserveDecode, _Mapping]] = ..., start_prefill: _Optional[_Union[StartPrefill, _Mapping]] = ..., start_decode: _Optional[_Union[StartDecode, _Mapping]] = ..., start_local: _Optional[_Union[StartLocal, _Mapping]] = ..., abort_task: _Optional[_Union[AbortTask, _Mapping]] = ..., start_encode: _Optional[_Union[StartEncode, _Mapping]] = ..., feed_media: _Optional[_Union[FeedMedia, _Mapping]] = ...) -> None: ...
 
 class Granted(_message.Message):
     __slots__ = ("request", "cached_tokens", "attempt")
@@ -117,6 +145,40 @@ class Accepted(_message.Message):
     attempt: int
     def __init__(self, request: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
 
+class MediaWanted(_message.Message):
+    __slots__ = ("request", "items", "attempt")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    items: _containers.RepeatedScalarFieldContainer[int]
+    attempt: int
+    def __init__(self, request: _Optional[str] = ..., items: _Optional[_Iterable[int]] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class EncodeStaged(_message.Message):
+    __slots__ = ("request", "handle", "lacking", "attempt")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    LACKING_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    handle: _common_pb2.Handle
+    lacking: _containers.RepeatedScalarFieldContainer[int]
+    attempt: int
+    def __init__(self, request: _Optional[str] = ..., handle: _Optional[_Union[_common_pb2.Handle, _Mapping]] = ..., lacking: _Optional[_Iterable[int]] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class EncodeDone(_message.Message):
+    __slots__ = ("request", "encoded", "times", "attempt")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ENCODED_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    encoded: int
+    times: _common_pb2.StageTimes
+    attempt: int
+    def __init__(self, request: _Optional[str] = ..., encoded: _Optional[int] = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ..., attempt: _Optional[int] = ...) -> None: ...
+
 class PrefillDone(_message.Message):
     __slots__ = ("request", "report", "finished", "times", "attempt")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
@@ -158,7 +220,7 @@ class TaskEnded(_message.Message):
     def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., status: _Optional[int] = ..., reason: _Optional[str] = ..., preemptions: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class TaskReport(_message.Message):
-    __slots__ = ("granted", "refused", "staged", "accepted", "prefill_done", "decode_started", "task_ended")
+    __slots__ = ("granted", "refused", "staged", "accepted", "prefill_done", "decode_started", "task_ended", "media_wanted", "encode_staged", "encode_done")
     GRANTED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     STAGED_FIELD_NUMBER: _ClassVar[int]
@@ -166,6 +228,9 @@ class TaskReport(_message.Message):
     PREFILL_DONE_FIELD_NUMBER: _ClassVar[int]
     DECODE_STARTED_FIELD_NUMBER: _ClassVar[int]
     TASK_ENDED_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_WANTED_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_STAGED_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_DONE_FIELD_NUMBER: _ClassVar[int]
     granted: Granted
     refused: Refused
     staged: Staged
@@ -173,7 +238,10 @@ class TaskReport(_message.Message):
     prefill_done: PrefillDone
     decode_started: DecodeStarted
     task_ended: TaskEnded
-    def __init__(self, granted: _Optional[_Union[Granted, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., staged: _Optional[_Union[Staged, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., prefill_done: _Optional[_Union[PrefillDone, _Mapping]] = ..., decode_started: _Optional[_Union[DecodeStarted, _Mapping]] = ..., task_ended: _Optional[_Union[TaskEnded, _Mapping]] = ...) -> None: ...
+    media_wanted: MediaWanted
+    encode_staged: EncodeStaged
+    encode_done: EncodeDone
+    def __init__(self, granted: _Optional[_Union[Granted, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., staged: _Optional[_Union[Staged, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., prefill_done: _Optional[_Union[PrefillDone, _Mapping]] = ..., decode_started: _Optional[_Union[DecodeStarted, _Mapping]] = ..., task_ended: _Optional[_Union[TaskEnded, _Mapping]] = ..., media_wanted: _Optional[_Union[MediaWanted, _Mapping]] = ..., encode_staged: _Optional[_Union[EncodeStaged, _Mapping]] = ..., encode_done: _Optional[_Union[EncodeDone, _Mapping]] = ...) -> None: ...
 
 class HeldTask(_message.Message):
     __slots__ = ("ref", "request", "attempt", "role", "gateway", "running")
@@ -417,6 +485,20 @@ class Progress(_message.Message):
     attempt: int
     def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
+class MediaNeeded(_message.Message):
+    __slots__ = ("request", "encode", "address", "items", "attempt")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    encode: _common_pb2.InstanceRef
+    address: str
+    items: _containers.RepeatedScalarFieldContainer[int]
+    attempt: int
+    def __init__(self, request: _Optional[str] = ..., encode: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., address: _Optional[str] = ..., items: _Optional[_Iterable[int]] = ..., attempt: _Optional[int] = ...) -> None: ...
+
 class Interrupted(_message.Message):
     __slots__ = ("request", "attempt", "reason")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
@@ -450,20 +532,22 @@ class Completed(_message.Message):
     def __init__(self, request: _Optional[str] = ..., preemptions: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class GatewayNotice(_message.Message):
-    __slots__ = ("directory", "placed", "progress", "failed", "completed", "interrupted")
+    __slots__ = ("directory", "placed", "progress", "failed", "completed", "interrupted", "media_needed")
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     PLACED_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     COMPLETED_FIELD_NUMBER: _ClassVar[int]
     INTERRUPTED_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_NEEDED_FIELD_NUMBER: _ClassVar[int]
     directory: Directory
     placed: Placed
     progress: Progress
     failed: Failed
     completed: Completed
     interrupted: Interrupted
-    def __init__(self, directory: _Optional[_Union[Directory, _Mapping]] = ..., placed: _Optional[_Union[Placed, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., completed: _Optional[_Union[Completed, _Mapping]] = ..., interrupted: _Optional[_Union[Interrupted, _Mapping]] = ...) -> None: ...
+    media_needed: MediaNeeded
+    def __init__(self, directory: _Optional[_Union[Directory, _Mapping]] = ..., placed: _Optional[_Union[Placed, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., completed: _Optional[_Union[Completed, _Mapping]] = ..., interrupted: _Optional[_Union[Interrupted, _Mapping]] = ..., media_needed: _Optional[_Union[MediaNeeded, _Mapping]] = ...) -> None: ...
 
 class GetClusterRequest(_message.Message):
     __slots__ = ()

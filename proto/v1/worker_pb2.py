@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from triptych.proto.v1 import common_pb2 as triptych_dot_proto_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etriptych/proto/v1/worker.proto\x12\x0btriptych.v1\x1a\x1etriptych/proto/v1/common.proto\"#\n\x10SubscribeRequest\x12\x0f\n\x07gateway\x18\x01 \x01(\t\"\x81\x01\n\nPromptDone\x12\x0f\n\x07request\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12)\n\x06report\x18\x03 \x01(\x0b\x32\x19.triptych.v1.PromptReport\x12&\n\x05times\x18\x04 \x01(\x0b\x32\x17.triptych.v1.StageTimes\"]\n\nTokenBatch\x12%\n\x06tokens\x18\x01 \x03(\x0b\x32\x15.triptych.v1.TokenOut\x12(\n\x07prompts\x18\x02 \x03(\x0b\x32\x17.triptych.v1.PromptDone\"\x10\n\x0eInspectRequest\"\xb6\x02\n\rInstanceState\x12\'\n\x04info\x18\x01 \x01(\x0b\x32\x19.triptych.v1.InstanceInfo\x12\x1f\n\x04load\x18\x02 \x01(\x0b\x32\x11.triptych.v1.Load\x12<\n\tresources\x18\x03 \x03(\x0b\x32).triptych.v1.InstanceState.ResourcesEntry\x12:\n\x08\x63ounters\x18\x04 \x03(\x0b\x32(.triptych.v1.InstanceState.CountersEntry\x1a\x30\n\x0eResourcesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"=\n\x0cInspectReply\x12-\n\tinstances\x18\x01 \x03(\x0b\x32\x1a.triptych.v1.InstanceState2\x92\x01\n\x06Worker\x12\x45\n\tSubscribe\x12\x1d.triptych.v1.SubscribeRequest\x1a\x17.triptych.v1.TokenBatch0\x01\x12\x41\n\x07Inspect\x12\x1b.triptych.v1.InspectRequest\x1a\x19.triptych.v1.InspectReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etriptych/proto/v1/worker.proto\x12\x0btriptych.v1\x1a\x1etriptych/proto/v1/common.proto\"#\n\x10SubscribeRequest\x12\x0f\n\x07gateway\x18\x01 \x01(\t\"s\n\x0bMediaHeader\x12\'\n\x05owner\x18\x01 \x01(\x0b\x32\x18.triptych.v1.InstanceRef\x12\x0c\n\x04hash\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x0c\n\x04grid\x18\x04 \x03(\r\x12\x10\n\x08\x63hecksum\x18\x05 \x01(\r\"U\n\x0fPutMediaRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.triptych.v1.MediaHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04kind\"/\n\rPutMediaReply\x12\x0e\n\x06wanted\x18\x01 \x01(\x08\x12\x0e\n\x06stored\x18\x02 \x01(\x08\"\x81\x01\n\nPromptDone\x12\x0f\n\x07request\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12)\n\x06report\x18\x03 \x01(\x0b\x32\x19.triptych.v1.PromptReport\x12&\n\x05times\x18\x04 \x01(\x0b\x32\x17.triptych.v1.StageTimes\"]\n\nTokenBatch\x12%\n\x06tokens\x18\x01 \x03(\x0b\x32\x15.triptych.v1.TokenOut\x12(\n\x07prompts\x18\x02 \x03(\x0b\x32\x17.triptych.v1.PromptDone\"\x10\n\x0eInspectRequest\"\xb6\x02\n\rInstanceState\x12\'\n\x04info\x18\x01 \x01(\x0b\x32\x19.triptych.v1.InstanceInfo\x12\x1f\n\x04load\x18\x02 \x01(\x0b\x32\x11.triptych.v1.Load\x12<\n\tresources\x18\x03 \x03(\x0b\x32).triptych.v1.InstanceState.ResourcesEntry\x12:\n\x08\x63ounters\x18\x04 \x03(\x0b\x32(.triptych.v1.InstanceState.CountersEntry\x1a\x30\n\x0eResourcesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"=\n\x0cInspectReply\x12-\n\tinstances\x18\x01 \x03(\x0b\x32\x1a.triptych.v1.InstanceState2\xdc\x01\n\x06Worker\x12\x45\n\tSubscribe\x12\x1d.triptych.v1.SubscribeRequest\x1a\x17.triptych.v1.TokenBatch0\x01\x12\x41\n\x07Inspect\x12\x1b.triptych.v1.InspectRequest\x1a\x19.triptych.v1.InspectReply\x12H\n\x08PutMedia\x12\x1c.triptych.v1.PutMediaRequest\x1a\x1a.triptych.v1.PutMediaReply(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,20 +38,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSTANCESTATE_COUNTERSENTRY']._serialized_options = b'8\001'
   _globals['_SUBSCRIBEREQUEST']._serialized_start=79
   _globals['_SUBSCRIBEREQUEST']._serialized_end=114
-  _globals['_PROMPTDONE']._serialized_start=117
-  _globals['_PROMPTDONE']._serialized_end=246
-  _globals['_TOKENBATCH']._serialized_start=248
-  _globals['_TOKENBATCH']._serialized_end=341
-  _globals['_INSPECTREQUEST']._serialized_start=343
-  _globals['_INSPECTREQUEST']._serialized_end=359
-  _globals['_INSTANCESTATE']._serialized_start=362
-  _globals['_INSTANCESTATE']._serialized_end=672
-  _globals['_INSTANCESTATE_RESOURCESENTRY']._serialized_start=575
-  _globals['_INSTANCESTATE_RESOURCESENTRY']._serialized_end=623
-  _globals['_INSTANCESTATE_COUNTERSENTRY']._serialized_start=625
-  _globals['_INSTANCESTATE_COUNTERSENTRY']._serialized_end=672
-  _globals['_INSPECTREPLY']._serialized_start=674
-  _globals['_INSPECTREPLY']._serialized_end=735
-  _globals['_WORKER']._serialized_start=738
-  _globals['_WORKER']._serialized_end=884
+  _globals['_MEDIAHEADER']._serialized_start=116
+  _globals['_MEDIAHEADER']._serialized_end=231
+  _globals['_PUTMEDIAREQUEST']._serialized_start=233
+  _globals['_PUTMEDIAREQUEST']._serialized_end=318
+  _globals['_PUTMEDIAREPLY']._serialized_start=320
+  _globals['_PUTMEDIAREPLY']._serialized_end=367
+  _globals['_PROMPTDONE']._serialized_start=370
+  _globals['_PROMPTDONE']._serialized_end=499
+  _globals['_TOKENBATCH']._serialized_start=501
+  _globals['_TOKENBATCH']._serialized_end=594
+  _globals['_INSPECTREQUEST']._serialized_start=596
+  _globals['_INSPECTREQUEST']._serialized_end=612
+  _globals['_INSTANCESTATE']._serialized_start=615
+  _globals['_INSTANCESTATE']._serialized_end=925
+  _globals['_INSTANCESTATE_RESOURCESENTRY']._serialized_start=828
+  _globals['_INSTANCESTATE_RESOURCESENTRY']._serialized_end=876
+  _globals['_INSTANCESTATE_COUNTERSENTRY']._serialized_start=878
+  _globals['_INSTANCESTATE_COUNTERSENTRY']._serialized_end=925
+  _globals['_INSPECTREPLY']._serialized_start=927
+  _globals['_INSPECTREPLY']._serialized_end=988
+  _globals['_WORKER']._serialized_start=991
+  _globals['_WORKER']._serialized_end=1211
 # @@protoc_insertion_point(module_scope)

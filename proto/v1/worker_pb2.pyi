@@ -13,6 +13,36 @@ class SubscribeRequest(_message.Message):
     gateway: str
     def __init__(self, gateway: _Optional[str] = ...) -> None: ...
 
+class MediaHeader(_message.Message):
+    __slots__ = ("owner", "hash", "shape", "grid", "checksum")
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    GRID_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    owner: _common_pb2.InstanceRef
+    hash: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    grid: _containers.RepeatedScalarFieldContainer[int]
+    checksum: int
+    def __init__(self, owner: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., hash: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., grid: _Optional[_Iterable[int]] = ..., checksum: _Optional[int] = ...) -> None: ...
+
+class PutMediaRequest(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: MediaHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[MediaHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PutMediaReply(_message.Message):
+    __slots__ = ("wanted", "stored")
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    wanted: bool
+    stored: bool
+    def __init__(self, wanted: bool = ..., stored: bool = ...) -> None: ...
+
 class PromptDone(_message.Message):
     __slots__ = ("request", "attempt", "report", "times")
     REQUEST_FIELD_NUMBER: _ClassVar[int]

@@ -44,6 +44,11 @@ class WorkerStub(object):
                 request_serializer=triptych_dot_proto_dot_v1_dot_worker__pb2.InspectRequest.SerializeToString,
                 response_deserializer=triptych_dot_proto_dot_v1_dot_worker__pb2.InspectReply.FromString,
                 _registered_method=True)
+        self.PutMedia = channel.stream_stream(
+                '/triptych.v1.Worker/PutMedia',
+                request_serializer=triptych_dot_proto_dot_v1_dot_worker__pb2.PutMediaRequest.SerializeToString,
+                response_deserializer=triptych_dot_proto_dot_v1_dot_worker__pb2.PutMediaReply.FromString,
+                _registered_method=True)
 
 
 class WorkerServicer(object):
@@ -63,6 +68,14 @@ class WorkerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PutMedia(self, request_iterator, context):
+        """Brings the processed pixels of one media item to an encode instance. The first message says what comes; the answer to it says whether it is
+        wanted (another may have brought it, or the task may have ended); only then the pieces follow.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +88,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Inspect,
                     request_deserializer=triptych_dot_proto_dot_v1_dot_worker__pb2.InspectRequest.FromString,
                     response_serializer=triptych_dot_proto_dot_v1_dot_worker__pb2.InspectReply.SerializeToString,
+            ),
+            'PutMedia': grpc.stream_stream_rpc_method_handler(
+                    servicer.PutMedia,
+                    request_deserializer=triptych_dot_proto_dot_v1_dot_worker__pb2.PutMediaRequest.FromString,
+                    response_serializer=triptych_dot_proto_dot_v1_dot_worker__pb2.PutMediaReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +149,33 @@ class Worker(object):
             '/triptych.v1.Worker/Inspect',
             triptych_dot_proto_dot_v1_dot_worker__pb2.InspectRequest.SerializeToString,
             triptych_dot_proto_dot_v1_dot_worker__pb2.InspectReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutMedia(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/triptych.v1.Worker/PutMedia',
+            triptych_dot_proto_dot_v1_dot_worker__pb2.PutMediaRequest.SerializeToString,
+            triptych_dot_proto_dot_v1_dot_worker__pb2.PutMediaReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -228,6 +228,17 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class MediaNeeded:
+    """Bring the pixels of `items` of this attempt to `encode` (Worker.PutMedia of the worker at its address), which lacks them."""
+
+    request: str
+    encode: InstanceRef
+    address: str
+    items: tuple[int, ...]
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
 class Interrupted:
     """What ran the request is lost. From now on tokens of earlier attempts do not count; the answer is Resume under `attempt`.
 
@@ -259,7 +270,7 @@ class Completed:
     attempt: int = 1
 
 
-GatewayNotice = Directory | Placed | Progress | Interrupted | Failed | Completed
+GatewayNotice = Directory | Placed | MediaNeeded | Progress | Interrupted | Failed | Completed
 
 # ---- commands to workers ------------------------------------------------------------------------------------------------------------
 

@@ -32,12 +32,18 @@ class InstanceRef:
 
 @dataclass(frozen=True)
 class Capacity:
-    """Fixed limits of an instance, declared at registration."""
+    """Fixed limits of an instance, declared at registration.
+
+    `media_pages`: pages of embeddings that it can hold (page_size embeddings each); 0: it takes no media. `max_patches`: the most patches of
+    one item that it can encode; 0: it encodes nothing.
+    """
 
     max_num_seqs: int
     num_pages: int
     page_size: int
     max_model_len: int
+    media_pages: int = 0
+    max_patches: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,11 @@ class Compatibility:
     kv_dtype: str
     page_size: int
     kv_layout: str
+    media_layout: str = ""
 
     def difference(self, other: Compatibility) -> list[str]:
         """Readable lines, one per field that differs; empty when compatible."""
-        names = ("protocol", "model", "revision", "kv_dtype", "page_size", "kv_layout")
+        names = ("protocol", "model", "revision", "kv_dtype", "page_size", "kv_layout", "media_layout")
         return [
             f"{n}: {getattr(self, n)!r} != {getattr(other, n)!r}"
             for n in names
@@ -87,7 +94,7 @@ class InstanceInfo:
 class Load:
     """A snapshot of an instance's occupancy. Soft: routing uses it, admission never trusts it.
 
-    `share`: most prompt tokens that it computes a step now (SetShare); 0 where that is not known.
+    `share`: most prompt tokens that it computes a step now (SetShare); 0 where that is not known. `encoding`: patches that wait to be encoded.
     """
 
     running: int = 0
@@ -97,3 +104,5 @@ class Load:
     free_slots: int = 0
     staged: int = 0
     share: int = 0
+    free_media_pages: int = 0
+    encoding: int = 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from triptych.runtime.core.media import MediaItem
 from triptych.runtime.core.sampling import SamplingParams
 
 
@@ -25,6 +26,7 @@ class Request:
         attempt: 1 for the first try; every token carries it.
         priority: larger is sooner, for QueueOrder policies.
         cache_salt: extra text in every prefix key; different salts never share KV.
+        media: what takes the place of prompt tokens, in order of `offset`, without overlaps.
     """
 
     id: str
@@ -36,6 +38,7 @@ class Request:
     attempt: int = 1
     priority: int = 0
     cache_salt: str = ""
+    media: tuple[MediaItem, ...] = ()
 
 
 class FinishReason(StrEnum):

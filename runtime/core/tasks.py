@@ -9,7 +9,17 @@ One request on a P/D split, in order (P = prefill instance, D = decode instance)
     D -> scheduler  DecodeStarted          everything arrived and was checked; P's staging was released
     D -> scheduler  TaskEnded              all samples finished
 
-An instance that holds both roles gets StartLocal instead of all of these. AbortTask may come at any time and is always answered by
+A request with media goes on like this meanwhile (E = encode instance, P = the instance that computes the prompt, whatever its other roles):
+
+    P -> scheduler  MediaWanted(items)     neither its prefix cache nor its embedding store covers these; may come again
+    scheduler -> E  StartEncode(items)     E answers EncodeStaged(handle) or Refused at once; the gateway is told to bring the pixels of what
+                                           E lacks (MediaNeeded); one request's items may go to several instances
+    scheduler -> P  FeedMedia(handle)      P pulls into its embedding store, when it has room there; on E itself nothing moves
+    E -> scheduler  EncodeDone             all items are encoded; they stay staged under a lease
+    E -> scheduler  TaskEnded              the puller has released them
+    P computes the prompt once every item it wanted is there. What it lost again, or could not pull, it wants again.
+
+An instance that holds both roles gets StartLocal instead of all of the former. AbortTask may come at any time and is always answered by
 exactly one TaskEnded for a task that the instance knows. Every task ends in exactly one TaskEnded; a refused one never began.
 
 A request that lost an instance begins again under its next attempt. `resumed` then says what its client has seen: prefill computes the
@@ -70,6 +80,29 @@ class StartLocal:
 
 
 @dataclass(frozen=True)
+class StartEncode:
+    """Encode `items` (indices into request.media) and stage their embeddings for a puller.
+
+    `ttl`: seconds to wait for the pixels of an item. `lease`: seconds that staged embeddings outlive the puller's last sign of life.
+    """
+
+    request: Request
+    items: tuple[int, ...]
+    ttl: float
+    lease: float
+
+
+@dataclass(frozen=True)
+class FeedMedia:
+    """`source` has (or will have) the embeddings of `items` of a request whose prompt this instance is to compute."""
+
+    request: str
+    source: Handle
+    items: tuple[int, ...]
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
 class AbortTask:
     """End the instance's task of `role` (None: every task) of this request, free what it holds, answer TaskEnded(status, reason).
 
@@ -83,7 +116,7 @@ class AbortTask:
     attempt: int | None = None
 
 
-TaskCommand = ReserveDecode | StartPrefill | StartDecode | StartLocal | AbortTask
+TaskCommand = ReserveDecode | StartPrefill | StartDecode | StartLocal | StartEncode | FeedMedia | AbortTask
 
 
 @dataclass(frozen=True)
@@ -124,6 +157,28 @@ class Accepted:
 
 
 @dataclass(frozen=True)
+class MediaWanted:
+    """The instance that computes the prompt needs the embeddings of `items` and has no others under way for them."""
+
+    request: str
+    items: tuple[int, ...]
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class EncodeStaged:
+    """Answer to StartEncode: accepted; the embeddings can be pulled from `handle`, in the order of the command's items, as they are computed.
+
+    `lacking`: those of the items whose pixels are not here; the request's gateway brings them.
+    """
+
+    request: str
+    handle: Handle
+    lacking: tuple[int, ...] = ()
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
 class StageTimes:
     """Seconds a task spent: waiting on the instance, computing, and (decode) pulling; bytes and pages moved by the pull."""
 
@@ -142,6 +197,16 @@ class PrefillDone:
     request: str
     report: PromptReport
     finished: bool
+    times: StageTimes = StageTimes()
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class EncodeDone:
+    """Every item of the encode task has its embeddings. `encoded` were computed for it, the others were in the store or under way for others."""
+
+    request: str
+    encoded: int
     times: StageTimes = StageTimes()
     attempt: int = 1
 
@@ -171,7 +236,18 @@ class TaskEnded:
     attempt: int = 1
 
 
-TaskReport = Granted | Refused | Staged | Accepted | PrefillDone | DecodeStarted | TaskEnded
+TaskReport = (
+    Granted
+    | Refused
+    | Staged
+    | Accepted
+    | MediaWanted
+    | EncodeStaged
+    | EncodeDone
+    | PrefillDone
+    | DecodeStarted
+    | TaskEnded
+)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.request import Continuation, PromptReport, TokenOut
 from triptych.runtime.core.tasks import StageTimes, TaskCommand, TaskReport
-from triptych.runtime.instance.plan import StepResult
+from triptych.runtime.instance.plan import Pool, StepResult
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,35 @@ class Imported:
 
 
 @dataclass(frozen=True)
+class MediaArrived:
+    """The pixels of an item are in the shell's hands until DropMedia; `patches` as the item says."""
+
+    hash: str
+
+
+@dataclass(frozen=True)
+class MediaImported:
+    """A pull of embeddings is complete and verified; `key` is that of its StartPull's source."""
+
+    request: str
+    key: int
+    times: StageTimes
+    attempt: int
+
+
+@dataclass(frozen=True)
 class ImportFailed:
-    """A pull failed for good; the reservation must end. `attempt` is that of its StartPull."""
+    """A pull failed for good; the reservation must end. `attempt` is that of its StartPull.
+
+    A pull of embeddings has `pool` MEDIA and `key`, that of its source: its items are wanted again.
+    """
 
     request: str
     status: Status
     reason: str
     attempt: int
+    pool: Pool = Pool.KV
+    key: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,7 +94,18 @@ class DeviceReady:
     """The device loop can take one more plan. Answered with at most one StepPlan among the messages."""
 
 
-InstanceEvent = DeviceReady | Command | StepDone | Imported | ImportFailed | StagedReleased | LeaseExtended | Tick
+InstanceEvent = (
+    DeviceReady
+    | Command
+    | StepDone
+    | Imported
+    | ImportFailed
+    | MediaArrived
+    | MediaImported
+    | StagedReleased
+    | LeaseExtended
+    | Tick
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +143,7 @@ class OpenStaging:
     prompt_tokens: int
     first_page: int
     pages: int
+    pool: Pool = Pool.KV  # MEDIA: embeddings; prompt_tokens is pages * page_size, and there is no final record but an empty one
 
 
 @dataclass(frozen=True)
@@ -117,7 +151,8 @@ class CompleteStaging:
     """For the transfer producer: the final record of `key`."""
 
     key: int
-    continuation: Continuation
+    continuation: Continuation | None  # None for embeddings
+    pool: Pool = Pool.KV
 
 
 @dataclass(frozen=True)
@@ -127,6 +162,7 @@ class CloseStaging:
     key: int
     status: Status
     reason: str
+    pool: Pool = Pool.KV
 
 
 @dataclass(frozen=True)
@@ -144,13 +180,28 @@ class StartPull:
     first_page: int
     pages: tuple[int, ...]
     deadline: float | None
+    pool: Pool = Pool.KV
 
 
 @dataclass(frozen=True)
 class CancelPull:
-    """For the transfer consumer: stop pulling for `request`; then its pages may be reused (see InstanceCore on in-flight scatters)."""
+    """For the transfer consumer: stop pulling for `request`; then its pages may be reused (see InstanceCore on in-flight scatters).
+
+    Pulls of embeddings (`pool` MEDIA) are told apart by `key`, that of their source: a request may have several.
+    """
 
     request: str
+    pool: Pool = Pool.KV
+    key: int = 0
 
 
-InstanceMessage = Report | Emit | EmitPrompt | OpenStaging | CompleteStaging | CloseStaging | StartPull | CancelPull
+@dataclass(frozen=True)
+class DropMedia:
+    """For the shell: the pixels of `hash` are not needed any more."""
+
+    hash: str
+
+
+InstanceMessage = (
+    Report | Emit | EmitPrompt | OpenStaging | CompleteStaging | CloseStaging | StartPull | CancelPull | DropMedia
+)

@@ -1,8 +1,8 @@
 """StepPlan: everything one device step does, as plain data.
 
 A plan is serialisable and complete: whoever executes the same plans in the same order on the same weights holds the same pool. That is
-what a follower process of a multi-host instance does. Order inside a plan: `copies`, `seats`, the extend over `rows`, the draws, the
-`exports`.
+what a follower process of a multi-host instance does. Order inside a plan: `copies`, `seats`, the encoder over `encodes`, the extend over
+`rows`, the draws, the `exports`.
 
 Two plans may be in flight. A row whose input token is not known to the host yet (it is being drawn by the plan before) has empty
 `tokens` and takes the token that its slot drew last, on the device.
@@ -11,9 +11,38 @@ Two plans may be in flight. A row whose input token is not known to the host yet
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from triptych.runtime.core.request import Logprobs
 from triptych.runtime.core.sampling import SamplingParams
+
+
+class Pool(StrEnum):
+    """Which paged pool of an instance: KV, or embeddings of media."""
+
+    KV = "kv"
+    MEDIA = "media"
+
+
+@dataclass(frozen=True)
+class Encode:
+    """One media item: its embeddings, `tokens` of them, go to `pages` of the media pool, from the first page's start. The shell has its pixels
+    under `hash`."""
+
+    hash: str
+    patches: int
+    tokens: int
+    pages: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Input tokens [at, at + count) of a row are embeddings: number `first` and those that follow of the item in `pages` of the media pool."""
+
+    at: int
+    count: int
+    first: int
+    pages: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -55,6 +84,7 @@ class Row:
         draws: draws made from the row's last position; empty for a prompt chunk that is not the last.
         score: ids whose log-probability is wanted: score[i] follows input token i (prompt_logprobs); empty = none.
         score_top: how many most likely tokens to report with each score.
+        embedded: runs of input tokens whose embeddings come from the media pool, not from their ids; in order, without overlaps.
     """
 
     sequence: int
@@ -66,6 +96,7 @@ class Row:
     draws: tuple[Draw, ...] = ()
     score: tuple[int, ...] = ()
     score_top: int = 0
+    embedded: tuple[Embedded, ...] = ()
 
     @property
     def length(self) -> int:
@@ -73,18 +104,22 @@ class Row:
 
     @property
     def decode(self) -> bool:
-        """Whether the row fits the decode segment of a program: one token, nothing to score."""
-        return self.length == 1 and not self.score
+        """Whether the row fits the decode segment of a program: one token with an id, nothing to score."""
+        return self.length == 1 and not self.score and not self.embedded
 
 
 @dataclass(frozen=True)
 class Export:
-    """Gather these pages for a puller, after this plan's extend. `first_page` is the index of pages[0] in the sequence's block table."""
+    """Gather these pages for a puller, after this plan's extend. `first_page` is the index of pages[0] in the sequence's block table.
+
+    Of the media pool: the index among all pages of the staging, item after item.
+    """
 
     key: int
     first_page: int
     pages: tuple[int, ...]
     last: bool
+    pool: Pool = Pool.KV
 
 
 @dataclass(frozen=True)
@@ -96,6 +131,7 @@ class StepPlan:
     seats: tuple[Seat, ...] = ()
     copies: tuple[tuple[int, int], ...] = ()  # (source page, destination page)
     exports: tuple[Export, ...] = ()
+    encodes: tuple[Encode, ...] = ()
 
     @property
     def tokens(self) -> int:

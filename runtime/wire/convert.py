@@ -24,14 +24,14 @@ from typing import Any, TypeVar, Union
 
 from google.protobuf.message import DecodeError, Message
 
-from triptych.runtime.core import control, handle, instance, request, sampling, tasks
+from triptych.runtime.core import control, handle, instance, media, request, sampling, tasks
 from triptych.runtime.core.clock import remaining
 from triptych.runtime.core.errors import InvalidRequestError
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
-_MODULES = (control, handle, instance, request, sampling, tasks)
+_MODULES = (control, handle, instance, media, request, sampling, tasks)
 
 
 def encode(value: Any, message_class: type[M], now: float) -> M:
