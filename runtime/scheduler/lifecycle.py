@@ -76,7 +76,7 @@ class Lifecycle:
         """Account for `task`, which its (live) instance owns."""
         member = self._cluster.get(task.ref)
         assert member is not None, f"placed on {task.ref}, which is not a member"
-        record.tasks[task.kind] = task
+        record.hold(task)
         self._cluster.assign(member, record.id, task)
 
     def abort(self, record: Record, task: Task, status: Status, reason: str, out: Out) -> None:
@@ -94,12 +94,13 @@ class Lifecycle:
     def forget(self, record: Record, task: Task) -> None:
         """The instance holds nothing for `task` any more, or is lost."""
         task.state = TaskState.GONE
-        del record.tasks[task.kind]
+        record.let_go(task)
         self._withdraw_with(record, task)
         member = self._cluster.get(task.ref)
         if member is not None:
             self._cluster.release(member, record.id, task)
-            self.room(member)
+            if task.kind is not TaskKind.ENCODE:
+                self.room(member)
 
     def _withdraw_with(self, record: Record, task: Task) -> None:
         if task.kind is TaskKind.DECODE:
@@ -161,7 +162,9 @@ class Lifecycle:
 
     def settle(self, record: Record, out: Out) -> None:
         """If the last task is gone: complete the request, forget it, or (its attempt or reservation given up) let it wait again."""
-        if record.tasks:
+        if record.encodes and record.prompt_task is None:
+            self.end_encodes(record, "nothing computes the prompt any more", out)
+        if record.tasks or record.encodes:
             return
         match record.phase:
             case Phase.RELEASING:
@@ -180,6 +183,13 @@ class Lifecycle:
                 reason = f"every task ended OK while the request was {phase}: nobody finished it"
                 self.fail(record, Status.INTERNAL, reason, out)
 
+    def end_encodes(self, record: Record, reason: str, out: Out) -> None:
+        """Nobody will pull what is staged of the media of `record`, nor wants more of them."""
+        if record.encoding is not None:
+            self._ledger.unwant(record)
+            for task in record.encodes.values():
+                self.abort(record, task, Status.OK, reason, out)
+
     def requeue(self, record: Record, step: Step, out: Out) -> None:
         """Let `record`, which has no tasks, wait again at its old place in the queue."""
         record.advance(step)
@@ -188,11 +198,11 @@ class Lifecycle:
 
     def wait(self, record: Record, out: Out) -> None:
         """`record` waits for an instance: in the queue or, if no placement could ever serve it, beside it for as long as patience lasts."""
-        if record.length > self._cluster.reach.longest:
-            self._ledger.strand(record, out.now + self._config.patience)
-        else:
+        if self._cluster.can_serve(record):
             self._ledger.enqueue(record)
             self.changed = True
+        else:
+            self._ledger.strand(record, out.now + self._config.patience)
 
     # ---- attempts
 
@@ -239,6 +249,7 @@ class Lifecycle:
             self._counters.add(Count.INTERRUPTED)
         record.advance(Step.INTERRUPTED)
         self._ledger.dequeue(record)
+        self._ledger.unwant(record)
         self._ledger.timers[Due.ADOPTION].discard(record.id)
 
     def _go_on(self, record: Record, answer: Resume, out: Out) -> None:
@@ -261,7 +272,7 @@ class Lifecycle:
         self.settle(record, out)
 
     def _abort_all(self, record: Record, status: Status, reason: str, out: Out) -> None:
-        for task in record.tasks.values():
+        for task in record.live_tasks():
             self.abort(record, task, status, reason, out)
 
     # ---- room

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, TransportKind
 from triptych.runtime.scheduler.cluster import Cluster, Pool
+from triptych.runtime.scheduler.media_reach import largest_tokens
 from triptych.runtime.scheduler.reach import Reach
 from triptych.runtime.scheduler.state import Record
 
@@ -71,19 +72,32 @@ class PlacementView:
         self._cluster = cluster
         self._length = record.length
         self._never = record.never
+        self._embeddings = largest_tokens(record.request.media)
 
     def by_load(self, pool: Pool) -> Iterator[Candidate]:
-        """Usable members of `pool`, least loaded first."""
+        """Usable members of `pool`, least loaded first; of those that prefill the ones that can hold the request's media."""
         length, never = self._length, self._never
+        embeddings = 0 if pool is Pool.DECODE else self._embeddings
         for member in self._cluster.by_load(pool):
             info = member.info
-            if info.capacity.max_model_len >= length and not (never and info.ref in never):
+            if (
+                info.capacity.max_model_len >= length
+                and member.media_tokens >= embeddings
+                and not (never and info.ref in never)
+            ):
+                yield member
+
+    def decoders(self, pool: Pool) -> Iterator[Candidate]:
+        """Usable members of `pool`, least loaded first, for a prompt that another instance computes: no media come here."""
+        for member in self._cluster.by_load(pool):
+            if self._usable(member.info):
                 yield member
 
     def after(self, pool: Pool, instance_id: str) -> Iterator[Candidate]:
         """Usable members of `pool` in order of name, starting behind `instance_id` ("" for the first) and going round once."""
+        embeddings = 0 if pool is Pool.DECODE else self._embeddings
         for member in self._cluster.after(pool, instance_id):
-            if not member.closed and self._usable(member.info):
+            if not member.closed and member.media_tokens >= embeddings and self._usable(member.info):
                 yield member
 
     def _usable(self, info: InstanceInfo) -> bool:
