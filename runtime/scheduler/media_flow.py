@@ -11,7 +11,7 @@ until something changes, as long as patience lasts; every item is given to insta
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 
 from triptych.runtime.core.control import MediaNeeded, Progress
 from triptych.runtime.core.errors import Status
@@ -72,6 +72,7 @@ class MediaFlow:
         again = [item for item in report.items if item not in asked]
         for task in record.encodes.values():
             if not set(again).isdisjoint(task.items):  # its pull failed: nobody will come for the rest of it either
+                self._doubt(record, task, f"what instance {task.ref.id} had staged was wanted again")
                 self._life.abort(record, task, Status.CANCELLED, "its embeddings were wanted again", out)
         self._want(record, again, out)
 
@@ -106,7 +107,7 @@ class MediaFlow:
         encoding = _encoding(record)
         self._counters.add(Count.ENCODES_REFUSED)
         self._life.forget(record, task)
-        self._doubt(record, task, f"instance {member.ref.id}: {report.reason}")
+        self._lacks(record, task, f"instance {member.ref.id}: {report.reason}")
         if report.permanent:
             encoding.never[member.ref] = report.reason
             if any(self._refused_by_all(record.request.media[item], encoding) for item in task.items):
@@ -229,15 +230,28 @@ class MediaFlow:
                 and (member is asker or shared_transport(member.info, asker.info) is not None)
             )
 
-        encoders = self._cluster.encoders
+        known = self._known(item)
+        second: Member | None = None
+        for member in self._by_preference(known, asker):
+            if usable(member):
+                if member.ref not in encoding.doubted:
+                    self._counters.add(Count.ITEMS_KNOWN, int(member is known))
+                    return member
+                second = second or member
+        return second
+
+    def _known(self, item: MediaItem) -> Member | None:
+        """The live instance that was given `item` last."""
         ref = self._affinity.get(item.hash)
-        known = None if ref is None else self._cluster.get(ref)
-        if known is not None and encoders.is_open(known) and usable(known):
-            self._counters.add(Count.ITEMS_KNOWN)
-            return known
-        if encoders.is_open(asker) and usable(asker):
-            return asker
-        return next((member for member in encoders.by_load() if usable(member)), None)
+        return None if ref is None else self._cluster.get(ref)
+
+    def _by_preference(self, known: Member | None, asker: Member) -> Iterator[Member]:
+        """Open encode instances: who has it, who wants it, and the others by load."""
+        encoders = self._cluster.encoders
+        for member in (known, asker):
+            if member is not None and encoders.is_open(member):
+                yield member
+        yield from encoders.by_load()
 
     # ---- shared steps
 
@@ -265,7 +279,12 @@ class MediaFlow:
         self._life.settle(record, out)
 
     def _doubt(self, record: Record, task: EncodeTask, trouble: str) -> None:
-        """`task` failed: its instance may not have its items."""
+        """`task` failed: other instances are asked first."""
+        _encoding(record).doubted[task.ref] = None
+        self._lacks(record, task, trouble)
+
+    def _lacks(self, record: Record, task: EncodeTask, trouble: str) -> None:
+        """The instance of `task` may not have its items."""
         _encoding(record).trouble = trouble
         for item in task.items:
             self._affinity.drop(record.request.media[item].hash, task.ref)

@@ -239,6 +239,7 @@ class Encoding:
         wanted: indices of items that wait for an encode instance, in the order in which they were wanted.
         tries: how often each item was given to an instance that did not refuse it for lack of room.
         never: instances that refused some of them for good, with their reasons.
+        doubted: instances whose tasks failed, or were pulled from in vain; others are asked first.
         trouble: how the last encode task failed, for the reason that a client is shown.
         computed: whether the prompt is computed.
     """
@@ -246,6 +247,7 @@ class Encoding:
     wanted: dict[int, None] = field(default_factory=dict)
     tries: Counter[int] = field(default_factory=Counter)
     never: dict[InstanceRef, str] = field(default_factory=dict)
+    doubted: dict[InstanceRef, None] = field(default_factory=dict)
     trouble: str = ""
     computed: bool = False
 
