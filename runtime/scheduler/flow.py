@@ -175,9 +175,8 @@ class Flow:
                 decode = record.tasks.get(TaskKind.DECODE)
                 if record.phase is Phase.FINISHING and decode is not None:
                     self._life.abort(record, decode, Status.OK, "finished at first token", out)
-                self._media.computed(record, out)
-            case MediaWanted():
-                self._media.wanted(record, report, out)
+                if record.encoding is not None:
+                    self._media.computed(record, record.encoding, out)
             case DecodeStarted():
                 if record.phase is Phase.ADOPTING:
                     self._adoption.found(record)
@@ -185,6 +184,8 @@ class Flow:
                 self._life.notify(record, Progress(record.id, Role.DECODE, report.times, report.attempt), out)
             case TaskEnded():
                 self._ended(record, task, report, out)
+            case MediaWanted():
+                self._media.wanted(record, report, out)
 
     def _follow_encode(self, record: Record, task: EncodeTask, member: Member, report: TaskReport, out: Out) -> None:
         match report:
@@ -308,13 +309,14 @@ def _may_succeed_elsewhere(record: Record, kind: TaskKind, status: Status, now: 
 
 def _task_of(record: Record, ref: InstanceRef, report: TaskReport) -> Task | None:
     """The live task of `record` that `report` from `ref` is about. A local task answers to either role."""
-    if role_of(report) is Role.ENCODE:
+    role = role_of(report)
+    if role is Role.ENCODE:
         return record.encodes.get(ref)
     tasks = record.tasks
     local = tasks.get(TaskKind.LOCAL)
     if local is not None and local.ref == ref:
         return local
-    kind = kind_of(role_of(report))
+    kind = kind_of(role)
     task = None if kind is None else tasks.get(kind)
     return task if task is not None and (task.ref is ref or task.ref == ref) else None
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 from triptych.runtime.scheduler.lazy_heap import LazyHeap
-from triptych.runtime.scheduler.state import Phase, Record
+from triptych.runtime.scheduler.state import Phase, Record, media_of
 
 
 class Due(StrEnum):
@@ -79,8 +79,7 @@ class Ledger:
 
     def want(self, record: Record, items: Iterable[int], until: float) -> None:
         """The prompt of `record` wants the embeddings of `items`, which has media; at the latest by `until` encode instances must have taken them."""
-        assert record.encoding is not None, f"{record.id} has no media"
-        record.encoding.wanted.update(dict.fromkeys(items))
+        media_of(record).wanted.update(dict.fromkeys(items))
         self.wanting[record.id] = None
         if record.id not in self.timers[Due.ENCODING]:
             self.timers[Due.ENCODING].put(record.id, until)
@@ -119,7 +118,8 @@ class Ledger:
         del self.records[record.id]
 
     def _forget_waits(self, record: Record) -> None:
-        self.unwant(record)
+        if record.encoding is not None:
+            self.unwant(record)
         self.queue.discard(record.id)
         for timer in self.timers.values():
             if timer:

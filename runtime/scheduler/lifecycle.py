@@ -27,7 +27,18 @@ from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.counters import Count, Counters
 from triptych.runtime.scheduler.lazy_heap import LazyHeap
 from triptych.runtime.scheduler.ledger import Due, Ledger
-from triptych.runtime.scheduler.state import COMPLETABLE, Phase, Record, Step, Task, TaskKind, TaskSignal, TaskState
+from triptych.runtime.scheduler.state import (
+    COMPLETABLE,
+    EncodeTask,
+    Phase,
+    Record,
+    Step,
+    Task,
+    TaskKind,
+    TaskSignal,
+    TaskState,
+    media_of,
+)
 
 
 class Out(list[SchedulerCommand]):
@@ -76,7 +87,10 @@ class Lifecycle:
         """Account for `task`, which its (live) instance owns."""
         member = self._cluster.get(task.ref)
         assert member is not None, f"placed on {task.ref}, which is not a member"
-        record.hold(task)
+        if isinstance(task, EncodeTask):
+            media_of(record).tasks[task.ref] = task
+        else:
+            record.tasks[task.kind] = task
         self._cluster.assign(member, record.id, task)
 
     def abort(self, record: Record, task: Task, status: Status, reason: str, out: Out) -> None:
@@ -94,9 +108,12 @@ class Lifecycle:
     def forget(self, record: Record, task: Task) -> None:
         """The instance holds nothing for `task` any more, or is lost."""
         task.state = TaskState.GONE
-        record.let_go(task)
-        self._withdraw_with(record, task)
         member = self._cluster.get(task.ref)
+        if isinstance(task, EncodeTask):
+            del media_of(record).tasks[task.ref]
+        else:
+            del record.tasks[task.kind]
+            self._withdraw_with(record, task)
         if member is not None:
             self._cluster.release(member, record.id, task)
             if task.kind is not TaskKind.ENCODE:
@@ -162,9 +179,12 @@ class Lifecycle:
 
     def settle(self, record: Record, out: Out) -> None:
         """If the last task is gone: complete the request, forget it, or (its attempt or reservation given up) let it wait again."""
-        if record.encodes and record.prompt_task is None:
-            self.end_encodes(record, "nothing computes the prompt any more", out)
-        if record.tasks or record.encodes:
+        if record.encoding is not None:
+            if record.prompt_task is None:
+                self.end_encodes(record, "nothing computes the prompt any more", out)
+            if record.encoding.tasks:
+                return
+        if record.tasks:
             return
         match record.phase:
             case Phase.RELEASING:

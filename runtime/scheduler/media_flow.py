@@ -42,6 +42,7 @@ from triptych.runtime.scheduler.state import (
     TaskKind,
     TaskState,
     encode_task,
+    media_of,
 )
 
 
@@ -76,11 +77,10 @@ class MediaFlow:
                 self._life.abort(record, task, Status.CANCELLED, "its embeddings were wanted again", out)
         self._want(record, again, out)
 
-    def computed(self, record: Record, out: Out) -> None:
+    def computed(self, record: Record, encoding: Encoding, out: Out) -> None:
         """The prompt is computed."""
-        if record.encoding is not None:
-            record.encoding.computed = True
-            self._life.end_encodes(record, "the prompt is computed", out)
+        encoding.computed = True
+        self._life.end_encodes(record, "the prompt is computed", out)
 
     # ---- from encode instances
 
@@ -104,7 +104,7 @@ class MediaFlow:
 
     def refused(self, record: Record, task: EncodeTask, member: Member, report: Refused, out: Out) -> None:
         """Nothing is held for `task`: another instance, or this one later."""
-        encoding = _encoding(record)
+        encoding = media_of(record)
         self._counters.add(Count.ENCODES_REFUSED)
         self._life.forget(record, task)
         self._lacks(record, task, f"instance {member.ref.id}: {report.reason}")
@@ -159,7 +159,7 @@ class MediaFlow:
 
     def shortage(self, record: Record) -> str:
         """Why `record` waits for an encode instance."""
-        encoding = _encoding(record)
+        encoding = media_of(record)
         if not self._cluster.media_reach.patches:
             return "no encode instance"
         return encoding.trouble or f"no encode instance is open for items {list(encoding.wanted)}"
@@ -188,7 +188,7 @@ class MediaFlow:
                 self._give(self._ledger.records[name], out)
 
     def _give(self, record: Record, out: Out) -> None:
-        encoding, media, prompt = _encoding(record), record.request.media, record.prompt_task
+        encoding, media, prompt = media_of(record), record.request.media, record.prompt_task
         asker = None if prompt is None else self._cluster.get(prompt.ref)
         assert asker is not None, f"{record.id} wants media for no prompt"
         worn = [item for item in encoding.wanted if encoding.tries[item] >= self._config.max_encodes]
@@ -280,12 +280,12 @@ class MediaFlow:
 
     def _doubt(self, record: Record, task: EncodeTask, trouble: str) -> None:
         """`task` failed: other instances are asked first."""
-        _encoding(record).doubted[task.ref] = None
+        media_of(record).doubted[task.ref] = None
         self._lacks(record, task, trouble)
 
     def _lacks(self, record: Record, task: EncodeTask, trouble: str) -> None:
         """The instance of `task` may not have its items."""
-        _encoding(record).trouble = trouble
+        media_of(record).trouble = trouble
         for item in task.items:
             self._affinity.drop(record.request.media[item].hash, task.ref)
 
@@ -297,14 +297,9 @@ class MediaFlow:
         )
 
 
-def _encoding(record: Record) -> Encoding:
-    assert record.encoding is not None, f"{record.id} has no media"
-    return record.encoding
-
-
 def _overtaken(record: Record) -> bool:
     """Whether a want is old: what it asked for came with another request, the prompt was computed, and that was heard first. A local task may want
     media at any time: a preempted sample is computed again."""
     if TaskKind.LOCAL in record.tasks:
         return False
-    return _encoding(record).computed or record.phase not in (Phase.TRANSFERRING, Phase.ADOPTING)
+    return media_of(record).computed or record.phase not in (Phase.TRANSFERRING, Phase.ADOPTING)

@@ -72,7 +72,8 @@ class PlacementView:
         self._cluster = cluster
         self._length = record.length
         self._never = record.never
-        self._embeddings = largest_tokens(record.request.media)
+        media = record.request.media
+        self._embeddings = largest_tokens(media) if media else 0
 
     def by_load(self, pool: Pool) -> Iterator[Candidate]:
         """Usable members of `pool`, least loaded first; of those that prefill the ones that can hold the request's media."""
@@ -89,8 +90,10 @@ class PlacementView:
 
     def decoders(self, pool: Pool) -> Iterator[Candidate]:
         """Usable members of `pool`, least loaded first, for a prompt that another instance computes: no media come here."""
+        length, never = self._length, self._never
         for member in self._cluster.by_load(pool):
-            if self._usable(member.info):
+            info = member.info
+            if info.capacity.max_model_len >= length and not (never and info.ref in never):
                 yield member
 
     def after(self, pool: Pool, instance_id: str) -> Iterator[Candidate]:

@@ -169,7 +169,8 @@ class Scheduler:
                 self._drains.begin(event, out)
         if self._drains:
             self._drains.advance(out)
-        self._media.pump(out)
+        if self._ledger.wanting:
+            self._media.pump(out)
         self._placer.pump(out)
         return out
 

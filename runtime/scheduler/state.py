@@ -23,6 +23,7 @@ either order. A report that the tables do not allow is a fault of the instance a
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -233,9 +234,10 @@ def encode_task(ref: InstanceRef) -> EncodeTask:
 
 @dataclass
 class Encoding:
-    """What an attempt knows of its media, besides its live encode tasks.
+    """What an attempt knows of its media.
 
     Attributes:
+        tasks: the live encode tasks.
         wanted: indices of items that wait for an encode instance, in the order in which they were wanted.
         tries: how often each item was given to an instance that did not refuse it for lack of room.
         never: instances that refused some of them for good, with their reasons.
@@ -244,6 +246,7 @@ class Encoding:
         computed: whether the prompt is computed.
     """
 
+    tasks: dict[InstanceRef, EncodeTask] = field(default_factory=dict)
     wanted: dict[int, None] = field(default_factory=dict)
     tries: Counter[int] = field(default_factory=Counter)
     never: dict[InstanceRef, str] = field(default_factory=dict)
@@ -262,8 +265,7 @@ class Record:
         submitted: when this attempt began to wait, in seconds.
         order: its place in the queue, from the QueueOrder policy.
         tasks: the live ones by kind, except those that encode.
-        encodes: the live encode tasks.
-        encoding: what else is known of its media; None for a request without.
+        encoding: what is known of its media, the tasks that encode them included; None for a request without.
         prefill: the prefill instance of the current placement; None if that has left before it was told anything.
         cached_tokens: what the decode instance granted to skip.
         source: the staged KV that decode was told to pull.
@@ -280,7 +282,6 @@ class Record:
     order: tuple[float, ...]
     phase: Phase = Phase.QUEUED
     tasks: dict[TaskKind, Task] = field(default_factory=dict)
-    encodes: dict[InstanceRef, EncodeTask] = field(default_factory=dict)
     encoding: Encoding | None = None
     prefill: InstanceRef | None = None
     cached_tokens: int = 0
@@ -322,23 +323,14 @@ class Record:
         return len(self.request.prompt) + longest + 1
 
     @property
+    def encodes(self) -> Mapping[InstanceRef, EncodeTask]:
+        """The live encode tasks."""
+        return _NONE if self.encoding is None else self.encoding.tasks
+
+    @property
     def prompt_task(self) -> Task | None:
         """The live task that computes the prompt."""
         return self.tasks.get(TaskKind.PREFILL) or self.tasks.get(TaskKind.LOCAL)
-
-    def hold(self, task: Task) -> None:
-        """`task` is live from now on."""
-        if isinstance(task, EncodeTask):
-            self.encodes[task.ref] = task
-        else:
-            self.tasks[task.kind] = task
-
-    def let_go(self, task: Task) -> None:
-        """Undo `hold`."""
-        if task.kind is TaskKind.ENCODE:
-            del self.encodes[task.ref]
-        else:
-            del self.tasks[task.kind]
 
     def holds(self, task: Task) -> bool:
         """Whether `task` is live."""
@@ -373,7 +365,14 @@ class Record:
         return not (kind is TaskKind.PREFILL and self.phase in (Phase.DECODING, Phase.ADOPTING))
 
 
+_NONE: Mapping[InstanceRef, EncodeTask] = {}
 _NEEDLESS = frozenset({Phase.FINISHING, Phase.INTERRUPTED, Phase.ENDING})
+
+
+def media_of(record: Record) -> Encoding:
+    """What is known of the media of `record`, which has some."""
+    assert record.encoding is not None, f"{record.id} has no media"
+    return record.encoding
 
 
 def role_of(report: TaskReport) -> Role | None:

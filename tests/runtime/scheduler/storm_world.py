@@ -132,8 +132,10 @@ class StormWorld:
 
     def fresh(self, name: str, kind: str, worker: str) -> Node:
         self.epoch += 1
-        able = {"media_pages": 9, "max_patches": 100} if self.media else {}
-        made = info(name, kind, worker=worker, epoch=self.epoch, switchable="epd" if self.media else "pd", **able)
+        made = info(name, kind, worker=worker, epoch=self.epoch, switchable="pd")
+        if self.media:
+            able = info(name, kind, switchable="epd", media_pages=9, max_patches=100)
+            made = replace(made, capacity=able.capacity, switchable=able.switchable)
         return Node(FakeInstance(made, self.staging, slots=self.random.randint(1, 4)))
 
     def again(self, node: Node, roles: frozenset[Role] | None = None) -> Node:

@@ -128,7 +128,7 @@ def test_items_of_one_request_fan_out_by_patches() -> None:
 
 def test_many_requests_spread_evenly() -> None:
     world = driver(P, D, E, E2, E3)
-    patches = dict.fromkeys(("e1", "e2", "e3"), 0)
+    patches = {one.ref.id: 0 for one in (E, E2, E3)}
     for i in range(60):
         size = 1 + 5 * i % 7
         start(world, f"r{i}", (image(f"h{i}", patches=size),))
