@@ -16,7 +16,7 @@ from enum import StrEnum
 
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, Role
 from triptych.runtime.scheduler.encoders import Encoders, encodes
-from triptych.runtime.scheduler.media_reach import MediaReach, media_tokens
+from triptych.runtime.scheduler.media_reach import MediaReach
 from triptych.runtime.scheduler.reach import Reach
 from triptych.runtime.scheduler.state import EncodeTask, Record, Task, TaskKind
 
@@ -62,7 +62,6 @@ class Member:
         self.encodes = encodes(info)
         self.patches = 0  # of its encode tasks, not encoded yet
         capacity = info.capacity
-        self.media_tokens = media_tokens(info)
         limits = (capacity.max_model_len, capacity.max_num_seqs, capacity.num_pages * capacity.page_size)
         self._limits = tuple(max(1, limit) for limit in limits)
 
@@ -216,23 +215,16 @@ class Cluster:
         if task.kind is TaskKind.PREFILL:
             _take_back(member, request)
         member.requests[request] = member.requests.get(request, 0) + 1
-        if isinstance(task, EncodeTask):
-            self._encode(member, task.patches)
-        else:
-            member.account(task, 1)
-            self._reindex(member)
+        member.account(task, 1)
+        self._reindex(member)
 
     def release(self, member: Member, request: str, task: Task) -> None:
         """Undo `assign`: the task is gone."""
         member.requests[request] -= 1
         if member.requests[request] == 0:
             del member.requests[request]
-        if isinstance(task, EncodeTask):
-            self._encode(member, -task.patches)
-            self.encoders.room(member)
-        else:
-            member.account(task, -1)
-            self._reindex(member)
+        member.account(task, -1)
+        self._reindex(member)
 
     def promise(self, member: Member, request: str, task: Task) -> None:
         """Account for the prefill task of `request`, at most one, that `member` will be told to start. Leaves the cluster with the member."""
@@ -251,6 +243,19 @@ class Cluster:
         task.prefill_tokens = 0
         member.weigh()
         self._reindex(member)
+
+    def assign_encode(self, member: Member, request: str, task: EncodeTask) -> None:
+        """Account for an encode task of `member`."""
+        member.requests[request] = member.requests.get(request, 0) + 1
+        self._encode(member, task.patches)
+
+    def release_encode(self, member: Member, request: str, task: EncodeTask) -> None:
+        """Undo `assign_encode`: the task is gone."""
+        member.requests[request] -= 1
+        if member.requests[request] == 0:
+            del member.requests[request]
+        self._encode(member, -task.patches)
+        self.encoders.room(member)
 
     def also_encode(self, member: Member, task: EncodeTask, item: int, patches: int) -> None:
         """Add an item to a task of `member` that has not been sent yet."""

@@ -89,9 +89,10 @@ class Lifecycle:
         assert member is not None, f"placed on {task.ref}, which is not a member"
         if isinstance(task, EncodeTask):
             media_of(record).tasks[task.ref] = task
+            self._cluster.assign_encode(member, record.id, task)
         else:
             record.tasks[task.kind] = task
-        self._cluster.assign(member, record.id, task)
+            self._cluster.assign(member, record.id, task)
 
     def abort(self, record: Record, task: Task, status: Status, reason: str, out: Out) -> None:
         """Tell the instance to end `task`, once; it answers with TaskEnded, or with Refused if the task had not begun."""
@@ -111,12 +112,13 @@ class Lifecycle:
         member = self._cluster.get(task.ref)
         if isinstance(task, EncodeTask):
             del media_of(record).tasks[task.ref]
+            if member is not None:
+                self._cluster.release_encode(member, record.id, task)
         else:
             del record.tasks[task.kind]
             self._withdraw_with(record, task)
-        if member is not None:
-            self._cluster.release(member, record.id, task)
-            if task.kind is not TaskKind.ENCODE:
+            if member is not None:
+                self._cluster.release(member, record.id, task)
                 self.room(member)
 
     def _withdraw_with(self, record: Record, task: Task) -> None:

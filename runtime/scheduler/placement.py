@@ -12,7 +12,7 @@ from typing import Protocol
 
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, TransportKind
 from triptych.runtime.scheduler.cluster import Cluster, Pool
-from triptych.runtime.scheduler.media_reach import largest_tokens
+from triptych.runtime.scheduler.media_reach import largest_tokens, media_tokens
 from triptych.runtime.scheduler.reach import Reach
 from triptych.runtime.scheduler.state import Record
 
@@ -77,16 +77,10 @@ class PlacementView:
 
     def by_load(self, pool: Pool) -> Iterator[Candidate]:
         """Usable members of `pool`, least loaded first; of those that prefill the ones that can hold the request's media."""
-        length, never = self._length, self._never
-        embeddings = 0 if pool is Pool.DECODE else self._embeddings
-        for member in self._cluster.by_load(pool):
-            info = member.info
-            if (
-                info.capacity.max_model_len >= length
-                and member.media_tokens >= embeddings
-                and not (never and info.ref in never)
-            ):
-                yield member
+        usable = self.decoders(pool)
+        if pool is Pool.DECODE or not self._embeddings:
+            return usable
+        return (member for member in usable if media_tokens(member.info) >= self._embeddings)
 
     def decoders(self, pool: Pool) -> Iterator[Candidate]:
         """Usable members of `pool`, least loaded first, for a prompt that another instance computes: no media come here."""
@@ -100,7 +94,7 @@ class PlacementView:
         """Usable members of `pool` in order of name, starting behind `instance_id` ("" for the first) and going round once."""
         embeddings = 0 if pool is Pool.DECODE else self._embeddings
         for member in self._cluster.after(pool, instance_id):
-            if not member.closed and member.media_tokens >= embeddings and self._usable(member.info):
+            if not member.closed and self._usable(member.info) and media_tokens(member.info) >= embeddings:
                 yield member
 
     def _usable(self, info: InstanceInfo) -> bool:

@@ -55,7 +55,7 @@ def test_the_index_follows_every_change() -> None:
                 full.discard(member.ref.id)
             case 4 if tasks:
                 owner, name, task = tasks.pop(dice.randrange(len(tasks)))
-                made.release(owner, name, task)
+                made.release_encode(owner, name, task)
                 full.discard(owner.ref.id)
             case 5 if tasks:
                 owner, _, task = dice.choice(tasks)
@@ -64,7 +64,7 @@ def test_the_index_follows_every_change() -> None:
                 made.report_load(member, Load(encoding=dice.randrange(3)))
             case _:
                 task = encode_task(member.ref)
-                made.assign(member, f"r{step}", task)
+                made.assign_encode(member, f"r{step}", task)
                 made.also_encode(member, task, 0, dice.randrange(1, 40))
                 tasks.append((member, f"r{step}", task))
         away = {Obstacle.AWAY, Obstacle.DRAINING}
@@ -73,7 +73,7 @@ def test_the_index_follows_every_change() -> None:
         assert names(made) == [m.ref.id for m in wanted] and len(made.encoders) == len(wanted)
         assert [m for m in members if made.encoders.is_open(m)] == open_
     for owner, name, task in tasks:
-        made.release(owner, name, task)
+        made.release_encode(owner, name, task)
     assert all(member.patches == 0 for member in members)
 
 
@@ -86,12 +86,12 @@ def test_who_waits_hears_of_less_load_of_room_and_of_newcomers() -> None:
 
     assert changed()
     task = encode_task(one.ref)
-    made.assign(one, "r", task)
+    made.assign_encode(one, "r", task)
     made.also_encode(one, task, 0, 5)
     assert not changed(), "more load helps nobody"
     made.encoded(one, task)
     assert changed()
-    made.release(one, "r", task)
+    made.release_encode(one, "r", task)
     assert changed(), "its request may give it another task"
     made.encoders.close(one, 5.0)
     assert not changed() and made.encoders.due(4.9) == [] and names(made) == []
