@@ -73,7 +73,8 @@ class MediaFlow:
         again = [item for item in report.items if item not in asked]
         for task in record.encodes.values():
             if not set(again).isdisjoint(task.items):  # its pull failed: nobody will come for the rest of it either
-                self._doubt(record, task, f"what instance {task.ref.id} had staged was wanted again")
+                trouble = media_of(record).trouble or f"what instance {task.ref.id} had staged was wanted again"
+                self._doubt(record, task, trouble)
                 self._life.abort(record, task, Status.CANCELLED, "its embeddings were wanted again", out)
         self._want(record, again, out)
 

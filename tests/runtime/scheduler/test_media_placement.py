@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from tests.runtime.scheduler.media_world import CAT, DOG, EPD, PD, D, E, P, leave, live_on, start
-from tests.runtime.scheduler.world import driver, image, info
-from triptych.runtime.core.control import DrainRequested, Failed
+from tests.runtime.scheduler.world import driver, image, info, request
+from triptych.runtime.core.control import DrainRequested, Failed, Submit
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceInfo, Role, TransportKind
 from triptych.runtime.core.media import MediaItem
@@ -96,6 +96,21 @@ def test_an_item_that_no_instance_has_room_for_is_refused_at_once() -> None:
     assert failure.reason == "a media item has 5 embeddings; the instances here hold at most 4"
     world.submit("s", media=(image("fits", tokens=4),))
     assert world.terminal("s") is None
+
+
+@pytest.mark.parametrize(
+    ("offsets", "index"),
+    [((0, 3), 1), ((4, 0), 1), ((0, 5), 1), ((9, 13), 0)],
+    ids=["overlap", "order", "end", "beyond"],
+)
+def test_media_that_do_not_lie_in_the_prompt_in_order_are_refused(offsets: tuple[int, int], index: int) -> None:
+    world = driver(P, D, E)
+    made = request("r", media=(CAT, DOG))
+    moved = tuple(replace(item, offset=offset) for item, offset in zip(made.media, offsets, strict=True))
+    world.send(Submit(replace(made, media=moved)))
+    failure = world.terminal("r")
+    assert isinstance(failure, Failed) and failure.status is Status.INVALID_ARGUMENT
+    assert failure.reason.startswith(f"media[{index}] is at tokens {offsets[index]} to {offsets[index] + 4}")
 
 
 def test_while_nothing_can_be_served_media_wait_as_text_does() -> None:
