@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator
 from enum import StrEnum
 
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, Role
+from triptych.runtime.core.media import MediaItem
 from triptych.runtime.scheduler.encoders import Encoders, encodes
-from triptych.runtime.scheduler.media_reach import MediaReach
+from triptych.runtime.scheduler.media_reach import MediaReach, pages_of
 from triptych.runtime.scheduler.reach import Reach
 from triptych.runtime.scheduler.state import EncodeTask, Record, Task, TaskKind
 
@@ -257,11 +258,12 @@ class Cluster:
         self._encode(member, -task.patches)
         self.encoders.room(member)
 
-    def also_encode(self, member: Member, task: EncodeTask, item: int, patches: int) -> None:
-        """Add an item to a task of `member` that has not been sent yet."""
-        task.items.append(item)
-        task.patches += patches
-        self._encode(member, patches)
+    def also_encode(self, member: Member, task: EncodeTask, index: int, item: MediaItem) -> None:
+        """Add item `index` of its request to a task of `member` that has not been sent yet."""
+        task.items.append(index)
+        task.patches += item.patches
+        task.pages += pages_of(item, member.info.capacity.page_size)
+        self._encode(member, item.patches)
 
     def encoded(self, member: Member, task: EncodeTask) -> None:
         """Every item of `task` has its embeddings: it waits for no more compute."""

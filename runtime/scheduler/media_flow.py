@@ -5,13 +5,14 @@
     fed -> wanted                                                                    only if the prompt's instance says so again
 
 An item goes where it was encoded before, or else to the prompt's own instance if that encodes, or else to the least busy encode instance at that
-moment: one request's items fan out over all of them. A request has at most one encode task an instance. What finds no instance waits on the record
-until something changes, as long as patience lasts; every item is given to instances a bounded number of times.
+moment: one request's items fan out over all of them. A request has at most one encode task an instance, which the instance must be able to hold as a
+whole. What finds no instance waits on the record until something changes, as long as patience lasts; every item is given to instances a bounded number
+of times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Mapping
 
 from triptych.runtime.core.control import MediaNeeded, Progress
 from triptych.runtime.core.errors import Status
@@ -32,6 +33,7 @@ from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.counters import Count, Counters
 from triptych.runtime.scheduler.ledger import Due, Ledger
 from triptych.runtime.scheduler.lifecycle import Lifecycle, Out
+from triptych.runtime.scheduler.media_reach import can_encode, pages_of
 from triptych.runtime.scheduler.placement import shared_transport
 from triptych.runtime.scheduler.state import (
     EncodeTask,
@@ -96,7 +98,7 @@ class MediaFlow:
         self._life.send(prompt.ref, FeedMedia(record.id, report.handle, tuple(task.items), attempt), out)
         task.lacking = report.lacking
         self._need(record, task, member, out)
-        self._rest(record)
+        self._progress(record, out)
 
     def done(self, record: Record, task: EncodeTask, member: Member, report: EncodeDone, out: Out) -> None:
         """Every item of `task` has its embeddings."""
@@ -161,7 +163,7 @@ class MediaFlow:
     def shortage(self, record: Record) -> str:
         """Why `record` waits for an encode instance."""
         encoding = media_of(record)
-        if not self._cluster.media_reach.patches:
+        if not self._cluster.media_reach.encodes:
             return "no encode instance"
         return encoding.trouble or f"no encode instance is open for items {list(encoding.wanted)}"
 
@@ -206,7 +208,7 @@ class MediaFlow:
             if member.ref not in tasks:
                 tasks[member.ref] = encode_task(member.ref)
                 self._life.take(record, tasks[member.ref])
-            self._cluster.also_encode(member, tasks[member.ref], item, media[item].patches)
+            self._cluster.also_encode(member, tasks[member.ref], item, media[item])
             self._affinity.put(media[item].hash, member.ref)
             encoding.tries[item] += 1
             del encoding.wanted[item]
@@ -218,14 +220,16 @@ class MediaFlow:
             self._ledger.taken(record)
 
     def _choose(
-        self, record: Record, encoding: Encoding, item: MediaItem, asker: Member, ours: Container[InstanceRef]
+        self, record: Record, encoding: Encoding, item: MediaItem, asker: Member, ours: Mapping[InstanceRef, EncodeTask]
     ) -> Member | None:
-        """The open instance that shall encode `item` for `asker`; `ours` are those that are being given items of the request right now."""
+        """The open instance that shall encode `item` for `asker`; `ours` are the tasks that are being made up right now."""
 
         def usable(member: Member) -> bool:
-            ref = member.ref
+            ref, capacity = member.ref, member.info.capacity
+            pages = ours[ref].pages if ref in ours else 0
             return (
-                member.info.capacity.max_patches >= item.patches
+                can_encode(capacity, item)
+                and pages + pages_of(item, capacity.page_size) <= capacity.media_pages
                 and ref not in encoding.never
                 and (ref in ours or ref not in record.encodes)
                 and (member is asker or shared_transport(member.info, asker.info) is not None)
@@ -266,11 +270,11 @@ class MediaFlow:
             self._ledger.want(record, items, out.now + self._config.patience)
             self._fresh[record.id] = None
 
-    def _rest(self, record: Record) -> None:
-        """If encode instances have answered for all that `record` wants, its patience ends."""
-        if record.id not in self._ledger.wanting and not any(
-            task.state is TaskState.ASKED for task in record.encodes.values()
-        ):
+    def _progress(self, record: Record, out: Out) -> None:
+        """An encode instance has taken some of what `record` wants: for the rest, if any, patience begins anew."""
+        if record.id in self._ledger.wanting or any(t.state is TaskState.ASKED for t in record.encodes.values()):
+            self._ledger.timers[Due.ENCODING].put(record.id, out.now + self._config.patience)
+        else:
             self._ledger.timers[Due.ENCODING].discard(record.id)
 
     def _over(self, record: Record, task: EncodeTask, *, again: bool, out: Out) -> None:
@@ -293,7 +297,7 @@ class MediaFlow:
     def _refused_by_all(self, item: MediaItem, encoding: Encoding) -> bool:
         """Whether every instance that could encode `item` by its size has refused for good. O(instances)."""
         return not any(
-            member.encodes and member.info.capacity.max_patches >= item.patches and member.ref not in encoding.never
+            member.encodes and can_encode(member.info.capacity, item) and member.ref not in encoding.never
             for member in self._cluster.members
         )
 

@@ -1,6 +1,7 @@
 """What media the instances can serve, kept up to date as they come and go.
 
-The instance that computes a prompt needs room for the embeddings of its largest item at least; some instance must be able to encode that item.
+The instance that computes a prompt holds the embeddings of all its media at once; each item must fit some instance that encodes. Instances are
+counted by what decides that: there are few kinds, so a question costs no walk over the cluster.
 """
 
 from __future__ import annotations
@@ -9,33 +10,43 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from triptych.runtime.core.instance import InstanceInfo, Role
+from triptych.runtime.core.instance import Capacity, InstanceInfo, Role
 from triptych.runtime.core.media import MediaItem
 from triptych.runtime.scheduler.reach import Reach
 
 
-def media_tokens(info: InstanceInfo) -> int:
-    """Embeddings that an instance can hold for a prompt; an item has pages of its own, and the first page of the pool is nobody's."""
-    return max(0, info.capacity.media_pages - 1) * info.capacity.page_size
+def pages_of(item: MediaItem, page_size: int) -> int:
+    """Pages that the embeddings of `item` take; no item shares a page."""
+    return -(-item.tokens // page_size)
 
 
-def largest_tokens(media: Sequence[MediaItem]) -> int:
-    """Embeddings of the largest item; 0 without media."""
-    return max(item.tokens for item in media) if media else 0
+def pages_for(media: Sequence[MediaItem], page_size: int) -> int:
+    """Pages that the embeddings of all `media` take at once; equal hashes are one."""
+    return sum({item.hash: pages_of(item, page_size) for item in media}.values())
 
 
-def largest_patches(media: Sequence[MediaItem]) -> int:
-    """Patches of the item that is the most to encode; 0 without media."""
-    return max(item.patches for item in media) if media else 0
+def can_hold(capacity: Capacity, media: Sequence[MediaItem]) -> bool:
+    """Whether an instance has room for the embeddings of `media` together."""
+    return pages_for(media, capacity.page_size) <= capacity.media_pages
+
+
+def can_encode(capacity: Capacity, item: MediaItem) -> bool:
+    """Whether an instance that encodes can encode `item`."""
+    return item.patches <= capacity.max_patches and pages_of(item, capacity.page_size) <= capacity.media_pages
+
+
+def without_prompts(info: InstanceInfo) -> InstanceInfo:
+    """`info` as it is for requests whose media it cannot hold."""
+    return replace(info, roles=info.roles - {Role.PREFILL})
 
 
 class MediaReach:
-    """A multiset of instances and the three numbers that follow from it."""
+    """A multiset of instances, and what follows from it."""
 
     def __init__(self) -> None:
         self._takers = Reach()  # instances that take no media do not prefill here
-        self._tokens: Counter[int] = Counter()
-        self._patches: Counter[int] = Counter()
+        self._prompts: Counter[Capacity] = Counter()
+        self._encoders: Counter[Capacity] = Counter()
 
     @property
     def longest(self) -> int:
@@ -43,53 +54,54 @@ class MediaReach:
         return self._takers.longest
 
     @property
-    def tokens(self) -> int:
-        """Embeddings of the largest item that some instance can compute a prompt with."""
-        return max(self._tokens, default=0)
+    def kinds(self) -> frozenset[tuple[Role, Capacity]]:
+        """The capacities of instances that compute prompts, and of those that encode."""
+        prompts = ((Role.PREFILL, kind) for kind in self._prompts)
+        return frozenset((*prompts, *((Role.ENCODE, kind) for kind in self._encoders)))
 
     @property
-    def patches(self) -> int:
-        """Patches of the largest item that some instance can encode."""
-        return max(self._patches, default=0)
+    def encodes(self) -> bool:
+        """Whether some instance encodes anything."""
+        return bool(self._encoders)
 
     def change(self, info: InstanceInfo, by: int) -> None:
         """Add `info` (`by` 1) or take it out (-1)."""
-        tokens = media_tokens(info)
-        self._takers.change(info if tokens else replace(info, roles=info.roles - {Role.PREFILL}), by)
-        if Role.PREFILL in info.roles:
-            _count(self._tokens, tokens, by)
-        if Role.ENCODE in info.roles:
-            _count(self._patches, info.capacity.max_patches, by)
+        capacity = info.capacity
+        self._takers.change(info if capacity.media_pages else without_prompts(info), by)
+        if Role.PREFILL in info.roles and capacity.media_pages:
+            _count(self._prompts, capacity, by)
+        if Role.ENCODE in info.roles and capacity.max_patches:
+            _count(self._encoders, capacity, by)
 
     def can_serve(self, length: int, media: Sequence[MediaItem]) -> bool:
         """Whether a sequence of `length` tokens with `media` can be served."""
-        return (
-            length <= self.longest and largest_tokens(media) <= self.tokens and largest_patches(media) <= self.patches
-        )
+        return length <= self.longest and self.too_large(media) is None and self._not_encodable(media) is None
 
     def too_large(self, media: Sequence[MediaItem]) -> str | None:
         """Why no instance that computes prompts can hold `media`, which is not empty; None if one can."""
-        needed, held = largest_tokens(media), self.tokens
-        if not held:
+        if not self._prompts:
             return "the instances that compute prompts here take no media"
-        if needed > held:
-            return f"a media item has {needed} embeddings; the instances here hold at most {held}"
-        return None
+        if any(can_hold(kind, media) for kind in self._prompts):
+            return None
+        most = max(self._prompts, key=lambda kind: kind.media_pages)
+        needed = pages_for(media, most.page_size)
+        return f"the media need {needed} pages of embeddings; an instance that computes prompts here holds at most {most.media_pages}"
 
     def shortage(self, length: int, media: Sequence[MediaItem]) -> str:
         """Why nothing can serve a sequence of `length` tokens with `media`, which is not empty."""
-        large = self.too_large(media)
-        if large is not None:
-            return large
-        needed, most = largest_patches(media), self.patches
-        if not most:
+        reason = self.too_large(media) or self._not_encodable(media)
+        return reason or f"with media, {self._takers.shortage(length)}"
+
+    def _not_encodable(self, media: Sequence[MediaItem]) -> str | None:
+        if not self._encoders:
             return "no encode instance"
-        if needed > most:
-            return f"a media item has {needed} patches; the instances that encode here take at most {most}"
-        return f"with media, {self._takers.shortage(length)}"
+        for item in media:
+            if not any(can_encode(kind, item) for kind in self._encoders):
+                return f"no encode instance takes a media item of {item.patches} patches and {item.tokens} embeddings"
+        return None
 
 
-def _count(counter: Counter[int], value: int, by: int) -> None:
-    counter[value] += by
-    if counter[value] == 0:
-        del counter[value]
+def _count(counter: Counter[Capacity], kind: Capacity, by: int) -> None:
+    counter[kind] += by
+    if counter[kind] == 0:
+        del counter[kind]

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, TransportKind
 from triptych.runtime.scheduler.cluster import Cluster, Pool
-from triptych.runtime.scheduler.media_reach import largest_tokens, media_tokens
+from triptych.runtime.scheduler.media_reach import can_hold
 from triptych.runtime.scheduler.reach import Reach
 from triptych.runtime.scheduler.state import Record
 
@@ -72,15 +72,14 @@ class PlacementView:
         self._cluster = cluster
         self._length = record.length
         self._never = record.never
-        media = record.request.media
-        self._embeddings = largest_tokens(media) if media else 0
+        self._media = record.request.media
 
     def by_load(self, pool: Pool) -> Iterator[Candidate]:
         """Usable members of `pool`, least loaded first; of those that prefill the ones that can hold the request's media."""
         usable = self.decoders(pool)
-        if pool is Pool.DECODE or not self._embeddings:
+        if pool is Pool.DECODE or not self._media:
             return usable
-        return (member for member in usable if media_tokens(member.info) >= self._embeddings)
+        return (member for member in usable if can_hold(member.info.capacity, self._media))
 
     def decoders(self, pool: Pool) -> Iterator[Candidate]:
         """Usable members of `pool`, least loaded first, for a prompt that another instance computes: no media come here."""
@@ -92,9 +91,9 @@ class PlacementView:
 
     def after(self, pool: Pool, instance_id: str) -> Iterator[Candidate]:
         """Usable members of `pool` in order of name, starting behind `instance_id` ("" for the first) and going round once."""
-        embeddings = 0 if pool is Pool.DECODE else self._embeddings
+        media = () if pool is Pool.DECODE else self._media
         for member in self._cluster.after(pool, instance_id):
-            if not member.closed and self._usable(member.info) and media_tokens(member.info) >= embeddings:
+            if not member.closed and self._usable(member.info) and (not media or can_hold(member.info.capacity, media)):
                 yield member
 
     def _usable(self, info: InstanceInfo) -> bool:

@@ -217,12 +217,14 @@ class EncodeTask(Task):
     Attributes:
         items: indices into the request's media, in the order in which they are staged.
         patches: those that wait to be encoded.
+        pages: what the embeddings of all items take.
         fed: whether the instance that computes the prompt was told where to pull from.
         lacking: items whose pixels the gateway was told to bring.
     """
 
     items: list[int] = field(default_factory=list)
     patches: int = 0
+    pages: int = 0
     fed: bool = False
     lacking: tuple[int, ...] = ()
 

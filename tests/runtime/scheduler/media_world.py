@@ -22,7 +22,7 @@ from triptych.runtime.core.tasks import (
 from triptych.runtime.scheduler.config import SchedulerConfig
 
 P, D = info("p", "p", media_pages=9), info("d", "d")
-E, E2, E3 = (info(name, "e", max_patches=100) for name in ("e1", "e2", "e3"))
+E, E2, E3 = (info(name, "e", media_pages=32, max_patches=100) for name in ("e1", "e2", "e3"))
 EPD = info("epd", "epd", media_pages=9, max_patches=100)
 PD = info("pd", "pd", media_pages=9)
 CAT, DOG = image("cat"), image("dog")
@@ -88,6 +88,6 @@ def live_on(world: Driver, seconds: float) -> None:
     while seconds > 0:
         step = min(seconds, 1.0)
         seconds -= step
-        for worker in {one.worker for one in (P, D, E, E2, E3, EPD, PD)}:
-            world.send(Heartbeat(worker))
+        for one in world.scheduler.snapshot(world.clock.now()).instances:
+            world.send(Heartbeat(one.info.worker))
         world.tick(step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from tests.runtime.scheduler.world import info
+from tests.runtime.scheduler.world import image, info
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load
 from triptych.runtime.scheduler.affinity import Affinity
 from triptych.runtime.scheduler.cluster import Cluster, Member, Obstacle
@@ -65,7 +65,7 @@ def test_the_index_follows_every_change() -> None:
             case _:
                 task = encode_task(member.ref)
                 made.assign_encode(member, f"r{step}", task)
-                made.also_encode(member, task, 0, dice.randrange(1, 40))
+                made.also_encode(member, task, 0, image("x", patches=dice.randrange(1, 40)))
                 tasks.append((member, f"r{step}", task))
         away = {Obstacle.AWAY, Obstacle.DRAINING}
         open_ = [m for m in members if not (away & m.obstacles) and m.ref.id not in full]
@@ -87,7 +87,7 @@ def test_who_waits_hears_of_less_load_of_room_and_of_newcomers() -> None:
     assert changed()
     task = encode_task(one.ref)
     made.assign_encode(one, "r", task)
-    made.also_encode(one, task, 0, 5)
+    made.also_encode(one, task, 0, image("x", patches=5))
     assert not changed(), "more load helps nobody"
     made.encoded(one, task)
     assert changed()

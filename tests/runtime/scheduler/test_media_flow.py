@@ -147,7 +147,7 @@ def test_encoded_patches_weigh_no_more() -> None:
 
 
 def test_larger_encoders_get_more() -> None:
-    large = info("e0", "e", max_patches=300)
+    large = info("e0", "e", media_pages=32, max_patches=300)
     world = prefilling(E, large, media=tuple(image(f"h{i}", patches=10) for i in range(8)))
     assert dict(want(world, *range(8))) == {"e0": (0, 2, 3, 4, 6, 7), "e1": (1, 5)}
 
@@ -184,15 +184,29 @@ def test_an_instance_that_came_back_empty_is_no_longer_remembered() -> None:
     world = prefilling(E, E2, media=(CAT, DOG))
     assert want(world, 0) == [("e1", (0,))]
     staged(world, E)
-    world.join(info("e1", "e", max_patches=100, epoch=2))
+    world.join(info("e1", "e", media_pages=32, max_patches=100, epoch=2))
     start(world, "s", (image("x", patches=50), CAT))
     assert want(world, 0, 1, name="s") == [("e1", (0,)), ("e2", (1,))], "by load alone"
 
 
 def test_items_above_an_instances_limit_go_to_one_that_takes_them() -> None:
-    large = info("e9", "e", max_patches=500)
+    large = info("e9", "e", media_pages=32, max_patches=500)
     world = prefilling(E, large, media=(image("a", patches=101), CAT))
     assert want(world, 0, 1) == [("e9", (0,)), ("e1", (1,))]
+
+
+def test_a_task_is_never_more_than_its_instance_can_hold() -> None:
+    small = info("e1", "e", media_pages=3, max_patches=100)
+    world = prefilling(small, media=tuple(image(f"h{i}", patches=1, tokens=5) for i in range(3)))  # two pages each
+    assert want(world, 0, 1, 2) == [("e1", (0,))]
+    for done in (0, 1):
+        live_on(world, 10.0)
+        staged(world, small)
+        assert started(world) == [], "one task an instance"
+        live_on(world, 15.0)
+        assert world.terminal("r") is None, "patience begins anew with what is taken"
+        world.report(small, ended(Role.ENCODE))
+        assert started(world) == [("e1", (done + 1,))]
 
 
 # ---- wanted again

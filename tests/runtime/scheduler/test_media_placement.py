@@ -12,14 +12,13 @@ from tests.runtime.scheduler.world import driver, image, info, request
 from triptych.runtime.core.control import DrainRequested, Failed, Submit
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceInfo, Role, TransportKind
-from triptych.runtime.core.media import MediaItem
 from triptych.runtime.core.tasks import Granted, Refused, ReserveDecode, StartLocal, StartPrefill
-from triptych.runtime.scheduler.media_reach import MediaReach, media_tokens
+from triptych.runtime.scheduler.media_reach import MediaReach, without_prompts
 from triptych.runtime.scheduler.placement import servable_length
 from triptych.runtime.scheduler.policies.router import RoundRobin
 
 TEXT_P, TEXT_PD = info("a-p", "p"), info("a-pd", "pd")  # first in every order, but without room for media
-SMALL_P = info("a-small", "p", media_pages=2)  # one page of four embeddings
+SMALL_P = info("a-small", "p", media_pages=1)  # of four embeddings
 
 
 @pytest.mark.parametrize("router", [None, RoundRobin()])
@@ -50,11 +49,12 @@ def test_an_instance_that_takes_no_media_may_decode_what_another_prefills() -> N
     assert [to for to, _ in world.now_sent()] == ["p"]
 
 
-def test_the_largest_item_decides_not_the_sum() -> None:
+def test_an_instance_must_hold_all_of_a_prompts_media_at_once_each_image_once() -> None:
     world = driver(SMALL_P, P, D, E)
-    start(world, "many", 5 * (CAT,))
-    start(world, "large", (image("large", tokens=5),))
-    assert len(world.sent(StartPrefill, "a-small")) == 1 and len(world.sent(StartPrefill, "p")) == 1
+    start(world, "same", 3 * (CAT,))
+    start(world, "two", (CAT, DOG))
+    assert [c.request.id for c in world.sent(StartPrefill, "a-small")] == ["same"]
+    assert [c.request.id for c in world.sent(StartPrefill, "p")] == ["two"]
 
 
 def test_a_prefill_instance_that_refuses_is_replaced_by_one_that_takes_media() -> None:
@@ -88,12 +88,15 @@ def test_media_that_no_instance_takes_are_refused_at_once() -> None:
     )
 
 
-def test_an_item_that_no_instance_has_room_for_is_refused_at_once() -> None:
+@pytest.mark.parametrize("media", [(image("large", tokens=5),), (CAT, DOG)])
+def test_media_that_no_instance_has_room_for_are_refused_at_once(media) -> None:
     world = driver(SMALL_P, D, E)
-    world.submit("r", media=(image("large", tokens=5),))
+    world.submit("r", media=media)
     failure = world.terminal("r")
     assert isinstance(failure, Failed) and failure.status is Status.INVALID_ARGUMENT
-    assert failure.reason == "a media item has 5 embeddings; the instances here hold at most 4"
+    assert failure.reason == (
+        "the media need 2 pages of embeddings; an instance that computes prompts here holds at most 1"
+    )
     world.submit("s", media=(image("fits", tokens=4),))
     assert world.terminal("s") is None
 
@@ -138,8 +141,9 @@ def test_media_wait_beside_the_queue_for_an_encode_instance() -> None:
     ("encoders", "reason"),
     [
         ((), "no encode instance"),
-        ((E,), "a media item has 101 patches; the instances that encode here take at most 100"),
+        ((E,), "no encode instance takes a media item of 101 patches and 4 embeddings"),
         ((info("e0", "e"),), "no encode instance"),
+        ((info("e0", "e", max_patches=500),), "no encode instance takes a media item of 16 patches and 4 embeddings"),
     ],
 )
 def test_without_an_encode_instance_for_its_largest_item_a_request_is_unavailable_in_the_end(encoders, reason) -> None:
@@ -195,23 +199,31 @@ def test_reach_follows_from_the_instances_that_are_there() -> None:
             )
             present.append(one)
             reach.change(one, 1)
-        takers = [one if media_tokens(one) else replace(one, roles=one.roles - {Role.PREFILL}) for one in present]
+        takers = [one if one.capacity.media_pages else without_prompts(one) for one in present]
         assert reach.longest == servable_length(takers)
-        assert reach.tokens == max((media_tokens(one) for one in present if Role.PREFILL in one.roles), default=0)
-        assert reach.patches == max(
-            (one.capacity.max_patches for one in present if Role.ENCODE in one.roles), default=0
+        media = tuple(
+            image(f"h{i}", tokens=dice.choice([4, 9]), patches=dice.choice([1, 60, 100]))
+            for i in range(dice.choice([1, 3]))
         )
+        prompts = [one.capacity for one in present if Role.PREFILL in one.roles]
+        encoders = [one.capacity for one in present if Role.ENCODE in one.roles]
+        held = any(sum(-(-item.tokens // 4) for item in media) <= capacity.media_pages for capacity in prompts)
+        encoded = all(
+            any(i.patches <= c.max_patches and -(-i.tokens // 4) <= c.media_pages for c in encoders) for i in media
+        )
+        assert (reach.too_large(media) is None) == held
+        assert reach.can_serve(16, media) == (held and encoded and reach.longest >= 16)
 
 
-def test_a_pool_of_media_loses_its_first_page_and_an_item_has_pages_of_its_own() -> None:
-    assert [media_tokens(info("i", "p", media_pages=pages)) for pages in (0, 1, 2, 9)] == [0, 0, 4, 32]
-    reach = MediaReach()
+def test_why_media_cannot_be_served_is_said() -> None:
+    reach, item = MediaReach(), image("x", tokens=32, patches=100)
     reach.change(EPD, 1)
-    item: MediaItem = image("x", tokens=32, patches=100)
-    assert reach.can_serve(64, (item, item)) and not reach.can_serve(65, (item,))
-    assert not reach.can_serve(64, (replace(item, tokens=33),)) and not reach.can_serve(
-        64, (replace(item, patches=101),)
-    )
+    assert reach.can_serve(64, (item,)) and not reach.can_serve(65, (item,))
     assert reach.shortage(65, (item,)) == (
         "with media, no placement for 65 tokens (the longest sequence served is 64 tokens)"
     )
+    assert not reach.can_serve(64, (item, image("y", tokens=8))) and not reach.can_serve(
+        64, (replace(item, patches=101),)
+    )
+    reach.change(EPD, -1)
+    assert reach.kinds == frozenset() and reach.shortage(1, (item,)).endswith("take no media")

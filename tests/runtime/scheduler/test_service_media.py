@@ -15,7 +15,7 @@ from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef, Role
 from triptych.runtime.core.request import Request
 
-E, P, D = info("e", "e", max_patches=100), info("p", "p", media_pages=9), info("d", "d")
+E, P, D = info("e", "e", media_pages=32, max_patches=100), info("p", "p", media_pages=9), info("d", "d")
 EP, EPD = info("ep", "ep", media_pages=9, max_patches=100), info("epd", "epd", media_pages=9, max_patches=100)
 
 
@@ -33,7 +33,9 @@ async def bring(gateway: LiveGateway, workers: list[LiveWorker], requests: list[
         heard = len(gateway.notices)
 
 
-@pytest.mark.parametrize("topology", [(E, P, D), (EPD,), (EP, D), (E, info("e2", "e", max_patches=100), P, D)])
+@pytest.mark.parametrize(
+    "topology", [(E, P, D), (EPD,), (EP, D), (E, info("e2", "e", media_pages=32, max_patches=100), P, D)]
+)
 def test_requests_with_media_run_to_completion_and_nothing_is_left(topology) -> None:
     async def scenario() -> None:
         async with control_server() as server:
@@ -77,7 +79,7 @@ def test_an_encode_worker_may_die_while_it_encodes() -> None:
             await eventually(lambda: any(isinstance(n, MediaNeeded) for n in gateway.notices))
             first.fakes[E.ref].die()
             first.cut_off()
-            second = await LiveWorker(server, info("e2", "e", max_patches=100), staging=staging).start()
+            second = await LiveWorker(server, info("e2", "e", media_pages=32, max_patches=100), staging=staging).start()
             second.fakes[InstanceRef("e2", 1)].pixels.add("cat")
             assert isinstance(await gateway.terminal("r"), Completed)
             await eventually(lambda: server.control.scheduler.idle)
