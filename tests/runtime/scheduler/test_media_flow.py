@@ -29,7 +29,7 @@ from tests.runtime.scheduler.media_world import (
 from tests.runtime.scheduler.world import driver, handle, image, info
 from triptych.runtime.core.control import Cancel, Completed, Failed, Interrupted, MediaNeeded, Progress
 from triptych.runtime.core.errors import Status
-from triptych.runtime.core.instance import Role
+from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.core.request import PromptReport
 from triptych.runtime.core.tasks import (
     AbortTask,
@@ -193,6 +193,15 @@ def test_items_above_an_instances_limit_go_to_one_that_takes_them() -> None:
     large = info("e9", "e", media_pages=32, max_patches=500)
     world = prefilling(E, large, media=(image("a", patches=101), CAT))
     assert want(world, 0, 1) == [("e9", (0,)), ("e1", (1,))]
+
+
+def test_an_instance_that_the_prompts_cannot_pull_from_is_not_asked() -> None:
+    apart = info("e0", "e", media_pages=32, max_patches=100, transports=(TransportKind.DEVICE,))
+    world = prefilling(apart, E)
+    assert want(world, 0) == [("e1", (0,))]
+    itself = info("epd", "epd", media_pages=9, max_patches=100, transports=())
+    alone = local(on=itself)
+    assert want(alone, 0, on=itself) == [("epd", (0,))], "nothing is pulled"
 
 
 def test_a_task_is_never_more_than_its_instance_can_hold() -> None:
