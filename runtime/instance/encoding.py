@@ -75,7 +75,7 @@ def start_encode(state: InstanceState, command: StartEncode, now: float) -> list
 def media_arrived(state: InstanceState, name: str) -> list[InstanceMessage]:
     """The shell has the pixels of `name`; if nobody needs them (any more) it may drop them."""
     media = state.media
-    if media is None or not _needed(media, name):
+    if media is None or not media.awaited(name):
         return [DropMedia(name)]
     media.shelf[name] = None
     for task in media.encoding.values():
@@ -95,7 +95,11 @@ def tend(state: InstanceState, now: float) -> list[InstanceMessage]:
         ):
             messages += _stage(state, media, task, now)
     for name in list(media.shelf):
-        if name not in media.in_plans and not _needed(media, name):
+        entry = media.store.entries.get(name)
+        if entry is not None and entry.pull is not None and media.awaited(name):
+            # The instance that it is pulled from may be waiting for this one to encode it.
+            messages += media.cancel_pull(entry)
+        if name not in media.in_plans and not media.awaited(name):
             del media.shelf[name]
             messages.append(DropMedia(name))
     return messages
@@ -230,8 +234,3 @@ def _stage(state: InstanceState, media: MediaMemory, task: EncodeTask, now: floa
     task.lease = Lease(task.staging_key, now + task.lease_seconds)
     state.watch(task)
     return messages
-
-
-def _needed(media: MediaMemory, name: str) -> bool:
-    """Whether some task waits for `name` to be encoded."""
-    return not media.store.is_ready(name) and any(name in task.sizes for task in media.encoding.values())

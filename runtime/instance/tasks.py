@@ -91,7 +91,7 @@ class Fill:
 
 @dataclass(eq=False, slots=True)
 class Feed:
-    """One FeedMedia: `items` (indices into request.media) can be had from `source`.
+    """One FeedMedia: `items` (indices into the request's media) can be had from `source`, for the prompt of `task`.
 
     Attributes:
         local: the source is this instance: nothing is pulled.
@@ -100,6 +100,7 @@ class Feed:
         spare: pages for items that need not be brought any more: a staging is pulled whole.
     """
 
+    task: Task
     source: Handle
     items: tuple[int, ...]
     local: bool
