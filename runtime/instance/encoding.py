@@ -198,12 +198,19 @@ def _admit(state: InstanceState, media: MediaMemory, now: float) -> list[Instanc
         if media.store.can_hold(rest):
             media.store.hold(task, rest)
             task.held.update(dict.fromkeys(rest))
-            task.admitted = now
+            task.admitted, task.room_by = now, None
             task.advance(Trigger.ADMITTED)
             media.stirred = True
         else:
             first = first or task
-    return [] if first is None else _untangle(state, media, first)
+    if first is None:
+        return []
+    if first.room_by is None:
+        # What is staged is pulled or given up within a lease. Room that is not free then may be held by prompts that wait, in the
+        # end, for this very task; to end it breaks the circle.
+        first.room_by = now + first.lease_seconds
+        state.watch(first)
+    return _untangle(state, media, first)
 
 
 def _untangle(state: InstanceState, media: MediaMemory, first: EncodeTask) -> list[InstanceMessage]:

@@ -119,6 +119,7 @@ class MediaCluster:
         self.pulls: list[Pull] = []
         self.begun: Counter[tuple[str, int, Role, int]] = Counter()  # node index
         self.counts: Counter[str] = Counter()
+        self.backlog: list[Journal] = []
 
     # ---- what tests do ----------------------------------------------------------------------------------------------------------------
 
@@ -146,6 +147,12 @@ class MediaCluster:
         for node in self.nodes:
             node.now += seconds
             self.send(node, Tick())
+        backlog, self.backlog = self.backlog, []
+        for journal in backlog:
+            if journal.over is None:
+                self._again(journal, "")
+        for journal in self.journals.values():
+            self._encode(journal)
 
     def act(self) -> None:
         """One thing happens, whichever."""
@@ -340,7 +347,7 @@ class MediaCluster:
 
     def _again(self, journal: Journal, reason: str) -> None:
         """The attempt is lost; the next one begins."""
-        if journal.request.attempt == 8:
+        if journal.request.attempt == 30:
             self._end(journal, Status.UNAVAILABLE, reason)
             return
         self._abort_all(journal, Status.UNAVAILABLE, "the attempt is lost")
@@ -421,8 +428,9 @@ class MediaCluster:
             case Refused():
                 if report.permanent:
                     self._end(journal, Status.INVALID_ARGUMENT, report.reason)
-                else:
-                    self._again(journal, report.reason)
+                elif journal not in self.backlog:
+                    self._abort_all(journal, Status.UNAVAILABLE, "refused")
+                    self.backlog.append(journal)
             case TaskEnded(role=Role.ENCODE):
                 items, fed = journal.encodes.pop(node, ((), True))
                 journal.wanted |= set() if fed else set(items)

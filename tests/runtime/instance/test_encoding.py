@@ -136,20 +136,25 @@ def test_pixels_that_do_not_come_end_the_task():
 
 
 def test_the_ttl_is_about_pixels_only():
-    """Once they are there, a task waits for room as long as its request does."""
+    """Once they are there, a task waits for room: a lease, and longer if it is not the first to wait."""
     node = _encoder(media_pages=4)
     staged = encode(node, asked("a", item("x", 0, tokens=9)), lease=50.0)
     bring(node, "x")
     node.run()
-    encode(node, asked("b", item("y", 0, tokens=9)), ttl=2.0)
-    bring(node, "y")
-    node.now = 30.0
+    for name in "yz":
+        encode(node, asked(name, item(name, 0, tokens=9)), ttl=2.0, lease=30.0)
+        bring(node, name)
+    node.now = 29.0
     node.send(Tick())
     node.run()
     assert not node.reports(TaskEnded) and node.device.encoded == ["x"]
+    node.now = 31.0
+    node.send(Tick())
+    (end,) = node.reports(TaskEnded)
+    assert end.request == "y" and "no room" in end.reason
     node.send(StagedReleased(staged.handle.key))
     node.run()
-    assert node.device.encoded == ["x", "y"]
+    assert node.device.encoded == ["x", "z"]
 
 
 def test_a_pool_full_of_staged_embeddings_stops_encoding():
