@@ -209,9 +209,7 @@ def _start_pull(state: InstanceState, task: Task, key: int, feed: Feed) -> list[
         del task.media.feeds[key]
         return []
     fills = [
-        name
-        for name in sizes
-        if name in lacking and store.entries[name].pull is None and not media.encodable(name)
+        name for name in sizes if name in lacking and store.entries[name].pull is None and not media.encodable(name)
     ]
     if not fills:
         return []  # others are bringing all of it: this is for the case that they fail

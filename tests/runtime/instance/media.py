@@ -54,9 +54,7 @@ def bring(node: Node, *names: str) -> None:
         node.send(MediaArrived(name))
 
 
-def feed(
-    node: Node, req: Request, *items: int, key: int = 77, owner: InstanceRef = ELSEWHERE
-) -> list[StartPull]:
+def feed(node: Node, req: Request, *items: int, key: int = 77, owner: InstanceRef = ELSEWHERE) -> list[StartPull]:
     """What is pulled once the prompt's instance is told where the items are."""
     messages = node.command(FeedMedia(req.id, Handle(owner, "host:e", key, "md"), items, req.attempt))
     return [message for message in messages if isinstance(message, StartPull)]

@@ -390,7 +390,9 @@ class MediaCluster:
                 self.begun[report.request, report.attempt, role, index] += 1
             case TaskEnded():
                 key = (report.request, report.attempt, report.role, index)
-                if not (report.role is Role.DECODE and key not in self.begun):  # a local task's start is not reported so
+                if not (
+                    report.role is Role.DECODE and key not in self.begun
+                ):  # a local task's start is not reported so
                     self.begun[key] -= 1
         if report.attempt != journal.request.attempt or journal.over is not None:
             return

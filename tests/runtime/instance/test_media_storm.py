@@ -14,7 +14,15 @@ from triptych.runtime.core.errors import Status
 from triptych.runtime.core.request import Request
 from triptych.runtime.instance.composer import DefaultComposer, TakingTurns
 
-TOPOLOGIES = (("E", "P", "D"), ("EPD",), ("EP", "D"), ("E", "PD"), ("E", "E", "P", "D"), ("EP", "EP", "D"), ("E", "EPD", "P"))
+TOPOLOGIES = (
+    ("E", "P", "D"),
+    ("EPD",),
+    ("EP", "D"),
+    ("E", "PD"),
+    ("E", "E", "P", "D"),
+    ("EP", "EP", "D"),
+    ("E", "EPD", "P"),
+)
 
 
 def _build(luck: random.Random, topology: tuple[str, ...], trouble: float, roomy: bool = False) -> MediaCluster:
