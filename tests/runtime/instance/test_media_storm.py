@@ -4,6 +4,7 @@ node audits itself), no task is lost or ends twice, what is computed is right, a
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -97,8 +98,6 @@ def test_without_trouble_every_request_ends_well(topology, seed):
 
 
 def _named(req: Request, name: str) -> Request:
-    from dataclasses import replace
-
     return replace(req, id=name)
 
 
