@@ -264,3 +264,27 @@ def test_references_are_given_up_when_the_last_token_of_an_item_is_in_a_plan():
         held.append(node.core.resources().held_media_pages)
         node.done()
     assert held == [3, 3, 1, 1, 0]
+
+
+def test_who_has_room_does_not_wait_for_what_one_without_room_has_wanted():
+    """The one without room could not pull it, perhaps because of the one that has."""
+    node = prompt_node(num_pages=8, prefix_cache=False, max_num_seqs=2, media_pages=5)
+    older, req = asked("o", max_tokens=20, text=4), asked("a", item("x", 1, tokens=4), max_tokens=14)
+    local(node, older)
+    local(node, req)
+    (pull,) = feed(node, req, 0)
+    pulled(node, req, pull, "x")
+    for _ in range(3):
+        node.ready()
+        node.done()
+    local(node, asked("b", item("u", 0, tokens=4)))
+    local(node, asked("c", item("w", 0, tokens=12)))  # takes the page of x
+    local(node, asked("d", item("x", 0, tokens=4), item("y", 4, tokens=12)))  # finds no room
+    node.run()
+    assert wanted(node) == [("a", (0,)), ("b", (0,)), ("c", (0,)), ("d", (0, 1))]
+    node.command(AbortTask("c", Status.CANCELLED, "enough"))
+    assert wanted(node)[-1] == ("a", (0,)), "it was preempted, and has room again"
+    (pull,) = feed(node, req, 0, key=9)
+    pulled(node, req, pull, "x")
+    node.run()
+    check(node, req)

@@ -26,6 +26,7 @@ from triptych.runtime.core.handle import Handle
 from triptych.runtime.core.instance import InstanceRef, Role
 from triptych.runtime.core.request import Continuation, Request, SampleState
 from triptych.runtime.core.tasks import (
+    EncodeDone,
     PrefillDone,
     Refused,
     ReserveDecode,
@@ -230,3 +231,39 @@ def test_a_lost_pool_forgets_everything_and_cancels_pulls():
     assert [m.key for m in messages if isinstance(m, CancelPull)] == [pull.source_key]
     node.core.audit()
     assert_free(node)
+
+
+def test_a_feed_that_comes_too_late_ends_the_encode_task_here():
+    node = Node(media_config("i", "EPD"))
+    req = asked("a", item("x", 1), max_tokens=20)
+    local(node, req)
+    staged = encode(node, req)
+    bring(node, "x")
+    for _ in range(4):
+        node.ready()
+        node.done()
+    assert node.tokens("a") and not node.reports(TaskEnded)
+    feed(node, req, 0, key=staged.handle.key, owner=node.core.ref)
+    assert [(end.role, end.status) for end in node.reports(TaskEnded)] == [(Role.ENCODE, Status.OK)]
+    node.run()
+    check(node, req)
+    assert_free(node)
+
+
+def test_an_encode_task_that_waits_for_room_keeps_what_is_encoded_meanwhile():
+    """The pixels are gone once an item is encoded for somebody: the task could not have it encoded again."""
+    node = Node(media_config("i", "EPD", media_pages=6))
+    full = encode(node, asked("f", item("w", 0, tokens=12)))
+    bring(node, "w")
+    node.run()
+    near = asked("near", item("x", 1, tokens=4))
+    local(node, near)
+    encode(node, asked("far", item("x", 0, tokens=4), item("z", 4, tokens=8)))
+    bring(node, "x", "z")
+    node.run()
+    check(node, near)
+    local(node, asked("other", item("v", 1, tokens=8)))
+    node.send(StagedReleased(full.handle.key))
+    node.run()
+    assert node.device.encoded == ["w", "x", "z"]
+    assert [done.request for done in node.reports(EncodeDone)] == ["f", "far"]
