@@ -75,6 +75,8 @@ def start_encode(state: InstanceState, command: StartEncode, now: float) -> list
 def media_arrived(state: InstanceState, name: str) -> list[InstanceMessage]:
     """The shell has the pixels of `name`; if nobody needs them (any more) it may drop them."""
     media = state.media
+    if media is not None and name in media.shelf:
+        return []
     if media is None or not media.awaited(name):
         return [DropMedia(name)]
     media.shelf[name] = None

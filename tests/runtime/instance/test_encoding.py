@@ -315,3 +315,25 @@ def test_roles_change_to_encode_and_back_and_the_store_stays():
     node.core.switch(InstanceRef("i", 9), frozenset({Role.PREFILL, Role.DECODE}))
     assert node.core.resources().cached_media_pages == 1
     node.core.audit()
+
+
+def test_small_tasks_do_not_overtake_one_that_waits_for_room():
+    node = _encoder(media_pages=6)
+    key = _stage(node, "x", tokens=12)
+    for name, tokens in (("a", 12), ("b", 8)):
+        encode(node, asked(name, item(name, 0, tokens=tokens)))
+    bring(node, "a", "b")
+    node.run()
+    assert node.device.encoded == ["x"]
+    node.send(StagedReleased(key))
+    node.run()
+    assert node.device.encoded == ["x", "a", "b"]
+
+
+def test_pixels_that_come_twice_are_dropped_once():
+    node = _encoder()
+    encode(node, asked("a", item("x", 0)))
+    bring(node, "x")
+    node.ready()
+    assert node.send(MediaArrived("x")) == []
+    assert DropMedia("x") in node.done()

@@ -288,3 +288,23 @@ def test_who_has_room_does_not_wait_for_what_one_without_room_has_wanted():
     pulled(node, req, pull, "x")
     node.run()
     check(node, req)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_staging_is_pulled_whole_though_some_of_it_came_otherwise(room):
+    node = prompt_node(media_pages=5 if room else 4)
+    req = asked("a", item("x", 1, tokens=4), item("y", 6, tokens=8))
+    local(node, req)
+    (pull,) = feed(node, req, 0, key=1)
+    pulled(node, req, pull, "x")
+    pulls = feed(node, req, 0, 1, key=2)
+    if not room:  # then what is left is wanted by itself
+        assert not pulls and wanted(node)[-1] == ("a", (1,))
+        pulls = feed(node, req, 1, key=3)
+    assert len(pulls[0].pages) == (3 if room else 2)
+    entries = node.core.state.media.store.entries if node.core.state.media else {}
+    assert not set(pulls[0].pages) & set(entries["x"].pages), "what is read is not written"
+    pulled(node, req, pulls[0], *(("x", "y") if room else ("y",)))
+    node.run()
+    check(node, req)
+    assert_free(node)

@@ -267,3 +267,15 @@ def test_an_encode_task_that_waits_for_room_keeps_what_is_encoded_meanwhile():
     node.run()
     assert node.device.encoded == ["w", "x", "z"]
     assert [done.request for done in node.reports(EncodeDone)] == ["f", "far"]
+
+
+def test_what_is_about_to_be_encoded_here_is_not_pulled():
+    node = Node(media_config("i", "EPD"))
+    encode(node, asked("far", item("x", 4)))
+    bring(node, "x")
+    req = asked("a", item("x", 1))
+    local(node, req)
+    assert not feed(node, req, 0)
+    node.run()
+    check(node, req)
+    assert node.device.encoded == ["x"]
