@@ -12,7 +12,8 @@
     any -> ENDING -> (gone)                                                       failed: told to the gateway, tasks being aborted
     ENDING -> INTERRUPTED                                                         its gateway, taken for lost, is back and has it open
 
-All tasks of a record are of its request's attempt. An attempt from which tokens may have come is never placed again: what an instance that was lost
+All tasks of a record are of its request's attempt. Encode tasks come beside the phases: they begin when the instance that computes the prompt wants
+media, and no phase waits for them, but while one is live the request is not gone. An attempt from which tokens may have come is never placed again: what an instance that was lost
 has sent, or may still send, then belongs to an attempt that is over.
 
 A request whose tasks have all ended is gone; nothing about it is kept. PrefillDone and DecodeStarted come from different instances, hence in
@@ -21,6 +22,8 @@ either order. A report that the tables do not allow is a fault of the instance a
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -32,7 +35,10 @@ from triptych.runtime.core.request import Request, SampleState
 from triptych.runtime.core.tasks import (
     Accepted,
     DecodeStarted,
+    EncodeDone,
+    EncodeStaged,
     Granted,
+    MediaWanted,
     PrefillDone,
     Refused,
     Staged,
@@ -121,11 +127,12 @@ COMPLETABLE = frozenset({Phase.DECODING, Phase.FINISHING, Phase.LOCAL})
 
 
 class TaskKind(StrEnum):
-    """Tasks of a request; at most one of each kind is live."""
+    """Tasks of a request; at most one of each kind is live, of encode tasks at most one an instance."""
 
     PREFILL = "prefill"
     DECODE = "decode"
     LOCAL = "local"
+    ENCODE = "encode"
 
     @property
     def role(self) -> Role | None:
@@ -137,6 +144,7 @@ _ROLE_OF: dict[TaskKind, Role | None] = {
     TaskKind.PREFILL: Role.PREFILL,
     TaskKind.DECODE: Role.DECODE,
     TaskKind.LOCAL: None,
+    TaskKind.ENCODE: Role.ENCODE,
 }
 _KIND_OF = {role: kind for kind, role in _ROLE_OF.items() if role is not None}
 
@@ -203,6 +211,53 @@ class Task:
 
 
 @dataclass
+class EncodeTask(Task):
+    """Embeddings of some of a request's media. Make one with `encode_task`.
+
+    Attributes:
+        items: indices into the request's media, in the order in which they are staged.
+        patches: those that wait to be encoded.
+        pages: what the embeddings of all items take.
+        fed: whether the instance that computes the prompt was told where to pull from.
+        lacking: items whose pixels the gateway was told to bring.
+    """
+
+    items: list[int] = field(default_factory=list)
+    patches: int = 0
+    pages: int = 0
+    fed: bool = False
+    lacking: tuple[int, ...] = ()
+
+
+def encode_task(ref: InstanceRef) -> EncodeTask:
+    """An encode task on `ref` that has no items yet."""
+    return EncodeTask(TaskKind.ENCODE, ref, 0, 0, 0)
+
+
+@dataclass
+class Encoding:
+    """What an attempt knows of its media.
+
+    Attributes:
+        tasks: the live encode tasks.
+        wanted: indices of items that wait for an encode instance, in the order in which they were wanted.
+        tries: how often each item was given to an instance that did not refuse it for lack of room.
+        never: instances that refused some of them for good, with their reasons.
+        doubted: instances whose tasks failed, or were pulled from in vain; others are asked first.
+        trouble: how the last encode task failed, for the reason that a client is shown.
+        computed: whether the prompt is computed.
+    """
+
+    tasks: dict[InstanceRef, EncodeTask] = field(default_factory=dict)
+    wanted: dict[int, None] = field(default_factory=dict)
+    tries: Counter[int] = field(default_factory=Counter)
+    never: dict[InstanceRef, str] = field(default_factory=dict)
+    doubted: dict[InstanceRef, None] = field(default_factory=dict)
+    trouble: str = ""
+    computed: bool = False
+
+
+@dataclass
 class Record:
     """Everything the scheduler knows about one admitted request.
 
@@ -211,6 +266,8 @@ class Record:
         arrival: serial number of admission; ties in the queue are broken by it, and a request keeps it when it goes back to the queue.
         submitted: when this attempt began to wait, in seconds.
         order: its place in the queue, from the QueueOrder policy.
+        tasks: the live ones by kind, except those that encode.
+        encoding: what is known of its media, the tasks that encode them included; None for a request without.
         prefill: the prefill instance of the current placement; None if that has left before it was told anything.
         cached_tokens: what the decode instance granted to skip.
         source: the staged KV that decode was told to pull.
@@ -227,6 +284,7 @@ class Record:
     order: tuple[float, ...]
     phase: Phase = Phase.QUEUED
     tasks: dict[TaskKind, Task] = field(default_factory=dict)
+    encoding: Encoding | None = None
     prefill: InstanceRef | None = None
     cached_tokens: int = 0
     source: Handle | None = None
@@ -239,6 +297,8 @@ class Record:
 
     def __post_init__(self) -> None:
         self.highest = max(self.highest, self.request.attempt)
+        if self.request.media:
+            self.encoding = Encoding()
 
     @property
     def id(self) -> str:
@@ -264,6 +324,24 @@ class Record:
         longest = max((len(s.outputs) for s in self.resumed if s.finish is None), default=0)
         return len(self.request.prompt) + longest + 1
 
+    @property
+    def encodes(self) -> Mapping[InstanceRef, EncodeTask]:
+        """The live encode tasks."""
+        return _NONE if self.encoding is None else self.encoding.tasks
+
+    @property
+    def prompt_task(self) -> Task | None:
+        """The live task that computes the prompt."""
+        return self.tasks.get(TaskKind.PREFILL) or self.tasks.get(TaskKind.LOCAL)
+
+    def holds(self, task: Task) -> bool:
+        """Whether `task` is live."""
+        return self.tasks.get(task.kind) is task or self.encodes.get(task.ref) is task
+
+    def live_tasks(self, ref: InstanceRef | None = None) -> list[Task]:
+        """Every live task (on `ref`), those that encode last: what they serve is ended first."""
+        return [task for task in (*self.tasks.values(), *self.encodes.values()) if ref is None or task.ref == ref]
+
     def advance(self, step: Step) -> None:
         """Raises ProtocolViolation if `step` is not allowed now."""
         target = TRANSITIONS.get((self.phase, step))
@@ -278,20 +356,29 @@ class Record:
         self.resumed = answer.samples if seen else ()
         self.submitted = now
         self.prefill, self.source, self.cached_tokens, self.answer = None, None, 0, None
+        if self.encoding is not None:
+            self.encoding = Encoding()
 
     def needs(self, kind: TaskKind) -> bool:
         """Whether the attempt is lost if its task of `kind` fails now: not prefill's once decode has all (or may have, somewhere), nor
-        decode's once prefill ended all."""
-        if self.phase in _NEEDLESS:
+        decode's once prefill ended all, nor one that encodes: what it had is wanted again."""
+        if self.phase in _NEEDLESS or kind is TaskKind.ENCODE:
             return False
         return not (kind is TaskKind.PREFILL and self.phase in (Phase.DECODING, Phase.ADOPTING))
 
 
+_NONE: Mapping[InstanceRef, EncodeTask] = {}
 _NEEDLESS = frozenset({Phase.FINISHING, Phase.INTERRUPTED, Phase.ENDING})
 
 
+def media_of(record: Record) -> Encoding:
+    """What is known of the media of `record`, which has some."""
+    assert record.encoding is not None, f"{record.id} has no media"
+    return record.encoding
+
+
 def role_of(report: TaskReport) -> Role | None:
-    """The role whose task `report` is about; None for a local task, which has both."""
+    """The role whose task `report` is about; None for a local task, which has both (and answers to either)."""
     if isinstance(report, Refused | TaskEnded):
         return report.role
     return _ROLES[type(report)]
@@ -303,4 +390,7 @@ _ROLES: dict[type[TaskReport], Role | None] = {
     Staged: Role.PREFILL,
     PrefillDone: Role.PREFILL,
     Accepted: None,
+    MediaWanted: Role.PREFILL,
+    EncodeStaged: Role.ENCODE,
+    EncodeDone: Role.ENCODE,
 }
