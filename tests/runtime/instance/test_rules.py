@@ -153,7 +153,12 @@ def test_every_state_can_fail_and_ended_is_final():
 
 
 def test_every_state_but_the_first_is_reached_from_somewhere_and_leads_to_the_end():
-    first = {Kind.PREFILL: State.WAITING, Kind.DECODE: State.RESERVED, Kind.LOCAL: State.WAITING}
+    first = {
+        Kind.PREFILL: State.WAITING,
+        Kind.DECODE: State.RESERVED,
+        Kind.LOCAL: State.WAITING,
+        Kind.ENCODE: State.WAITING,
+    }
     for kind, table in TRANSITIONS.items():
         moves = {(state, to) for (state, trigger), to in table.items() if trigger is not Trigger.FAILED}
         reached = {first[kind]}
