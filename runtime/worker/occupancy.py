@@ -34,7 +34,13 @@ def occupancy(
         "staging_bytes": sum(stat.staged_bytes for stat in stats),
     }
     if Pool.MEDIA in ends:
-        held["media_pages_total"] = config.media_pages - 1
+        held |= {
+            "media_pages_total": config.media_pages - 1,
+            "media_pages_free": resources.free_media_pages,
+            "media_pages_cached": resources.cached_media_pages,
+            "media_pages_held": resources.held_media_pages,
+            "media_gathering": resources.gatherings,
+        }
     if shelf is not None:
         held |= {"shelf_items": len(shelf), "shelf_bytes": shelf.nbytes}
     return held
