@@ -1,5 +1,6 @@
 """Three positions a token (M-RoPE): sections of pairs turn with time, height and width."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,15 +13,15 @@ ROPE = RopeConfig(sections=(2, 3, 3))
 
 
 def test_equal_positions_are_plain_rotation() -> None:
-    positions = np.arange(7)
-    plain, three = rotation(ROPE, HEAD_DIM, positions), rotation(ROPE, HEAD_DIM, np.stack([positions] * 3))
+    positions = jnp.arange(7)
+    plain, three = rotation(ROPE, HEAD_DIM, positions), rotation(ROPE, HEAD_DIM, jnp.stack([positions] * 3))
     np.testing.assert_array_equal(plain.cos, three.cos)
     np.testing.assert_array_equal(plain.sin, rotation(RopeConfig(), HEAD_DIM, positions).sin)
     np.testing.assert_array_equal(plain.sin, three.sin)
 
 
 def test_each_section_turns_with_its_own_position() -> None:
-    positions = np.array([[3, 4], [50, 60], [700, 800]])
+    positions = jnp.array([[3, 4], [50, 60], [700, 800]])
     turned = rotation(ROPE, HEAD_DIM, positions)
     for section, axis in ((slice(0, 2), 0), (slice(2, 5), 1), (slice(5, 8), 2)):
         alone = rotation(ROPE, HEAD_DIM, positions[axis])
@@ -29,7 +30,7 @@ def test_each_section_turns_with_its_own_position() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    three = np.zeros((3, 2), np.int32)
+    three = jnp.zeros((3, 2), jnp.int32)
     with pytest.raises(ValueError, match="need rope sections"):
         rotation(RopeConfig(), HEAD_DIM, three)
     with pytest.raises(UnsupportedModelError, match="add up to the 8"):
