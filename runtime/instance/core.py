@@ -57,7 +57,6 @@ from triptych.runtime.instance.messages import (
     MediaImported,
     StagedReleased,
     StepDone,
-    Tick,
 )
 from triptych.runtime.instance.plan import Pool, StepPlan
 from triptych.runtime.instance.planner import plan_step

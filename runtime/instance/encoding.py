@@ -75,7 +75,7 @@ def start_encode(state: InstanceState, command: StartEncode, now: float) -> list
 def media_arrived(state: InstanceState, name: str) -> list[InstanceMessage]:
     """The shell has the pixels of `name`; if nobody needs them (any more) it may drop them."""
     media = state.media
-    if media is None or not _needed(media, name):
+    if media is None or not media.awaited(name):
         return [DropMedia(name)]
     media.shelf[name] = None
     for task in media.encoding.values():
@@ -95,7 +95,11 @@ def tend(state: InstanceState, now: float) -> list[InstanceMessage]:
         ):
             messages += _stage(state, media, task, now)
     for name in list(media.shelf):
-        if name not in media.in_plans and not _needed(media, name):
+        entry = media.store.entries.get(name)
+        if entry is not None and entry.pull is not None and media.awaited(name):
+            # The instance that it is pulled from may be waiting for this one to encode it.
+            messages += media.cancel_pull(entry)
+        if name not in media.in_plans and not media.awaited(name):
             del media.shelf[name]
             messages.append(DropMedia(name))
     return messages
@@ -194,12 +198,19 @@ def _admit(state: InstanceState, media: MediaMemory, now: float) -> list[Instanc
         if media.store.can_hold(rest):
             media.store.hold(task, rest)
             task.held.update(dict.fromkeys(rest))
-            task.admitted = now
+            task.admitted, task.room_by = now, None
             task.advance(Trigger.ADMITTED)
             media.stirred = True
         else:
             first = first or task
-    return [] if first is None else _untangle(state, media, first)
+    if first is None:
+        return []
+    if first.room_by is None:
+        # What is staged is pulled or given up within a lease. Room that is not free then may be held by prompts that wait, in the
+        # end, for this very task; to end it breaks the circle.
+        first.room_by = now + first.lease_seconds
+        state.watch(first)
+    return _untangle(state, media, first)
 
 
 def _untangle(state: InstanceState, media: MediaMemory, first: EncodeTask) -> list[InstanceMessage]:
@@ -230,8 +241,3 @@ def _stage(state: InstanceState, media: MediaMemory, task: EncodeTask, now: floa
     task.lease = Lease(task.staging_key, now + task.lease_seconds)
     state.watch(task)
     return messages
-
-
-def _needed(media: MediaMemory, name: str) -> bool:
-    """Whether some task waits for `name` to be encoded."""
-    return not media.store.is_ready(name) and any(name in task.sizes for task in media.encoding.values())

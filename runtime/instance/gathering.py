@@ -72,7 +72,7 @@ def feed_media(state: InstanceState, command: FeedMedia) -> list[InstanceMessage
     known = len(task.request.media)
     if task.media is None or key in task.media.feeds or not all(index < known for index in command.items):
         return []
-    task.media.feeds[key] = Feed(command.source, command.items, local)
+    task.media.feeds[key] = Feed(task, command.source, command.items, local)
     media.stirred = True
     return [] if _waits(media, task) else _settle_feeds(state, task)
 
@@ -208,7 +208,11 @@ def _start_pull(state: InstanceState, task: Task, key: int, feed: Feed) -> list[
     if not lacking:
         del task.media.feeds[key]
         return []
-    fills = [name for name in sizes if name in lacking and store.entries[name].pull is None]
+    fills = [
+        name
+        for name in sizes
+        if name in lacking and store.entries[name].pull is None and not media.encodable(name)
+    ]
     if not fills:
         return []  # others are bringing all of it: this is for the case that they fail
     staged = [prompt[index] for index in feed.items]

@@ -165,6 +165,26 @@ class MediaMemory:
             self.stirred = True
         return messages
 
+    def encodable(self, name: str) -> bool:
+        """Whether an encode task waits for the item, and its pixels are here."""
+        return name in self.shelf and self.awaited(name)
+
+    def awaited(self, name: str) -> bool:
+        """Whether an encode task waits for the item."""
+        return not self.store.is_ready(name) and any(name in task.sizes for task in self.encoding.values())
+
+    def cancel_pull(self, entry: Entry) -> list[InstanceMessage]:
+        """Nothing is pulled into `entry` any more. What else that pull was to bring is looked at next."""
+        (feed,) = (holder for holder in entry.holders if isinstance(holder, Feed))
+        task, key = feed.task, feed.source.key
+        for name in feed.fills:
+            if self.wanters.get(name) is task:
+                del self.wanters[name]
+        self.end_pull(feed)
+        if task.media is not None:
+            del task.media.feeds[key]
+        return [CancelPull(task.request.id, Pool.MEDIA, key)]
+
     def end_pull(self, feed: Feed) -> None:
         """A started pull is over, whatever came of it."""
         for name in feed.fills:

@@ -40,7 +40,10 @@ def plan_step(
     if needy:
         messages = _make_room_to_decode(state, needy)
         ready, _ = _decoding(state)
-    messages += admit_waiting(state, now)
+    ended = admit_waiting(state, now)
+    if ended:
+        ready, _ = _decoding(state)  # other samples of a task that ended
+        messages += ended
     fills = list(state.filling.values())
     builder = PlanBuilder(state)
     patches = _encodable(state)

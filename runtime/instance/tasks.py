@@ -91,7 +91,7 @@ class Fill:
 
 @dataclass(eq=False, slots=True)
 class Feed:
-    """One FeedMedia: `items` (indices into request.media) can be had from `source`.
+    """One FeedMedia: `items` (indices into the request's media) can be had from `source`, for the prompt of `task`.
 
     Attributes:
         local: the source is this instance: nothing is pulled.
@@ -100,6 +100,7 @@ class Feed:
         spare: pages for items that need not be brought any more: a staging is pulled whole.
     """
 
+    task: Task
     source: Handle
     items: tuple[int, ...]
     local: bool
@@ -187,6 +188,7 @@ class EncodeTask(StagingTask):
         items: indices into request.media.
         sizes: embeddings of each, by hash; two items of one hash are one here.
         pixels_by: when what is `lacking` must be here; None once everything is.
+        room_by: when it must have got pages, set when it is first in line and finds none.
         lacking: hashes whose pixels have not come and whose embeddings are not here.
         held: hashes whose entries it holds.
         exported: places in `items` whose pages are offered to the puller.
@@ -198,6 +200,7 @@ class EncodeTask(StagingTask):
     pixels_by: float | None
     lacking: dict[str, None] = field(default_factory=dict)
     held: dict[str, None] = field(default_factory=dict)
+    room_by: float | None = None
     exported: set[int] = field(default_factory=set)
     encoded: int = 0
 
@@ -208,7 +211,7 @@ class EncodeTask(StagingTask):
             self.pixels_by = None
 
     def wakes_at(self) -> float | None:
-        return _sooner(StagingTask.wakes_at(self), self.pixels_by)
+        return _sooner(StagingTask.wakes_at(self), _sooner(self.pixels_by, self.room_by))
 
 
 @dataclass(eq=False, kw_only=True)

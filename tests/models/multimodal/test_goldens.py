@@ -25,7 +25,7 @@ from triptych.models.weights.vision import load_encoder
 from triptych.sharding.mesh import make_mesh
 
 GOLDENS = Path(__file__).parent / "goldens"
-FAMILIES = ("llava", "llava_full")
+FAMILIES = ("llava", "llava_full", "llava_siglip", "internvl", "qwen2_5_vl")
 
 # Tokens that stand around an image in the goldens of the families that have such.
 BEFORE, AFTER = 101, 102
