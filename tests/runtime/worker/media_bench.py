@@ -130,7 +130,8 @@ class MediaBench(Bench):
                 stub: Any = worker_pb2_grpc.WorkerStub(channel)  # type: ignore[no-untyped-call]
                 call = stub.PutMedia(timeout=PATIENCE)
                 await call.write(worker_pb2.PutMediaRequest(header=header))
-                if not (await call.read()).wanted:
+                reply = await call.read()
+                if not reply.wanted:
                     return False, False
                 await call.write(worker_pb2.PutMediaRequest(data=patches.tobytes()))
                 return True, (await call.read()).stored

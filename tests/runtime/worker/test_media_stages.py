@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+import grpc
 import pytest
 
 from tests.runtime.worker.media_bench import SLOTS, TOKENS, MediaBench, expected, item
@@ -142,6 +143,27 @@ def test_an_encoder_that_is_lost_is_asked_for_again_and_another_one_serves(bench
     bench.bring("epd", 5)
     assert tokens_of(bench, request) == expected(request, [5], COUNT)
     bench.wait_idle()
+
+
+def test_an_encoder_whose_device_fails_goes_on_under_a_new_epoch(bench: MediaBench) -> None:
+    """Its tasks are gone with the old one, and so are pixels that were on their way to it."""
+    request, old = ask(6), bench.ref("e")
+    start_split(bench, request)
+    bench.wanted(request)
+    resets = len(bench.scheduler.of("instance_reset"))
+    (live,) = (instance for instance in bench.process.instances if instance.info.ref.id == "e")
+    bench.feed(request, "p", (0,))
+    live._loop.call(lambda: live._parts.engine.media.pools[0][0].delete())  # type: ignore[union-attr]
+    assert bench.bring("e", 6) == (True, True)
+    bench.wait_for(lambda: len(bench.scheduler.of("instance_reset")) > resets)
+    bench.wait_for(lambda: bench.ref("e") != old)
+    with pytest.raises(grpc.aio.AioRpcError, match="is gone"):
+        bench.bring("e", 6, ref=old)
+    assert bench.wanted(request, times=2).items == (0,)
+    bench.feed(request, "p", (0,))
+    assert bench.bring("e", 6) == (True, True)
+    assert tokens_of(bench, request) == expected(request, [6], COUNT)
+    assert bench.wait_idle()["e"].resources["shelf_bytes"] == 0
 
 
 def test_a_pool_full_of_staged_embeddings_stops_encoding_until_they_are_pulled(bench: MediaBench) -> None:

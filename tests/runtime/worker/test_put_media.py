@@ -103,7 +103,7 @@ async def put(call: Any, first: worker_pb2.PutMediaRequest, *pieces: bytes) -> t
     """(wanted, stored), as a gateway does it; grpc.aio.AioRpcError if it was refused."""
     await call.write(first)
     reply = await call.read()
-    if reply is grpc.aio.EOF or not reply.wanted:
+    if not isinstance(reply, worker_pb2.PutMediaReply) or not reply.wanted:
         await call.done_writing()
         assert await call.code() is grpc.StatusCode.OK or await call.read()
         return False, False
@@ -111,10 +111,7 @@ async def put(call: Any, first: worker_pb2.PutMediaRequest, *pieces: bytes) -> t
         await call.write(piece(data))
     await call.done_writing()
     reply = await call.read()
-    if reply is grpc.aio.EOF:
-        await call.read()
-        return True, False
-    return True, reply.stored
+    return True, isinstance(reply, worker_pb2.PutMediaReply) and reply.stored
 
 
 async def status(call: Any, *messages: worker_pb2.PutMediaRequest) -> tuple[grpc.StatusCode, str]:
@@ -123,7 +120,7 @@ async def status(call: Any, *messages: worker_pb2.PutMediaRequest) -> tuple[grpc
         for message in messages:
             await call.write(message)
         await call.done_writing()
-        while await call.read() is not grpc.aio.EOF:
+        while isinstance(await call.read(), worker_pb2.PutMediaReply):
             pass
     except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
         pass  # it was refused
