@@ -56,10 +56,14 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.roles:
             raise ConfigError("an engine needs a role: encode, prefill or decode")
-        if (Role.ENCODE in self.roles) != (self.encode_patches > 0) or self.media_pages == 1 or self.media_pages < 0:
+        if self.media_pages < 0 or self.media_pages == 1:
             raise ConfigError(
-                f"encode_patches {self.encode_patches} and media_pages {self.media_pages} do not fit the roles {sorted(self.roles)}: "
-                "whoever encodes needs both, and a pool has the null page and one more at least"
+                f"media_pages is {self.media_pages}; expected 0, or 2 and more: the null page and one to use"
+            )
+        if (Role.ENCODE in self.roles) != (self.encode_patches > 0):
+            raise ConfigError(
+                f"encode_patches is {self.encode_patches} with the roles {', '.join(sorted(self.roles))}; an engine with the role encode "
+                "needs some, another one none"
             )
         if self.encode_patches and not self.media_pages:
             raise ConfigError("an engine that encodes needs a media pool for what it encodes: raise media_pages")
