@@ -38,7 +38,17 @@ from triptych.runtime.core.tasks import (
     StartPrefill,
     TaskCommand,
 )
-from triptych.runtime.instance import admission, attempts, audit, encoding, expiry, gathering, importing, results
+from triptych.runtime.instance import (
+    admission,
+    attempts,
+    audit,
+    encoding,
+    expiry,
+    feeding,
+    gathering,
+    importing,
+    results,
+)
 from triptych.runtime.instance.composer import DefaultComposer, StepComposer
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.lifecycle import Trigger
@@ -129,13 +139,13 @@ class InstanceCore:
             case Imported():
                 return importing.imported(state, event)
             case ImportFailed(pool=Pool.MEDIA):
-                return gathering.media_import_failed(state, event)
+                return feeding.media_import_failed(state, event)
             case ImportFailed():
                 return importing.import_failed(state, event)
             case MediaArrived():
                 return encoding.media_arrived(state, event.hash)
             case MediaImported():
-                return gathering.media_imported(state, event)
+                return feeding.media_imported(state, event)
             case StagedReleased():
                 return expiry.release_staged(state, event)
             case LeaseExtended():
@@ -256,7 +266,7 @@ class InstanceCore:
             case StartEncode():
                 return [*attempts.supersede(state, command.request), *encoding.start_encode(state, command, now)]
             case FeedMedia():
-                return gathering.feed_media(state, command)
+                return feeding.feed_media(state, command)
             case StartLocal():
                 return [*attempts.supersede(state, command.request), *admission.start_local(state, command, now)]
             case AbortTask():

@@ -37,7 +37,10 @@ def _expired(task: Task, now: float) -> tuple[Status, str] | None:
     if isinstance(task, EncodeTask) and task.pixels_by is not None and task.pixels_by <= now:
         return Status.UNAVAILABLE, f"the pixels did not come: {len(task.lacking)} of {len(task.sizes)} items lack them"
     if isinstance(task, EncodeTask) and task.room_by is not None and task.room_by <= now:
-        return Status.UNAVAILABLE, "no room for its embeddings: nothing that holds some was given up for as long as a lease"
+        return (
+            Status.UNAVAILABLE,
+            "no room for its embeddings: nothing that holds some was given up for as long as a lease",
+        )
     return None
 
 

@@ -1,7 +1,7 @@
 """MediaMemory: what an instance knows of media, besides the tasks: the store of embeddings, who needs which, and pixels.
 
 Both sides of a transfer meet here, on an instance with both roles in one store: encode tasks (encoding.py) fill entries
-and stage them, prompts (gathering.py) hold them until they are computed. A Gathering is one sequence's needs. It goes
+and stage them, prompts (gathering.py, feeding.py) hold them until they are computed. A Gathering is one sequence's needs. It goes
 *beside* the queue at first; once it *holds* every entry that it needs, all at once and in order of age, it waits for those
 that are not ready, and then its sequence joins the queue. What waits for room holds nothing, so two prompts never wait for
 each other's pages.
@@ -91,6 +91,18 @@ class MediaMemory:
         """Those whose sequences wait beside the queue, oldest first."""
         waiting = [gathering for gathering in self.gatherings.values() if gathering.beside]
         return sorted(waiting, key=lambda gathering: gathering.fill.age)
+
+    def waits(self, task: Task) -> bool:
+        """Whether a sequence of `task` waits beside the queue."""
+        return any(gathering.beside and gathering.fill.task is task for gathering in self.gatherings.values())
+
+    def waiting(self, task: Task, name: str) -> list[Gathering]:
+        """The sequences of `task` that wait beside the queue and need `name`."""
+        return [
+            gathering
+            for gathering in self.gatherings.values()
+            if gathering.beside and gathering.fill.task is task and name in gathering.sizes
+        ]
 
     def arrived(self, entry: Entry) -> None:
         """The embeddings are in the entry's pages for everything that the device does from now on."""

@@ -97,7 +97,12 @@ class Node:
     """One instance. `messages` is everything it said, `results` what its core has not heard of yet."""
 
     def __init__(
-        self, cfg: InstanceConfig, *, composer: StepComposer | None = None, stop_probe: StopProbeFactory = TokenProbe, seed: int = 1
+        self,
+        cfg: InstanceConfig,
+        *,
+        composer: StepComposer | None = None,
+        stop_probe: StopProbeFactory = TokenProbe,
+        seed: int = 1,
     ):
         self.config = cfg
         self.core = InstanceCore(cfg, stop_probe=stop_probe, random=random.Random(seed), composer=composer)

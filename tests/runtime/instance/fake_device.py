@@ -154,7 +154,9 @@ class FakeDevice:
         tokens = list(row.tokens) or [self._last(row.token_slot)]
         behind = 0
         for run in row.embedded:
-            assert behind <= run.at and run.count > 0 and run.at + run.count <= len(tokens), "runs are in order, in the row"
+            assert behind <= run.at and run.count > 0 and run.at + run.count <= len(tokens), (
+                "runs are in order, in the row"
+            )
             behind = run.at + run.count
             for index in range(run.count):
                 page, place = divmod(run.first + index, self.config.page_size)

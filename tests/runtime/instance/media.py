@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.runtime.instance.cluster import Node, config, request
+from tests.runtime.instance.fake_device import expected_outputs
 from triptych.runtime.core.handle import Handle
 from triptych.runtime.core.instance import InstanceRef, Role
 from triptych.runtime.core.media import MediaItem, MediaKind
 from triptych.runtime.core.request import Request
-from triptych.runtime.core.tasks import EncodeStaged, FeedMedia, MediaWanted, StageTimes, StartEncode
+from triptych.runtime.core.tasks import EncodeStaged, FeedMedia, MediaWanted, StageTimes, StartEncode, StartLocal
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.messages import MediaArrived, MediaImported, StartPull
 from triptych.runtime.instance.plan import Pool
@@ -54,9 +55,7 @@ def bring(node: Node, *names: str) -> None:
         node.send(MediaArrived(name))
 
 
-def feed(
-    node: Node, req: Request, *items: int, key: int = 77, owner: InstanceRef = ELSEWHERE
-) -> list[StartPull]:
+def feed(node: Node, req: Request, *items: int, key: int = 77, owner: InstanceRef = ELSEWHERE) -> list[StartPull]:
     """What is pulled once the prompt's instance is told where the items are."""
     messages = node.command(FeedMedia(req.id, Handle(owner, "host:e", key, "md"), items, req.attempt))
     return [message for message in messages if isinstance(message, StartPull)]
@@ -78,3 +77,33 @@ def pulled(node: Node, req: Request, pull: StartPull, *names: str) -> None:
 
 def wanted(node: Node) -> list[tuple[str, tuple[int, ...]]]:
     return [(report.request, report.items) for report in node.reports(MediaWanted)]
+
+
+def local(node: Node, req: Request) -> list:
+    return node.command(StartLocal(req))
+
+
+def prompt_node(roles: str = "PD", **changes) -> Node:
+    return Node(media_config("i", roles, **changes))
+
+
+def serve(node: Node, req: Request, key: int = 77) -> None:
+    """The request is run; what it wants is fed in one pull, if anything."""
+    before = len(node.reports(MediaWanted))
+    local(node, req)
+    for report in node.reports(MediaWanted)[before:]:
+        (pull,) = feed(node, req, *report.items, key=key)
+        pulled(node, req, pull, *(req.media[index].hash for index in report.items))
+    node.run()
+
+
+def check(node: Node, req: Request) -> None:
+    for sample in range(req.sampling.n):
+        outputs, _ = expected_outputs(req, node.config.max_model_len, sample)
+        assert [token.token for token in node.tokens(req.id, sample)] == outputs
+
+
+def assert_free(node: Node) -> None:
+    held = node.core.resources()
+    assert held.idle, held
+    assert held.free_media_pages + held.cached_media_pages == node.config.media_pages - 1

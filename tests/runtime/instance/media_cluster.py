@@ -1,5 +1,5 @@
-"""Instances of any roles, a scheduler and gateways that do the least for requests with media, and wires between them that
-keep the order of each pair and nothing else. Everything moves only when told; pulls, pixels and pools can be lost.
+"""Instances of any roles, and a scheduler and gateways that do the least for requests with media. What goes from one to another
+keeps its order, and nothing else does; pulls, pixels and pools can be lost.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 
 from tests.runtime.instance.cluster import Node
 from tests.runtime.instance.fake_device import expected_outputs
+from tests.runtime.instance.media_wires import Wires
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef, Role
-from triptych.runtime.core.request import Continuation, Request, SampleState, TokenOut
+from triptych.runtime.core.request import Request, SampleState, TokenOut
 from triptych.runtime.core.tasks import (
     AbortTask,
     EncodeDone,
@@ -24,7 +25,6 @@ from triptych.runtime.core.tasks import (
     Refused,
     ReserveDecode,
     Staged,
-    StageTimes,
     StartDecode,
     StartEncode,
     StartLocal,
@@ -33,45 +33,10 @@ from triptych.runtime.core.tasks import (
     TaskEnded,
     TaskReport,
 )
-from triptych.runtime.instance.messages import (
-    CancelPull,
-    CloseStaging,
-    Command,
-    CompleteStaging,
-    Emit,
-    Imported,
-    ImportFailed,
-    InstanceEvent,
-    InstanceMessage,
-    MediaArrived,
-    MediaImported,
-    OpenStaging,
-    Report,
-    StagedReleased,
-    StartPull,
-    Tick,
-)
-from triptych.runtime.instance.plan import Pool
+from triptych.runtime.instance.messages import Command, Tick
 
 TTL, LEASE = 3.0, 6.0
 LOST = (Status.UNAVAILABLE, Status.DATA_LOSS)
-
-
-@dataclass
-class Pull:
-    node: Node
-    message: StartPull
-    moved: int = 0
-
-
-@dataclass
-class Staging:
-    owner: Node
-    opened: OpenStaging
-    complete: bool = False
-    final: Continuation | None = None
-    closed: str | None = None
-    released: bool = False  # its puller gave up, so the rest need not be exported
 
 
 @dataclass
@@ -106,20 +71,21 @@ class Journal:
         return tuple(states) if any(state.outputs for state in states) else ()
 
 
-class MediaCluster:
+class MediaCluster(Wires):
     """`luck` decides where things are placed and, with `trouble`, what is lost."""
 
     def __init__(self, nodes: list[Node], luck: random.Random, trouble: float = 0.0):
-        self.nodes, self.luck, self.trouble = nodes, luck, trouble
+        super().__init__(nodes, luck, trouble)
         self.journals: dict[str, Journal] = {}
         self.commands: dict[Node, deque[TaskCommand]] = {node: deque() for node in nodes}
-        self.reports: dict[Node, deque[TaskReport]] = {node: deque() for node in nodes}
-        self.pixels: list[tuple[Node, str]] = []
-        self.stagings: dict[int, Staging] = {}
-        self.pulls: list[Pull] = []
         self.begun: Counter[tuple[str, int, Role, int]] = Counter()  # node index
-        self.counts: Counter[str] = Counter()
         self.backlog: list[Journal] = []
+
+    def hear_token(self, token: TokenOut) -> None:
+        journal = self.journals[token.request]
+        if token.attempt == journal.request.attempt:
+            assert token.position not in journal.tokens[token.sample], "a position is emitted once"
+            journal.tokens[token.sample][token.position] = token
 
     # ---- what tests do ----------------------------------------------------------------------------------------------------------------
 
@@ -140,7 +106,7 @@ class MediaCluster:
         node.device.slots.clear()
         for message in node.core.reset(InstanceRef(node.config.ref.id, node.core.ref.epoch + 1)):
             node.obey(message)
-            self._route(node, message)
+            self.route(node, message)
         node.core.audit()
 
     def advance(self, seconds: float) -> None:
@@ -164,9 +130,9 @@ class MediaCluster:
         elif kind == 1 and self.reports[node]:
             self._report(node, self.reports[node].popleft())
         elif kind == 2 and self.pixels:
-            self._bring(self.pixels.pop(luck.randrange(len(self.pixels))))
+            self.bring(self.pixels.pop(luck.randrange(len(self.pixels))))
         elif kind == 3 and self.pulls:
-            self._move(luck.choice(self.pulls))
+            self.move(luck.choice(self.pulls))
         elif kind == 4:
             self.ready(node)
         else:
@@ -189,9 +155,9 @@ class MediaCluster:
                 self.done(node)
             while self.pixels:
                 moved = True
-                self._bring(self.pixels.pop(0))
+                self.bring(self.pixels.pop(0))
             for pull in list(self.pulls):
-                moved |= pull in self.pulls and self._move(pull)
+                moved |= pull in self.pulls and self.move(pull)
             if not moved:
                 return
         raise AssertionError("the cluster does not come to rest")
@@ -217,116 +183,6 @@ class MediaCluster:
                 assert token.token == outputs[token.position - len(req.prompt)]
             if journal.over is Status.OK:
                 assert [token.token for token in tokens] == outputs and tokens[-1].finish == finish
-
-    # ---- events and messages ------------------------------------------------------------------------------------------------------------
-
-    def send(self, node: Node, event: InstanceEvent) -> None:
-        for message in node.send(event):
-            self._route(node, message)
-
-    def ready(self, node: Node) -> None:
-        before = len(node.messages)
-        node.ready()
-        for message in node.messages[before:]:
-            self._route(node, message)
-
-    def done(self, node: Node) -> None:
-        for message in node.done():
-            self._route(node, message)
-
-    def _route(self, node: Node, message: InstanceMessage) -> None:
-        match message:
-            case Report():
-                self.reports[node].append(message.report)
-            case Emit():
-                for token in message.tokens:
-                    journal = self.journals[token.request]
-                    if token.attempt == journal.request.attempt:
-                        assert token.position not in journal.tokens[token.sample], "a position is emitted once"
-                        journal.tokens[token.sample][token.position] = token
-            case OpenStaging():
-                self.stagings[message.key] = Staging(node, message)
-            case CompleteStaging():
-                staging = self.stagings[message.key]
-                first, pages = staging.opened.first_page, staging.opened.pages
-                assert message.pool is staging.opened.pool
-                if not staging.released:
-                    assert sorted(node.exported[message.key]) == list(range(first, first + pages))
-                staging.complete, staging.final = True, message.continuation
-            case CloseStaging():
-                assert message.pool is self.stagings[message.key].opened.pool
-                self.stagings[message.key].closed = message.reason
-            case StartPull():
-                opened = self.stagings[message.source_key].opened
-                assert (message.pool, message.first_page) == (opened.pool, opened.first_page)
-                assert len(message.pages) == opened.pages and message.prompt_tokens == opened.prompt_tokens
-                assert message.pool is Pool.KV or len(set(message.pages)) == len(message.pages)
-                self.pulls.append(Pull(node, message))
-            case CancelPull():
-                (pull,) = (
-                    pull
-                    for pull in self.pulls
-                    if pull.node is node
-                    and (pull.message.request, pull.message.pool) == (message.request, message.pool)
-                    and (message.pool is Pool.KV or pull.message.source_key == message.key)
-                )
-                self.pulls.remove(pull)
-            case _:
-                pass
-
-    def _move(self, pull: Pull) -> bool:
-        """A page, or the end of a pull. False if it has to wait."""
-        message, staging = pull.message, self.stagings[pull.message.source_key]
-        media = message.pool is Pool.MEDIA
-        lost = self.luck.random() < self.trouble
-        if staging.closed is not None or lost:
-            self.pulls.remove(pull)
-            self.counts["pulls lost"] += media
-            failed = ImportFailed(
-                message.request,
-                Status.UNAVAILABLE,
-                staging.closed or "lost",
-                message.attempt,
-                message.pool,
-                message.source_key if media else 0,
-            )
-            self.send(pull.node, failed)
-            if staging.closed is None:
-                staging.released = True
-                self.send(staging.owner, StagedReleased(message.source_key))
-            return True
-        if pull.moved < len(message.pages):
-            source = staging.owner.exported[message.source_key].get(message.first_page + pull.moved)
-            if source is None:
-                return False
-            mine, theirs = pull.node.device, staging.owner.device
-            to = message.pages[pull.moved]
-            if media:
-                mine.embeddings[to] = list(theirs.embeddings[source])
-            else:
-                mine.pages[to] = list(theirs.pages[source])
-            pull.moved += 1
-            return True
-        if not staging.complete:
-            return False
-        self.pulls.remove(pull)
-        times = StageTimes(transfer=1.0, pages_pulled=pull.moved)
-        if media:
-            self.counts["pulled"] += 1
-            self.send(pull.node, MediaImported(message.request, message.source_key, times, message.attempt))
-        else:
-            assert staging.final is not None
-            self.send(pull.node, Imported(message.request, staging.final, times, message.attempt))
-        self.send(staging.owner, StagedReleased(message.source_key))
-        return True
-
-    def _bring(self, pixels: tuple[Node, str]) -> None:
-        node, name = pixels
-        if self.luck.random() < self.trouble or name in node.device.shelf:
-            self.counts["pixels lost"] += name not in node.device.shelf
-            return
-        node.device.shelf.add(name)
-        self.send(node, MediaArrived(name))
 
     # ---- the scheduler ------------------------------------------------------------------------------------------------------------------
 
@@ -390,7 +246,9 @@ class MediaCluster:
                 self.begun[report.request, report.attempt, role, index] += 1
             case TaskEnded():
                 key = (report.request, report.attempt, report.role, index)
-                if not (report.role is Role.DECODE and key not in self.begun):  # a local task's start is not reported so
+                if not (
+                    report.role is Role.DECODE and key not in self.begun
+                ):  # a local task's start is not reported so
                     self.begun[key] -= 1
         if report.attempt != journal.request.attempt or journal.over is not None:
             return

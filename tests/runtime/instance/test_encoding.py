@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.runtime.instance.cluster import Node
 from tests.runtime.instance.media import asked, bring, encode, item, media_config
 from triptych.runtime.core.errors import Status
-from triptych.runtime.core.instance import Role
+from triptych.runtime.core.instance import InstanceRef, Role
 from triptych.runtime.core.tasks import AbortTask, EncodeDone, EncodeStaged, Refused, StartEncode, TaskEnded
 from triptych.runtime.instance.messages import (
     CloseStaging,
@@ -254,8 +256,6 @@ def test_pixels_that_nobody_needs_are_dropped_at_once():
 
 
 def test_a_newer_attempt_ends_the_older_ones_task_and_an_equal_one_is_refused():
-    from dataclasses import replace
-
     node = _encoder()
     req = asked("a", item("x", 0))
     encode(node, req)
@@ -298,8 +298,6 @@ def test_a_full_queue_refuses_for_now():
 
 
 def test_a_lost_pool_ends_the_tasks_and_drops_the_pixels():
-    from triptych.runtime.core.instance import InstanceRef
-
     node = _encoder()
     encode(node, asked("a", item("x", 0)))
     bring(node, "x")
@@ -310,8 +308,6 @@ def test_a_lost_pool_ends_the_tasks_and_drops_the_pixels():
 
 
 def test_roles_change_to_encode_and_back_and_the_store_stays():
-    from triptych.runtime.core.instance import InstanceRef
-
     node = Node(media_config("i", "PD", switchable=frozenset({Role.ENCODE})))
     node.core.switch(InstanceRef("i", 8), frozenset({Role.ENCODE}))
     key = _stage(node, "x", 4)

@@ -4,6 +4,7 @@ node audits itself), no task is lost or ends twice, what is computed is right, a
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,15 @@ from triptych.runtime.core.errors import Status
 from triptych.runtime.core.request import Request
 from triptych.runtime.instance.composer import DefaultComposer, TakingTurns
 
-TOPOLOGIES = (("E", "P", "D"), ("EPD",), ("EP", "D"), ("E", "PD"), ("E", "E", "P", "D"), ("EP", "EP", "D"), ("E", "EPD", "P"))
+TOPOLOGIES = (
+    ("E", "P", "D"),
+    ("EPD",),
+    ("EP", "D"),
+    ("E", "PD"),
+    ("E", "E", "P", "D"),
+    ("EP", "EP", "D"),
+    ("E", "EPD", "P"),
+)
 
 
 def _build(luck: random.Random, topology: tuple[str, ...], trouble: float, roomy: bool = False) -> MediaCluster:
@@ -89,8 +98,6 @@ def test_without_trouble_every_request_ends_well(topology, seed):
 
 
 def _named(req: Request, name: str) -> Request:
-    from dataclasses import replace
-
     return replace(req, id=name)
 
 
