@@ -12,6 +12,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 from triptych.runtime.core.errors import EngineError, InstanceLostError, Status
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, Role
@@ -45,7 +46,9 @@ from triptych.runtime.worker.surroundings import Surroundings
 
 log = logging.getLogger(__name__)
 
-SNAPSHOT_TIMEOUT = 10.0  # seconds; a loop that is alive answers within a step
+T = TypeVar("T")
+
+ANSWER_TIMEOUT = 10.0  # seconds; a loop that is alive answers within a step
 LOAD_INTERVAL = 0.1  # seconds; heartbeats are no more frequent than this
 
 
@@ -176,19 +179,23 @@ class LiveInstance:
 
     async def snapshot(self) -> InstanceSnapshot:
         """Taken on the device loop, between two steps."""
-        answer: asyncio.Future[InstanceSnapshot] = self._around.loop.create_future()
+        return await self._asked(self._snapshot)
 
-        def take() -> None:
-            snapshot = self._snapshot()
-            self._around.loop.call_soon_threadsafe(lambda: answer.done() or answer.set_result(snapshot))
+    async def _asked(self, question: Callable[[], T]) -> T:
+        """The answer of the device loop, between two steps. Raises InstanceLostError if it does not come."""
+        answer: asyncio.Future[T] = self._around.loop.create_future()
 
-        self._loop.call(take)
+        def ask() -> None:
+            found = question()
+            self._around.loop.call_soon_threadsafe(lambda: answer.done() or answer.set_result(found))
+
+        self._loop.call(ask)
         try:
-            async with asyncio.timeout(SNAPSHOT_TIMEOUT):
+            async with asyncio.timeout(ANSWER_TIMEOUT):
                 return await answer
         except TimeoutError:
             raise InstanceLostError(
-                f"{self._info.ref.id}: its device loop has not answered for {SNAPSHOT_TIMEOUT:g} s"
+                f"{self._info.ref.id}: its device loop has not answered for {ANSWER_TIMEOUT:g} s"
             ) from None
 
     # ---- LoopOwner: on the device loop ----------------------------------------------------------------------------------------------
@@ -249,7 +256,7 @@ class LiveInstance:
                 "prefill_tokens": self._loop.prefill_tokens,
                 "encoded_items": self._loop.encoded_items,
                 "encoded_patches": self._loop.encoded_patches,
-                **moved(self._ends),
+                **moved(self._ends, self._core.media_counts),
             },
         )
 
@@ -261,7 +268,13 @@ class LiveInstance:
         stage, config = self._parts.engine.media, self._parts.engine.config
         if stage is None or stage.encoder is None or stage.shelf is None:
             return None
-        return MediaDoor(stage.encoder, stage.shelf, config.encode_patches, lambda: self._info.ref, self._store)
+        return MediaDoor(
+            stage.encoder, stage.shelf, config.encode_patches, lambda: self._info.ref, self._lacking, self._store
+        )
+
+    async def _lacking(self, owner: InstanceRef, hash: str) -> bool:
+        """See `media_door.Lacking`."""
+        return await self._asked(lambda: self._core.ref == owner and self._core.lacks_pixels(hash))
 
     def _store(self, owner: InstanceRef, hash: str, pixels: Pixels, told: Callable[[bool], object]) -> None:
         """See `media_door.Store`."""

@@ -1,6 +1,6 @@
 """Where pixels come in: the receiving end of Worker.PutMedia for one instance.
 
-    header -> checked -> wanted? -> pieces -> size and checksum -> device loop: on the shelf, and the core hears of it
+    header -> checked -> device loop: does the core lack it? -> pieces -> size and checksum -> device loop: on the shelf, and the core hears of it
 
 Of several who bring the same item at once the first one is asked for the bytes, and the others wait: if it fails, the next one is asked. A
 call that ends early, for whatever reason, leaves nothing behind. Lives on the worker's event loop.
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from math import prod
 
 import numpy as np
@@ -33,6 +34,10 @@ Store = Callable[[InstanceRef, str, Pixels, Callable[[bool], object]], None]
 """Takes over an item and its room on the shelf; calls back on the event loop whether the incarnation still lived, and it was put there."""
 
 
+Lacking = Callable[[InstanceRef, str], Awaitable[bool]]
+"""Asks the core whether this incarnation lacks an item that it needs. Raises StaleEpochError if it has ended."""
+
+
 class MediaDoor:
     """For the encoder of one instance.
 
@@ -44,10 +49,16 @@ class MediaDoor:
     """
 
     def __init__(
-        self, encoder: MediaEncoder, shelf: MediaShelf, max_slots: int, ref: Callable[[], InstanceRef], store: Store
+        self,
+        encoder: MediaEncoder,
+        shelf: MediaShelf,
+        max_slots: int,
+        ref: Callable[[], InstanceRef],
+        lacking: Lacking,
+        store: Store,
     ):
         self._encoder, self._shelf, self._max_slots = encoder, shelf, max_slots
-        self._ref, self._store = ref, store
+        self._ref, self._lacking, self._store = ref, lacking, store
         self._coming: dict[str, asyncio.Event] = {}
 
     async def receive(
@@ -66,12 +77,29 @@ class MediaDoor:
         self._check_lives(owner)
         while (coming := self._coming.get(header.hash)) is not None:
             await coming.wait()
-        if header.hash in self._shelf:
-            yield worker_pb2.PutMediaReply(wanted=False)
-            return
-        size, ours = prod(shape) * self._encoder.pixel_dtype.itemsize, asyncio.Event()
+        ours = self._coming[header.hash] = asyncio.Event()
+        try:
+            if not await self._lacking(owner, header.hash):
+                yield worker_pb2.PutMediaReply(wanted=False)
+                return
+            async with aclosing(self._brought(owner, header, shape, grid, messages)) as replies:
+                async for reply in replies:
+                    yield reply
+        finally:
+            del self._coming[header.hash]
+            ours.set()
+
+    async def _brought(
+        self,
+        owner: InstanceRef,
+        header: worker_pb2.MediaHeader,
+        shape: tuple[int, ...],
+        grid: tuple[int, int, int],
+        messages: AsyncIterator[worker_pb2.PutMediaRequest],
+    ) -> AsyncGenerator[worker_pb2.PutMediaReply, None]:
+        """Asks for the bytes of an item and hands them over."""
+        size, handed_over = prod(shape) * self._encoder.pixel_dtype.itemsize, False
         self._shelf.reserve(size)
-        self._coming[header.hash], handed_over = ours, False
         try:
             yield worker_pb2.PutMediaReply(wanted=True)
             data = await _all_pieces(messages, size, header.checksum)
@@ -85,8 +113,6 @@ class MediaDoor:
         finally:
             if not handed_over:
                 self._shelf.release(size)
-            del self._coming[header.hash]
-            ours.set()
 
     def _checked(self, header: worker_pb2.MediaHeader) -> tuple[tuple[int, ...], tuple[int, int, int]]:
         """(shape, grid), if the encoder takes them."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.shelf import MediaShelf
 from triptych.runtime.instance.audit import Resources
+from triptych.runtime.instance.media import MediaCounts
 from triptych.runtime.instance.plan import Pool
 from triptych.runtime.worker.ends import PoolEnds
 
@@ -46,10 +47,12 @@ def occupancy(
     return held
 
 
-def moved(ends: Mapping[Pool, PoolEnds]) -> dict[str, int]:
-    """Counts and bytes that only grow."""
+def moved(ends: Mapping[Pool, PoolEnds], media: MediaCounts) -> dict[str, int]:
+    """Counts and bytes that only grow. Items that were pulled, and that were here when they were needed, are those of this epoch."""
     counters = {"pulls_failed": sum(end.pulls_failed for end in ends.values())}
     for pool, end in ends.items():
         counters[f"{pool}_bytes_offered"] = end.producer.stats.offered_bytes
         counters[f"{pool}_bytes_received"] = end.consumer.bytes_received
+    if Pool.MEDIA in ends:
+        counters |= {"media_items_pulled": media.pulled, "media_items_found": media.found}
     return counters

@@ -7,14 +7,16 @@ import pytest
 
 from tests.runtime.engine import media_rig as rig
 from tests.runtime.engine import oracle
-from tests.runtime.engine.driver import PAGE, Driver, sequence
+from tests.runtime.engine.driver import PAGE, Driver, sequence, toy_config
 from tests.runtime.engine.toy_encoder import HIDDEN, embeddings, pixels
+from triptych.models.kv import kv_groups
 from triptych.runtime.core.errors import ConfigError, EngineError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.engine.compile_guard import no_compilation
 from triptych.runtime.engine.engine import Engine
 from triptych.runtime.engine.media_pool import MediaPool, media_group
 from triptych.runtime.engine.media_stage import MediaStage
+from triptych.runtime.engine.programs import Programs
 from triptych.runtime.instance.plan import Embedded, Encode
 
 pytestmark = pytest.mark.limit(300)
@@ -175,6 +177,21 @@ def test_an_instance_that_only_encodes() -> None:
     with no_compilation():
         engine.rebuild()
     assert not rig.stored(engine.media).any()
+
+
+def test_what_takes_no_media_is_the_program_that_it_was(engine: Engine) -> None:
+    """Decode-only programs of an engine with media, and all programs of one that never prefills."""
+    loaded = oracle.toy(engine.mesh.size)
+    pool = stage_of(engine).pool
+    (group,) = kv_groups(loaded.config, "float32")
+    plain = {p.name: p for p in Programs(loaded.structure, group, toy_config(buckets=rig.SMALL)).all()}
+    media = {p.name: p for p in Programs(loaded.structure, group, engine.config, pool).all()}
+    only_decodes = toy_config(buckets=rig.SMALL, roles=frozenset({Role.DECODE}))
+    assert plain.keys() == media.keys()
+    same = {name for name in plain if plain[name].lower().as_text() == media[name].lower().as_text()}
+    assert plain.keys() - same == {"extend decode=4 prefill=16 width=16", "extend decode=0 prefill=6 width=16"}
+    for program in Programs(loaded.structure, group, only_decodes).all():
+        assert program.lower().as_text() == plain[program.name].lower().as_text()
 
 
 @pytest.mark.parametrize(

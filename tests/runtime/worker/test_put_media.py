@@ -35,13 +35,17 @@ SLOTS = 16
 
 @dataclass
 class Stage:
-    """One encode instance's door behind a server. `told` are the items that its core heard of."""
+    """One encode instance's door behind a server. `told` are the items that its core heard of, `needless` those that it needs no more."""
 
     shelf: MediaShelf
     ref: InstanceRef = REF
     lives: bool = True
     told: list[str] = field(default_factory=list)
+    needless: set[str] = field(default_factory=set)
     channel: grpc.aio.Channel = field(init=False)
+
+    async def lacking(self, owner: InstanceRef, hash: str) -> bool:
+        return hash not in self.shelf and hash not in self.needless
 
     def store(self, owner: InstanceRef, hash: str, item: Pixels, told: Callable[[bool], object]) -> None:
         if self.lives:
@@ -67,7 +71,7 @@ class Stage:
 async def stage(limit: int = 1 << 20) -> AsyncIterator[Stage]:
     mesh = make_mesh(jax.devices()[:1], 1)
     here = Stage(MediaShelf(limit))
-    door = MediaDoor(ToyEncoder(mesh), here.shelf, SLOTS, lambda: here.ref, here.store)
+    door = MediaDoor(ToyEncoder(mesh), here.shelf, SLOTS, lambda: here.ref, here.lacking, here.store)
     instances = (
         SimpleNamespace(info=SimpleNamespace(ref=REF, roles={"encode"}), door=door),
         SimpleNamespace(info=SimpleNamespace(ref=InstanceRef("d", 6), roles={"decode"}), door=None),
@@ -142,6 +146,8 @@ def test_an_item_is_stored_once_and_then_not_wanted_any_more() -> None:
             assert await put(here.call(), header()) == (False, False)
             assert (here.told, here.shelf.nbytes) == (["cat"], CAT.nbytes)
             here.shelf.drop("cat")
+            here.needless.add("cat")  # it was encoded
+            assert await put(here.call(), header()) == (False, False)
             assert here.shelf.nbytes == 0
 
     asyncio.run(scenario())
