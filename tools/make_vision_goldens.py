@@ -102,6 +102,15 @@ FAMILIES: Mapping[str, Golden] = {
         {"size": {"shortest_edge": 30}, "crop_size": {"height": 24, "width": 24}},
         text=None,
     ),
+    "dinov2_swiglu": Golden(
+        "Dinov2",
+        "Dinov2",
+        {key: value for key, value in _VISION.items() if key != "intermediate_size"}
+        | {"mlp_ratio": 2, "use_swiglu_ffn": True, "num_hidden_layers": 1},
+        "BitImageProcessorPil",
+        {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}},
+        text=None,
+    ),
     "internvl": Golden(
         "InternVL",
         "InternVLVision",
