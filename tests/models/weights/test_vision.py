@@ -9,6 +9,7 @@ import pytest
 from triptych.models.config import PRESETS
 from triptych.models.errors import WeightsError
 from triptych.models.multimodal.presets import VLM_PRESETS
+from triptych.models.vision.packing import Grid, Piece, pack
 from triptych.models.vision.structure import encoder_structure
 from triptych.models.weights.dummy import DummySource
 from triptych.models.weights.load import load_decoder
@@ -119,6 +120,23 @@ def test_random_encoders_have_the_same_numbers_on_every_mesh(tp: int) -> None:
         if "qkv" not in path:
             np.testing.assert_array_equal(whole, split, err_msg=path)
     assert several.nbytes() < tp * one.nbytes()
+
+
+def test_bfloat16_encoders_give_bfloat16_rows_near_those_of_float32() -> None:
+    mesh = make_mesh(jax.devices()[:1], 1)
+    rng = np.random.default_rng(0)
+    patches = rng.integers(0, 256, (16, VISION.patch_dim), dtype=np.uint8)
+    packed, _ = pack([Piece(patches, Grid(4, 4))], VISION, 24)
+    rows = {}
+    for dtype in ("float32", "bfloat16"):
+        encoder = dummy_encoder(VISION, mesh, dtype)
+        rows[dtype] = jax.jit(lambda params, packed, encoder=encoder: encoder.merge(params)(packed))(
+            encoder.params, packed
+        )
+        assert rows[dtype].dtype == dtype
+    exact, rough = (np.asarray(rows[dtype], np.float32)[:16] for dtype in ("float32", "bfloat16"))
+    # Eight bits of mantissa through two layers, at rows of unit size.
+    assert 0 < np.abs(exact - rough).max() < 0.1 * np.abs(exact).max()
 
 
 def test_shapes_of_tensors_do_not_depend_on_padding() -> None:
