@@ -184,6 +184,11 @@ class InstanceCore:
         """Items encoded, pulled and found since the last reset."""
         return self._state.media.counts if self._state.media is not None else MediaCounts()
 
+    def lacks_pixels(self, name: str) -> bool:
+        """Whether some task waits for the pixels of an item that the shell has not reported (MediaArrived)."""
+        media = self._state.media
+        return media is not None and media.awaited(name) and name not in media.shelf
+
     def held(self) -> tuple[HeldTask, ...]:
         """Every task, as it is declared to a scheduler that does not know it."""
         return attempts.held(self._state)
