@@ -141,7 +141,7 @@ class ServeConfig:
         "port of OpenAI's HTTP API before the gateway; 0 takes a free one and prints it (auto: none)",
         group="network",
     )
-    max_message_mb: int = setting(16, "largest gRPC message, in MB", group="network")
+    max_message_mb: int = setting(32, "largest gRPC message, in MB (larger media are uploaded)", group="network")
 
     api_key: str | None = setting(
         None,

@@ -34,6 +34,10 @@ class GatewayConfig:
             the last tokens, and a scheduler that has just started does not know its workers yet.
         report_grace: seconds to wait, after the last token, for prefill's report on the prompt (usage needs it).
         drain_grace: seconds to send what is left to the client before a failed request's status.
+        max_media_bytes: processed media that all open requests hold together; requests beyond that are refused with RESOURCE_EXHAUSTED.
+        spare_media_bytes: processed media kept after their requests, so that the same picture is not processed again.
+        media_pushes: pieces brought to one worker at the same time.
+        media_push_timeout: seconds that bringing one piece may take, before it is tried again.
         backoff_initial, backoff_max: seconds between attempts to reach the scheduler or a worker again.
     """
 
@@ -41,7 +45,7 @@ class GatewayConfig:
     max_in_flight: int = 1024
     rate: Rate | None = None
     retry_after: float = 1.0
-    max_receive_bytes: int = 8 * 2**20
+    max_receive_bytes: int = 32 * 2**20
     max_prompt_chars: int = 4_000_000
     max_prompt_tokens: int | None = None
     max_buffered_tokens: int = 4096
@@ -54,6 +58,10 @@ class GatewayConfig:
     link_linger: float = 30.0
     report_grace: float = 2.0
     drain_grace: float = 1.0
+    max_media_bytes: int = 2**30
+    spare_media_bytes: int = 2**27
+    media_pushes: int = 4
+    media_push_timeout: float = 30.0
     backoff_initial: float = 0.05
     backoff_max: float = 5.0
 
