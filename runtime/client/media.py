@@ -6,21 +6,22 @@ form (`image_url` with a data URI, `input_audio`). Remote URLs are not fetched.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import unquote_to_bytes
 
 from triptych.proto.v1 import inference_pb2 as pb
-from triptych.runtime.core.errors import InvalidRequestError
+from triptych.runtime.core.errors import InvalidRequestError, TriptychError
+from triptych.runtime.media.limits import MediaLimits
+from triptych.runtime.media.sniff import Kind
+from triptych.runtime.media.source import MediaInput as Source
+from triptych.runtime.media.source import from_data_uri, from_part
 
 PIECE = 256 * 2**10  # bytes of an upload's messages
-KINDS = ("image", "audio", "video")
+UNBOUNDED = MediaLimits(item_bytes=2**62, request_bytes=2**62)  # the server decides what is too much
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ def media_message(medium: MediaInput, field: str, declared: str = "") -> pb.Medi
     if isinstance(medium, Uploaded):
         return pb.Media(handle=medium.handle, type=declared)
     if isinstance(medium, str) and medium.startswith("data:"):
-        kind, data = from_data_uri(medium, field)
-        return pb.Media(data=data, type=kind or declared)
+        kind = Kind(declared) if declared else None
+        return _named(field, lambda: from_data_uri(medium, UNBOUNDED, kind))
     return pb.Media(data=read_medium(medium, field), type=declared)
 
 
@@ -78,25 +79,6 @@ def content_parts(content: Any, field: str) -> Iterator[pb.ContentPart]:
         yield _part(part, f"{field}[{index}]")
 
 
-def from_data_uri(uri: str, field: str) -> tuple[str, bytes]:
-    """Type and bytes of `data:image/png;base64,...`. Raises InvalidRequestError."""
-    head, comma, body = uri.removeprefix("data:").partition(",")
-    if not comma:
-        raise InvalidRequestError(f"{field}: the data URI has no comma; expected data:image/png;base64,...")
-    kind, *parameters = head.split(";")
-    if "base64" in parameters:
-        return kind, from_base64(body, field)
-    return kind, unquote_to_bytes(body)
-
-
-def from_base64(text: str, field: str) -> bytes:
-    """Raises InvalidRequestError for anything that base64 does not have, white space included."""
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidRequestError(f"{field}: it is not valid base64: {error}") from None
-
-
 def upload_messages(data: bytes, declared: str) -> Iterator[pb.UploadMediaRequest]:
     """An upload as messages."""
     yield pb.UploadMediaRequest(header=pb.MediaUpload(type=declared, size=len(data)))
@@ -118,10 +100,8 @@ def _part(part: Any, field: str) -> pb.ContentPart:
             if not isinstance(text, str):
                 _wrong(f"{field}.text", text, "a string")
             return pb.ContentPart(text=text)
-        case "image_url" | "video_url" | "audio_url":
-            return pb.ContentPart(media=_from_url(part.get(kind), f"{field}.{kind}", kind.removesuffix("_url")))
-        case "input_audio":
-            return pb.ContentPart(media=_from_audio(part.get(kind), f"{field}.{kind}"))
+        case "image_url" | "video_url" | "audio_url" | "input_audio":
+            return pb.ContentPart(media=_named(field, lambda: from_part(part, UNBOUNDED)))
         case "image" | "audio" | "video":
             if part.get(kind) is None:
                 _wrong(f"{field}.{kind}", None, "a path, bytes, a data URI, an upload or a Pillow image")
@@ -136,26 +116,13 @@ def _part(part: Any, field: str) -> pb.ContentPart:
     )
 
 
-def _from_url(value: Any, field: str, kind: str) -> pb.Media:
-    """OpenAI's `{"url": ..., "detail": ...}`; `detail` asks for a size, which the model decides here."""
-    url = value.get("url") if isinstance(value, Mapping) else value
-    if not isinstance(url, str):
-        _wrong(field, url, "an object with a url")
-    if not url.startswith("data:"):
-        scheme = url.partition(":")[0][:20]
-        raise InvalidRequestError(
-            f"{field}: the URL is {scheme}:..., which is not fetched; expected a data URI such as data:image/png;base64,..."
-        )
-    declared, data = from_data_uri(url, field)
-    return pb.Media(data=data, type=declared or kind)
-
-
-def _from_audio(value: Any, field: str) -> pb.Media:
-    data = value.get("data") if isinstance(value, Mapping) else None
-    form = value.get("format") if isinstance(value, Mapping) else None
-    if not isinstance(data, str) or not isinstance(form, str) or not form.isalnum():
-        _wrong(field, value, 'an object with data (base64) and format, such as "wav"')
-    return pb.Media(data=from_base64(data, f"{field}.data"), type=f"audio/{form}")
+def _named(field: str, read: Callable[[], Source]) -> pb.Media:
+    """What a part or data URI holds; errors name the field."""
+    try:
+        source = read()
+    except TriptychError as error:
+        raise InvalidRequestError(f"{field}: {error.message}") from error
+    return pb.Media(data=source.data, type=source.type.value)
 
 
 def _wrong(field: str, value: Any, expected: str) -> NoReturn:

@@ -66,7 +66,7 @@ class Gateway:
         self._workers = WorkerLinks(self.id, config, clock, self, connect, metadata)
         observer = observer or unobserved(clock)
         self._courier = MediaCourier(config, self._workers)
-        self._desk, shelf = open_media(model, config, processor)
+        self._desk, shelf = open_media(model, config, clock, processor)
         self._service = InferenceService(
             self.id,
             model,

@@ -13,13 +13,14 @@ from triptych.models.vision.packing import Grid
 from triptych.runtime.core.media import MediaKind
 from triptych.runtime.gateway.media.operations import described
 from triptych.runtime.gateway.media.pieces import Piece, checksum, piece_hash
+from triptych.runtime.gateway.media.reading import read
 from triptych.runtime.gateway.model import MediaModel
 from triptych.runtime.media.errors import DecoderLostError, MediaKindError
 from triptych.runtime.media.identity import canonical, content_hash
-from triptych.runtime.media.limits import MediaLimits, check_item, check_request
+from triptych.runtime.media.limits import MediaLimits, check_request
 from triptych.runtime.media.pool import DecoderPool, PoolConfig
 from triptych.runtime.media.process import Job, Reply
-from triptych.runtime.media.sniff import MediaType, check_declared, sniff
+from triptych.runtime.media.sniff import sniff
 
 OPERATIONS = "triptych.runtime.gateway.media.operations:OPERATIONS"
 VERSION = 1  # of how images are decoded and processed; a change of results must change it
@@ -39,22 +40,12 @@ class PooledProcessor:
     def check_total(self, sizes: Sequence[int]) -> None:
         check_request(sizes, self._limits)
 
-    def type_of(self, data: bytes, declared: str) -> str:
-        """Registered name of what the bytes are; raises as `kind` does."""
-        check_item(len(data), self._limits)
-        found = sniff(data)
-        if declared in set(MediaKind):
-            if found.kind.value != declared:
-                raise MediaKindError(f"the item is declared as {declared!r} but its bytes are {found.value}")
-        else:
-            check_declared(declared, found)
-        kinds = self._model.kinds
-        if found.kind.value not in kinds:
-            raise MediaKindError(f"the item is {found.value}; this model takes {', '.join(kinds)}")
-        return found.value
-
     def kind(self, data: bytes, declared: str) -> MediaKind:
-        return MediaKind(MediaType(self.type_of(data, declared)).kind.value)
+        item, kinds = read(data, declared, self._limits), self._model.kinds
+        kind = MediaKind(item.kind.value)
+        if kind not in kinds:
+            raise MediaKindError(f"the item is {item.type.value}; this model takes {' and '.join(kinds)}")
+        return kind
 
     def identity(self, data: bytes) -> str:
         return content_hash(data, self._parameters)
