@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from triptych.models.errors import MediaShapeError
 from triptych.models.multimodal.config import MultimodalConfig
 from triptych.models.vision.packing import Grid
 from triptych.runtime.core.media import MediaKind
-from triptych.runtime.gateway.media.operations import described
+from triptych.runtime.gateway.media.description import described
 from triptych.runtime.gateway.media.pieces import Piece, checksum, piece_hash
 from triptych.runtime.gateway.media.reading import read
 from triptych.runtime.gateway.model import MediaModel
@@ -69,12 +70,15 @@ class PooledProcessor:
 def pieces_of(reply: Reply, config: MultimodalConfig, kind: MediaKind, identity: str) -> tuple[Piece, ...]:
     """The pieces in what a decoder process sent. It read hostile bytes, so what it says must agree with the plan for the size that it says.
 
-    Raises DecoderLostError if it does not, MediaShapeError if no picture can have that size.
+    Raises DecoderLostError if it does not.
     """
     width, height = reply.facts.get("width"), reply.facts.get("height")
     if not isinstance(width, int) or not isinstance(height, int):
         raise DecoderLostError(f"a decoder process gave an image of {width!r} x {height!r}")
-    plan, vision = config.plan(width, height), config.vision
+    try:
+        plan, vision = config.plan(width, height), config.vision
+    except MediaShapeError as error:
+        raise DecoderLostError(f"a decoder process gave an image of a size that it cannot have: {error}") from error
     patches = sum(grid.rows * grid.columns for grid in plan.grids)
     if reply.array.dtype != np.uint8 or reply.array.shape != (patches, vision.patch_dim):
         raise DecoderLostError(
