@@ -25,7 +25,7 @@ from triptych.runtime.core.clock import MonotonicClock
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
 from triptych.runtime.gateway.links import connect_with
-from triptych.runtime.gateway.model import ServedModel
+from triptych.runtime.gateway.model import MediaModel, ServedModel
 from triptych.runtime.gateway.server import Gateway, start_server
 from triptych.runtime.metrics.gateway import DroppedTokens
 from triptych.runtime.metrics.observer import RequestObserver
@@ -88,7 +88,8 @@ def served_model(config: ServeConfig) -> ServedModel:
     model = front.served_model(
         resolved, text, name=config.served_name, max_model_len=config.max_model_len or DEFAULT_CONTEXT
     )
-    return dataclasses.replace(model, tokenizer=tokenizer, chat_template=template)
+    media = None if model.media is None or tokenizer is None else MediaModel.of(model.media.config, tokenizer)
+    return dataclasses.replace(model, tokenizer=tokenizer, chat_template=template, media=media)
 
 
 async def _serve(config: ServeConfig, model: ServedModel, scheduler: str) -> int:
