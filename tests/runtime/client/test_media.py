@@ -83,7 +83,9 @@ def test_a_client_uploads_uses_and_deletes():
             result = await client.complete("what?", images=[upload], max_tokens=2)
             assert result.usage is not None and result.usage.media_tokens == TOKENS
             assert c.scheduler.last.request.prompt.count(PLACEHOLDER) == TOKENS
-            messages = [{"role": "user", "content": [{"type": "image", "image": upload}, {"type": "text", "text": "?"}]}]
+            messages = [
+                {"role": "user", "content": [{"type": "image", "image": upload}, {"type": "text", "text": "?"}]}
+            ]
             assert (await client.complete(messages=messages, max_tokens=2)).usage is not None
             await client.delete_media(upload)
             with pytest.raises(NotFoundError):

@@ -419,7 +419,9 @@ async def cluster(
     servers.append(control)
     for server in servers:
         await server.start()
-    gateway = Gateway(config, model or toy_model(), ServerFacts("0.1.0", "1P1D", '{"model": "toy"}'), processor=processor)
+    gateway = Gateway(
+        config, model or toy_model(), ServerFacts("0.1.0", "1P1D", '{"model": "toy"}'), processor=processor
+    )
     front, port = await start_server(gateway, config, "127.0.0.1:0", interceptors=interceptors)
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=(("grpc.max_send_message_length", -1),))
     try:

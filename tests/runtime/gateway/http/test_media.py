@@ -26,7 +26,10 @@ def image(url: Any = None, **more: Any) -> dict[str, Any]:
 
 
 def chat(*parts: Any, **fields: Any) -> dict[str, Any]:
-    return {"model": "toy", "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": list(parts)}]} | fields
+    return {
+        "model": "toy",
+        "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": list(parts)}],
+    } | fields
 
 
 def test_parts_reach_the_gateway_in_order(world: World, http: httpx2.Client) -> None:

@@ -129,7 +129,10 @@ def test_when_open_requests_hold_too_much_the_next_is_refused_before_work_is_spe
         d = desk(processor, limit=PIECE_BYTES)
         with d.holding() as first:
             await d.fill(first, asked(1), "me", 5.0)
-            with pytest.raises(OverloadedError, match=r"^media\[0\]: open requests hold") as caught, d.holding() as more:
+            with (
+                pytest.raises(OverloadedError, match=r"^media\[0\]: open requests hold") as caught,
+                d.holding() as more,
+            ):
                 await d.fill(more, asked(2), "me", 5.0)
             assert caught.value.retry_after == 1.0 and len(processor.calls) == 1
         with d.holding() as more:

@@ -11,9 +11,9 @@ from tests.runtime.gateway.calls import ask, finish, run, until
 from tests.runtime.gateway.media.toys import PATCHES, PIECE_BYTES, PLACEHOLDER, TOKENS, ToyProcessor, image, vlm
 from tests.runtime.gateway.toy_cluster import TOKENIZER, Order, cluster, never, serve_well
 from triptych.proto.v1 import inference_pb2 as pb
+from triptych.runtime.core.control import Progress
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.media import MediaItem, MediaKind
-from triptych.runtime.core.control import Progress
 from triptych.runtime.core.tasks import StageTimes
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -52,7 +52,13 @@ def test_a_chat_with_images_is_submitted_expanded_with_its_items():
             request = c.scheduler.last.request
             row = [PLACEHOLDER] * (2 * TOKENS)
             text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>user\n"
-            expected = [*encoded(text), *row, *encoded("\nand\n"), *row, *encoded("<|im_end|>\n<|im_start|>assistant\n")]
+            expected = [
+                *encoded(text),
+                *row,
+                *encoded("\nand\n"),
+                *row,
+                *encoded("<|im_end|>\n<|im_start|>assistant\n"),
+            ]
             assert list(request.prompt) == expected
             first = len(encoded(text))
             second = first + len(row) + len(encoded("\nand\n"))
@@ -179,7 +185,9 @@ def test_when_open_requests_hold_too_much_media_the_next_is_refused_with_a_hint(
             first.cancel()
             await until(lambda: c.gateway.open_requests == 0)
             c.scheduler.script = serve_well
-            assert (await finish(c.stub.Generate(ask("a", media=[pb.Media(data=image(2))], **SOME)))).code is grpc.StatusCode.OK
+            assert (
+                await finish(c.stub.Generate(ask("a", media=[pb.Media(data=image(2))], **SOME)))
+            ).code is grpc.StatusCode.OK
 
     run(body())
 

@@ -35,7 +35,9 @@ def messages(data: bytes, type: str = "image/png", size: int = 0, pieces: int = 
     return [header, *(pb.UploadMediaRequest(data=data[at : at + step]) for at in range(0, len(data), step))]
 
 
-async def upload(c: Cluster, stream: Sequence[pb.UploadMediaRequest], token: str | None = None) -> pb.UploadMediaResponse:
+async def upload(
+    c: Cluster, stream: Sequence[pb.UploadMediaRequest], token: str | None = None
+) -> pb.UploadMediaResponse:
     return await c.stub.UploadMedia(iter(stream), metadata=bearer_metadata(token))
 
 
