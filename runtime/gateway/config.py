@@ -39,7 +39,8 @@ class GatewayConfig:
         drain_grace: seconds to send what is left to the client before a failed request's status.
         media: how much media a request may bring, and how long decoding may take.
         media_pool: the processes that decode and process.
-        max_media_bytes: processed media that all open requests hold together; requests beyond that are refused with RESOURCE_EXHAUSTED.
+        max_media_bytes: processed media that all open requests hold together, and likewise the files that they brought; what is beyond either is
+            refused with RESOURCE_EXHAUSTED.
         spare_media_bytes: processed media kept after their requests, so that the same picture is not processed again.
         uploads: how much of what clients upload is kept, and for how long.
         media_pushes: pieces brought to one worker at the same time.

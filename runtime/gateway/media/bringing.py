@@ -167,22 +167,31 @@ class MediaCourier:
             checksum=piece.checksum,
         )
         await _written(call, worker_pb2.PutMediaRequest(header=header))
-        answer = await call.read()
-        if answer is grpc.aio.EOF or not answer.wanted:
-            self.counts.not_wanted += answer is not grpc.aio.EOF
-            return answer is not grpc.aio.EOF
+        answer = await _read(call)
+        if answer is not None and not answer.wanted:
+            self.counts.not_wanted += 1
+            return True
+        if answer is None:
+            self.counts.failed += 1
+            return False
         for at in range(0, len(piece.data), PART):
             if not push.wanted:
                 return True
             await _written(call, worker_pb2.PutMediaRequest(data=piece.data[at : at + PART]))
         await call.done_writing()
-        answer = await call.read()
-        if answer is grpc.aio.EOF or not answer.stored:
+        answer = await _read(call)
+        if answer is None or not answer.stored:
             self.counts.failed += 1
             return False
         self.counts.brought += 1
         self.counts.bytes += len(piece.data)
         return True
+
+
+async def _read(call: Any) -> worker_pb2.PutMediaReply | None:
+    """The next reply; None if the call ended well without one. Raises AioRpcError if it did not."""
+    answer = await call.read()
+    return answer if isinstance(answer, worker_pb2.PutMediaReply) else None
 
 
 async def _written(call: Any, message: worker_pb2.PutMediaRequest) -> None:

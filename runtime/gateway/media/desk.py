@@ -19,6 +19,7 @@ from triptych.runtime.core.errors import (
     DeadlineError,
     InvalidRequestError,
     NotFoundError,
+    OverloadedError,
     TriptychError,
 )
 from triptych.runtime.core.media import MediaKind
@@ -63,6 +64,7 @@ class Holding:
     def __init__(self) -> None:
         self.media: tuple[Medium, ...] = ()
         self.identities: list[str] = []
+        self.sent_bytes = 0
 
     @property
     def pieces(self) -> Pieces:
@@ -81,7 +83,12 @@ class _Job:
 class MediaDesk:
     """From the event loop only."""
 
-    def __init__(self, processor: Processor, keep: PixelKeep, uploads: Uploads | None = None):
+    def __init__(
+        self, processor: Processor, keep: PixelKeep, uploads: Uploads | None = None, max_sent_bytes: int = 2**30
+    ):
+        """`max_sent_bytes`: files in the messages of all open requests, which are held until these have ended."""
+        self._max_sent_bytes = max_sent_bytes
+        self.sent_bytes = 0
         self._processor = processor
         self._uploads = uploads
         self.keep = keep
@@ -97,6 +104,7 @@ class MediaDesk:
         try:
             yield holding
         finally:
+            self.sent_bytes -= holding.sent_bytes
             for identity in holding.identities:
                 self.keep.release(identity)
 
@@ -106,6 +114,7 @@ class MediaDesk:
         Args:
             owner: whose uploads its handles mean.
         """
+        self._admit(holding, sum(len(one.data) for one in asked))
         found = [self._found(one, owner) for one in asked]
         self._processor.check_total([len(data) for data, _ in found])
         tasks = [
@@ -121,6 +130,15 @@ class MediaDesk:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _admit(self, holding: Holding, size: int) -> None:
+        if size and self.sent_bytes + size > self._max_sent_bytes:
+            raise OverloadedError(
+                f"open requests brought {self.sent_bytes} of {self._max_sent_bytes} bytes of media, and {size} more do not fit; retry later",
+                retry_after=self.keep.retry_after,
+            )
+        holding.sent_bytes = size
+        self.sent_bytes += size
 
     def _found(self, asked: Asked, owner: str) -> tuple[bytes, MediaKind]:
         """The bytes of a medium, and what they are."""

@@ -31,7 +31,7 @@ class PixelKeep:
     def __init__(self, limit: int, spare: int, retry_after: float):
         self._limit = limit
         self._spare = spare
-        self._retry_after = retry_after
+        self.retry_after = retry_after
         self._held: dict[str, _Entry] = {}
         self._idle: OrderedDict[str, _Entry] = OrderedDict()
         self.held_bytes = 0
@@ -98,5 +98,5 @@ class PixelKeep:
         wanted = f", and {more} more do not fit" if more else ""
         return OverloadedError(
             f"open requests hold {self.held_bytes} of {self._limit} bytes of processed media{wanted}; retry later",
-            retry_after=self._retry_after,
+            retry_after=self.retry_after,
         )

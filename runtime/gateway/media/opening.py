@@ -20,4 +20,4 @@ def open_media(
     processor = processor or PooledProcessor(model.media, config.media, config.media_pool)
     shelf = UploadShelf(processor, config.media, config.uploads, clock)
     keep = PixelKeep(config.max_media_bytes, config.spare_media_bytes, config.retry_after)
-    return MediaDesk(processor, keep, shelf), shelf
+    return MediaDesk(processor, keep, shelf, config.max_media_bytes), shelf

@@ -5,19 +5,23 @@ A handle is good for whoever uploaded it: the same bearer token, or, where none 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
 
 from triptych.proto.v1 import inference_pb2 as pb
 from triptych.runtime.core.clock import Clock
-from triptych.runtime.core.errors import InvalidRequestError, Status, TriptychError
+from triptych.runtime.core.errors import DeadlineError, InvalidRequestError, OverloadedError, Status, TriptychError
 from triptych.runtime.gateway.media.desk import Processor
 from triptych.runtime.gateway.media.reading import read
 from triptych.runtime.media.limits import MediaLimits, check_item
 from triptych.runtime.media.store import MediaStore, StoreConfig
 from triptych.runtime.media.store import owner_of as store_owner
 from triptych.runtime.wire.auth import client_of
+
+MAX_COMING = 16  # uploads at once: each may hold as much memory as one item
+TAKES_AT_MOST = 120.0  # seconds; a client that sends more slowly makes room for others
 
 
 class UnsupportedMediaError(TriptychError):
@@ -40,9 +44,24 @@ class UploadShelf:
         self._ttl = config.ttl
         self._clock = clock
         self.store = MediaStore(config)
+        self._coming = 0
 
     async def take(self, messages: AsyncIterator[pb.UploadMediaRequest], owner: str) -> pb.UploadMediaResponse:
-        """Store what a stream brings. Raises InvalidRequestError, and what the store and the limits raise."""
+        """Store what a stream brings. Raises InvalidRequestError, OverloadedError, DeadlineError, and what the store and the limits raise."""
+        if self._coming >= MAX_COMING:
+            raise OverloadedError(
+                f"{self._coming} uploads are coming in, which is the most; retry later", retry_after=1.0
+            )
+        self._coming += 1
+        try:
+            async with asyncio.timeout(TAKES_AT_MOST):
+                return await self._take(messages, owner)
+        except TimeoutError:
+            raise DeadlineError(f"the upload did not arrive within {TAKES_AT_MOST:g} s") from None
+        finally:
+            self._coming -= 1
+
+    async def _take(self, messages: AsyncIterator[pb.UploadMediaRequest], owner: str) -> pb.UploadMediaResponse:
         first = await anext(messages, None)
         if first is None or first.WhichOneof("kind") != "header":
             raise InvalidRequestError("the first message is no header; expected one, and then data")

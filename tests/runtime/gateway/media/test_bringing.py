@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import grpc
 
@@ -11,7 +12,7 @@ from tests.runtime.gateway.media.toys import PIECE_BYTES, ToyProcessor, image, v
 from tests.runtime.gateway.toy_cluster import Cluster, Order, cluster, serve_well
 from triptych.proto.v1 import inference_pb2 as pb
 
-QUICK = {"backoff_initial": 0.01, "backoff_max": 0.05}
+QUICK: dict[str, Any] = {"backoff_initial": 0.01, "backoff_max": 0.05}
 
 
 def question(*numbers: int) -> pb.GenerateRequest:

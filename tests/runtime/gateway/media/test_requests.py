@@ -17,7 +17,7 @@ from triptych.runtime.core.media import MediaItem, MediaKind
 from triptych.runtime.core.tasks import StageTimes
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
-SOME = {"sampling": {"max_tokens": 3, "temperature": 0}}
+SOME: dict[str, Any] = {"sampling": {"max_tokens": 3, "temperature": 0}}
 
 
 def shown(number: int, **fields: Any) -> pb.ContentPart:
@@ -188,6 +188,22 @@ def test_when_open_requests_hold_too_much_media_the_next_is_refused_with_a_hint(
             assert (
                 await finish(c.stub.Generate(ask("a", media=[pb.Media(data=image(2))], **SOME)))
             ).code is grpc.StatusCode.OK
+
+    run(body())
+
+
+def test_the_files_of_open_requests_are_bounded_too():
+    async def body():
+        async with cluster(vlm(), processor=ToyProcessor(), max_media_bytes=2 * PIECE_BYTES) as c:
+            c.scheduler.script = never
+            padded = b"IMG" + b"0" * PIECE_BYTES + b"1"
+            first = c.stub.Generate(ask("a", media=[pb.Media(data=padded)]))
+            await until(lambda: len(c.scheduler.orders) == 1)
+            outcome = await finish(c.stub.Generate(ask("a", media=[pb.Media(data=padded)])))
+            assert outcome.code is grpc.StatusCode.RESOURCE_EXHAUSTED and "bytes of media" in outcome.details
+            first.cancel()
+            await until(lambda: c.gateway.open_requests == 0)
+            assert c.gateway.media is not None and c.gateway.media.sent_bytes == 0
 
     run(body())
 

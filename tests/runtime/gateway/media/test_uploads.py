@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import grpc
@@ -12,6 +13,7 @@ from tests.runtime.gateway.media.toys import ToyProcessor, vlm
 from tests.runtime.gateway.toy_cluster import Cluster, cluster
 from triptych.proto.v1 import inference_pb2 as pb
 from triptych.runtime.core.media import MediaKind
+from triptych.runtime.gateway.media.uploads import MAX_COMING
 from triptych.runtime.media.limits import MediaLimits
 from triptych.runtime.wire.auth import bearer_interceptor, bearer_metadata
 
@@ -68,6 +70,32 @@ def test_a_handle_is_of_no_use_to_another_client():
             made = await upload(c, messages(PNG), "mine")
             assert await use(c, made.handle, "yours") is grpc.StatusCode.NOT_FOUND
             assert await use(c, made.handle, "mine") is grpc.StatusCode.OK
+
+    run(body())
+
+
+def test_uploads_at_once_are_bounded_and_leave_nothing_when_they_are_cut_off():
+    async def body():
+        async with cluster(vlm(), processor=PngProcessor()) as c:
+            calls = [c.stub.UploadMedia() for _ in range(MAX_COMING)]
+            for call in calls:
+                await call.write(messages(PNG)[0])
+                await call.write(messages(PNG)[1])
+            await asyncio.sleep(0.05)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await upload(c, messages(PNG))
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            for call in calls:
+                call.cancel()
+            async with asyncio.timeout(5):
+                while True:
+                    try:
+                        made = await upload(c, messages(PNG))
+                        break
+                    except grpc.aio.AioRpcError as error:
+                        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                        await asyncio.sleep(0.02)
+            assert await use(c, made.handle) is grpc.StatusCode.OK
 
     run(body())
 
