@@ -27,6 +27,8 @@ from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
 from triptych.runtime.gateway.links import connect_with
 from triptych.runtime.gateway.model import MediaModel, ServedModel
 from triptych.runtime.gateway.server import Gateway, start_server
+from triptych.runtime.media.limits import MediaLimits
+from triptych.runtime.media.pool import PoolConfig
 from triptych.runtime.metrics.gateway import DroppedTokens
 from triptych.runtime.metrics.observer import RequestObserver
 from triptych.runtime.metrics.registry import Metrics
@@ -134,8 +136,16 @@ async def _serve(config: ServeConfig, model: ServedModel, scheduler: str) -> int
 
 def gateway_config(config: ServeConfig, scheduler: str) -> GatewayConfig:
     """The gateway's part of the deployment's settings."""
+    item = config.max_media_item_mb * 10**6
     return GatewayConfig(
         scheduler=scheduler,
+        media=MediaLimits(
+            item_bytes=item,
+            request_bytes=max(item, MediaLimits.request_bytes),
+            image_pixels=config.max_image_pixels,
+        ),
+        media_pool=PoolConfig(processes=config.media_processes),
+        max_media_bytes=config.max_media_mb * 10**6,
         max_in_flight=config.max_in_flight,
         rate=None if config.rate_limit is None else Rate(config.rate_limit, config.rate_burst),
         max_receive_bytes=config.max_message_mb * 10**6,

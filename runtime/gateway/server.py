@@ -154,6 +154,7 @@ class Gateway:
         if isinstance(notice, Directory):
             self._directory = notice
             self._workers.update(worker_addresses(notice))
+            self._courier.follow(notice)
             self._health_changed.set()
         elif isinstance(notice, MediaNeeded):
             self._requests.bring(notice, self._courier)

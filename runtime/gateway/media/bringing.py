@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import grpc
 
 from triptych.proto.v1 import common_pb2, worker_pb2
-from triptych.runtime.core.control import MediaNeeded
+from triptych.runtime.core.control import Directory, MediaNeeded
 from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.gateway.config import GatewayConfig
 from triptych.runtime.gateway.links import Backoff, describe
@@ -112,6 +112,13 @@ class MediaCourier:
         """The request has ended: what only it needed is given up."""
         for push in list(self._pushes.values()):
             if push.claims.pop(request, None) is not None and not push.claims and push.task is not None:
+                push.task.cancel()
+
+    def follow(self, directory: Directory) -> None:
+        """What goes to an incarnation that another one has replaced is given up: it would be refused for ever."""
+        now = {info.ref.id: info.ref for info in directory.instances}
+        for (owner, _), push in list(self._pushes.items()):
+            if now.get(owner.id, owner) != owner and push.task is not None:
                 push.task.cancel()
 
     async def close(self) -> None:

@@ -91,6 +91,10 @@ def test_what_the_gateway_says_of_a_part_is_said_of_messages(world: World, http:
     world.gateway.fail_after = (0, grpc.StatusCode.INVALID_ARGUMENT, said, None)
     error = refused(http.post("/v1/chat/completions", json=chat(image())), 400, "messages")
     assert error["message"] == said
+    said = "chat.messages[1].parts[0]: no media with handle 'media-1'"
+    world.gateway.fail_after = (0, grpc.StatusCode.NOT_FOUND, said, None)
+    error = refused(http.post("/v1/chat/completions", json=chat(image())), 404, "messages")
+    assert error["code"] == "not_found"
     world.gateway.fail_after = (0, grpc.StatusCode.RESOURCE_EXHAUSTED, "chat.messages[1].parts[0]: full", 2.0)
     response = http.post("/v1/chat/completions", json=chat(image()))
     refused(response, 429)

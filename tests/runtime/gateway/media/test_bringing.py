@@ -9,8 +9,9 @@ import grpc
 
 from tests.runtime.gateway.calls import ask, finish, run, until
 from tests.runtime.gateway.media.toys import PIECE_BYTES, ToyProcessor, image, vlm
-from tests.runtime.gateway.toy_cluster import Cluster, Order, cluster, serve_well
+from tests.runtime.gateway.toy_cluster import Cluster, Order, cluster, instance, serve_well
 from triptych.proto.v1 import inference_pb2 as pb
+from triptych.runtime.core.instance import Role
 
 QUICK: dict[str, Any] = {"backoff_initial": 0.01, "backoff_max": 0.05}
 
@@ -190,6 +191,25 @@ def test_a_new_scheduler_is_told_of_the_media_and_may_ask_for_them():
             await until(lambda: stored(c, again, 0))
             await serve_well(again)
             assert (await call).code is grpc.StatusCode.OK
+
+    run(body())
+
+
+def test_a_push_to_an_instance_that_began_anew_is_given_up():
+    async def body():
+        async with cluster(vlm(), processor=ToyProcessor(), **QUICK) as c:
+
+            async def script(order: Order) -> None:
+                c.prefill.media.failures = [(0, grpc.StatusCode.UNAVAILABLE)] * 1000  # what a stale epoch is answered
+                order.need(0)
+                await until(lambda: len(c.prefill.media.headers) >= 2)
+                again = instance("e0", c.scheduler.instances[0].address, Role.ENCODE)  # at epoch 7; the push is for 9
+                c.scheduler.announce([*c.scheduler.instances, again])
+                await until(lambda: c.gateway.courier.active == 0)
+                await serve_well(order)
+
+            c.scheduler.script = script
+            assert (await finish(c.stub.Generate(question(3)))).code is grpc.StatusCode.OK
 
     run(body())
 
