@@ -76,7 +76,7 @@ class Account:
             encode=sum(times.compute for times in self._encodes),
             media_items=len(self._media),
             encode_tasks=len(self._encodes),
-            embedding_bytes=sum(times.bytes_moved for times in self._encodes),
+            embedding_bytes=prefill.bytes_moved + sum(times.bytes_moved for times in self._encodes),
         )
         usage = pb.Usage(
             prompt_tokens=self._prompt_tokens,

@@ -119,6 +119,8 @@ class Gateway:
             add_health(server, self._health)
 
     async def start(self) -> None:
+        if self._desk is not None:
+            self._desk.start()
         self._health_task = asyncio.create_task(self._publish_health(), name="gateway health")
         self._health_changed.set()
         self._scheduler.start()

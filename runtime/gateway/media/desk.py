@@ -33,6 +33,10 @@ Pieces = tuple[Piece, ...]
 class Processor(Protocol):
     """Decodes and processes. Methods raise typed errors."""
 
+    def start(self) -> None:
+        """Get ready; what comes before it is ready waits."""
+        ...
+
     def kind(self, data: bytes, declared: str) -> MediaKind:
         """What the bytes are; cheap. Raises if they are nothing that the model takes, too many, or not what is `declared`."""
         ...
@@ -93,6 +97,10 @@ class MediaDesk:
         self._uploads = uploads
         self.keep = keep
         self._jobs: dict[str, _Job] = {}
+
+    def start(self) -> None:
+        """On the event loop, before the first request."""
+        self._processor.start()
 
     async def close(self) -> None:
         await self._processor.close()

@@ -28,15 +28,17 @@ VERSION = 1  # of how images are decoded and processed; a change of results must
 
 
 class PooledProcessor:
-    """Owns the pool, whose processes start with the first medium. From one event loop; `identity` from any thread."""
+    """Owns the pool. From one event loop; `identity` from any thread."""
 
     def __init__(self, model: MediaModel, limits: MediaLimits, pool: PoolConfig):
         self._model = model
         self._limits = limits
         self._pool = DecoderPool(dataclasses.replace(pool, operations=OPERATIONS))
-        self._started = False
         self._description = described(model.config)
         self._parameters = canonical(f"image/{VERSION}", {"model": model.config.processing_key()})
+
+    def start(self) -> None:
+        self._pool.start()
 
     def check_total(self, sizes: Sequence[int]) -> None:
         check_request(sizes, self._limits)
@@ -52,9 +54,6 @@ class PooledProcessor:
         return content_hash(data, self._parameters)
 
     async def process(self, data: bytes, kind: MediaKind, identity: str) -> tuple[Piece, ...]:
-        if not self._started:
-            self._started = True
-            self._pool.start()
         options = {
             "type": sniff(data).value,
             "limits": dataclasses.asdict(self._limits),

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.runtime.gateway.calls import run
-from tests.runtime.gateway.toy_cluster import TOKENIZER
+from tests.runtime.gateway.calls import ask, finish, run, until
+from tests.runtime.gateway.toy_cluster import TOKENIZER, Order, cluster, serve_well
+from triptych.models.hub.resolve import resolve_model
+from triptych.models.hub.text import open_text
 from triptych.models.multimodal.config import MediaMarkers, MultimodalConfig
 from triptych.models.multimodal.plans import TileProcessing, plan_image
 from triptych.models.multimodal.presets import VLM_PRESETS
 from triptych.models.multimodal.processing import process_image
 from triptych.models.vision.config import ConnectorConfig, VisionConfig
+from triptych.proto.v1 import inference_pb2 as pb
+from triptych.runtime.cluster.front import served_model
 from triptych.runtime.core.errors import TriptychError
 from triptych.runtime.core.media import MediaKind
 from triptych.runtime.gateway.media.description import described, understood
@@ -72,6 +78,7 @@ def test_pieces_are_what_the_models_own_processing_gives():
         p, pixels = processor(TILED), picture(50, 24)
         data = png(pixels)
         assert p.kind(data, "image/png") is MediaKind.IMAGE
+        p.start()
         try:
             pieces = await p.process(data, MediaKind.IMAGE, "0" * 32)
             with pytest.raises(TriptychError, match=r"PNG|png|decode"):
@@ -124,3 +131,32 @@ def test_what_the_model_does_not_take_is_refused_before_anything_is_decoded():
 def test_what_a_decoder_process_says_must_agree_with_the_plan(array: np.ndarray, facts: dict):
     with pytest.raises(DecoderLostError):
         pieces_of(Reply(array, facts), TOY, MediaKind.IMAGE, "0" * 32)
+
+
+def test_a_gateway_takes_real_pictures_and_its_model_comes_with_all_that_this_needs(tmp_path: Path):
+    resolved = resolve_model("dummy:toy-vlm", tmp_path)
+    model = served_model(resolved, open_text(resolved), name="toy", max_model_len=128)
+    pixels = picture(20, 30)
+
+    async def body():
+        async with cluster(model, media_pool=PoolConfig(processes=1)) as c:
+
+            async def script(order: Order) -> None:
+                order.need(0)
+                await until(lambda: len(order.prefill.media.stored) == 1)
+                await serve_well(order)
+
+            c.scheduler.script = script
+            content = [pb.ContentPart(media=pb.Media(data=png(pixels))), pb.ContentPart(text="What is this?")]
+            question = pb.Chat(messages=[pb.ChatMessage(role="user", parts=content)])
+            outcome = await finish(c.stub.Generate(ask(chat=question, sampling={"max_tokens": 2})))
+            assert outcome.code is grpc.StatusCode.OK, outcome.details
+            assert outcome.usage.media_tokens == 16
+            (piece,) = process_image(pixels, TOY.plan(20, 30), TOY.vision)
+            assert list(c.prefill.media.stored.values()) == [piece.patches.tobytes()]
+            question.messages[0].parts[0].media.data = png(pixels)[:300]
+            outcome = await finish(c.stub.Generate(ask(chat=question)))
+            assert outcome.code is grpc.StatusCode.INVALID_ARGUMENT
+            assert outcome.details.startswith("chat.messages[0].parts[0]: this image/png cannot be decoded")
+
+    run(body())

@@ -84,5 +84,8 @@ class ToyProcessor:
             for index in range(self.pieces)
         )
 
+    def start(self) -> None:
+        pass
+
     async def close(self) -> None:
         pass
