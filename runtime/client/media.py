@@ -59,9 +59,10 @@ def read_medium(medium: MediaInput, field: str = "media") -> bytes:
             return Path(medium).read_bytes()
         except OSError as error:
             raise InvalidRequestError(f"{field}: {medium} cannot be read: {error.strerror or error}") from error
-    if hasattr(medium, "save") and hasattr(medium, "mode"):
+    save = getattr(medium, "save", None)
+    if callable(save) and hasattr(medium, "mode"):
         buffer = io.BytesIO()
-        medium.save(buffer, "PNG")
+        save(buffer, "PNG")
         return buffer.getvalue()
     raise InvalidRequestError(
         f"{field} is {type(medium).__name__}; expected a path, bytes, a data URI, an upload or a Pillow image"
