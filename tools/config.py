@@ -153,7 +153,7 @@ class ServeConfig:
         "port of OpenAI's HTTP API before the gateway; 0 takes a free one and prints it (auto: none)",
         group="network",
     )
-    max_message_mb: int = setting(16, "largest gRPC message, in MB", group="network")
+    max_message_mb: int = setting(32, "largest gRPC message, in MB (larger media are uploaded)", group="network")
 
     api_key: str | None = setting(
         None,
@@ -196,6 +196,15 @@ class ServeConfig:
         "let KV move by transport device although TLS is on: it can be neither encrypted nor authenticated",
         group="security",
     )
+
+    max_media_mb: int = setting(
+        1024,
+        "media that all open requests of the gateway hold, in MB, processed; and likewise as they came",
+        group="limits",
+    )
+    max_media_item_mb: int = setting(32, "largest image, sound or video, in MB as the client sends it", group="limits")
+    max_image_pixels: int = setting(50_000_000, "largest image, in pixels", group="limits")
+    media_processes: int = setting(2, "processes of the gateway that decode and process media", group="limits")
 
     max_waiting: int = setting(
         256,
@@ -294,7 +303,7 @@ def _out_of_range(c: ServeConfig) -> list[str]:
         "max_model_len", "tensor_parallel_size", "prefill_tp", "decode_tp", "encode_tp", "emulate_devices", "max_num_seqs", "max_num_batched_tokens",
         "page_size", "num_pages", "kv_cache_memory", "max_message_mb", "max_waiting", "max_prompt_tokens", "request_timeout",
         "heartbeat_interval", "heartbeat_timeout", "lease_seconds", "startup_timeout", "max_attempts", "patience",
-        "max_in_flight", "rate_limit", "rate_burst",
+        "max_in_flight", "rate_limit", "rate_burst", "max_media_mb", "max_media_item_mb", "max_image_pixels", "media_processes",
     )  # fmt: skip
     for name in positive:
         value = getattr(c, name)
