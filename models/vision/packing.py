@@ -139,7 +139,8 @@ class _Layout:
     output_slots: np.ndarray
 
 
-@lru_cache(maxsize=256)
+# Up to 30 bytes a patch, and the largest pictures have 65,000: a hundred megabytes at most.
+@lru_cache(maxsize=64)
 def _layout(config: VisionConfig, grid: Grid) -> _Layout:
     config.output_rows(grid.rows, grid.columns)
     rows, columns = (axis.ravel() for axis in np.indices((grid.rows, grid.columns)))
@@ -159,7 +160,10 @@ def _layout(config: VisionConfig, grid: Grid) -> _Layout:
     else:
         indices, weights = indices[order], weights[order]
     places = np.stack((rows, columns), axis=1)[order]
-    return _Layout(order, window_spans, places, indices, weights, _output_slots(config, grid, slot_of))
+    order, window_spans, places, outputs = (
+        array.astype(np.int32) for array in (order, window_spans, places, _output_slots(config, grid, slot_of))
+    )
+    return _Layout(order, window_spans, places, indices, weights, outputs)
 
 
 def _positions(config: VisionConfig, grid: Grid) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ import pytest
 from tests.models.multimodal.forward import encode, logits
 from triptych.models.hub.media import read_multimodal
 from triptych.models.multimodal.config import MultimodalConfig
-from triptych.models.multimodal.mrope import MediaGrid, mrope_positions
+from triptych.models.multimodal.mrope import media_grid, mrope_positions
 from triptych.models.multimodal.processing import process_frames, process_image
 from triptych.models.multimodal.prompt import MarkerIds, expand
 from triptych.models.vision.config import VisionConfig
@@ -114,8 +114,7 @@ def test_prompts_with_pictures_give_the_reference_logits(family: str, count: int
     np.testing.assert_array_equal(prompt.tokens, golden[f"tokens_{count}"])
     positions = None
     if config.text.rope.sections is not None:
-        merge = config.vision.merge
-        grids = [MediaGrid(1, plan.grids[0].rows // merge, plan.grids[0].columns // merge) for plan in plans]
+        grids = [media_grid(config, plan) for plan in plans]
         positions = mrope_positions(len(prompt.tokens), prompt.spans, grids).positions
         np.testing.assert_array_equal(positions, golden[f"positions_{count}"])
     rows = encode(encoder, [piece for index in range(count) for piece in pieces_of(family, index)], SLOTS)
@@ -152,13 +151,7 @@ def test_a_video_is_encoded_in_steps_and_placed_in_time() -> None:
         [5, 6, config.markers.video_id, 7, 8], [count], MarkerIds((config.markers.video_id,), BEFORE, AFTER)
     )
     np.testing.assert_array_equal(prompt.tokens, golden["video_tokens"])
-    merge, seconds_per_step = config.vision.merge, 1.5
-    grid = MediaGrid(
-        len(pieces),
-        plan.grids[0].rows // merge,
-        plan.grids[0].columns // merge,
-        config.tokens_per_second * seconds_per_step,
-    )
+    grid = media_grid(config, plan, steps=len(pieces), seconds_per_step=1.5)
     positions = mrope_positions(len(prompt.tokens), prompt.spans, [grid]).positions
     np.testing.assert_array_equal(positions, golden["video_positions"])
     decoder = load_decoder(config.text, text_source(open_hf_folder(folder)), mesh, "float32")
