@@ -93,7 +93,8 @@ def video_file(
     **options: str,
 ) -> bytes:
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container) as file:
+    muxing = {name: options.pop(name) for name in ("movflags",) if name in options}
+    with av.open(buffer, "w", format=container, options=muxing) as file:
         stream: Any = file.add_stream(codec, rate=rate)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
