@@ -17,7 +17,7 @@ from triptych.runtime.media.errors import DecoderLostError, MediaKindError
 from triptych.runtime.media.identity import canonical, content_hash
 from triptych.runtime.media.limits import MediaLimits, check_item, check_pixels
 from triptych.runtime.media.pool import DecoderPool
-from triptych.runtime.media.process import Job
+from triptych.runtime.media.process import Job, Reply
 from triptych.runtime.media.sniff import Kind
 from triptych.runtime.media.source import MediaInput
 from triptych.runtime.media.video_plan import PART_FRAMES, Run, VideoIndex, VideoParameters, choose_times, plan_parts
@@ -113,12 +113,12 @@ class MediaDecoder:
         parts = plan_parts(index, times, self._pool.processes, self._part_frames)
         size = parameters.size or (index.width, index.height)
         jobs = [self._job(item, "video_frames", {"runs": _plain(runs), "size": size}) for runs in parts]
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._pool.run(job, follows=True)) for job in jobs]
-        except BaseExceptionGroup as errors:  # one part failed, and the group has cancelled the others
-            raise errors.exceptions[0] from None
-        pieces = [_expect(task.result().array, "uint8", 4) for task in tasks]
+        # All are awaited even where one fails: cancelling a running job costs a process, and a damaged file must not cost several.
+        replies = await asyncio.gather(*(self._pool.run(job, follows=True) for job in jobs), return_exceptions=True)
+        for reply in replies:
+            if isinstance(reply, BaseException):
+                raise reply
+        pieces = [_expect(reply.array, "uint8", 4) for reply in replies if isinstance(reply, Reply)]
         if [len(piece) for piece in pieces] != [sum(len(run.times) for run in runs) for runs in parts]:
             raise DecoderLostError("decoder processes returned another number of frames than asked for")
         frames = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
@@ -144,7 +144,7 @@ def _expect(array: np.ndarray, dtype: str, rank: int) -> np.ndarray:
     return array
 
 
-def _index(reply: Any, limits: MediaLimits) -> VideoIndex:
+def _index(reply: Reply, limits: MediaLimits) -> VideoIndex:
     table, facts = reply.array, reply.facts
     numbers = [facts.get("width"), facts.get("height"), *(facts.get("time_base") or ())]
     if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != 2 or len(numbers) != 4:

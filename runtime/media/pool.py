@@ -178,7 +178,6 @@ class DecoderPool:
                 self.replaced += 1
                 return
             if not await self._serve(process, waiting):
-                self.replaced += 1
                 return
 
     async def _next(self) -> _Waiting:
@@ -195,17 +194,19 @@ class DecoderPool:
         try:
             await asyncio.wait((asking, waiting.done), return_when=asyncio.FIRST_COMPLETED)
             if waiting.done.done():  # its caller was cancelled
+                self.replaced += 1
                 return False
             self._mean_seconds += SMOOTHING * (loop.time() - began - self._mean_seconds)
-            try:
+            error = asking.exception()
+            if error is None:
                 waiting.done.set_result(asking.result())
-            except TriptychError as error:
-                waiting.done.set_exception(error)
-                return type(error).__name__ in RAISED_BY_DECODERS
-            except Exception as error:  # noqa: BLE001 - a fault of this file, not of the item: say so instead of hanging
-                waiting.done.set_exception(DecoderLostError(f"asking a decoder process failed: {error!r}"))
-                return False
-            return True
+                return True
+            usable = type(error).__name__ in RAISED_BY_DECODERS
+            self.replaced += not usable
+            if not isinstance(error, TriptychError):  # a fault of this file, not of the item: say so instead of hanging
+                error = DecoderLostError(f"asking a decoder process failed: {error!r}")
+            waiting.done.set_exception(error)
+            return usable
         finally:
             if not waiting.done.done():
                 waiting.done.set_exception(DecoderLostError("the media pool is closed"))
