@@ -15,6 +15,7 @@ from io import BytesIO
 from typing import Any
 
 import av
+import av.logging
 import numpy as np
 
 from triptych.runtime.media.errors import CorruptMediaError, MediaKindError, MediaLimitError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import av
@@ -88,21 +88,22 @@ def video_file(
     frames: Sequence[np.ndarray],
     codec: str = "libx264",
     container: str = "mp4",
+    options: Mapping[str, str] | None = None,
+    *,
     rate: int = 10,
     gop: int = 8,
-    **options: str,
 ) -> bytes:
+    """options: of the encoder; `movflags` of the container."""
+    chosen = {"preset": "ultrafast", "bf": "2", "sc_threshold": "0"} if codec == "libx264" else {}
+    chosen |= options or {}
+    muxing = {name: chosen.pop(name) for name in ("movflags",) if name in chosen}
     buffer = io.BytesIO()
-    muxing = {name: options.pop(name) for name in ("movflags",) if name in options}
     with av.open(buffer, "w", format=container, options=muxing) as file:
         stream: Any = file.add_stream(codec, rate=rate)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.gop_size = gop
-        stream.options = {
-            **({"preset": "ultrafast", "bf": "2", "sc_threshold": "0"} if codec == "libx264" else {}),
-            **options,
-        }
+        stream.options = chosen
         for pixels in frames:
             for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
                 file.mux(packet)
@@ -113,7 +114,8 @@ def video_file(
 
 def sequential(data: bytes, size: tuple[int, int] | None = None) -> tuple[list[float], np.ndarray]:
     """(seconds, [frames, height, width, 3]): what decoding the whole video from its beginning gives, the plainest way."""
-    with av.open(io.BytesIO(data)) as file:
+    container: Any = av.open(io.BytesIO(data))
+    with container as file:
         frames = list(file.decode(video=0))
         width, height = size or (frames[0].width, frames[0].height)
         pixels = [frame.to_ndarray(format="rgb24", width=width, height=height) for frame in frames]

@@ -136,7 +136,7 @@ def test_rubbish_kills_no_process():
     wave = files.sine(0.2, 16000)
     wholes = [files.image_file(files.picture(), format) for format in ("PNG", "JPEG", "WEBP", "GIF", "BMP")]
     wholes += [files.sound_file(wave, 16000, format) for format in ("WAV", "FLAC", "OGG", "MP3")]
-    wholes += [files.video_file(frames), files.video_file(frames, "libvpx", "webm", deadline="realtime")]
+    wholes += [files.video_file(frames), files.video_file(frames, "libvpx", "webm", options={"deadline": "realtime"})]
     rng = random.Random(7)
 
     def damaged(whole: bytes) -> list[bytes]:

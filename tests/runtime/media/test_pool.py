@@ -244,7 +244,8 @@ def test_a_process_whose_gateway_is_gone_ends_itself():
 
 
 def test_a_pool_whose_numbers_make_no_sense_is_refused():
-    for bad in ({"processes": 0}, {"waiting_items": 0}, {"memory_bytes": -1}):
+    contradictions: tuple[dict[str, Any], ...] = ({"processes": 0}, {"waiting_items": 0}, {"memory_bytes": -1})
+    for bad in contradictions:
         with pytest.raises(ConfigError):
             PoolConfig(**bad)
 

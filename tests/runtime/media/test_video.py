@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,24 +45,26 @@ FRAMES = files.video_frames(37)
 VIDEOS = {
     "h264": files.video_file(FRAMES),
     "h264, open groups": files.video_file(
-        FRAMES, **{"x264-params": "open-gop=1:bframes=3:b-adapt=0:keyint=8:min-keyint=8"}
+        FRAMES, options={"x264-params": "open-gop=1:bframes=3:b-adapt=0:keyint=8:min-keyint=8"}
     ),
     "h264, one group": files.video_file(FRAMES, gop=1000),
     "h264, every frame a key": files.video_file(FRAMES, gop=1),
-    "h264, in fragments": files.video_file(FRAMES, movflags="frag_keyframe+empty_moov"),
+    "h264, in fragments": files.video_file(FRAMES, options={"movflags": "frag_keyframe+empty_moov"}),
     "hevc": files.video_file(
-        FRAMES, "libx265", **{"x265-params": "log-level=none:keyint=8:pools=none", "preset": "ultrafast"}
+        FRAMES, "libx265", options={"x265-params": "log-level=none:keyint=8:pools=none", "preset": "ultrafast"}
     ),
     "hevc, open groups": files.video_file(
-        FRAMES, "libx265", **{"x265-params": "log-level=none:keyint=8:min-keyint=8:open-gop=1:bframes=3:pools=none"}
+        FRAMES,
+        "libx265",
+        options={"x265-params": "log-level=none:keyint=8:min-keyint=8:open-gop=1:bframes=3:pools=none"},
     ),
-    "av1": files.video_file(FRAMES, "libsvtav1", "webm", preset="12", **{"svtav1-params": "lp=1"}),
+    "av1": files.video_file(FRAMES, "libsvtav1", "webm", options={"preset": "12", "svtav1-params": "lp=1"}),
     "mpeg4": files.video_file(FRAMES, "mpeg4"),
-    "vp8": files.video_file(FRAMES, "libvpx", "webm", **{"cpu-used": "8", "deadline": "realtime"}),
+    "vp8": files.video_file(FRAMES, "libvpx", "webm", options={"cpu-used": "8", "deadline": "realtime"}),
     "vp8, hidden frames": files.video_file(
-        FRAMES, "libvpx", "webm", **{"cpu-used": "5", "auto-alt-ref": "1", "lag-in-frames": "12"}
+        FRAMES, "libvpx", "webm", options={"cpu-used": "5", "auto-alt-ref": "1", "lag-in-frames": "12"}
     ),
-    "vp9": files.video_file(FRAMES, "libvpx-vp9", "webm", **{"cpu-used": "8", "deadline": "realtime"}),
+    "vp9": files.video_file(FRAMES, "libvpx-vp9", "webm", options={"cpu-used": "8", "deadline": "realtime"}),
 }
 
 
@@ -201,9 +204,16 @@ def test_a_sound_in_a_video_container_and_another_codec_are_refused_by_name():
 
 
 def test_parameters_that_contradict_are_refused():
-    for bad in ({"rate": 1.0, "count": 2}, {"rate": 0.0}, {"rate": float("nan")}, {"count": 0}, {"size": (0, 4)}):
+    contradictions: tuple[dict[str, Any], ...] = (
+        {"rate": 1.0, "count": 2},
+        {"rate": 0.0},
+        {"rate": float("nan")},
+        {"count": 0},
+        {"size": (0, 4)},
+    )
+    for bad in contradictions:
         with pytest.raises(TriptychError):
-            VideoParameters(**bad)  # type: ignore[arg-type]
+            VideoParameters(**bad)
 
 
 @pytest.mark.parametrize("name", ["h264", "h264, in fragments", "vp9"])
