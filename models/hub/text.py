@@ -61,7 +61,7 @@ def open_text(resolved: ResolvedModel) -> ModelText:
 def _parts(resolved: ResolvedModel) -> tuple[ModelConfig, Tokenizer | None, str | None]:
     path = resolved.path
     match resolved.kind:
-        case ModelKind.GGUF:
+        case ModelKind.GGUF | ModelKind.DEMO:
             file = open_gguf(path)
             return gguf_model_config(file), tokenizer_from_gguf(file.metadata), chat_template_from_gguf(file.metadata)
         case ModelKind.HF_FOLDER:
