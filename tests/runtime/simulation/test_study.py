@@ -20,7 +20,7 @@ from triptych.runtime.simulation.metrics import Requests, spread
 from triptych.runtime.simulation.slo import Slo, attainment, goodput
 from triptych.runtime.simulation.steptime import Affine
 from triptych.runtime.simulation.study import Study, make_cluster, run_rate, run_study
-from triptych.runtime.simulation.study_cluster import Delays
+from triptych.runtime.simulation.study_fleet import Delays
 from triptych.runtime.simulation.study_layout import Device, Limits, layout
 from triptych.runtime.simulation.workload import Lengths
 from triptych.runtime.simulation.workload_named import Workload
