@@ -119,7 +119,7 @@ def _live(pipe: Connection, work: Callable[[Line, Any], None], argument: Any) ->
         work(line, argument)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # nobody is there any more
-    except BaseException:
+    except Exception:  # noqa: BLE001 - whatever it is, the parent raises it
         try:
             line.send(_Failure(traceback.format_exc()))
         except OSError:
