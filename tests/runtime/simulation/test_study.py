@@ -125,10 +125,11 @@ def test_requests_that_ended_leave_nothing_to_the_cycle_collector():
     try:
         for topology, pages in (("1P1D", 500), ("PD", 26)):  # with room, and preempting
             cluster = make_cluster(study(topology, pages=pages))
-            cluster.run(islice(Workload("random", prompt=Lengths(100), output=Lengths(60)).arrivals(20.0), 60))
-            assert len(cluster.requests) == 60
+            load = Workload("random", prompt=Lengths(100), output=Lengths(60)).arrivals(20.0)
+            outcome = cluster.run(islice(load, 60))
+            assert len(outcome.requests) == 60
             assert alive() == before
-        assert cluster.requests.column("preemptions").sum() > 0
+        assert outcome.requests.column("preemptions").sum() > 0
     finally:
         gc.enable()
 
