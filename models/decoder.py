@@ -194,8 +194,8 @@ class Decoder(nnx.Module):
         """Hidden states of token ids. Media embeddings replace rows of the result."""
         return self.rules.constrain(self.embedding(tokens), "tokens", "hidden")
 
-    def rotation(self, positions: Int[Array, "tokens"]) -> Rotation:
-        """What every layer rotates this step's queries and keys by."""
+    def rotation(self, positions: Int[Array, "*three tokens"]) -> Rotation:
+        """What every layer rotates this step's queries and keys by. Positions are [3, tokens] for M-RoPE with media."""
         return rotation(self.config.rope, self.config.head_dim, positions)
 
     def head(self, x: Float[Array, "rows hidden"]) -> Float[Array, "rows vocab"]:

@@ -7,3 +7,7 @@ class UnsupportedModelError(ValueError):
 
 class WeightsError(ValueError):
     """The stored weights do not fit the model: a tensor is missing, unexpected or misshapen, or a file is broken."""
+
+
+class MediaShapeError(ValueError):
+    """An image or a video has a size that the model cannot take, or a prompt does not fit its media."""

@@ -26,7 +26,7 @@ class Ragged:
     """One step's batch.
 
     tokens        token id of each slot
-    positions     rotary position of each slot; never derived from a KV length
+    positions     rotary position of each slot; never derived from a KV length. With M-RoPE there may be three: [3, tokens]
     write_index   where the slot's keys and values go: page * page_size + offset
     kv_lens       KV length of each row after this step's tokens are written
     page_indices  block table of each row, in the order of its tokens
@@ -34,7 +34,7 @@ class Ragged:
     """
 
     tokens: Int[Array, "tokens"]
-    positions: Int[Array, "tokens"]
+    positions: Int[Array, "*three tokens"]
     write_index: Int[Array, "tokens"]
     kv_lens: Int[Array, "rows"]
     page_indices: Int[Array, "rows width"]

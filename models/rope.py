@@ -1,6 +1,6 @@
 """Rotary position embedding, applied: half-split order (pairs are (i, i + head_dim/2)), angles in float32.
 
-The paper is arXiv 2104.09864. Positions are explicit, one a token; `Rotation` is computed once a step and shared by all
+The paper is arXiv 2104.09864. Positions are explicit, one a token (or three, for M-RoPE); `Rotation` is computed once a step and shared by all
 layers.
 """
 
@@ -19,10 +19,19 @@ class Rotation(NamedTuple):
     sin: Float[Array, "tokens half_dim"]
 
 
-def rotation(rope: RopeConfig, head_dim: int, positions: Int[Array, "tokens"]) -> Rotation:
-    """The rotation of each token, from its position."""
+def rotation(rope: RopeConfig, head_dim: int, positions: Int[Array, "*three tokens"]) -> Rotation:
+    """The rotation of each token, from its position, or with `rope.sections` from its three positions [3, tokens].
+
+    One position a token is the same as three equal ones: text needs no more. Raises ValueError for three positions
+    without sections.
+    """
     frequencies = jnp.asarray(rope.inverse_frequencies(head_dim), jnp.float32)
-    angles = positions.astype(jnp.float32)[:, None] * frequencies[None, :]
+    if positions.ndim == 1:
+        angles = positions.astype(jnp.float32)[:, None] * frequencies[None, :]
+    elif rope.sections is None:
+        raise ValueError(f"positions {positions.shape} need rope sections, which this model does not have")
+    else:
+        angles = positions.astype(jnp.float32)[rope.axes(head_dim)].T * frequencies[None, :]
     return Rotation(jnp.cos(angles) * rope.amplitude, jnp.sin(angles) * rope.amplitude)
 
 

@@ -61,10 +61,15 @@ RopeScaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Base `theta` and an optional scaling."""
+    """Base `theta`, an optional scaling, and for multimodal positions how the pairs are shared out.
+
+    With `sections` (M-RoPE, arXiv 2409.12191) a token has three positions, for time, height and width: the first
+    sections[0] pairs turn with the first, the next sections[1] with the second, and so on.
+    """
 
     theta: float = 10000.0
     scaling: RopeScaling | None = None
+    sections: tuple[int, ...] | None = None
 
     @property
     def amplitude(self) -> float:
@@ -83,6 +88,13 @@ class RopeConfig:
                 return _llama3(plain, scaling)
             case YarnScaling() as scaling:
                 return _yarn(plain, scaling, self.theta, head_dim)
+
+    def axes(self, head_dim: int) -> np.ndarray:
+        """For each of the head_dim // 2 pairs, which of the three positions it turns with."""
+        sections = self.sections or ()
+        if sum(sections) != head_dim // 2:
+            raise UnsupportedModelError(f"rope sections {sections} must add up to the {head_dim // 2} rotated pairs")
+        return np.repeat(np.arange(len(sections)) % 3, sections)
 
     @staticmethod
     def from_hf(config: Mapping[str, Any]) -> "RopeConfig":

@@ -4,9 +4,9 @@ Splitting and merging an nnx module costs milliseconds; a flat tuple costs jit n
 tuple, and `DecoderStructure.merge` is called only while a program is traced.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,15 +57,31 @@ class DecoderStructure:
 def decoder_structure(config: ModelConfig, rules: ShardingRules, dtype: str) -> DecoderStructure:
     """The structure of a model on a mesh. Nothing is allocated. Raises IncompatibleTpError if the heads do not fit."""
     layout = head_layout(config.num_heads, config.num_kv_heads, rules.tp)
-    abstract = nnx.eval_shape(lambda: Decoder(config, rules, jnp.dtype(dtype)))
-    graphdef, state = nnx.split(abstract)
+    flat = flatten_module(lambda: Decoder(config, rules, jnp.dtype(dtype)), rules)
+    return DecoderStructure(
+        config, rules, layout, jnp.dtype(dtype), flat.paths, flat.abstract, flat.graphdef, flat.treedef
+    )
+
+
+class FlatModule(NamedTuple):
+    """A module's parameters in the order of its flat tuple, and what puts them together again (see `DecoderStructure`)."""
+
+    paths: tuple[str, ...]
+    abstract: tuple[jax.ShapeDtypeStruct, ...]
+    graphdef: Any
+    treedef: Any
+
+
+def flatten_module(make: Callable[[], nnx.Module], rules: ShardingRules) -> FlatModule:
+    """Trace a module's construction and take it apart. Nothing is allocated."""
+    graphdef, state = nnx.split(nnx.eval_shape(make))
     with_paths, treedef = jax.tree_util.tree_flatten_with_path(state)
     paths = tuple(_dotted(path) for path, _ in with_paths)
     structs = tuple(
         jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rules.parameter(path))
         for path, (_, leaf) in zip(paths, with_paths, strict=True)
     )
-    return DecoderStructure(config, rules, layout, jnp.dtype(dtype), paths, structs, graphdef, treedef)
+    return FlatModule(paths, structs, graphdef, treedef)
 
 
 def _dotted(path: Sequence[Any]) -> str:

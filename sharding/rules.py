@@ -13,7 +13,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from triptych.sharding.mesh import TP
 
 LogicalAxis = Literal[
-    "vocab", "hidden", "heads", "kv_heads", "qkv", "ffn", "gate_up", "head_dim", "pages", "page", "tokens"
+    "vocab",
+    "hidden",
+    "heads",
+    "kv_heads",
+    "qkv",
+    "ffn",
+    "gate_up",
+    "head_dim",
+    "pages",
+    "page",
+    "tokens",
+    "patch",
+    "places",
+    "features",
 ]
 
 RULES: dict[LogicalAxis, str | None] = {
@@ -28,6 +41,10 @@ RULES: dict[LogicalAxis, str | None] = {
     "pages": None,
     "page": None,
     "tokens": None,
+    # Of vision encoders: a patch's pixels, entries of a position table, and every size inside the connector.
+    "patch": None,
+    "places": None,
+    "features": None,
 }
 assert set(RULES) == set(get_args(LogicalAxis))
 
@@ -54,6 +71,29 @@ PARAMETER_AXES: dict[str, tuple[LogicalAxis, ...]] = {
     "down.weight": ("hidden", "ffn"),
     "gate_up.bias": ("gate_up",),
     "down.bias": ("hidden",),
+    "norm.bias": ("hidden",),
+    "attention_norm.bias": ("hidden",),
+    "ffn_norm.bias": ("hidden",),
+    "up.weight": ("ffn", "hidden"),
+    "up.bias": ("ffn",),
+    "patch.weight": ("hidden", "patch"),
+    "patch.bias": ("hidden",),
+    "class_token": ("hidden",),
+    "positions": ("places", "hidden"),
+    "pre_norm.weight": ("hidden",),
+    "pre_norm.bias": ("hidden",),
+    "final_norm.weight": ("hidden",),
+    "final_norm.bias": ("hidden",),
+    "attention_scale.weight": ("hidden",),
+    "ffn_scale.weight": ("hidden",),
+    "patch_norm.weight": ("features",),
+    "patch_norm.bias": ("features",),
+    "merged_norm.weight": ("features",),
+    "merged_norm.bias": ("features",),
+    "first.weight": ("features", "features"),
+    "first.bias": ("features",),
+    "second.weight": ("features", "features"),
+    "second.bias": ("features",),
 }
 
 POOL_AXES: tuple[LogicalAxis, ...] = ("pages", "page", "kv_heads", "head_dim")

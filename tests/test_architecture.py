@@ -22,14 +22,23 @@ ALLOWED = {
     "runtime/core": set[str](),
     "runtime/scheduler": {"runtime/core", "runtime/wire", "proto"},
     "runtime/instance": {"runtime/core"},
+    "runtime/media": {"runtime/core"},
     "runtime/wire": {"runtime/core", "proto"},
-    "runtime/gateway": {"runtime/core", "runtime/wire", "runtime/client", "runtime/metrics", "models", "proto"},
+    "runtime/gateway": {
+        "runtime/core",
+        "runtime/wire",
+        "runtime/client",
+        "runtime/media",
+        "runtime/metrics",
+        "models",
+        "proto",
+    },
     "runtime/metrics": {"runtime/core", "runtime/wire", "proto"},
-    "runtime/client": {"runtime/core", "runtime/wire", "proto"},
+    "runtime/client": {"runtime/core", "runtime/media", "runtime/wire", "proto"},
     "runtime/simulation": {"runtime/core", "runtime/scheduler", "runtime/instance"},
     "runtime/engine": {"runtime/core", "runtime/instance", "runtime/transfer", "models", "sharding"},
 }
-PURE = ("runtime/core", "runtime/instance", "runtime/scheduler", "runtime/simulation")
+PURE = ("runtime/core", "runtime/instance", "runtime/scheduler", "runtime/simulation", "runtime/media")
 SHELL = {f"runtime/scheduler/{name}.py" for name in ("service", "server", "control_loop")}  # the scheduler's gRPC shell
 
 
@@ -120,6 +129,7 @@ def test_every_package_is_linked_and_importable():
     [
         "triptych.runtime.client",
         "triptych.runtime.gateway.server",
+        "triptych.runtime.media.decode",
         "triptych.runtime.gateway.http.server",
         "triptych.runtime.scheduler.server",
         "triptych.runtime.instance.core",
@@ -129,4 +139,13 @@ def test_every_package_is_linked_and_importable():
 )
 def test_what_owns_no_device_does_not_load_jax(module: str):
     code = f"import sys, importlib; importlib.import_module({module!r}); sys.exit(int('jax' in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_gateway_does_not_load_what_decodes_media():
+    """A hostile file meets Pillow, libsndfile and FFmpeg in decoder processes only."""
+    code = (
+        "import sys, triptych.runtime.media.decode, triptych.runtime.media.store; "
+        "sys.exit(int(bool({'PIL', 'soundfile', 'soxr', 'av'} & set(sys.modules))))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -76,6 +76,9 @@ class ServeConfig:
         flags=("--decode-tensor-parallel-size",),
         group="placement",
     )
+    encode_tp: int | None = setting(
+        None, "devices per instance that only encodes (auto: --tensor-parallel-size)", group="placement"
+    )
     switchable: bool = setting(
         False,
         "prepare every instance for both stages, so that `triptych switch-role` compiles nothing (longer start, more programs)",
@@ -119,6 +122,15 @@ class ServeConfig:
         flags=("--mem-fraction-static",),
         group="engine",
     )
+    media_pages: int | None = setting(
+        None, "pages of embeddings of an instance; 0: no media (auto: a few prompts of full length)", group="engine"
+    )
+    encode_patches: int | None = setting(
+        None, "most patches of one encode step, and of one item (auto: the largest image)", group="engine"
+    )
+    media_memory: int = setting(
+        1 << 30, "memory for pixels that wait to be encoded, on each instance", parse=parse_bytes, group="engine"
+    )
     step_times: str | None = setting(
         None,
         "table of `triptych calibrate`: steps wait until they have taken as long as it says, to stand in for another device",
@@ -141,7 +153,7 @@ class ServeConfig:
         "port of OpenAI's HTTP API before the gateway; 0 takes a free one and prints it (auto: none)",
         group="network",
     )
-    max_message_mb: int = setting(16, "largest gRPC message, in MB", group="network")
+    max_message_mb: int = setting(32, "largest gRPC message, in MB (larger media are uploaded)", group="network")
 
     api_key: str | None = setting(
         None,
@@ -184,6 +196,15 @@ class ServeConfig:
         "let KV move by transport device although TLS is on: it can be neither encrypted nor authenticated",
         group="security",
     )
+
+    max_media_mb: int = setting(
+        1024,
+        "media that all open requests of the gateway hold, in MB, processed; and likewise as they came",
+        group="limits",
+    )
+    max_media_item_mb: int = setting(32, "largest image, sound or video, in MB as the client sends it", group="limits")
+    max_image_pixels: int = setting(50_000_000, "largest image, in pixels", group="limits")
+    media_processes: int = setting(2, "processes of the gateway that decode and process media", group="limits")
 
     max_waiting: int = setting(
         256,
@@ -266,6 +287,8 @@ class ServeConfig:
             return self.prefill_tp
         if roles == {Role.DECODE} and self.decode_tp is not None:
             return self.decode_tp
+        if roles == {Role.ENCODE} and self.encode_tp is not None:
+            return self.encode_tp
         return self.tensor_parallel_size
 
     def devices_of(self, *instances: topologies.InstanceSpec) -> int:
@@ -277,15 +300,20 @@ def _out_of_range(c: ServeConfig) -> list[str]:
     """One line per field that is wrong by itself."""
     problems = []
     positive = (
-        "max_model_len", "tensor_parallel_size", "prefill_tp", "decode_tp", "emulate_devices", "max_num_seqs", "max_num_batched_tokens",
+        "max_model_len", "tensor_parallel_size", "prefill_tp", "decode_tp", "encode_tp", "emulate_devices", "max_num_seqs", "max_num_batched_tokens",
         "page_size", "num_pages", "kv_cache_memory", "max_message_mb", "max_waiting", "max_prompt_tokens", "request_timeout",
         "heartbeat_interval", "heartbeat_timeout", "lease_seconds", "startup_timeout", "max_attempts", "patience",
-        "max_in_flight", "rate_limit", "rate_burst",
+        "max_in_flight", "rate_limit", "rate_burst", "max_media_mb", "max_media_item_mb", "max_image_pixels", "media_processes",
     )  # fmt: skip
     for name in positive:
         value = getattr(c, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             problems.append(f"{name} is {value}; expected a positive number")
+    for name in ("encode_patches", "media_memory"):
+        if getattr(c, name) is not None and getattr(c, name) < 1:
+            problems.append(f"{name} is {getattr(c, name)}; expected a positive number")
+    if c.media_pages is not None and (c.media_pages < 0 or c.media_pages == 1):
+        problems.append(f"media_pages is {c.media_pages}; expected 0 (no media), or 2 and more (one is reserved)")
     if not (math.isfinite(c.shutdown_timeout) and c.shutdown_timeout >= 0):
         problems.append(f"shutdown_timeout is {c.shutdown_timeout}; expected 0 or more")
     if not 0.0 < c.gpu_memory_utilization <= 1.0:

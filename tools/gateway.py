@@ -25,8 +25,10 @@ from triptych.runtime.core.clock import MonotonicClock
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
 from triptych.runtime.gateway.links import connect_with
-from triptych.runtime.gateway.model import ServedModel
+from triptych.runtime.gateway.model import MediaModel, ServedModel
 from triptych.runtime.gateway.server import Gateway, start_server
+from triptych.runtime.media.limits import MediaLimits
+from triptych.runtime.media.pool import PoolConfig
 from triptych.runtime.metrics.gateway import DroppedTokens
 from triptych.runtime.metrics.observer import RequestObserver
 from triptych.runtime.metrics.registry import Metrics
@@ -88,7 +90,8 @@ def served_model(config: ServeConfig) -> ServedModel:
     model = front.served_model(
         resolved, text, name=config.served_name, max_model_len=config.max_model_len or DEFAULT_CONTEXT
     )
-    return dataclasses.replace(model, tokenizer=tokenizer, chat_template=template)
+    media = None if model.media is None or tokenizer is None else MediaModel.of(model.media.config, tokenizer)
+    return dataclasses.replace(model, tokenizer=tokenizer, chat_template=template, media=media)
 
 
 async def _serve(config: ServeConfig, model: ServedModel, scheduler: str) -> int:
@@ -133,8 +136,16 @@ async def _serve(config: ServeConfig, model: ServedModel, scheduler: str) -> int
 
 def gateway_config(config: ServeConfig, scheduler: str) -> GatewayConfig:
     """The gateway's part of the deployment's settings."""
+    item = config.max_media_item_mb * 10**6
     return GatewayConfig(
         scheduler=scheduler,
+        media=MediaLimits(
+            item_bytes=item,
+            request_bytes=max(item, MediaLimits.request_bytes),
+            image_pixels=config.max_image_pixels,
+        ),
+        media_pool=PoolConfig(processes=config.media_processes),
+        max_media_bytes=config.max_media_mb * 10**6,
         max_in_flight=config.max_in_flight,
         rate=None if config.rate_limit is None else Rate(config.rate_limit, config.rate_burst),
         max_receive_bytes=config.max_message_mb * 10**6,

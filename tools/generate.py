@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import Any
 
 from triptych.runtime.client import Client, Result, Stream
 from triptych.runtime.core.errors import ConfigError
@@ -19,6 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--system", metavar="TEXT", help="system message before it (with --chat)")
     parser.add_argument("--token-ids", metavar="IDS", help="prompt as token ids, such as 1,42,7, instead of text")
+    parser.add_argument(
+        "--image",
+        dest="images",
+        action="append",
+        metavar="FILE",
+        help="show this image to the model, before the prompt's text; may be given several times",
+    )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object at the end instead of text as it comes"
     )
@@ -58,12 +66,15 @@ def _start(client: Client, args: argparse.Namespace) -> Stream:
         raise ConfigError("--system needs --chat: a prompt to complete has no system message")
     sampling = sampling_of(args)
     if args.token_ids is not None:
-        return client.generate(token_ids=_ids(args.token_ids), **sampling)
+        return client.generate(token_ids=_ids(args.token_ids), images=args.images, **sampling)
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     if not args.chat:
-        return client.generate(prompt, **sampling)
+        return client.generate(prompt, images=args.images, **sampling)
     system = [{"role": "system", "content": args.system}] if args.system else []
-    return client.generate(messages=[*system, {"role": "user", "content": prompt}], **sampling)
+    content: Any = prompt
+    if args.images:
+        content = [*({"type": "image", "image": path} for path in args.images), {"type": "text", "text": prompt}]
+    return client.generate(messages=[*system, {"role": "user", "content": content}], **sampling)
 
 
 def _ids(text: str) -> list[int]:
@@ -96,6 +107,11 @@ def describe(result: Result) -> str:
         t = result.timings
         parts.append(f"first token {t.first_token * 1e3:.1f} ms, total {t.total * 1e3:.1f} ms")
         parts.append(f"queue {t.queue * 1e3:.1f} ms, prefill {t.prefill * 1e3:.1f} ms on {t.prefill_instance or '?'}")
+        if t.media_items:
+            tokens = f"{result.usage.media_tokens if result.usage else 0} tokens"
+            parts.append(
+                f"media {t.media * 1e3:.1f} ms, {t.media_items} pieces ({tokens}), encode {t.encode * 1e3:.1f} ms on {t.encode_tasks} instances"
+            )
         if t.attempts > 1:
             parts.append(f"went on {t.attempts - 1} times after a loss: attempt {t.attempts} finished it")
         if t.decode_instance and t.decode_instance != t.prefill_instance:

@@ -60,7 +60,7 @@ class HttpSettings:
         None, "authorities, PEM: clients must present a certificate that one of them signed", group="network"
     )
 
-    max_body_mb: float = setting(8.0, "largest request body, in MB", group="limits")
+    max_body_mb: float = setting(32.0, "largest request body, in MB (media in it are base64)", group="limits")
     body_timeout: float = setting(30.0, "seconds that a body may take to arrive", group="limits")
     max_in_flight: int = setting(512, "requests that are generated at once; more are refused", group="limits")
     max_prompts: int = setting(64, "prompts in one completion request", group="limits")

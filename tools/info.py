@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"context   {model.max_model_len} tokens, vocabulary {model.vocab_size}, {'with' if model.has_chat_template else 'no'} chat template"
     )
+    if model.media_kinds:
+        print(f"media     {', '.join(model.media_kinds)}; {model.media_placeholder} stands for one in a prompt")
     print(f"server    triptych {server.version}, topology {server.topology}, up {server.uptime:.0f} s")
     print(f"requests  {loads.active} active, {loads.queued} queued")
     print(

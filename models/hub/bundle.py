@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from triptych.models.config import ModelConfig
+from triptych.models.hub.demo import demo_text_source
+from triptych.models.hub.media import read_multimodal
 from triptych.models.hub.resolve import ModelKind, ResolvedModel
 from triptych.models.hub.text import open_text
 from triptych.models.text.chat import ChatTemplate
@@ -13,6 +15,7 @@ from triptych.models.weights.dummy import DummySource
 from triptych.models.weights.gguf import GGUFSource
 from triptych.models.weights.gguf_file import open_gguf
 from triptych.models.weights.hf import open_hf_folder
+from triptych.models.weights.multimodal import text_source
 from triptych.models.weights.orbax import open_orbax
 from triptych.models.weights.source import TensorSource
 
@@ -41,8 +44,11 @@ def _tensor_source(resolved: ResolvedModel, config: ModelConfig) -> TensorSource
     match resolved.kind:
         case ModelKind.GGUF:
             return GGUFSource(open_gguf(resolved.path), config)
+        case ModelKind.DEMO:
+            return demo_text_source(resolved.path)
         case ModelKind.HF_FOLDER:
-            return open_hf_folder(resolved.path)
+            source = open_hf_folder(resolved.path)
+            return source if read_multimodal(resolved.path) is None else text_source(source)
         case ModelKind.ORBAX:
             return open_orbax(resolved.path)[1]
         case ModelKind.PRESET:

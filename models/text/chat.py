@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import jinja2
@@ -20,12 +21,13 @@ import jinja2.nodes
 import jinja2.parser
 
 from triptych.models.text.budget import Budget, BudgetedEnvironment, RenderLimits
-from triptych.models.text.messages import plain_messages
+from triptych.models.text.messages import has_media, part_messages, plain_messages
 from triptych.models.text.weave import budgeted_program
 
 __all__ = ["ChatTemplate", "ChatTemplateError", "ChatTemplateRefusal"]
 
 _MAX_TIME_LAYOUT = 100  # "%A, %d %B %Y" is a long one
+_PROBE = "a probe of the form"
 
 
 class ChatTemplateError(ValueError):
@@ -72,14 +74,47 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        placeholders: Mapping[str, str] | None = None,
     ) -> str:
         """The prompt for `messages` (see `plain_messages` for their form).
 
         `variables` are further names the model's template knows, e.g. `{"enable_thinking": False}` for Qwen 3.
+        `placeholders` are the types of media parts that the model takes, and what stands for each in a prompt.
 
         Raises InvalidMessageError, ChatTemplateRefusal or ChatTemplateError.
         """
-        plain = plain_messages(messages)
+        plain = plain_messages(messages, placeholders)
+        if placeholders:
+            # A template of a multimodal model may know parts only, or text only; what has media is given as parts where it knows them.
+            parted = part_messages(messages, placeholders)
+            plain = [
+                parts if (has_media(parts) and self._takes_parts) or not self._takes_text else text
+                for text, parts in zip(plain, parted, strict=True)
+            ]
+        return self._render(plain, add_generation_prompt, variables)
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        return self._shows([{"type": "text", "text": _PROBE}])
+
+    @cached_property
+    def _takes_text(self) -> bool:
+        return self._shows(_PROBE) or not self._takes_parts
+
+    def _shows(self, content: Any) -> bool:
+        """Whether the text of such a content comes out, and no Python or JSON around it."""
+        try:
+            text = self._render([{"role": "user", "content": content}], True, None)
+        except ChatTemplateError:
+            return False
+        return _PROBE in text and "'text'" not in text and '"text"' not in text
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None,
+    ) -> str:
         budget = self._budget()
         environment = _environment(budget)
         environment.globals |= {
@@ -87,7 +122,7 @@ class ChatTemplate:
             "strftime_now": self._formatted_time,
         }
         names = {"tools": None, "documents": None} | dict(variables or {}) | self._tokens
-        names |= {"messages": plain, "add_generation_prompt": add_generation_prompt}
+        names |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
             template = jinja2.Template.from_code(environment, self._program, environment.make_globals(None))
             return "".join(template.generate(names))

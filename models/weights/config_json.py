@@ -40,6 +40,8 @@ def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
         }
+        if rope.get("sections") is not None:
+            rope["sections"] = tuple(rope["sections"])
         values["rope"] = RopeConfig(**rope)
         return ModelConfig(**values)
     except (KeyError, TypeError) as error:

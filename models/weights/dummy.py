@@ -5,7 +5,7 @@ costs a copy instead of a random draw per weight, which for an 8B model is secon
 """
 
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -15,11 +15,11 @@ from triptych.models.config import ModelConfig
 SPREAD = 1 << 16
 
 
-class DummySource:
+class RandomSource:
     """A `TensorSource` of random weights: projections with variance 1 / inputs, norms of one, small biases."""
 
-    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
-        self._shapes = dict(_hf_shapes(config))
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> None:
+        self._shapes = dict(shapes)
         self._seed = seed
 
     def names(self) -> Collection[str]:
@@ -46,6 +46,13 @@ class DummySource:
 
     def _generator(self, name: str) -> np.random.Generator:
         return np.random.default_rng((self._seed, zlib.crc32(name.encode())))
+
+
+class DummySource(RandomSource):
+    """The random weights of a decoder."""
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__(dict(_hf_shapes(config)), seed)
 
 
 def _hf_shapes(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:

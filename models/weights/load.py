@@ -4,7 +4,8 @@ Nothing is whole on the host twice; a host holds about one tensor at a time. Wha
 not, and the other way round, is an error: either would be computed wrongly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +18,7 @@ from triptych.models.decoder import Decoder
 from triptych.models.errors import WeightsError
 from triptych.models.structure import DecoderStructure, decoder_structure
 from triptych.models.weights.padding import fill_physical, read_physical
-from triptych.models.weights.parts import parameter_parts
+from triptych.models.weights.parts import Part, parameter_parts
 from triptych.models.weights.source import TensorSource
 from triptych.sharding.heads import HeadLayout
 from triptych.sharding.rules import ShardingRules
@@ -61,13 +62,26 @@ def load_decoder(config: ModelConfig, source: TensorSource, mesh: Mesh, dtype: s
     """
     structure = decoder_structure(config, ShardingRules(mesh), dtype)
     check_tensors(structure, source)
-    params = tuple(_place(structure, at, source) for at in range(len(structure.paths)))
-    return LoadedDecoder(structure, params)
+    return LoadedDecoder(structure, place_all(structure.abstract, _decoder_parts(structure), source))
 
 
 def check_tensors(structure: DecoderStructure, source: TensorSource) -> None:
-    """Compare the source's names and shapes with the model's before anything is read."""
-    parts = (parameter_parts(path, structure.config, structure.head_layout) for path in structure.paths)
+    """`check_parts` for a decoder."""
+    ignored = {"lm_head.weight"} if structure.config.tie_embeddings else set()
+    check_parts(_decoder_parts(structure), source, structure.config.architecture, ignored)
+
+
+def _decoder_parts(structure: DecoderStructure) -> list[tuple[Part, ...]]:
+    return [parameter_parts(path, structure.config, structure.head_layout) for path in structure.paths]
+
+
+def check_parts(
+    parts: Iterable[Sequence[Part]], source: TensorSource, model: str, ignored: AbstractSet[str] = frozenset()
+) -> None:
+    """Compare the source's names and shapes with the model's before anything is read.
+
+    `parts` are those of each parameter; tensors in `ignored` may be there without belonging to one.
+    """
     wanted = {part.name: part.shape for made_of in parts for part in made_of}
     stored = set(source.names())
     missing = sorted(set(wanted) - stored)
@@ -75,11 +89,10 @@ def check_tensors(structure: DecoderStructure, source: TensorSource) -> None:
         raise WeightsError(
             f"{len(missing)} tensors are missing, the first is {missing[0]!r}; the file has {len(stored)}"
         )
-    ignored = {"lm_head.weight"} if structure.config.tie_embeddings else set()
     extra = sorted(name for name in stored - set(wanted) - ignored if not name.endswith(DERIVED_SUFFIX))
     if extra:
         raise WeightsError(
-            f"{len(extra)} tensors belong to no parameter of {structure.config.architecture}, "
+            f"{len(extra)} tensors belong to no parameter of {model}, "
             f"the first is {extra[0]!r}; "
             "the model has parts that its configuration does not describe"
         )
@@ -90,10 +103,14 @@ def check_tensors(structure: DecoderStructure, source: TensorSource) -> None:
             )
 
 
-def _place(structure: DecoderStructure, at: int, source: TensorSource) -> jax.Array:
-    path, struct = structure.paths[at], structure.abstract[at]
-    parts = parameter_parts(path, structure.config, structure.head_layout)
+def place_all(
+    abstract: Sequence[jax.ShapeDtypeStruct], parts: Sequence[Sequence[Part]], source: TensorSource
+) -> tuple[jax.Array, ...]:
+    """Every parameter, read from the source and placed as its struct says."""
+    return tuple(_place(struct, made_of, source) for struct, made_of in zip(abstract, parts, strict=True))
 
+
+def _place(struct: jax.ShapeDtypeStruct, parts: Sequence[Part], source: TensorSource) -> jax.Array:
     def shard(index: tuple[slice, ...] | None) -> np.ndarray:
         here = (slice(None),) * len(struct.shape) if index is None else index
         first, *others = parts

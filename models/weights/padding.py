@@ -76,9 +76,9 @@ def axis_map(axis: LogicalAxis, config: ModelConfig, layout: HeadLayout) -> Axis
         case "kv_heads":
             return AxisMap(config.head_dim, layout.kv_sources())
         case "ffn":
-            return _padded_at_end(config.intermediate_size, layout.tp)
+            return padded_at_end(config.intermediate_size, layout.tp)
         case "vocab":
-            return _padded_at_end(config.vocab_size, layout.tp)
+            return padded_at_end(config.vocab_size, layout.tp)
         case "hidden":
             return AxisMap(config.hidden_size, (0,))
         case "head_dim":
@@ -104,7 +104,8 @@ def fused_maps(maps: Sequence[AxisMap], tp: int) -> tuple[AxisMap, ...]:
     return tuple(fused)
 
 
-def _padded_at_end(size: int, tp: int) -> AxisMap:
+def padded_at_end(size: int, tp: int) -> AxisMap:
+    """An axis of `size`, filled with zeros to a multiple of tp."""
     # One block per index would make a vocabulary-sized tuple; the two runs have a common divisor instead.
     padded = padded_size(size, tp)
     block = int(np.gcd(size, padded))

@@ -4,6 +4,7 @@ Most parameters are one tensor. A fused one (`sharding/rules.py`) is several: ea
 that names its own runs and leaves the others out. Readers and writers of checkpoints see tensors only.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from triptych.models.config import ModelConfig
 from triptych.models.weights.padding import AxisMap, axis_map, fused_maps
 from triptych.models.weights.source import TensorSource, hf_names
 from triptych.sharding.heads import HeadLayout
-from triptych.sharding.rules import FUSED_AXES, parameter_axes
+from triptych.sharding.rules import FUSED_AXES, LogicalAxis, parameter_axes
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,25 @@ class Part:
 
 
 def parameter_parts(path: str, config: ModelConfig, layout: HeadLayout) -> tuple[Part, ...]:
-    """The tensors of the parameter at a dotted path."""
-    names, axes = hf_names(path), parameter_axes(path)
+    """The tensors of a decoder's parameter at a dotted path."""
+    return named_parts(hf_names(path), parameter_axes(path), lambda _, axis: axis_map(axis, config, layout), layout.tp)
+
+
+def named_parts(
+    names: Sequence[str],
+    axes: Sequence[LogicalAxis],
+    map_of: Callable[[int, LogicalAxis], AxisMap],
+    tp: int,
+) -> tuple[Part, ...]:
+    """The tensors of a parameter with these axes. `map_of` is given an axis, and which of the parameter's it is."""
     fused = [FUSED_AXES.get(axis) for axis in axes]
     if not any(fused):
-        maps = tuple(axis_map(axis, config, layout) for axis in axes)
+        maps = tuple(map_of(at, axis) for at, axis in enumerate(axes))
         return (Part(names[0], maps, tuple(range(len(axes)))),)
     # A fused weight is [in, out], its tensors are [out, in].
     order = tuple(reversed(range(len(axes))))
     columns = [
-        (axis_map(axis, config, layout),) * len(names)
-        if within is None
-        else fused_maps([axis_map(one, config, layout) for one in within], layout.tp)
-        for axis, within in zip(axes, fused, strict=True)
+        (map_of(at, axis),) * len(names) if within is None else fused_maps([map_of(at, one) for one in within], tp)
+        for at, (axis, within) in enumerate(zip(axes, fused, strict=True))
     ]
     return tuple(Part(name, maps, order) for name, maps in zip(names, zip(*columns, strict=True), strict=True))

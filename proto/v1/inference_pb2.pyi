@@ -6,13 +6,33 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Media(_message.Message):
+    __slots__ = ("data", "handle", "type")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    handle: str
+    type: str
+    def __init__(self, data: _Optional[bytes] = ..., handle: _Optional[str] = ..., type: _Optional[str] = ...) -> None: ...
+
+class ContentPart(_message.Message):
+    __slots__ = ("text", "media")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    media: Media
+    def __init__(self, text: _Optional[str] = ..., media: _Optional[_Union[Media, _Mapping]] = ...) -> None: ...
+
 class ChatMessage(_message.Message):
-    __slots__ = ("role", "content")
+    __slots__ = ("role", "content", "parts")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     role: str
     content: str
-    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
+    parts: _containers.RepeatedCompositeFieldContainer[ContentPart]
+    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[ContentPart, _Mapping]]] = ...) -> None: ...
 
 class Chat(_message.Message):
     __slots__ = ("messages", "add_generation_prompt")
@@ -78,7 +98,7 @@ class SamplingOptions(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., seed: _Optional[int] = ..., n: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., include_stop: bool = ..., skip_special_tokens: bool = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompt", "chat", "token_ids", "model", "sampling", "request_id", "timeout", "priority", "cache_salt")
+    __slots__ = ("prompt", "chat", "token_ids", "model", "sampling", "request_id", "timeout", "priority", "cache_salt", "media")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +108,7 @@ class GenerateRequest(_message.Message):
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     chat: Chat
     token_ids: TokenIds
@@ -97,7 +118,8 @@ class GenerateRequest(_message.Message):
     timeout: float
     priority: int
     cache_salt: str
-    def __init__(self, prompt: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., model: _Optional[str] = ..., sampling: _Optional[_Union[SamplingOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., timeout: _Optional[float] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    media: _containers.RepeatedCompositeFieldContainer[Media]
+    def __init__(self, prompt: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., model: _Optional[str] = ..., sampling: _Optional[_Union[SamplingOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., timeout: _Optional[float] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., media: _Optional[_Iterable[_Union[Media, _Mapping]]] = ...) -> None: ...
 
 class TopLogprob(_message.Message):
     __slots__ = ("token", "logprob", "text")
@@ -146,17 +168,19 @@ class Completion(_message.Message):
     def __init__(self, sample: _Optional[int] = ..., finish_reason: _Optional[str] = ..., matched_stop: _Optional[str] = ..., matched_token: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens")
+    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "media_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
+    media_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., media_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("queue", "prefill", "transfer", "first_token", "total", "kv_bytes", "pages_pulled", "pages_skipped", "prefill_instance", "decode_instance", "preemptions", "attempts")
+    __slots__ = ("queue", "prefill", "transfer", "first_token", "total", "kv_bytes", "pages_pulled", "pages_skipped", "prefill_instance", "decode_instance", "preemptions", "attempts", "media", "encode", "media_items", "encode_tasks", "embedding_bytes")
     QUEUE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_FIELD_NUMBER: _ClassVar[int]
@@ -169,6 +193,11 @@ class Timings(_message.Message):
     DECODE_INSTANCE_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_TASKS_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_BYTES_FIELD_NUMBER: _ClassVar[int]
     queue: float
     prefill: float
     transfer: float
@@ -181,7 +210,12 @@ class Timings(_message.Message):
     decode_instance: str
     preemptions: int
     attempts: int
-    def __init__(self, queue: _Optional[float] = ..., prefill: _Optional[float] = ..., transfer: _Optional[float] = ..., first_token: _Optional[float] = ..., total: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., pages_pulled: _Optional[int] = ..., pages_skipped: _Optional[int] = ..., prefill_instance: _Optional[str] = ..., decode_instance: _Optional[str] = ..., preemptions: _Optional[int] = ..., attempts: _Optional[int] = ...) -> None: ...
+    media: float
+    encode: float
+    media_items: int
+    encode_tasks: int
+    embedding_bytes: int
+    def __init__(self, queue: _Optional[float] = ..., prefill: _Optional[float] = ..., transfer: _Optional[float] = ..., first_token: _Optional[float] = ..., total: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., pages_pulled: _Optional[int] = ..., pages_skipped: _Optional[int] = ..., prefill_instance: _Optional[str] = ..., decode_instance: _Optional[str] = ..., preemptions: _Optional[int] = ..., attempts: _Optional[int] = ..., media: _Optional[float] = ..., encode: _Optional[float] = ..., media_items: _Optional[int] = ..., encode_tasks: _Optional[int] = ..., embedding_bytes: _Optional[int] = ...) -> None: ...
 
 class Summary(_message.Message):
     __slots__ = ("usage", "timings")
@@ -228,7 +262,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model", "architecture", "revision", "vocab_size", "max_model_len", "eos_token_ids", "has_chat_template", "parameters")
+    __slots__ = ("model", "architecture", "revision", "vocab_size", "max_model_len", "eos_token_ids", "has_chat_template", "parameters", "media_kinds", "media_placeholder")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -237,6 +271,8 @@ class ModelInfo(_message.Message):
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_KINDS_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_PLACEHOLDER_FIELD_NUMBER: _ClassVar[int]
     model: str
     architecture: str
     revision: str
@@ -245,7 +281,9 @@ class ModelInfo(_message.Message):
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
     has_chat_template: bool
     parameters: int
-    def __init__(self, model: _Optional[str] = ..., architecture: _Optional[str] = ..., revision: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: bool = ..., parameters: _Optional[int] = ...) -> None: ...
+    media_kinds: _containers.RepeatedScalarFieldContainer[str]
+    media_placeholder: str
+    def __init__(self, model: _Optional[str] = ..., architecture: _Optional[str] = ..., revision: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: bool = ..., parameters: _Optional[int] = ..., media_kinds: _Optional[_Iterable[str]] = ..., media_placeholder: _Optional[str] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
@@ -328,3 +366,41 @@ class DetokenizeResponse(_message.Message):
     TEXT_FIELD_NUMBER: _ClassVar[int]
     text: str
     def __init__(self, text: _Optional[str] = ...) -> None: ...
+
+class MediaUpload(_message.Message):
+    __slots__ = ("type", "size")
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    type: str
+    size: int
+    def __init__(self, type: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+
+class UploadMediaRequest(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: MediaUpload
+    data: bytes
+    def __init__(self, header: _Optional[_Union[MediaUpload, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class UploadMediaResponse(_message.Message):
+    __slots__ = ("handle", "type", "size", "expires_in")
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_IN_FIELD_NUMBER: _ClassVar[int]
+    handle: str
+    type: str
+    size: int
+    expires_in: float
+    def __init__(self, handle: _Optional[str] = ..., type: _Optional[str] = ..., size: _Optional[int] = ..., expires_in: _Optional[float] = ...) -> None: ...
+
+class DeleteMediaRequest(_message.Message):
+    __slots__ = ("handle",)
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    handle: str
+    def __init__(self, handle: _Optional[str] = ...) -> None: ...
+
+class DeleteMediaResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

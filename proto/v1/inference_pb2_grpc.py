@@ -69,6 +69,16 @@ class InferenceStub(object):
                 request_serializer=triptych_dot_proto_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
                 response_deserializer=triptych_dot_proto_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
                 _registered_method=True)
+        self.UploadMedia = channel.stream_unary(
+                '/triptych.v1.Inference/UploadMedia',
+                request_serializer=triptych_dot_proto_dot_v1_dot_inference__pb2.UploadMediaRequest.SerializeToString,
+                response_deserializer=triptych_dot_proto_dot_v1_dot_inference__pb2.UploadMediaResponse.FromString,
+                _registered_method=True)
+        self.DeleteMedia = channel.unary_unary(
+                '/triptych.v1.Inference/DeleteMedia',
+                request_serializer=triptych_dot_proto_dot_v1_dot_inference__pb2.DeleteMediaRequest.SerializeToString,
+                response_deserializer=triptych_dot_proto_dot_v1_dot_inference__pb2.DeleteMediaResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServicer(object):
@@ -119,6 +129,21 @@ class InferenceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadMedia(self, request_iterator, context):
+        """Keeps an image, sound or video for later requests of the same client (its token, or else its address). The first
+        message is the header, then the bytes in pieces. UNIMPLEMENTED: the model takes no media.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteMedia(self, request, context):
+        """NOT_FOUND: no such handle of this client (any more). Requests that began with it go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -156,6 +181,16 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Detokenize,
                     request_deserializer=triptych_dot_proto_dot_v1_dot_inference__pb2.DetokenizeRequest.FromString,
                     response_serializer=triptych_dot_proto_dot_v1_dot_inference__pb2.DetokenizeResponse.SerializeToString,
+            ),
+            'UploadMedia': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadMedia,
+                    request_deserializer=triptych_dot_proto_dot_v1_dot_inference__pb2.UploadMediaRequest.FromString,
+                    response_serializer=triptych_dot_proto_dot_v1_dot_inference__pb2.UploadMediaResponse.SerializeToString,
+            ),
+            'DeleteMedia': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteMedia,
+                    request_deserializer=triptych_dot_proto_dot_v1_dot_inference__pb2.DeleteMediaRequest.FromString,
+                    response_serializer=triptych_dot_proto_dot_v1_dot_inference__pb2.DeleteMediaResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -347,6 +382,60 @@ class Inference(object):
             '/triptych.v1.Inference/Detokenize',
             triptych_dot_proto_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
             triptych_dot_proto_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadMedia(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/triptych.v1.Inference/UploadMedia',
+            triptych_dot_proto_dot_v1_dot_inference__pb2.UploadMediaRequest.SerializeToString,
+            triptych_dot_proto_dot_v1_dot_inference__pb2.UploadMediaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteMedia(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.Inference/DeleteMedia',
+            triptych_dot_proto_dot_v1_dot_inference__pb2.DeleteMediaRequest.SerializeToString,
+            triptych_dot_proto_dot_v1_dot_inference__pb2.DeleteMediaResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,8 +9,21 @@ Failures are the typed errors of `triptych.runtime.core.errors`, as the server r
 """
 
 from triptych.runtime.client.aio import AsyncClient, AsyncStream
+from triptych.runtime.client.media import Uploaded
 from triptych.runtime.client.results import Chunk, Result, Sample, Token
 from triptych.runtime.client.sync import Client, Stream
 from triptych.runtime.wire.tls import Tls, load_tls
 
-__all__ = ["AsyncClient", "AsyncStream", "Chunk", "Client", "Result", "Sample", "Stream", "Tls", "Token", "load_tls"]
+__all__ = [
+    "AsyncClient",
+    "AsyncStream",
+    "Chunk",
+    "Client",
+    "Result",
+    "Sample",
+    "Stream",
+    "Tls",
+    "Token",
+    "Uploaded",
+    "load_tls",
+]

@@ -11,6 +11,7 @@ import grpc
 from triptych.proto.v1 import inference_pb2 as pb
 from triptych.proto.v1 import inference_pb2_grpc
 from triptych.runtime.client import transport
+from triptych.runtime.client.media import MediaInput, Uploaded, read_medium, upload_messages, uploaded
 from triptych.runtime.client.requests import Message, Sampling, detokenize_request, generate_request, tokenize_request
 from triptych.runtime.client.results import Chunk, Result
 from triptych.runtime.core.errors import DeadlineError, TriptychError
@@ -77,6 +78,8 @@ class AsyncClient:
         *,
         messages: Sequence[Message] | None = None,
         token_ids: Sequence[int] | None = None,
+        images: Sequence[MediaInput] | None = None,
+        media: Sequence[MediaInput] | None = None,
         add_generation_prompt: bool | None = None,
         model: str = "",
         request_id: str = "",
@@ -89,6 +92,8 @@ class AsyncClient:
         """Stream a generation from exactly one of `prompt`, `messages` and `token_ids`.
 
         Args:
+            images, media: what the model's placeholders in a prompt stand for, in order (a prompt without any has them before its text).
+                Each is a path, bytes, a data URI, an upload or a Pillow image. In a chat they are parts of messages.
             timeout: seconds.
             traceparent: W3C trace context that the server's spans shall belong to.
         """
@@ -96,6 +101,8 @@ class AsyncClient:
             prompt,
             messages=messages,
             token_ids=token_ids,
+            images=images,
+            media=media,
             add_generation_prompt=add_generation_prompt,
             model=model,
             request_id=request_id,
@@ -139,6 +146,16 @@ class AsyncClient:
         request = detokenize_request(ids, skip_special_tokens)
         response = await self._unary(self._stub.Detokenize(request, metadata=self._metadata))
         return response.text
+
+    async def upload_media(self, medium: MediaInput, declared: str = "") -> Uploaded:
+        """Upload a file once, to use what is returned in many requests. `declared`: its type, checked by the server."""
+        messages = upload_messages(read_medium(medium), declared)
+        return uploaded(await self._unary(self._stub.UploadMedia(messages, metadata=self._metadata)))
+
+    async def delete_media(self, upload: Uploaded) -> None:
+        """Raises NotFoundError if it is not there (any more)."""
+        request = pb.DeleteMediaRequest(handle=upload.handle)
+        await self._unary(self._stub.DeleteMedia(request, metadata=self._metadata))
 
     async def model_info(self) -> pb.ModelInfo:
         return await self._unary(self._stub.GetModelInfo(pb.GetModelInfoRequest(), metadata=self._metadata))

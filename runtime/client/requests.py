@@ -6,12 +6,14 @@ Names are those of `SamplingOptions`, which are vLLM's and OpenAI's. None means 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from triptych.proto.v1 import inference_pb2 as pb
+from triptych.runtime.client.media import MediaInput, content_parts, media_message
 from triptych.runtime.core.errors import InvalidRequestError
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+"""`role` and `content`: text, or a list of parts (see `client/media.py`)."""
 
 
 class Sampling(TypedDict, total=False):
@@ -43,6 +45,8 @@ def generate_request(
     *,
     messages: Sequence[Message] | None = None,
     token_ids: Sequence[int] | None = None,
+    images: Sequence[MediaInput] | None = None,
+    media: Sequence[MediaInput] | None = None,
     add_generation_prompt: bool | None = None,
     model: str = "",
     request_id: str = "",
@@ -61,6 +65,10 @@ def generate_request(
         raise InvalidRequestError(
             f"input is {' and '.join(given) or 'not given'}; expected exactly one of prompt, messages, token_ids"
         )
+    if (images or media) and messages is not None:
+        raise InvalidRequestError(
+            "images and media are for prompt and token_ids; expected them in the content of messages"
+        )
     try:
         request = pb.GenerateRequest(
             model=model, request_id=request_id, timeout=timeout, priority=priority, cache_salt=cache_salt
@@ -72,6 +80,10 @@ def generate_request(
         else:
             request.token_ids.SetInParent()
             request.token_ids.ids.extend(_ids("token_ids", token_ids or ()))
+        for name, given_media in (("images", images), ("media", media)):
+            declared = "image" if name == "images" else ""
+            for index, medium in enumerate(given_media or ()):
+                request.media.append(media_message(medium, f"{name}[{index}]", declared))
         _fill_sampling(request.sampling, sampling or {})
     except (ValueError, TypeError) as error:  # protobuf names the field and the range
         raise InvalidRequestError(f"the request cannot be encoded: {error}") from error
@@ -79,14 +91,18 @@ def generate_request(
 
 
 def chat(messages: Sequence[Message], add_generation_prompt: bool | None = None) -> pb.Chat:
-    """Messages of `{"role": ..., "content": ...}`."""
+    """Messages of `{"role": ..., "content": ...}`; content is text or a list of parts."""
     conversation = pb.Chat()
     if add_generation_prompt is not None:
         conversation.add_generation_prompt = add_generation_prompt
     for index, message in enumerate(messages):
         if set(message) != {"role", "content"}:
             raise InvalidRequestError(f"messages[{index}] has the keys {sorted(message)}; expected role and content")
-        conversation.messages.add(role=message["role"], content=message["content"])
+        content = message["content"]
+        if content is None or isinstance(content, str):
+            conversation.messages.add(role=message["role"], content=content)
+        else:
+            conversation.messages.add(role=message["role"], parts=content_parts(content, f"messages[{index}].content"))
     return conversation
 
 

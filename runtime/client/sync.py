@@ -11,6 +11,7 @@ import grpc
 from triptych.proto.v1 import inference_pb2 as pb
 from triptych.proto.v1 import inference_pb2_grpc
 from triptych.runtime.client import transport
+from triptych.runtime.client.media import MediaInput, Uploaded, read_medium, upload_messages, uploaded
 from triptych.runtime.client.requests import Message, Sampling, detokenize_request, generate_request, tokenize_request
 from triptych.runtime.client.results import Chunk, Result
 from triptych.runtime.core.errors import DeadlineError, TriptychError
@@ -78,6 +79,8 @@ class Client:
         *,
         messages: Sequence[Message] | None = None,
         token_ids: Sequence[int] | None = None,
+        images: Sequence[MediaInput] | None = None,
+        media: Sequence[MediaInput] | None = None,
         add_generation_prompt: bool | None = None,
         model: str = "",
         request_id: str = "",
@@ -86,11 +89,19 @@ class Client:
         cache_salt: str = "",
         **sampling: Unpack[Sampling],
     ) -> Stream:
-        """Stream a generation from exactly one of `prompt`, `messages` and `token_ids`. `timeout` is in seconds."""
+        """Stream a generation from exactly one of `prompt`, `messages` and `token_ids`.
+
+        Args:
+            images, media: what the model's placeholders in a prompt stand for, in order (a prompt without any has them before its text).
+                Each is a path, bytes, a data URI, an upload or a Pillow image. In a chat they are parts of messages.
+            timeout: seconds.
+        """
         request = generate_request(
             prompt,
             messages=messages,
             token_ids=token_ids,
+            images=images,
+            media=media,
             add_generation_prompt=add_generation_prompt,
             model=model,
             request_id=request_id,
@@ -131,6 +142,14 @@ class Client:
     def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         request = detokenize_request(ids, skip_special_tokens)
         return self._unary(self._stub.Detokenize, request).text
+
+    def upload_media(self, medium: MediaInput, declared: str = "") -> Uploaded:
+        """Upload a file once, to use what is returned in many requests. `declared`: its type, checked by the server."""
+        return uploaded(self._unary(self._stub.UploadMedia, upload_messages(read_medium(medium), declared)))
+
+    def delete_media(self, upload: Uploaded) -> None:
+        """Raises NotFoundError if it is not there (any more)."""
+        self._unary(self._stub.DeleteMedia, pb.DeleteMediaRequest(handle=upload.handle))
 
     def model_info(self) -> pb.ModelInfo:
         return self._unary(self._stub.GetModelInfo, pb.GetModelInfoRequest())

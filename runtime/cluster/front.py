@@ -13,10 +13,11 @@ from pathlib import Path
 
 import grpc
 
+from triptych.models.hub.media import open_multimodal
 from triptych.models.hub.resolve import ModelKind, ResolvedModel
 from triptych.models.hub.text import ModelText
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
-from triptych.runtime.gateway.model import SamplingDefaults, ServedModel
+from triptych.runtime.gateway.model import MediaModel, SamplingDefaults, ServedModel
 from triptych.runtime.gateway.server import SERVICE as INFERENCE
 from triptych.runtime.gateway.server import Gateway, server_options
 from triptych.runtime.scheduler.config import SchedulerConfig
@@ -99,6 +100,8 @@ def served_model(resolved: ResolvedModel, text: ModelText, *, name: str, max_mod
     beside = resolved.path / "generation_config.json"
     if resolved.kind in (ModelKind.HF_FOLDER, ModelKind.ORBAX) and beside.is_file():
         defaults = SamplingDefaults.from_generation_config(_json(beside))
+    multimodal = open_multimodal(resolved)
+    media = None if multimodal is None or text.tokenizer is None else MediaModel.of(multimodal, text.tokenizer)
     return ServedModel(
         name=name,
         architecture=text.config.architecture,
@@ -110,6 +113,7 @@ def served_model(resolved: ResolvedModel, text: ModelText, *, name: str, max_mod
         eos_token_ids=text.config.eos_token_ids,
         parameters=text.config.parameter_count(),
         defaults=defaults,
+        media=media,
     )
 
 

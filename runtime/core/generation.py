@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from triptych.runtime.core.control import Completed, Failed, Interrupted, Placed, Progress
+from triptych.runtime.core.control import Completed, Failed, Interrupted, MediaNeeded, Placed, Progress
 from triptych.runtime.core.errors import DeadlineError, InstanceLostError, TriptychError, error_for
 from triptych.runtime.core.journal import Journal
 from triptych.runtime.core.request import Finish, Request, TokenOut
@@ -113,7 +113,9 @@ class Generation:
         if attempt == self.journal.attempt:
             self._standing.heard()
 
-    def notice(self, notice: Placed | Progress | Interrupted | Failed | Completed, now: float) -> bool:
+    def notice(
+        self, notice: Placed | MediaNeeded | Progress | Interrupted | Failed | Completed, now: float
+    ) -> bool:
         """A notice of the scheduler; whether it is about the current attempt."""
         if isinstance(notice, Interrupted):
             if self.state is State.FINISHED:

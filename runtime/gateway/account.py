@@ -5,19 +5,24 @@ from __future__ import annotations
 from triptych.proto.v1 import inference_pb2 as pb
 from triptych.runtime.core.control import Completed, Placed, Progress
 from triptych.runtime.core.instance import Role
-from triptych.runtime.core.request import PromptReport
+from triptych.runtime.core.request import PromptReport, Request
 from triptych.runtime.core.tasks import StageTimes
 
 
 class Account:
     """Collects notices of one request; `summary` says what is known so far and waits for nothing."""
 
-    def __init__(self, prompt_tokens: int, arrived: float):
-        self._prompt_tokens = prompt_tokens
+    def __init__(self, request: Request, arrived: float, media_time: float = 0.0):
+        """`media_time`: seconds until the request's media were processed."""
+        self._prompt_tokens = len(request.prompt)
+        self._media = request.media
+        self._media_time = media_time
         self._arrived = arrived
         self._first_token: float | None = None
         self._placed: Placed | None = None
         self._stages: dict[Role, StageTimes] = {}
+        self._encodes: list[StageTimes] = []
+        self._encode_attempt = 0
         self._preemptions = 0
         self.report: PromptReport | None = None
         self.completion_tokens = 0
@@ -40,6 +45,11 @@ class Account:
     def notice(self, notice: Placed | Progress | Completed) -> None:
         if isinstance(notice, Placed):
             self._placed = notice
+        elif isinstance(notice, Progress) and notice.role is Role.ENCODE:
+            if notice.attempt > self._encode_attempt:
+                self._encode_attempt = notice.attempt
+                self._encodes = []
+            self._encodes.append(notice.times)  # one for each instance that shared the work
         elif isinstance(notice, Progress):
             self._stages[notice.role] = notice.times
         else:
@@ -62,10 +72,16 @@ class Account:
             decode_instance=self._placed.decode.id if self._placed else "",
             preemptions=self._preemptions,
             attempts=attempts,
+            media=self._media_time,
+            encode=sum(times.compute for times in self._encodes),
+            media_items=len(self._media),
+            encode_tasks=len(self._encodes),
+            embedding_bytes=prefill.bytes_moved + sum(times.bytes_moved for times in self._encodes),
         )
         usage = pb.Usage(
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self.report.cached_tokens if self.report else 0,
             completion_tokens=self.completion_tokens,
+            media_tokens=sum(item.tokens for item in self._media),
         )
         return pb.Summary(usage=usage, timings=timings)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.generation import Patience
+from triptych.runtime.media.limits import MediaLimits
+from triptych.runtime.media.pool import PoolConfig
+from triptych.runtime.media.store import StoreConfig
 from triptych.runtime.wire.rate import Rate
 
 
@@ -34,6 +37,14 @@ class GatewayConfig:
             the last tokens, and a scheduler that has just started does not know its workers yet.
         report_grace: seconds to wait, after the last token, for prefill's report on the prompt (usage needs it).
         drain_grace: seconds to send what is left to the client before a failed request's status.
+        media: how much media a request may bring, and how long decoding may take.
+        media_pool: the processes that decode and process.
+        max_media_bytes: processed media that all open requests hold together, and likewise the files that they brought; what is beyond either is
+            refused with RESOURCE_EXHAUSTED.
+        spare_media_bytes: processed media kept after their requests, so that the same picture is not processed again.
+        uploads: how much of what clients upload is kept, and for how long.
+        media_pushes: pieces brought to one worker at the same time.
+        media_push_timeout: seconds that bringing one piece may take, before it is tried again.
         backoff_initial, backoff_max: seconds between attempts to reach the scheduler or a worker again.
     """
 
@@ -41,7 +52,7 @@ class GatewayConfig:
     max_in_flight: int = 1024
     rate: Rate | None = None
     retry_after: float = 1.0
-    max_receive_bytes: int = 8 * 2**20
+    max_receive_bytes: int = 32 * 2**20
     max_prompt_chars: int = 4_000_000
     max_prompt_tokens: int | None = None
     max_buffered_tokens: int = 4096
@@ -54,12 +65,22 @@ class GatewayConfig:
     link_linger: float = 30.0
     report_grace: float = 2.0
     drain_grace: float = 1.0
+    media: MediaLimits = field(default_factory=MediaLimits)
+    media_pool: PoolConfig = field(default_factory=PoolConfig)
+    max_media_bytes: int = 2**30
+    spare_media_bytes: int = 2**27
+    uploads: StoreConfig = field(default_factory=StoreConfig)
+    media_pushes: int = 4
+    media_push_timeout: float = 30.0
     backoff_initial: float = 0.05
     backoff_max: float = 5.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name not in ("scheduler", "max_prompt_tokens", "rate") and not value > 0:
+            if (
+                name not in ("scheduler", "max_prompt_tokens", "rate", "media", "media_pool", "uploads")
+                and not value > 0
+            ):
                 raise ConfigError(f"gateway.{name} is {value!r}; expected a positive number")
         if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
             raise ConfigError(f"gateway.max_prompt_tokens is {self.max_prompt_tokens}; expected at least 1, or unset")

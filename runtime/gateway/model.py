@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from triptych.models.errors import UnsupportedModelError
+from triptych.models.multimodal.config import MultimodalConfig
+from triptych.models.multimodal.prompt import MarkerIds, marker_ids
 from triptych.models.text.chat import ChatTemplate
 from triptych.models.text.tokenizer import Tokenizer
+from triptych.runtime.core.media import MediaKind
 from triptych.runtime.core.sampling import SamplingParams
 
 
@@ -32,6 +36,45 @@ class SamplingDefaults:
 
 
 @dataclass(frozen=True)
+class MediaModel:
+    """What a model takes beside text.
+
+    Attributes:
+        config: how media are processed, and how they stand in a prompt.
+        markers: the same as token ids.
+        placeholders: what a prompt or a template writes for one medium of each kind that the model takes.
+    """
+
+    config: MultimodalConfig
+    markers: MarkerIds
+    placeholders: Mapping[MediaKind, str]
+
+    @property
+    def kinds(self) -> tuple[MediaKind, ...]:
+        return tuple(self.placeholders)
+
+    @property
+    def placeholder(self) -> str:
+        """That of an image."""
+        return self.placeholders[MediaKind.IMAGE]
+
+    @staticmethod
+    def of(config: MultimodalConfig, tokenizer: Tokenizer) -> MediaModel:
+        """Raises UnsupportedModelError if the vocabulary lacks a marker that the model needs."""
+        markers = config.markers
+        spelt = {MediaKind.IMAGE: (markers.image_id, markers.image)}
+        if markers.video_id is not None:
+            spelt[MediaKind.VIDEO] = (markers.video_id, markers.video)
+        placeholders: dict[MediaKind, str] = {}
+        for kind, (token, text) in spelt.items():
+            piece = text if text is not None else tokenizer.piece(token)
+            if piece is None:
+                raise UnsupportedModelError(f"the tokenizer has no token {token}, which stands for an {kind.value}")
+            placeholders[kind] = piece
+        return MediaModel(config, marker_ids(markers, tokenizer.id_of), placeholders)
+
+
+@dataclass(frozen=True)
 class ServedModel:
     """One served model.
 
@@ -41,6 +84,7 @@ class ServedModel:
         max_model_len: prompt and generated tokens together.
         tokenizer: None for weights without a vocabulary; then only token ids go in and no text comes out.
         chat_template: None for a base model: chat input is refused.
+        media: None for a text model: media are refused.
     """
 
     name: str
@@ -53,3 +97,4 @@ class ServedModel:
     eos_token_ids: tuple[int, ...] = ()
     parameters: int = 0
     defaults: SamplingDefaults = SamplingDefaults()
+    media: MediaModel | None = None

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from triptych.runtime.core.clock import Clock
-from triptych.runtime.core.control import Cancel, Completed, Failed, Interrupted, Placed, Progress
+from triptych.runtime.core.control import Cancel, Completed, Failed, Interrupted, MediaNeeded, Placed, Progress
 from triptych.runtime.core.errors import (
     InstanceLostError,
     InvalidRequestError,
@@ -26,6 +26,8 @@ from triptych.runtime.core.request import PromptReport, TokenOut
 from triptych.runtime.core.tasks import StageTimes
 from triptych.runtime.gateway.config import GatewayConfig
 from triptych.runtime.gateway.live import LiveRequest, SchedulerPort
+from triptych.runtime.gateway.media.bringing import MediaCourier
+from triptych.runtime.gateway.media.pieces import Piece
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Entry:
         self.public_id = public_id
         self.internal_id = internal_id
         self.live: LiveRequest | None = None
+        self.pieces: tuple[Piece, ...] = ()  # of its media: piece i is item i of the request
         self.early_error: TriptychError | None = None
 
     def fail(self, error: TriptychError) -> None:
@@ -160,6 +163,15 @@ class OpenRequests:
             entry.live.changed()
         elif isinstance(notice, Interrupted):  # it waits for an answer, and its client is gone
             scheduler.send(Cancel(notice.request, "the request is not open at its gateway any more"))
+
+    def bring(self, needed: MediaNeeded, courier: MediaCourier) -> None:
+        """An encode instance lacks pixels. They are brought while the request is open and at that attempt."""
+        entry = self._entries.get(needed.request)
+        if entry is None or entry.live is None or not entry.live.session.needs_media(needed, self._clock.now()):
+            return
+        session = entry.live.session
+        entry.live.changed()
+        courier.bring(needed, entry.pieces, lambda: not session.ended and session.request.attempt == needed.attempt)
 
     def _lives(self) -> list[LiveRequest]:
         return [entry.live for entry in self._entries.values() if entry.live is not None]

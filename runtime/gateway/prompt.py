@@ -1,19 +1,25 @@
-"""Client input (text, chat, token ids) to prompt token ids. Runs on a thread of the text pool: long inputs take milliseconds."""
+"""Client input (text, chat, token ids, processed media) to prompt token ids. Runs on a thread of the text pool: long inputs take milliseconds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from triptych.models.text.chat import ChatTemplateError
 from triptych.models.text.messages import InvalidMessageError
 from triptych.models.text.tokenizer import Tokenizer
 from triptych.proto.v1 import inference_pb2 as pb
 from triptych.runtime.core.errors import InvalidRequestError
+from triptych.runtime.core.media import MediaItem
+from triptych.runtime.gateway.media.expansion import expanded
+from triptych.runtime.gateway.media.pieces import Medium
 from triptych.runtime.gateway.model import ServedModel
 
 
-def prompt_ids(request: pb.GenerateRequest, model: ServedModel, max_chars: int) -> tuple[int, ...]:
-    """The prompt of a request, at least one token. Raises InvalidRequestError naming the field that is wrong."""
+def prompt_ids(
+    request: pb.GenerateRequest, model: ServedModel, max_chars: int, media: Sequence[Medium] = ()
+) -> tuple[tuple[int, ...], tuple[MediaItem, ...]]:
+    """The prompt of a request, at least one token, and the items of its media. Raises InvalidRequestError naming the field that is wrong."""
     kind = request.WhichOneof("input")
     if kind is None:
         raise InvalidRequestError("input is not set; expected one of prompt, chat, token_ids")
@@ -21,12 +27,12 @@ def prompt_ids(request: pb.GenerateRequest, model: ServedModel, max_chars: int) 
         ids = tuple(request.token_ids.ids)
         check_ids("token_ids", ids, model.vocab_size)
     elif kind == "chat":
-        ids = chat_ids(request.chat, model, max_chars)
+        ids = chat_ids(request.chat, model, max_chars, media)
     else:
-        ids = text_ids("prompt", request.prompt, model, max_chars)
+        ids = text_ids("prompt", _placed(request.prompt, model, media), model, max_chars)
     if not ids:
         raise InvalidRequestError(f"{kind} is empty; expected at least one token")
-    return ids
+    return (ids, ()) if model.media is None else expanded(ids, media, model.media, kind)
 
 
 def text_ids(
@@ -40,8 +46,15 @@ def text_ids(
     return tuple(tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
 
-def chat_ids(chat: pb.Chat, model: ServedModel, max_chars: int) -> tuple[int, ...]:
-    """Tokens of a conversation through the model's chat template."""
+def _placed(prompt: str, model: ServedModel, media: Sequence[Medium]) -> str:
+    """A prompt that does not say where its media belong has them before its text."""
+    if model.media is None or any(text in prompt for text in model.media.placeholders.values()):
+        return prompt
+    return "".join(f"{model.media.placeholders[medium.kind]}\n" for medium in media) + prompt
+
+
+def chat_ids(chat: pb.Chat, model: ServedModel, max_chars: int, media: Sequence[Medium] = ()) -> tuple[int, ...]:
+    """Tokens of a conversation through the model's chat template; each of its media is a placeholder."""
     tokenizer = tokenizer_of(model)
     if model.chat_template is None:
         raise InvalidRequestError(f"chat is set, but {model.name} has no chat template; send prompt or token_ids")
@@ -51,13 +64,26 @@ def chat_ids(chat: pb.Chat, model: ServedModel, max_chars: int) -> tuple[int, ..
             "chat.add_generation_prompt is true and the last message is the assistant's; expected a last message of another role, "
             "or add_generation_prompt=false"
         )
-    _check_chars("chat", sum(len(message.content) for message in chat.messages), max_chars)
-    messages = [{"role": message.role, "content": message.content} for message in chat.messages]
+    chars = sum(len(message.content) + sum(len(part.text) for part in message.parts) for message in chat.messages)
+    _check_chars("chat", chars, max_chars)
+    kinds = iter(media)
+    messages = [{"role": message.role, "content": _content(message, kinds)} for message in chat.messages]
+    placeholders = {} if model.media is None else {kind.value: text for kind, text in model.media.placeholders.items()}
     try:
-        text = model.chat_template.render(messages, add_generation_prompt=answer)
+        text = model.chat_template.render(messages, add_generation_prompt=answer, placeholders=placeholders)
     except (InvalidMessageError, ChatTemplateError) as error:
         raise InvalidRequestError(f"chat: {error}") from error
     return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _content(message: pb.ChatMessage, media: Iterator[Medium]) -> str | list[dict[str, Any]]:
+    """What a chat template takes; `media` gives those of the conversation one after another."""
+    if not message.parts:
+        return message.content
+    return [
+        {"type": "text", "text": part.text} if part.WhichOneof("kind") == "text" else {"type": next(media).kind.value}
+        for part in message.parts
+    ]
 
 
 def check_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:

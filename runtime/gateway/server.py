@@ -12,13 +12,16 @@ from grpc_health.v1 import health_pb2
 
 from triptych.proto.v1 import inference_pb2
 from triptych.runtime.core.clock import Clock, MonotonicClock
-from triptych.runtime.core.control import Directory, GatewayNotice
+from triptych.runtime.core.control import Directory, GatewayNotice, MediaNeeded
 from triptych.runtime.core.errors import CancelledByClientError
 from triptych.runtime.core.request import PromptReport, TokenOut
 from triptych.runtime.core.tasks import StageTimes
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
 from triptych.runtime.gateway.directory import servable, worker_addresses
 from triptych.runtime.gateway.links import Connect, connect_with
+from triptych.runtime.gateway.media.bringing import MediaCourier
+from triptych.runtime.gateway.media.desk import MediaDesk, Processor
+from triptych.runtime.gateway.media.opening import open_media
 from triptych.runtime.gateway.model import ServedModel
 from triptych.runtime.gateway.open_requests import GatewayCounts, OpenRequests
 from triptych.runtime.gateway.scheduler_link import SchedulerLink
@@ -39,6 +42,7 @@ class Gateway:
         connect: makes the channels to the scheduler and the workers (TLS is its business); None: in plain text.
         metadata: sent with every call to them (authentication).
         health: the health service of the gRPC server, if it has one already; then this gateway only sets its statuses.
+        processor: what decodes and processes media; None: one for the model, if it takes any.
         observer: told of every request when it has ended; None: nobody is.
     """
 
@@ -52,6 +56,7 @@ class Gateway:
         connect: Connect | None = None,
         metadata: tuple[tuple[str, str], ...] = (),
         health: Any = None,
+        processor: Processor | None = None,
         observer: RequestObserver | None = None,
     ):
         clock, connect = clock or MonotonicClock(), connect or connect_with(None)
@@ -60,8 +65,20 @@ class Gateway:
         self._scheduler = SchedulerLink(self.id, config, clock, self, connect, metadata)
         self._workers = WorkerLinks(self.id, config, clock, self, connect, metadata)
         observer = observer or unobserved(clock)
+        self._courier = MediaCourier(config, self._workers)
+        self._desk, shelf = open_media(model, config, clock, processor)
         self._service = InferenceService(
-            self.id, model, facts, config, clock, self._requests, self._scheduler, observer
+            self.id,
+            model,
+            facts,
+            config,
+            clock,
+            self._requests,
+            self._scheduler,
+            observer,
+            self._courier,
+            self._desk,
+            shelf,
         )
         self._directory = Directory(())
         self._owns_health = health is None
@@ -79,6 +96,16 @@ class Gateway:
         return self._requests.counts
 
     @property
+    def media(self) -> MediaDesk | None:
+        """What is held of media, for gauges and leak checks; None if the model takes none."""
+        return self._desk
+
+    @property
+    def courier(self) -> MediaCourier:
+        """What is being brought to encode instances."""
+        return self._courier
+
+    @property
     def serving(self) -> bool:
         """Whether a request could be placed now: a scheduler, and instances for both stages whose tokens arrive here."""
         if self._requests.refusing or not self._scheduler.connected:
@@ -92,6 +119,8 @@ class Gateway:
             add_health(server, self._health)
 
     async def start(self) -> None:
+        if self._desk is not None:
+            self._desk.start()
         self._health_task = asyncio.create_task(self._publish_health(), name="gateway health")
         self._health_changed.set()
         self._scheduler.start()
@@ -108,11 +137,14 @@ class Gateway:
         """End every request and every link. `drain` and stop the gRPC server first."""
         self._requests.fail_all(CancelledByClientError("the server is shutting down"))
         await self._scheduler.stop()
+        await self._courier.close()
         await self._workers.close()
         if self._health_task is not None:
             self._health_task.cancel()
             await asyncio.gather(self._health_task, return_exceptions=True)
         self._service.close()
+        if self._desk is not None:
+            await self._desk.close()
 
     # ---- what the links hear --------------------------------------------------------------------------------------------------------
 
@@ -124,7 +156,10 @@ class Gateway:
         if isinstance(notice, Directory):
             self._directory = notice
             self._workers.update(worker_addresses(notice))
+            self._courier.follow(notice)
             self._health_changed.set()
+        elif isinstance(notice, MediaNeeded):
+            self._requests.bring(notice, self._courier)
         else:
             self._requests.notice(notice, self._scheduler)
 

@@ -1,6 +1,7 @@
 """The Inference service. The life of one Generate call:
 
     enter        a place and two ids                             OpenRequests.enter
+    media        decoded and processed, held until the end       media/desk.py
     validate     envelope, deadline; text on a thread            validate.py, prompt.py
     submit       to the scheduler, or wait for one               LiveRequest.changed, SchedulerLink.send
     deliver      tokens, notices and timers feed its Session; what the Session queues is written to the client
@@ -12,6 +13,7 @@ A client that goes away cancels this coroutine, at whatever point it is; `leave`
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 import grpc
@@ -23,6 +25,11 @@ from triptych.runtime.core.errors import CancelledByClientError, InvalidRequestE
 from triptych.runtime.gateway.assemble import TextOptions
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
 from triptych.runtime.gateway.live import LiveRequest, Write
+from triptych.runtime.gateway.media.asking import Asked, asked_media, check_text_only
+from triptych.runtime.gateway.media.bringing import MediaCourier
+from triptych.runtime.gateway.media.desk import MediaDesk
+from triptych.runtime.gateway.media.pieces import Medium
+from triptych.runtime.gateway.media.uploads import UnsupportedMediaError, UploadShelf, owner_of
 from triptych.runtime.gateway.model import ServedModel
 from triptych.runtime.gateway.open_requests import Entry, OpenRequests
 from triptych.runtime.gateway.prompt import chat_ids, check_ids, text_ids, tokenizer_of
@@ -52,6 +59,9 @@ class InferenceService:
         requests: OpenRequests,
         scheduler: SchedulerLink,
         observer: RequestObserver,
+        courier: MediaCourier,
+        desk: MediaDesk | None = None,
+        shelf: UploadShelf | None = None,
     ):
         self._gateway = gateway
         self._model = model
@@ -62,6 +72,9 @@ class InferenceService:
         self._scheduler = scheduler
         self._observer = observer
         self._text = TextPool(config)
+        self._courier = courier
+        self._desk = desk
+        self._shelf = shelf
         self._limiter = None if config.rate is None else RateLimiter(config.rate)
         self._started = clock.now()
 
@@ -75,10 +88,20 @@ class InferenceService:
         try:
             self._check_rate(context)
             check_envelope(request, self._model)
+            asked = self._asked(request)
             deadline = deadline_of(request, context.time_remaining(), self._config.default_timeout, arrived)
             with self._requests.enter(request.request_id) as entry:
                 write = seen.through(entry.public_id, context.write)
-                await self._generate(request, write, entry, arrived, deadline)
+                try:
+                    if self._desk is None:
+                        await self._generate(request, write, entry, arrived, deadline, ())
+                    else:
+                        with self._desk.holding() as holding:
+                            await self._desk.fill(holding, asked, owner_of(context), deadline - arrived)
+                            entry.pieces = holding.pieces
+                            await self._generate(request, write, entry, arrived, deadline, holding.media)
+                finally:
+                    self._courier.forget(entry.internal_id)
             status = Status.OK
         except TriptychError as error:
             status = error.status
@@ -91,9 +114,23 @@ class InferenceService:
             self._requests.counts.ended[status] += 1
             seen.end(status)
 
+    def _asked(self, request: pb.GenerateRequest) -> list[Asked]:
+        """The request's media. Raises InvalidRequestError where the model takes none."""
+        asked = asked_media(request)
+        if asked and self._desk is None:
+            raise InvalidRequestError(f"{asked[0].field}: {self._model.name} takes no media; expected text")
+        return asked
+
     async def _generate(
-        self, request: pb.GenerateRequest, write: Write, entry: Entry, arrived: float, deadline: float
+        self,
+        request: pb.GenerateRequest,
+        write: Write,
+        entry: Entry,
+        arrived: float,
+        deadline: float,
+        media: Sequence[Medium],
     ) -> None:
+        began = self._clock.now()
         build = partial(
             build_request,
             request,
@@ -102,8 +139,9 @@ class InferenceService:
             id=entry.internal_id,
             gateway=self._gateway,
             deadline=deadline,
+            media=media,
         )
-        admitted = await self._text.run(build, timeout=deadline - arrived)
+        admitted = await self._text.run(build, timeout=deadline - began)
         entry.check()
         options = request.sampling
         text = TextOptions(
@@ -115,7 +153,8 @@ class InferenceService:
         )
         self._scheduler.check_backlog()
         away_since = None if self._scheduler.connected else self._clock.now()
-        session = Session(admitted, entry.public_id, self._model, text, self._config, arrived, away_since)
+        media_time = began - arrived if media else 0.0
+        session = Session(admitted, entry.public_id, self._model, text, self._config, arrived, away_since, media_time)
         entry.live = LiveRequest(session, self._scheduler, self._clock, self._config.drain_grace, self._ended)
         await entry.live.deliver(write)
 
@@ -148,6 +187,8 @@ class InferenceService:
             eos_token_ids=model.eos_token_ids,
             has_chat_template=model.chat_template is not None,
             parameters=model.parameters,
+            media_kinds=[] if model.media is None or self._desk is None else [kind.value for kind in model.media.kinds],
+            media_placeholder="" if model.media is None or self._desk is None else model.media.placeholder,
         )
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.ServerInfo:
@@ -181,6 +222,7 @@ class InferenceService:
         if kind is None:
             raise InvalidRequestError("input is not set; expected text or chat")
         if kind == "chat":
+            check_text_only(request.chat)
             tokenise = partial(chat_ids, request.chat, self._model, limit)
         elif not request.text:
             return pb.TokenizeResponse()
@@ -188,6 +230,21 @@ class InferenceService:
             special = request.add_special_tokens if request.HasField("add_special_tokens") else True
             tokenise = partial(text_ids, "text", request.text, self._model, limit, add_special_tokens=special)
         return pb.TokenizeResponse(ids=await self._text.run(tokenise, context.time_remaining()))
+
+    async def UploadMedia(
+        self, messages: AsyncIterator[pb.UploadMediaRequest], context: Context
+    ) -> pb.UploadMediaResponse:
+        self._check_rate(context)
+        return await self._uploads().take(messages, owner_of(context))
+
+    async def DeleteMedia(self, request: pb.DeleteMediaRequest, context: Context) -> pb.DeleteMediaResponse:
+        self._uploads().delete(request.handle, owner_of(context))
+        return pb.DeleteMediaResponse()
+
+    def _uploads(self) -> UploadShelf:
+        if self._shelf is None:
+            raise UnsupportedMediaError(f"{self._model.name} takes no media")
+        return self._shelf
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
         self._check_rate(context)

@@ -17,7 +17,7 @@ from enum import Enum
 
 from triptych.proto.v1 import inference_pb2 as pb
 from triptych.runtime.core import generation
-from triptych.runtime.core.control import Completed, Failed, Interrupted, Placed, Progress
+from triptych.runtime.core.control import Completed, Failed, Interrupted, MediaNeeded, Placed, Progress
 from triptych.runtime.core.errors import InstanceLostError, OverloadedError, TriptychError
 from triptych.runtime.core.generation import Generation
 from triptych.runtime.core.journal import Journal
@@ -49,6 +49,7 @@ class Session:
         options: how its text is cut.
         arrived: when the gateway got it, for timings.
         away_since: since when there has been no scheduler to submit it to; None if there is one.
+        media_time: seconds until its media were processed, for timings.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Session:
         config: GatewayConfig,
         arrived: float,
         away_since: float | None = None,
+        media_time: float = 0.0,
     ):
         prompt_tokens = len(request.prompt)
         self.public_id = public_id
@@ -70,7 +72,7 @@ class Session:
         self._config = config
         self._tokenizer = model.tokenizer
         self._texts = [SampleText(model.tokenizer, options) for _ in range(request.sampling.n)]
-        self._account = Account(prompt_tokens, arrived)
+        self._account = Account(request, arrived, media_time)
         self._queued: list[pb.GenerateResponse] = []
         self._queued_tokens = 0
         self._open_delta: dict[int, pb.Delta] = {}  # per sample, a queued delta that may still grow
@@ -131,6 +133,10 @@ class Session:
         if current and isinstance(notice, Placed | Progress | Completed):
             self._account.notice(notice)
         self._follow(now)
+
+    def needs_media(self, notice: MediaNeeded, now: float) -> bool:
+        """The scheduler asks for pixels; whether it is about what runs now."""
+        return not self.ended and self._generation.notice(notice, now)
 
     def fail(self, error: TriptychError) -> None:
         """End with `error`, unless every sample is already finished or the request has ended."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Sequence
 
 from triptych.proto.v1 import inference_pb2 as pb
 from triptych.runtime.core.errors import DeadlineError, InvalidRequestError, UnknownModelError
 from triptych.runtime.core.request import Request
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.gateway.config import GatewayConfig
+from triptych.runtime.gateway.media.pieces import Medium
 from triptych.runtime.gateway.model import SamplingDefaults, ServedModel
 from triptych.runtime.gateway.prompt import prompt_ids
 
@@ -89,10 +91,17 @@ def check_model(name: str, model: ServedModel) -> None:
 
 
 def build_request(
-    request: pb.GenerateRequest, model: ServedModel, config: GatewayConfig, *, id: str, gateway: str, deadline: float
+    request: pb.GenerateRequest,
+    model: ServedModel,
+    config: GatewayConfig,
+    *,
+    id: str,
+    gateway: str,
+    deadline: float,
+    media: Sequence[Medium] = (),
 ) -> Request:
-    """The validated core request; call on a text thread, it tokenises. Raises InvalidRequestError."""
-    ids = prompt_ids(request, model, config.max_prompt_chars)
+    """The validated core request; call on a text thread, it tokenises. `media`: those of the request, processed. Raises InvalidRequestError."""
+    ids, items = prompt_ids(request, model, config.max_prompt_chars, media)
     room = model.max_model_len - len(ids)
     if config.max_prompt_tokens is not None and len(ids) > config.max_prompt_tokens:
         raise InvalidRequestError(
@@ -120,4 +129,5 @@ def build_request(
         deadline=deadline,
         priority=request.priority,
         cache_salt=request.cache_salt,
+        media=items,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 
@@ -65,6 +65,10 @@ class WorkerLink:
     def over(self) -> bool:
         """Whether it has given up, because it ended while it was leaving."""
         return self._task.done()
+
+    def put_media(self, timeout: float) -> Any:
+        """A PutMedia call on the channel of the subscription. `timeout` in seconds."""
+        return self._stub.PutMedia(timeout=timeout, metadata=self._metadata)
 
     async def close(self) -> None:
         self._task.cancel()
@@ -141,6 +145,11 @@ class WorkerLinks:
     def subscribed(self) -> frozenset[str]:
         """Addresses whose tokens arrive now."""
         return frozenset(address for address, link in self._links.items() if link.subscribed)
+
+    def put_media(self, address: str, timeout: float) -> Any:
+        """A PutMedia call to the worker at `address`; None while there is no link to it. `timeout` in seconds."""
+        link = self._links.get(address)
+        return None if link is None else link.put_media(timeout)
 
     def update(self, addresses: frozenset[str]) -> None:
         """Open links to new addresses; let go of those to addresses that are gone."""

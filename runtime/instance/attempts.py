@@ -37,7 +37,7 @@ def abort(state: InstanceState, command: AbortTask) -> list[InstanceMessage]:
 
 
 def held(state: InstanceState) -> tuple[HeldTask, ...]:
-    """Every task. Prefill tasks are never `running`: somebody has to come for their KV."""
+    """Every task. Prefill and encode tasks are never `running`: somebody has to come for what they stage."""
     return tuple(
         HeldTask(
             state.ref,

@@ -71,7 +71,11 @@ def prompt_ids(request: pb.GenerateRequest) -> list[int]:
     """Token ids of the prompt; one per character of a text or of the last message."""
     if request.WhichOneof("input") == "token_ids":
         return list(request.token_ids.ids)
-    text = request.prompt if request.WhichOneof("input") == "prompt" else request.chat.messages[-1].content
+    if request.WhichOneof("input") == "prompt":
+        text = request.prompt
+    else:
+        last = request.chat.messages[-1]
+        text = last.content + "".join(part.text for part in last.parts)
     return [ord(c) % VOCAB for c in text]
 
 

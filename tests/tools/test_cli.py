@@ -59,6 +59,21 @@ def test_generate_sends_chats_token_ids_and_the_api_key(toy: ToyInference, addre
     assert printed["usage"]["prompt_tokens"] == 3 and printed["timings"]["pages_pulled"] == 2
 
 
+def test_generate_shows_images_before_the_text(toy: ToyInference, address: str, tmp_path: Path, capsys):
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for index, file in enumerate(files):
+        file.write_bytes(b"image %d" % index)
+    flags = [*(part for file in files for part in ("--image", str(file))), "--address", address]
+    assert main(["generate", "What is this?", *flags]) == 0
+    assert main(["generate", "--chat", "What is this?", *flags]) == 0
+    prompt, chat_request = toy.requests[-2:]
+    assert (prompt.prompt, [media.data for media in prompt.media]) == ("What is this?", [b"image 0", b"image 1"])
+    first, second, text = chat_request.chat.messages[0].parts
+    assert (first.media.data, second.media.data, text.text) == (b"image 0", b"image 1", "What is this?")
+    assert main(["generate", "A", "--image", str(tmp_path / "none.png"), "--address", address]) == 1
+    assert "images[0]: " in capsys.readouterr().err
+
+
 def test_generate_verbose_tells_where_the_time_went(toy: ToyInference, address: str, capsys):
     assert main(["generate", "A", "-v", "--address", address]) == 0
     shown = capsys.readouterr().err
@@ -101,6 +116,7 @@ def test_an_unreachable_server_is_an_error_and_not_a_hang(capsys):
         (["serve", "--port", "x"], "--port: 'x' is not a whole number"),
         (["bench", "--goodput", "speed:1"], "is not one of ttft"),
         (["convert", "/nonexistent", "/nonexistent-out"], "no model '/nonexistent'"),
+        (["convert", "dummy:toy-vlm", "/nonexistent-out"], "vision encoder"),
     ],
 )
 def test_wrong_calls_end_with_status_2_and_an_explanation(argv: list[str], words: str, capsys):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from triptych.models.text.messages import InvalidMessageError, plain_messages
+from triptych.models.text.messages import InvalidMessageError, part_messages, plain_messages
 from triptych.runtime.client import Chunk, Result
 from triptych.runtime.core.sampling import MAX_LOGPROBS
 from triptych.runtime.gateway.http import logprobs, sampling
@@ -36,6 +36,10 @@ INERT: dict[str, Inert] = sampling.INERT | {
     "media_io_kwargs": NOTHING,
     "include_reasoning": ANYTHING,  # there is none
 }
+
+
+MEDIA_PARTS = ("image_url", "input_audio", "video_url", "audio_url", "media")
+"""OpenAI's, vLLM's two, and ours: `{"type": "media", "handle": ...}` for what was uploaded through gRPC. Never a path: it would be this server's."""
 
 
 def parse(body: Mapping[str, Any], id: str) -> Generation:
@@ -73,7 +77,7 @@ def parse(body: Mapping[str, Any], id: str) -> Generation:
     return generation
 
 
-def _messages(value: Any) -> tuple[dict[str, str], ...]:
+def _messages(value: Any) -> tuple[dict[str, Any], ...]:
     if value is None:
         raise bad_field("messages", "messages is not set; expected at least one message")
     if not isinstance(value, list):
@@ -84,9 +88,23 @@ def _messages(value: Any) -> tuple[dict[str, str], ...]:
         for message in value
     ]
     try:
-        return tuple(plain_messages(said))
+        if not _has_media(said):
+            return tuple(plain_messages(said))
+        part_messages(said, MEDIA_PARTS)
+        return tuple(said)  # what is in its media is the client's to read, and names the part that is wrong
     except InvalidMessageError as error:
         raise bad_field("messages", f"messages: {error}") from error
+
+
+def _has_media(messages: list[Any]) -> bool:
+    """Whether any part of any message is one that only a multimodal model takes."""
+    contents = [message.get("content") for message in messages if isinstance(message, dict)]
+    return any(
+        isinstance(part, dict) and part.get("type") in MEDIA_PARTS
+        for content in contents
+        if isinstance(content, list)
+        for part in content
+    )
 
 
 def _max_tokens(fields: Fields) -> int | None:

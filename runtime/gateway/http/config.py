@@ -47,7 +47,7 @@ class HttpConfig:
     api_keys: tuple[str, ...] = ()
     target_tls: Tls | None = None
     tls: TlsFiles | None = None
-    max_body_bytes: int = 8 * 2**20
+    max_body_bytes: int = 32 * 2**20
     body_timeout: float = 30.0
     max_in_flight: int = 512
     max_prompts: int = 64

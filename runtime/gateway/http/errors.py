@@ -126,6 +126,8 @@ def from_runtime(error: TriptychError, fields: frozenset[str] = frozenset()) -> 
             word = message.split(" ", 1)[0].split("[", 1)[0].split(".", 1)[0].rstrip(":")
             named = _PARAMS.get(word, word)
             return HttpError(400, message, param=named if named in fields else None)
+        case 404 if message.startswith("chat."):  # an upload that is not there (any more)
+            return HttpError(404, message, param="messages")
         case 404:
             return HttpError(404, message, param="model", code="model_not_found")
         case 429 | 503:

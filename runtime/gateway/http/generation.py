@@ -58,6 +58,7 @@ class Totals:
         """OpenAI's usage; the gateway's own count where a prompt's stream has ended, what was seen where it has not."""
         prompt = sum(r.usage.prompt_tokens if r.usage else r.prompt_tokens for r in self.results)
         cached = sum(r.usage.cached_tokens for r in self.results if r.usage)
+        media = sum(r.usage.media_tokens for r in self.results if r.usage)
         completion = self.completion_tokens
         if self.results and all(r.complete for r in self.results):
             completion = sum(r.usage.completion_tokens for r in self.results if r.usage)
@@ -65,7 +66,7 @@ class Totals:
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": cached},
+            "prompt_tokens_details": {"cached_tokens": cached} | ({"media_tokens": media} if media else {}),
         }
 
 

@@ -8,6 +8,8 @@ wants to go wrong it does itself, by replacing `TinyScheduler.script`.
 from __future__ import annotations
 
 import asyncio
+import math
+import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,6 +37,7 @@ from triptych.runtime.core.control import (
     Directory,
     Failed,
     Interrupted,
+    MediaNeeded,
     Placed,
     Progress,
     Resume,
@@ -45,6 +48,7 @@ from triptych.runtime.core.instance import Capacity, Compatibility, InstanceInfo
 from triptych.runtime.core.request import Finish, Logprobs, PromptReport, Request, SampleState, TokenOut
 from triptych.runtime.core.tasks import StageTimes
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
+from triptych.runtime.gateway.media.desk import Processor
 from triptych.runtime.gateway.model import ServedModel
 from triptych.runtime.gateway.server import Gateway, start_server
 from triptych.runtime.instance.termination import Termination
@@ -125,11 +129,57 @@ def _logprobs(request: Request, token: int) -> Logprobs | None:
     return None if count is None else Logprobs(-token / 100, tuple((rank, -0.5 - rank) for rank in range(count)))
 
 
+class MediaDoor:
+    """The encode instances' side of PutMedia.
+
+    Attributes:
+        headers: of every call, in order.
+        stored: bytes by (instance, hash).
+        failures: what the next calls end with, after this many messages of data: (messages, status).
+        gate: calls wait for it before they answer the header.
+    """
+
+    def __init__(self) -> None:
+        self.headers: list[worker_pb2.MediaHeader] = []
+        self.stored: dict[tuple[str, str], bytes] = {}
+        self.failures: list[tuple[int, grpc.StatusCode]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.broken_off = 0
+
+    async def take(self, requests: Any, context: Any) -> AsyncIterator[worker_pb2.PutMediaReply]:
+        messages = aiter(requests)
+        header = (await anext(messages)).header
+        self.headers.append(header)
+        key = (header.owner.id, header.hash)
+        await self.gate.wait()
+        left, code = self.failures.pop(0) if self.failures else (1 << 30, None)
+        if left == 0:
+            await context.abort(code, "the test says so")
+        yield worker_pb2.PutMediaReply(wanted=key not in self.stored)
+        if key in self.stored:
+            return
+        data = b""
+        try:
+            async for message in messages:
+                data += message.data
+                left -= 1
+                if left == 0:
+                    await context.abort(code, "the test says so")
+        except asyncio.CancelledError:
+            self.broken_off += 1
+            raise
+        assert zlib.crc32(data) == header.checksum and len(data) == math.prod(header.shape)
+        self.stored[key] = data
+        yield worker_pb2.PutMediaReply(stored=True)
+
+
 class TinyWorker(worker_pb2_grpc.WorkerServicer):
     """Emits what it is told; keeps tokens until a gateway subscribes."""
 
     def __init__(self) -> None:
         self.subscriptions = 0
+        self.media = MediaDoor()
         self._batches: asyncio.Queue[worker_pb2.TokenBatch | None] = asyncio.Queue()
 
     async def Subscribe(self, request: Any, context: Any) -> AsyncIterator[worker_pb2.TokenBatch]:
@@ -137,6 +187,10 @@ class TinyWorker(worker_pb2_grpc.WorkerServicer):
         await context.send_initial_metadata(())
         while (batch := await self._batches.get()) is not None:
             yield batch
+
+    async def PutMedia(self, requests: Any, context: Any) -> AsyncIterator[worker_pb2.PutMediaReply]:
+        async for reply in self.media.take(requests, context):
+            yield reply
 
     def emit(self, *tokens: TokenOut) -> None:
         self._batches.put_nowait(worker_pb2.TokenBatch(tokens=[encode(t, common_pb2.TokenOut, 0.0) for t in tokens]))
@@ -192,6 +246,11 @@ class Order:
         self.notice(Progress(self.request.id, Role.PREFILL, PREFILL_TIMES, self.request.attempt))
         times = StageTimes(transfer=3.0, bytes_moved=1000, pages_pulled=5, pages_skipped=1)
         self.notice(Progress(self.request.id, Role.DECODE, times, self.request.attempt))
+
+    def need(self, *items: int, encode: str = "e0", attempt: int | None = None) -> None:
+        """The encode instance of this name, in the prefill worker's process, lacks these items."""
+        ref, address = InstanceRef(encode, 9), self.scheduler.instances[0].address
+        self.notice(MediaNeeded(self.request.id, ref, address, items, attempt or self.request.attempt))
 
     def complete(self) -> None:
         self.notice(Completed(self.request.id, preemptions=2, attempt=self.request.attempt))
@@ -336,7 +395,10 @@ class Cluster:
 
 @asynccontextmanager
 async def cluster(
-    model: ServedModel | None = None, interceptors: Sequence[grpc.aio.ServerInterceptor] = (), **limits: Any
+    model: ServedModel | None = None,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    processor: Processor | None = None,
+    **limits: Any,
 ) -> AsyncIterator[Cluster]:
     """Start everything, wait until the gateway serves; afterwards no request may be left open."""
     workers = TinyWorker(), TinyWorker()
@@ -357,14 +419,17 @@ async def cluster(
     servers.append(control)
     for server in servers:
         await server.start()
-    gateway = Gateway(config, model or toy_model(), ServerFacts("0.1.0", "1P1D", '{"model": "toy"}'))
+    gateway = Gateway(
+        config, model or toy_model(), ServerFacts("0.1.0", "1P1D", '{"model": "toy"}'), processor=processor
+    )
     front, port = await start_server(gateway, config, "127.0.0.1:0", interceptors=interceptors)
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=(("grpc.max_send_message_length", -1),))
     try:
         await until(lambda: gateway.serving)
         stub = inference_pb2_grpc.InferenceStub(channel)
         yield Cluster(gateway, scheduler, *workers, f"127.0.0.1:{port}", channel, stub, servers, config.scheduler)
-        await until(lambda: gateway.open_requests == 0)
+        await until(lambda: gateway.open_requests == 0 and gateway.courier.active == 0)
+        assert gateway.media is None or gateway.media.keep.held_bytes == 0
     finally:
         await channel.close()
         await front.stop(0)

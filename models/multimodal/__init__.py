@@ -1,0 +1,1 @@
+"""How a vision-language model is put together: configuration, processing, prompts, positions."""

@@ -1,0 +1,65 @@
+"""A vision-language model as data: the language model, the encoder with its connector, processing, and its markers.
+
+One frozen, hashable value; no JAX, no weights. Encode instances need `vision`, prefill and decode instances `text`,
+gateways everything but the sizes of either.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from triptych.models.config import ModelConfig
+from triptych.models.errors import UnsupportedModelError
+from triptych.models.multimodal.plans import ImagePlan, Processing, plan_image
+from triptych.models.vision.config import VisionConfig
+
+
+@dataclass(frozen=True)
+class MediaMarkers:
+    """How media stand in a prompt. A template writes `image` once an image; it is repeated for each embedding row.
+
+    Attributes:
+        image_id: the token that is repeated. video_id: the same for videos; None if the model has no videos.
+        image, video: their spellings, None if only the tokenizer knows.
+        before, after: spellings of the tokens that must stand around the repeated ones, None for none.
+    """
+
+    image_id: int
+    image: str | None
+    video_id: int | None = None
+    video: str | None = None
+    before: str | None = None
+    after: str | None = None
+
+
+@dataclass(frozen=True)
+class MultimodalConfig:
+    """A vision-language model.
+
+    `tokens_per_second` is how far apart, in rotary positions, a second of video is (M-RoPE models only).
+    """
+
+    text: ModelConfig
+    vision: VisionConfig
+    processing: Processing
+    markers: MediaMarkers
+    tokens_per_second: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.vision.output_size != self.text.hidden_size:
+            raise UnsupportedModelError(
+                f"the encoder gives rows of {self.vision.output_size} numbers, the language model takes "
+                f"{self.text.hidden_size}"
+            )
+
+    def plan(self, width: int, height: int) -> ImagePlan:
+        """What becomes of an image of this size; see `plan_image`."""
+        return plan_image(self.processing, self.vision, width, height)
+
+    def processing_key(self) -> str:
+        """A canonical string of whatever decides the pieces and embeddings of given pixels: for content hashes."""
+        return f"{self.processing!r} {self.vision.fingerprint()}"
+
+    def fingerprint(self) -> str:
+        """Hex digest of everything that changes what is computed."""
+        parts = (self.text.fingerprint(), self.processing_key(), repr(self.markers), repr(self.tokens_per_second))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,38 @@
+"""Vision-language models with random weights, by name, as `models/config.py` has them for text."""
+
+from dataclasses import replace
+
+from triptych.models.config import PRESETS
+from triptych.models.multimodal.config import MediaMarkers, MultimodalConfig
+from triptych.models.multimodal.plans import CropProcessing
+from triptych.models.vision.config import ConnectorConfig, VisionConfig
+
+# The toy vocabulary's pad token, which no text has unless it is spelt out.
+TOY_IMAGE_ID = 259
+
+_TOY = PRESETS["toy"]
+
+VLM_PRESETS: dict[str, MultimodalConfig] = {
+    # For tests: a LLaVA of 16 x 16 pixels, 16 patches and as many embedding rows, over the toy decoder.
+    "toy-vlm": MultimodalConfig(
+        text=replace(_TOY, name="toy-vlm"),
+        vision=VisionConfig(
+            family="clip",
+            hidden_size=32,
+            stored_layers=2,
+            feature_layers=(2,),
+            num_heads=4,
+            intermediate_size=64,
+            patch_size=4,
+            activation="quick_gelu",
+            position_grid=4,
+            class_token=True,
+            patch_bias=False,
+            norm_eps=1e-5,
+            pre_norm=True,
+            connector=ConnectorConfig(outputs=_TOY.hidden_size, hidden_size=_TOY.hidden_size),
+        ),
+        processing=CropProcessing((16, 16), shortest=16),
+        markers=MediaMarkers(TOY_IMAGE_ID, "<|pad|>"),
+    ),
+}

@@ -1,0 +1,1 @@
+"""Vision encoders: what is computed for images."""
