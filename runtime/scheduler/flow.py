@@ -136,10 +136,7 @@ class Flow:
             return
         try:
             task.advance(signal)
-            if isinstance(task, EncodeTask):
-                self._follow_encode(record, task, member, report, out)
-            else:
-                self._follow(record, task, member, report, out)
+            self._follow(record, task, member, report, out)
         except ProtocolViolation as error:
             self._counters.add(Count.PROTOCOL_VIOLATIONS)
             if task.state is TaskState.GONE and record.holds(task):
@@ -184,19 +181,15 @@ class Flow:
                 self._ended(record, task, report, out)
             case MediaWanted():
                 self._media.wanted(record, report, out)
-
-    def _follow_encode(self, record: Record, task: EncodeTask, member: Member, report: TaskReport, out: Out) -> None:
-        match report:
-            case EncodeStaged():
+            case EncodeStaged() if isinstance(task, EncodeTask):
                 self._media.staged(record, task, member, report, out)
-            case EncodeDone():
+            case EncodeDone() if isinstance(task, EncodeTask):
                 self._media.done(record, task, member, report, out)
-            case Refused():
-                self._media.refused(record, task, member, report, out)
-            case TaskEnded():
-                self._media.ended(record, task, report, out)
 
     def _refused(self, record: Record, task: Task, member: Member, report: Refused, out: Out) -> None:
+        if isinstance(task, EncodeTask):
+            self._media.refused(record, task, member, report, out)
+            return
         self._life.forget(record, task)
         if report.permanent:
             record.never[member.ref] = report.reason
@@ -214,6 +207,9 @@ class Flow:
                 self._placer.start_prefill(record, out)
 
     def _ended(self, record: Record, task: Task, report: TaskEnded, out: Out) -> None:
+        if isinstance(task, EncodeTask):
+            self._media.ended(record, task, report, out)
+            return
         if report.status is Status.OK and record.phase in (Phase.RESERVING, Phase.PREFILLING):
             raise ProtocolViolation(f"its {task.kind} task ended OK while the request was {record.phase}")
         self._life.forget(record, task)
@@ -306,17 +302,16 @@ def _may_succeed_elsewhere(record: Record, kind: TaskKind, status: Status, now: 
 
 
 def _task_of(record: Record, ref: InstanceRef, report: TaskReport) -> Task | None:
-    """The live task of `record` that `report` from `ref` is about. A local task answers to either role."""
-    role = role_of(report)
-    if role is Role.ENCODE:
-        return record.encodes.get(ref)
-    tasks = record.tasks
+    """The live task of `record` that `report` from `ref` is about. A local task answers to either role, but encodes nothing."""
+    tasks, role = record.tasks, role_of(report)
     local = tasks.get(TaskKind.LOCAL)
-    if local is not None and local.ref == ref:
+    if local is not None and local.ref == ref and role is not Role.ENCODE:
         return local
     kind = kind_of(role)
     task = None if kind is None else tasks.get(kind)
-    return task if task is not None and (task.ref is ref or task.ref == ref) else None
+    if task is None:
+        return record.encodes.get(ref) if role is Role.ENCODE else None
+    return task if task.ref is ref or task.ref == ref else None
 
 
 _SIGNALS: dict[type[TaskReport], TaskSignal] = {

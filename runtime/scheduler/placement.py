@@ -76,22 +76,26 @@ class PlacementView:
 
     def by_load(self, pool: Pool) -> Iterator[Candidate]:
         """Usable members of `pool`, least loaded first; of those that prefill the ones that can hold the request's media."""
-        usable = self.decoders(pool)
-        if pool is Pool.DECODE or not self._media:
-            return usable
-        return (member for member in usable if can_hold(member.info.capacity, self._media))
+        length, never = self._length, self._never
+        media = self._media and (() if pool is Pool.DECODE else self._media)
+        for member in self._cluster.by_load(pool):
+            info = member.info
+            if (
+                info.capacity.max_model_len >= length
+                and not (never and info.ref in never)
+                and (not media or can_hold(info.capacity, media))
+            ):
+                yield member
 
     def decoders(self, pool: Pool) -> Iterator[Candidate]:
         """Usable members of `pool`, least loaded first, for a prompt that another instance computes: no media come here."""
-        length, never = self._length, self._never
         for member in self._cluster.by_load(pool):
-            info = member.info
-            if info.capacity.max_model_len >= length and not (never and info.ref in never):
+            if self._usable(member.info):
                 yield member
 
     def after(self, pool: Pool, instance_id: str) -> Iterator[Candidate]:
         """Usable members of `pool` in order of name, starting behind `instance_id` ("" for the first) and going round once."""
-        media = () if pool is Pool.DECODE else self._media
+        media = self._media and (() if pool is Pool.DECODE else self._media)
         for member in self._cluster.after(pool, instance_id):
             if not member.closed and self._usable(member.info) and (not media or can_hold(member.info.capacity, media)):
                 yield member

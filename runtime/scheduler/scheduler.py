@@ -68,6 +68,7 @@ class Scheduler:
         self._counters = Counters()
         self._cluster = Cluster()
         self._ledger = Ledger()
+        self._wanting = self._ledger.wanting
         order = queue_order or FirstComeFirstServed()
         self._life = Lifecycle(self._config, self._cluster, self._ledger, self._counters)
         self._placer = Placer(self._config, router or LeastLoaded(), self._cluster, self._ledger, self._life)
@@ -169,7 +170,7 @@ class Scheduler:
                 self._drains.begin(event, out)
         if self._drains:
             self._drains.advance(out)
-        if self._ledger.wanting:
+        if self._wanting:
             self._media.pump(out)
         self._placer.pump(out)
         return out
