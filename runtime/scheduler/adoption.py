@@ -22,18 +22,8 @@ from triptych.runtime.scheduler.lazy_heap import LazyHeap
 from triptych.runtime.scheduler.ledger import Due, Ledger
 from triptych.runtime.scheduler.lifecycle import Lifecycle, Out
 from triptych.runtime.scheduler.media_flow import MediaFlow
-from triptych.runtime.scheduler.state import (
-    EncodeTask,
-    Phase,
-    Record,
-    Step,
-    Task,
-    TaskKind,
-    TaskSignal,
-    TaskState,
-    kind_of,
-    role_of,
-)
+from triptych.runtime.scheduler.state import Phase, Record, Step
+from triptych.runtime.scheduler.tasks import EncodeTask, Task, TaskKind, TaskSignal, TaskState, kind_of, role_of
 
 Key = tuple[InstanceRef, TaskKind | None]
 

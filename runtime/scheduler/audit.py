@@ -8,7 +8,8 @@ from collections import Counter, defaultdict
 from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.scheduler.cluster import Cluster
 from triptych.runtime.scheduler.ledger import Due, Ledger
-from triptych.runtime.scheduler.state import EncodeTask, Phase, Record, Task, TaskState
+from triptych.runtime.scheduler.state import Phase, Record
+from triptych.runtime.scheduler.tasks import EncodeTask, Task, TaskState
 
 
 def audit_accounts(cluster: Cluster, ledger: Ledger) -> None:

@@ -19,7 +19,8 @@ from triptych.runtime.core.media import MediaItem
 from triptych.runtime.scheduler.encoders import Encoders, encodes
 from triptych.runtime.scheduler.media_reach import MediaReach, pages_of
 from triptych.runtime.scheduler.reach import Reach
-from triptych.runtime.scheduler.state import EncodeTask, Record, Task, TaskKind
+from triptych.runtime.scheduler.state import Record
+from triptych.runtime.scheduler.tasks import EncodeTask, Task, TaskKind
 
 
 class Pool(StrEnum):

@@ -30,12 +30,10 @@ from triptych.runtime.scheduler.lifecycle import Lifecycle, Out
 from triptych.runtime.scheduler.media_flow import MediaFlow
 from triptych.runtime.scheduler.placer import Placer
 from triptych.runtime.scheduler.policies.queue_order import QueueOrder
-from triptych.runtime.scheduler.state import (
+from triptych.runtime.scheduler.state import Phase, Record, Step
+from triptych.runtime.scheduler.tasks import (
     EncodeTask,
-    Phase,
     ProtocolViolation,
-    Record,
-    Step,
     Task,
     TaskKind,
     TaskSignal,

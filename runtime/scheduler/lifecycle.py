@@ -27,18 +27,8 @@ from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.counters import Count, Counters
 from triptych.runtime.scheduler.lazy_heap import LazyHeap
 from triptych.runtime.scheduler.ledger import Due, Ledger
-from triptych.runtime.scheduler.state import (
-    COMPLETABLE,
-    EncodeTask,
-    Phase,
-    Record,
-    Step,
-    Task,
-    TaskKind,
-    TaskSignal,
-    TaskState,
-    media_of,
-)
+from triptych.runtime.scheduler.state import COMPLETABLE, Phase, Record, Step, media_of
+from triptych.runtime.scheduler.tasks import EncodeTask, Task, TaskKind, TaskSignal, TaskState
 
 
 class Out(list[SchedulerCommand]):

@@ -35,17 +35,8 @@ from triptych.runtime.scheduler.ledger import Due, Ledger
 from triptych.runtime.scheduler.lifecycle import Lifecycle, Out
 from triptych.runtime.scheduler.media_reach import can_encode, pages_of
 from triptych.runtime.scheduler.placement import shared_transport
-from triptych.runtime.scheduler.state import (
-    EncodeTask,
-    Encoding,
-    Phase,
-    ProtocolViolation,
-    Record,
-    TaskKind,
-    TaskState,
-    encode_task,
-    media_of,
-)
+from triptych.runtime.scheduler.state import Encoding, Phase, Record, media_of
+from triptych.runtime.scheduler.tasks import EncodeTask, ProtocolViolation, TaskKind, TaskState, encode_task
 
 
 class MediaFlow:

@@ -15,7 +15,8 @@ from triptych.runtime.scheduler.lifecycle import Lifecycle, Out
 from triptych.runtime.scheduler.media_reach import can_hold, without_prompts
 from triptych.runtime.scheduler.placement import Placement, PlacementView, best_prefill, servable_length
 from triptych.runtime.scheduler.policies.router import Router
-from triptych.runtime.scheduler.state import Record, Step, Task, TaskKind
+from triptych.runtime.scheduler.state import Record, Step
+from triptych.runtime.scheduler.tasks import Task, TaskKind
 
 
 class Placer:

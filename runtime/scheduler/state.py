@@ -1,4 +1,4 @@
-"""A request's life as tables: phases, the steps between them, and the states of its tasks.
+"""A request's life as a table: phases, and the steps between them.
 
     QUEUED -> RESERVING -> PREFILLING -> TRANSFERRING -> DECODING -> (gone)       prefill and decode on two instances
     QUEUED -> LOCAL -> (gone)                                                     both on one
@@ -13,11 +13,11 @@
     ENDING -> INTERRUPTED                                                         its gateway, taken for lost, is back and has it open
 
 All tasks of a record are of its request's attempt. Encode tasks come beside the phases: they begin when the instance that computes the prompt wants
-media, and no phase waits for them, but while one is live the request is not gone. An attempt from which tokens may have come is never placed again: what an instance that was lost
-has sent, or may still send, then belongs to an attempt that is over.
+media, and no phase waits for them, but while one is live the request is not gone. An attempt from which tokens may have come is never placed again:
+what an instance that was lost has sent, or may still send, then belongs to an attempt that is over.
 
 A request whose tasks have all ended is gone; nothing about it is kept. PrefillDone and DecodeStarted come from different instances, hence in
-either order. A report that the tables do not allow is a fault of the instance and fails the request.
+either order. A report that the tables do not allow is a fault of the instance and fails the request. Tasks themselves are in `tasks.py`.
 """
 
 from __future__ import annotations
@@ -28,27 +28,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from triptych.runtime.core.control import Failed, Resume
-from triptych.runtime.core.errors import TriptychError
 from triptych.runtime.core.handle import Handle
-from triptych.runtime.core.instance import InstanceRef, Role
+from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.core.request import Request, SampleState
-from triptych.runtime.core.tasks import (
-    Accepted,
-    DecodeStarted,
-    EncodeDone,
-    EncodeStaged,
-    Granted,
-    MediaWanted,
-    PrefillDone,
-    Refused,
-    Staged,
-    TaskEnded,
-    TaskReport,
-)
-
-
-class ProtocolViolation(TriptychError):
-    """An instance reported something that cannot follow from what it was told."""
+from triptych.runtime.scheduler.tasks import EncodeTask, ProtocolViolation, Task, TaskKind
 
 
 class Phase(StrEnum):
@@ -124,114 +107,6 @@ TRANSITIONS: dict[tuple[Phase, Step], Phase] = {
 
 COMPLETABLE = frozenset({Phase.DECODING, Phase.FINISHING, Phase.LOCAL})
 """Phases in which the end of the last task, every needed one with OK, is the end of the request."""
-
-
-class TaskKind(StrEnum):
-    """Tasks of a request; at most one of each kind is live, of encode tasks at most one an instance."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
-    LOCAL = "local"
-    ENCODE = "encode"
-
-    @property
-    def role(self) -> Role | None:
-        """The role that AbortTask names; a local task has both, so None (all of the request's tasks there)."""
-        return _ROLE_OF[self]
-
-
-_ROLE_OF: dict[TaskKind, Role | None] = {
-    TaskKind.PREFILL: Role.PREFILL,
-    TaskKind.DECODE: Role.DECODE,
-    TaskKind.LOCAL: None,
-    TaskKind.ENCODE: Role.ENCODE,
-}
-_KIND_OF = {role: kind for kind, role in _ROLE_OF.items() if role is not None}
-
-
-def kind_of(role: Role | None) -> TaskKind | None:
-    """The kind of task that has `role` alone; None if there is none."""
-    return None if role is None else _KIND_OF.get(role)
-
-
-class TaskState(StrEnum):
-    """An instance owns a task from the command that starts it until its Refused or TaskEnded (or its own loss)."""
-
-    ASKED = "asked"
-    HELD = "held"
-    ABORTING = "aborting"
-    GONE = "gone"
-
-
-class TaskSignal(StrEnum):
-    """What an instance's report means for the task alone."""
-
-    ANSWERED = "answered"
-    REFUSED = "refused"
-    PROGRESSED = "progressed"
-    ABORTED = "told to abort"
-    ENDED = "ended"
-
-
-TASK_TRANSITIONS: dict[tuple[TaskState, TaskSignal], TaskState] = {
-    (TaskState.ASKED, TaskSignal.ANSWERED): TaskState.HELD,
-    (TaskState.ASKED, TaskSignal.REFUSED): TaskState.GONE,
-    (TaskState.ASKED, TaskSignal.ABORTED): TaskState.ABORTING,
-    (TaskState.ASKED, TaskSignal.ENDED): TaskState.GONE,
-    (TaskState.HELD, TaskSignal.PROGRESSED): TaskState.HELD,
-    (TaskState.HELD, TaskSignal.ABORTED): TaskState.ABORTING,
-    (TaskState.HELD, TaskSignal.ENDED): TaskState.GONE,
-    # The abort crossed whatever the instance had sent before.
-    (TaskState.ABORTING, TaskSignal.ANSWERED): TaskState.ABORTING,
-    (TaskState.ABORTING, TaskSignal.PROGRESSED): TaskState.ABORTING,
-    (TaskState.ABORTING, TaskSignal.REFUSED): TaskState.GONE,
-    (TaskState.ABORTING, TaskSignal.ENDED): TaskState.GONE,
-}
-
-
-@dataclass
-class Task:
-    """One task on one instance. `prefill_tokens` are prompt tokens still to be computed there; `sequences` the slots it takes."""
-
-    kind: TaskKind
-    ref: InstanceRef
-    prefill_tokens: int
-    sequences: int
-    kv_tokens: int
-    state: TaskState = TaskState.ASKED
-
-    def advance(self, signal: TaskSignal) -> None:
-        """Raises ProtocolViolation if `signal` is not allowed now."""
-        target = TASK_TRANSITIONS.get((self.state, signal))
-        if target is None:
-            raise ProtocolViolation(
-                f"instance {self.ref.id}: its {self.kind} task is {self.state} and cannot be {signal}"
-            )
-        self.state = target
-
-
-@dataclass
-class EncodeTask(Task):
-    """Embeddings of some of a request's media. Make one with `encode_task`.
-
-    Attributes:
-        items: indices into the request's media, in the order in which they are staged.
-        patches: those that wait to be encoded.
-        pages: what the embeddings of all items take.
-        fed: whether the instance that computes the prompt was told where to pull from.
-        lacking: items whose pixels the gateway was told to bring.
-    """
-
-    items: list[int] = field(default_factory=list)
-    patches: int = 0
-    pages: int = 0
-    fed: bool = False
-    lacking: tuple[int, ...] = ()
-
-
-def encode_task(ref: InstanceRef) -> EncodeTask:
-    """An encode task on `ref` that has no items yet."""
-    return EncodeTask(TaskKind.ENCODE, ref, 0, 0, 0)
 
 
 @dataclass
@@ -375,22 +250,3 @@ def media_of(record: Record) -> Encoding:
     """What is known of the media of `record`, which has some."""
     assert record.encoding is not None, f"{record.id} has no media"
     return record.encoding
-
-
-def role_of(report: TaskReport) -> Role | None:
-    """The role whose task `report` is about; None for a local task, which has both (and answers to either)."""
-    if isinstance(report, Refused | TaskEnded):
-        return report.role
-    return _ROLES[type(report)]
-
-
-_ROLES: dict[type[TaskReport], Role | None] = {
-    Granted: Role.DECODE,
-    DecodeStarted: Role.DECODE,
-    Staged: Role.PREFILL,
-    PrefillDone: Role.PREFILL,
-    Accepted: None,
-    MediaWanted: Role.PREFILL,
-    EncodeStaged: Role.ENCODE,
-    EncodeDone: Role.ENCODE,
-}

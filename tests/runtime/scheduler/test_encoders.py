@@ -9,7 +9,7 @@ from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load
 from triptych.runtime.scheduler.affinity import Affinity
 from triptych.runtime.scheduler.cluster import Cluster, Member, Obstacle
 from triptych.runtime.scheduler.encoders import encodes
-from triptych.runtime.scheduler.state import encode_task
+from triptych.runtime.scheduler.tasks import encode_task
 
 
 def cluster(*infos: InstanceInfo) -> tuple[Cluster, list[Member]]:
