@@ -60,7 +60,7 @@ def decoder_structure(config: ModelConfig, rules: ShardingRules, dtype: str) -> 
     abstract = nnx.eval_shape(lambda: Decoder(config, rules, jnp.dtype(dtype)))
     graphdef, state = nnx.split(abstract)
     with_paths, treedef = jax.tree_util.tree_flatten_with_path(state)
-    paths = tuple(_dotted(path) for path, _ in with_paths)
+    paths = tuple(dotted_path(path) for path, _ in with_paths)
     structs = tuple(
         jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rules.parameter(path))
         for path, (_, leaf) in zip(paths, with_paths, strict=True)
@@ -68,6 +68,7 @@ def decoder_structure(config: ModelConfig, rules: ShardingRules, dtype: str) -> 
     return DecoderStructure(config, rules, layout, jnp.dtype(dtype), paths, structs, graphdef, treedef)
 
 
-def _dotted(path: Sequence[Any]) -> str:
+def dotted_path(path: Sequence[Any]) -> str:
+    """The name of a parameter from its path in an nnx state: "layers.0.attention.qkv.weight"."""
     # nnx ends a path with the variable's own "value" attribute; only the dictionary keys name things.
     return ".".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))

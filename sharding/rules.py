@@ -13,7 +13,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from triptych.sharding.mesh import TP
 
 LogicalAxis = Literal[
-    "vocab", "hidden", "heads", "kv_heads", "qkv", "ffn", "gate_up", "head_dim", "pages", "page", "tokens"
+    "vocab",
+    "hidden",
+    "heads",
+    "kv_heads",
+    "qkv",
+    "kv",
+    "ffn",
+    "gate_up",
+    "head_dim",
+    "pages",
+    "page",
+    "tokens",
+    "positions",
+    "mels",
+    "kernel",
 ]
 
 RULES: dict[LogicalAxis, str | None] = {
@@ -22,18 +36,23 @@ RULES: dict[LogicalAxis, str | None] = {
     "heads": TP,
     "kv_heads": TP,
     "qkv": TP,
+    "kv": TP,
     "ffn": TP,
     "gate_up": TP,
     "head_dim": None,
     "pages": None,
     "page": None,
     "tokens": None,
+    "positions": None,
+    "mels": None,
+    "kernel": None,
 }
 assert set(RULES) == set(get_args(LogicalAxis))
 
 # Axes on which several lie: each device's run of the axis is its own run of the first, then of the second, and so on.
 FUSED_AXES: dict[LogicalAxis, tuple[LogicalAxis, ...]] = {
     "qkv": ("heads", "kv_heads", "kv_heads"),
+    "kv": ("kv_heads", "kv_heads"),
     "gate_up": ("ffn", "ffn"),
 }
 
@@ -54,6 +73,24 @@ PARAMETER_AXES: dict[str, tuple[LogicalAxis, ...]] = {
     "down.weight": ("hidden", "ffn"),
     "gate_up.bias": ("gate_up",),
     "down.bias": ("hidden",),
+    # Whisper (models/speech): layer norms have biases, cross-attention has queries apart from keys and values, the FFN no
+    # gate. The convolutions are small and stay whole.
+    "norm.bias": ("hidden",),
+    "attention_norm.bias": ("hidden",),
+    "cross_norm.weight": ("hidden",),
+    "cross_norm.bias": ("hidden",),
+    "ffn_norm.bias": ("hidden",),
+    "q.weight": ("heads", "hidden"),
+    "q.bias": ("heads",),
+    "kv.weight": ("hidden", "kv"),
+    "kv.bias": ("kv",),
+    "up.weight": ("ffn", "hidden"),
+    "up.bias": ("ffn",),
+    "positions.weight": ("positions", "hidden"),
+    "conv1.weight": ("hidden", "mels", "kernel"),
+    "conv1.bias": ("hidden",),
+    "conv2.weight": ("hidden", "hidden", "kernel"),
+    "conv2.bias": ("hidden",),
 }
 
 POOL_AXES: tuple[LogicalAxis, ...] = ("pages", "page", "kv_heads", "head_dim")
