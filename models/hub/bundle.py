@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from triptych.models.config import ModelConfig
+from triptych.models.errors import UnsupportedModelError
 from triptych.models.hub.resolve import ModelKind, ResolvedModel
 from triptych.models.hub.text import open_text
 from triptych.models.text.chat import ChatTemplate
@@ -47,3 +48,5 @@ def _tensor_source(resolved: ResolvedModel, config: ModelConfig) -> TensorSource
             return open_orbax(resolved.path)[1]
         case ModelKind.PRESET:
             return DummySource(config)
+        case ModelKind.CT2:
+            raise UnsupportedModelError(f"{resolved.name!r} is no text model")

@@ -71,6 +71,10 @@ def _parts(resolved: ResolvedModel) -> tuple[ModelConfig, Tokenizer | None, str 
         case ModelKind.ORBAX:
             config, _ = open_orbax(path)
             return config, _folder_tokenizer(path), chat_template_from_folder(path)
+        case ModelKind.CT2:
+            raise UnsupportedModelError(
+                f"{resolved.name!r} is a CTranslate2 folder, which is read for speech only: `triptych transcribe`"
+            )
         case ModelKind.PRESET:
             toy = path.name == "toy"
             return PRESETS[path.name], toy_tokenizer() if toy else None, TOY_CHAT_TEMPLATE if toy else None
