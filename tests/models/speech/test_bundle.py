@@ -122,7 +122,9 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(hf_folder: Path) -> 
 
 
 def test_each_half_reads_its_own_tensors_only(hf_folder: Path) -> None:
-    encoder_only = {name: None for name in load_file(hf_folder / "model.safetensors") if ".decoder." in name}
+    encoder_only: dict[str, np.ndarray | None] = {
+        name: None for name in load_file(hf_folder / "model.safetensors") if ".decoder." in name
+    }
     change(hf_folder, encoder_only)
     bundle, mesh = opened(hf_folder), make_mesh(jax.devices()[:1], 1)
     load_encoder(bundle.config, bundle.tensor_source, mesh, "float32")

@@ -39,7 +39,8 @@ def hf(name: str) -> np.ndarray:
 
 def toy_tensors() -> dict[str, np.ndarray]:
     """The golden's weights under CTranslate2's names, projections fused, with its settings."""
-    tensors = {name: np.array(value, np.int8) for name, value in (("decoder/activation", 3), ("decoder/pre_norm", 1))}
+    tensors: dict[str, np.ndarray] = {}
+    tensors |= {name: np.array(value, np.int8) for name, value in (("decoder/activation", 3), ("decoder/pre_norm", 1))}
     tensors |= {f"{half}/num_heads": np.array(3, np.int16) for half in ("encoder", "decoder")}
     tensors["decoder/alignment_heads"] = np.array([[0, 1]], np.int16)
 
