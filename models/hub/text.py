@@ -76,6 +76,8 @@ def _parts(resolved: ResolvedModel) -> tuple[ModelConfig, Tokenizer | None, str 
                 f"{resolved.name!r} is a CTranslate2 folder, which is read for speech only: `triptych transcribe`"
             )
         case ModelKind.PRESET:
+            if path.name not in PRESETS:
+                raise UnsupportedModelError(f"{resolved.name!r} is no text model")
             toy = path.name == "toy"
             return PRESETS[path.name], toy_tokenizer() if toy else None, TOY_CHAT_TEMPLATE if toy else None
 

@@ -7,6 +7,7 @@ CTranslate2 folder      model.bin, config.json (suppressed tokens), tokenizer.js
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ from triptych.models.errors import UnsupportedModelError, WeightsError
 from triptych.models.hub.resolve import ModelKind, ResolvedModel
 from triptych.models.speech.config import WhisperConfig
 from triptych.models.speech.ct2 import open_ct2_whisper
+from triptych.models.speech.presets import (
+    SPEECH_PRESETS,
+    TOY_SPEECH_SETTINGS,
+    WhisperDummySource,
+    toy_speech_tokenizer,
+)
 from triptych.models.speech.tokens import SpeechTokens
 from triptych.models.text.hf_tokenizer import tokenizer_from_folder
 from triptych.models.text.tokenizer import Tokenizer
@@ -51,11 +58,23 @@ def open_speech(resolved: ResolvedModel) -> SpeechBundle:
         case ModelKind.CT2:
             config, source = open_ct2_whisper(folder)
             settings = _json(folder / "config.json")
+        case ModelKind.PRESET if folder.name in SPEECH_PRESETS:
+            config = SPEECH_PRESETS[folder.name]
+            return _bundle(resolved, config, WhisperDummySource(config), toy_speech_tokenizer(), TOY_SPEECH_SETTINGS)
         case _:
             raise UnsupportedModelError(
                 f"{resolved.name!r} is no speech model; supported: Whisper as a Hugging Face or CTranslate2 folder"
             )
-    tokenizer = tokenizer_from_folder(folder)
+    return _bundle(resolved, config, source, tokenizer_from_folder(folder), settings)
+
+
+def _bundle(
+    resolved: ResolvedModel,
+    config: WhisperConfig,
+    source: TensorSource,
+    tokenizer: Tokenizer,
+    settings: Mapping[str, Any],
+) -> SpeechBundle:
     if tokenizer.vocab_size > config.vocab_size:
         raise UnsupportedModelError(
             f"the tokenizer has {tokenizer.vocab_size} tokens but the model embeds {config.vocab_size}: "
