@@ -360,8 +360,11 @@ def _contradictions(c: ServeConfig) -> list[str]:
         problems.append(
             f"max_prompt_tokens ({c.max_prompt_tokens}) leaves no room for output in max_model_len ({c.max_model_len})"
         )
-    if plan.disaggregated and c.transport == "local" and c.processes != "one":
-        problems.append("transport local moves KV inside one process; add --processes one, or take device or grpc")
+    encoders = len(plan.instances()) > 1 and any(Role.ENCODE in spec.roles for spec in plan.instances())
+    if (plan.disaggregated or encoders) and c.transport == "local" and c.processes != "one":
+        problems.append(
+            "transport local moves KV and embeddings inside one process; add --processes one, or take device or grpc"
+        )
     if not plan.disaggregated and (c.prefill_tp is not None or c.decode_tp is not None):
         problems.append(f"prefill_tp and decode_tp mean nothing for topology {plan}; use tensor_parallel_size")
     specs = plan.instances()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from triptych.models.config import ModelConfig
+from triptych.models.errors import UnsupportedModelError
 from triptych.models.hub.demo import demo_text_source
 from triptych.models.hub.media import read_multimodal
 from triptych.models.hub.resolve import ModelKind, ResolvedModel
@@ -53,3 +54,5 @@ def _tensor_source(resolved: ResolvedModel, config: ModelConfig) -> TensorSource
             return open_orbax(resolved.path)[1]
         case ModelKind.PRESET:
             return DummySource(config)
+        case ModelKind.CT2:
+            raise UnsupportedModelError(f"{resolved.name!r} is no text model")

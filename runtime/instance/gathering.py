@@ -18,7 +18,7 @@ from triptych.runtime.instance.tasks import Fill, PromptMedia
 
 
 def begin(state: InstanceState, fill: Fill) -> bool:
-    """Put `fill` beside the queue if it needs embeddings that the prefix cache makes no needless; else False, and it may be queued.
+    """Put `fill` beside the queue if it needs embeddings, because the prefix cache does not cover its media; else False, and it may be queued.
 
     A sample that decodes elsewhere than its prompt was computed cannot get any: it is queued, and admission decides.
     """

@@ -42,7 +42,8 @@ def index_video(data: bytes | bytearray, type: MediaType, limits: MediaLimits) -
     with decoding(type), _open(data, type, limits) as container:
         stream = _stream(container, limits)
         rows = [(packet.pts, packet.is_keyframe) for packet in _packets(container, stream, limits)]
-        info = {"width": stream.width, "height": stream.height, "time_base": list(stream.time_base.as_integer_ratio())}
+        unit = stream.time_base  # a Fraction, or from PyAV 19 on a type of its own
+        info = {"width": stream.width, "height": stream.height, "time_base": [unit.numerator, unit.denominator]}
     if not any(key for _, key in rows):
         raise CorruptMediaError("the video has no key frame")
     return np.array(rows, np.int64), info

@@ -7,6 +7,7 @@ The typed errors of the runtime arrive from the gateway by gRPC; this is the one
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -117,7 +118,8 @@ def bad_field(param: str, message: str) -> HttpError:
 
 def from_runtime(error: TriptychError, fields: frozenset[str] = frozenset()) -> HttpError:
     """What a failure of the gateway is to an HTTP client. `fields`: names that a message may begin with, to tell which one is meant."""
-    status, message, retry = STATUSES[error.status], error.message, error.retry_after
+    status, retry = STATUSES[error.status], error.retry_after
+    message = _PART.sub(r"messages[\1].content[\2]", error.message)
     match status:
         case 400 if message.startswith("the prompt has "):
             prompt = "messages" if "messages" in fields else "prompt"
@@ -126,7 +128,7 @@ def from_runtime(error: TriptychError, fields: frozenset[str] = frozenset()) -> 
             word = message.split(" ", 1)[0].split("[", 1)[0].split(".", 1)[0].rstrip(":")
             named = _PARAMS.get(word, word)
             return HttpError(400, message, param=named if named in fields else None)
-        case 404 if message.startswith("chat."):  # an upload that is not there (any more)
+        case 404 if message.startswith("messages["):  # an upload that is not there (any more)
             return HttpError(404, message, param="messages")
         case 404:
             return HttpError(404, message, param="model", code="model_not_found")
@@ -137,6 +139,9 @@ def from_runtime(error: TriptychError, fields: frozenset[str] = frozenset()) -> 
         case _:
             return HttpError(status, message)
 
+
+_PART = re.compile(r"^chat\.messages\[(\d+)\]\.parts\[(\d+)\]")
+"""A part of a message, which has another name in a body."""
 
 _PARAMS = {"chat": "messages", "token_ids": "prompt"}
 """Fields whose names differ between the gateway and HTTP."""

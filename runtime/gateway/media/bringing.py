@@ -58,12 +58,17 @@ Key = tuple[InstanceRef, str]
 
 @dataclass
 class _Push:
-    """One piece on its way to one instance."""
+    """One piece on its way to one instance.
+
+    `sent`: all of it was written, and the answer is awaited. `late`: a request asked after that; what it lacks may be what came before.
+    """
 
     address: str
     piece: Piece
     claims: dict[str, Claim] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
+    sent: bool = False
+    late: bool = False
 
     @property
     def wanted(self) -> bool:
@@ -106,20 +111,23 @@ class MediaCourier:
             if push is None:
                 push = self._pushes[key] = _Push(needed.address, pieces[index])
                 push.task = asyncio.create_task(self._run(key, push), name=f"push {pieces[index].hash}")
+            push.late = push.late or push.sent
             push.claims[needed.request] = Claim(needed.request, alive)
 
     def forget(self, request: str) -> None:
         """The request has ended: what only it needed is given up."""
-        for push in list(self._pushes.values()):
-            if push.claims.pop(request, None) is not None and not push.claims and push.task is not None:
-                push.task.cancel()
+        for key, push in list(self._pushes.items()):
+            if push.claims.pop(request, None) is not None and not push.claims:
+                self._give_up(key, push)
 
     def follow(self, directory: Directory) -> None:
         """What goes to an incarnation that another one has replaced is given up: it would be refused for ever."""
         now = {info.ref.id: info.ref for info in directory.instances}
-        for (owner, _), push in list(self._pushes.items()):
-            if now.get(owner.id, owner) != owner and push.task is not None:
-                push.task.cancel()
+        for key, push in list(self._pushes.items()):
+            if now.get(key[0].id, key[0]) != key[0]:
+                self._give_up(key, push)
+        here = {info.address for info in directory.instances} | {push.address for push in self._pushes.values()}
+        self._turns = {address: turn for address, turn in self._turns.items() if address in here}
 
     async def close(self) -> None:
         tasks = [push.task for push in self._pushes.values() if push.task is not None]
@@ -127,12 +135,19 @@ class MediaCourier:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _give_up(self, key: Key, push: _Push) -> None:
+        """At once: who asks next must not join what is being cancelled."""
+        del self._pushes[key]
+        if push.task is not None:
+            push.task.cancel()
+
     async def _run(self, key: Key, push: _Push) -> None:
         backoff = Backoff(self._config)
         try:
             while push.wanted:
                 async with self._turn(push.address):
-                    if not push.wanted or await self._tried(key[0], push):
+                    push.sent = push.late = False
+                    if not push.wanted or (await self._tried(key[0], push) and not push.late):
                         return
                 await asyncio.sleep(backoff.next())
         finally:
@@ -185,6 +200,7 @@ class MediaCourier:
             if not push.wanted:
                 return True
             await _written(call, worker_pb2.PutMediaRequest(data=piece.data[at : at + PART]))
+        push.sent = True
         await call.done_writing()
         answer = await _read(call)
         if answer is None or not answer.stored:

@@ -137,6 +137,7 @@ class MediaDoor:
         stored: bytes by (instance, hash).
         failures: what the next calls end with, after this many messages of data: (messages, status).
         gate: calls wait for it before they answer the header.
+        answer: calls wait for it before they say that all is stored.
     """
 
     def __init__(self) -> None:
@@ -145,6 +146,8 @@ class MediaDoor:
         self.failures: list[tuple[int, grpc.StatusCode]] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.answer = asyncio.Event()
+        self.answer.set()
         self.broken_off = 0
 
     async def take(self, requests: Any, context: Any) -> AsyncIterator[worker_pb2.PutMediaReply]:
@@ -171,6 +174,7 @@ class MediaDoor:
             raise
         assert zlib.crc32(data) == header.checksum and len(data) == math.prod(header.shape)
         self.stored[key] = data
+        await self.answer.wait()
         yield worker_pb2.PutMediaReply(stored=True)
 
 

@@ -119,4 +119,6 @@ def sequential(data: bytes, size: tuple[int, int] | None = None) -> tuple[list[f
         frames = list(file.decode(video=0))
         width, height = size or (frames[0].width, frames[0].height)
         pixels = [frame.to_ndarray(format="rgb24", width=width, height=height) for frame in frames]
-        return [float(frame.pts * frame.time_base) for frame in frames], np.stack(pixels)
+        return [frame.pts * frame.time_base.numerator / frame.time_base.denominator for frame in frames], np.stack(
+            pixels
+        )

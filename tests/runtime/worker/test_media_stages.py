@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 
 import grpc
@@ -164,6 +165,32 @@ def test_an_encoder_whose_device_fails_goes_on_under_a_new_epoch(bench: MediaBen
     assert bench.bring("e", 6) == (True, True)
     assert tokens_of(bench, request) == expected(request, [6], COUNT)
     assert bench.wait_idle()["e"].resources["shelf_bytes"] == 0
+
+
+def test_requests_that_share_pictures_and_outgrow_the_pools(bench: MediaBench) -> None:
+    """Eight places for five pictures, of which each pool holds four; what is wanted is encoded, as a scheduler has it done."""
+    seeds = [[20, 21], [21, 22], [23, 20], [24, 21]]
+    requests = [ask(*pair) for pair in seeds]
+    answers = [expected(request, pair, COUNT) for request, pair in zip(requests, seeds, strict=True)]
+    for request in requests:
+        start_split(bench, request)
+    fed = dict.fromkeys(requests, 0)
+
+    def serve() -> bool:
+        for request, pair in zip(requests, seeds, strict=True):
+            for wanted in bench.heard(request, MediaWanted)[fed[request] :]:
+                fed[request] += 1
+                bench.send("e", AbortTask(request.id, Status.OK, "its items are wanted again", Role.ENCODE))
+                for index in bench.feed(request, "p", wanted.items).lacking:
+                    bench.bring("e", pair[index])
+        return all(any(end.role is Role.DECODE for end in bench.heard(request, TaskEnded)) for request in requests)
+
+    deadline = time.monotonic() + 60
+    while not serve():
+        assert time.monotonic() < deadline, [bench.all_reports(request) for request in requests]
+    assert [tokens_of(bench, request) for request in requests] == answers
+    states = bench.wait_idle()
+    assert [states[name].resources["media_pages_held"] for name in ("e", "p", "epd")] == [0, 0, 0]
 
 
 def test_a_pool_full_of_staged_embeddings_stops_encoding_until_they_are_pulled(bench: MediaBench) -> None:

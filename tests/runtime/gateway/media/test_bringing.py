@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import grpc
@@ -11,7 +12,10 @@ from tests.runtime.gateway.calls import ask, finish, run, until
 from tests.runtime.gateway.media.toys import PIECE_BYTES, ToyProcessor, image, vlm
 from tests.runtime.gateway.toy_cluster import Cluster, Order, cluster, instance, serve_well
 from triptych.proto.v1 import inference_pb2 as pb
-from triptych.runtime.core.instance import Role
+from triptych.runtime.core.control import MediaNeeded
+from triptych.runtime.core.instance import InstanceRef, Role
+from triptych.runtime.core.media import MediaKind
+from triptych.runtime.gateway.media.pieces import Piece, checksum
 
 QUICK: dict[str, Any] = {"backoff_initial": 0.01, "backoff_max": 0.05}
 
@@ -206,6 +210,9 @@ def test_a_push_to_an_instance_that_began_anew_is_given_up():
                 again = instance("e0", c.scheduler.instances[0].address, Role.ENCODE)  # at epoch 7; the push is for 9
                 c.scheduler.announce([*c.scheduler.instances, again])
                 await until(lambda: c.gateway.courier.active == 0)
+                c.prefill.media.failures = []
+                order.need(0, encode="e1")
+                await until(lambda: stored(c, order, 0, encode="e1"))
                 await serve_well(order)
 
             c.scheduler.script = script
@@ -251,5 +258,55 @@ def test_items_that_a_request_does_not_have_and_unknown_requests_are_ignored():
             c.scheduler.last.need(0, encode="e7")
             await asyncio.sleep(0.05)
             assert len(c.prefill.media.headers) == 1
+
+    run(body())
+
+
+def test_who_asks_right_after_the_last_one_has_gone_is_served():
+    async def body():
+        async with cluster(vlm(), processor=ToyProcessor(), **QUICK) as c:
+            courier, door = c.gateway.courier, c.prefill.media
+
+            async def script(order: Order) -> None:
+                await serve_well(order)
+
+            c.scheduler.script = script
+            await finish(c.stub.Generate(question(3)))
+            await until(lambda: c.gateway.open_requests == 0)
+            address, owner = c.scheduler.instances[0].address, InstanceRef("e0", 9)
+            (item,) = c.scheduler.last.request.media
+            content = bytes([3]) * PIECE_BYTES
+            piece = Piece(item.hash, item.kind, 4, 17, item.grid, (1, 4, 4), (16, 48), content, checksum(content))
+            door.gate.clear()
+            courier.bring(MediaNeeded("a", owner, address, (0,)), [piece], lambda: True)
+            await until(lambda: len(door.headers) == 1)
+            courier.forget("a")
+            courier.bring(MediaNeeded("b", owner, address, (0,)), [piece], lambda: True)
+            door.gate.set()
+            await until(lambda: ("e0", item.hash) in door.stored and courier.active == 0)
+
+    run(body())
+
+
+def test_who_asks_after_the_last_byte_is_asked_for_again():
+    async def body():
+        async with cluster(vlm(), processor=ToyProcessor(), **QUICK) as c:
+            courier, door = c.gateway.courier, c.prefill.media
+            address, owner = c.scheduler.instances[0].address, InstanceRef("e0", 9)
+            content = bytes([3]) * PIECE_BYTES
+            piece = Piece("h", MediaKind.IMAGE, 4, 17, (1, 2, 2), (1, 4, 4), (16, 48), content, checksum(content))
+            needed = MediaNeeded("a", owner, address, (0,))
+
+            async def drop_it_again() -> None:
+                await until(lambda: ("e0", "h") in door.stored)
+                courier.bring(dataclasses.replace(needed, request="b"), [piece], lambda: True)
+                del door.stored["e0", "h"]  # encoded for the first one, and gone from the shelf
+                door.answer.set()
+
+            door.answer.clear()
+            courier.bring(needed, [piece], lambda: True)
+            await drop_it_again()
+            await until(lambda: ("e0", "h") in door.stored and courier.active == 0)
+            assert len(door.headers) == 2
 
     run(body())
