@@ -30,6 +30,13 @@ BLOCK_VALUES = 2**18  # values decoded at a time, over all channels: 1 MB
 UNKNOWN_LENGTH = 2**60  # libsndfile gives 2**63 - 1 frames where the header does not tell
 
 
+class _Forward(soundfile.SoundFile):
+    """Read from the beginning to the end. soundfile otherwise seeks after every read, which fails where the length is unknown."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 def decode_audio(data: bytes | bytearray, type: MediaType, limits: MediaLimits, rate: int) -> np.ndarray:
     """[samples] float32 in [-1, 1] at `rate` Hz.
 
@@ -38,7 +45,7 @@ def decode_audio(data: bytes | bytearray, type: MediaType, limits: MediaLimits, 
     """
     if type not in FORMATS:
         raise MediaKindError(f"{type.value} is no sound")
-    with decoding(type), soundfile.SoundFile(BytesIO(data)) as file:
+    with decoding(type), _Forward(BytesIO(data)) as file:
         _check(file, type, limits)
         mono = _read(file, type, limits)
         samples = mono if file.samplerate == rate else soxr.resample(mono, file.samplerate, rate, quality="HQ")

@@ -68,7 +68,7 @@ def array_of(header: Mapping[str, Any], payload: bytearray) -> np.ndarray:
     return array
 
 
-def send(sock: socket.socket, header: Mapping[str, Any], payload: bytes | memoryview = b"") -> None:
+def send(sock: socket.socket, header: Mapping[str, Any], payload: bytes | bytearray | memoryview = b"") -> None:
     """Blocking; used by decoder processes."""
     sock.sendall(pack(header, len(payload)))
     sock.sendall(payload)
@@ -83,7 +83,7 @@ def receive(sock: socket.socket, max_payload: int) -> tuple[dict[str, Any], byte
     return unpack_header(_read(sock, header)), _read(sock, payload)
 
 
-async def asend(sock: socket.socket, header: Mapping[str, Any], payload: bytes | memoryview = b"") -> None:
+async def asend(sock: socket.socket, header: Mapping[str, Any], payload: bytes | bytearray | memoryview = b"") -> None:
     """The same for an event loop; `sock` does not block. Raises OSError when the other side is gone."""
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(sock, pack(header, len(payload)))

@@ -6,22 +6,25 @@ A video is one job that reads its index, then as many jobs as there are parts, a
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from triptych.runtime.core.errors import InvalidRequestError
+from triptych.runtime.core.errors import InvalidRequestError, TriptychError
 from triptych.runtime.media.errors import DecoderLostError, MediaKindError
 from triptych.runtime.media.identity import canonical, content_hash
-from triptych.runtime.media.limits import MediaLimits, check_item, check_pixels
-from triptych.runtime.media.pool import DecoderPool
-from triptych.runtime.media.process import Job
+from triptych.runtime.media.limits import MediaLimits, check_item, check_pixels, check_request
+from triptych.runtime.media.pool import DecoderPool, Ticket
+from triptych.runtime.media.process import Job, Reply
 from triptych.runtime.media.sniff import Kind
 from triptych.runtime.media.source import MediaInput
 from triptych.runtime.media.video_plan import PART_FRAMES, Run, VideoIndex, VideoParameters, choose_times, plan_parts
 
+DEFAULT_FRAME_RATE = 1.0  # frames a second of a video
 SPEECH_RATE = 16_000  # Hz, what speech encoders take
 
 
@@ -51,7 +54,7 @@ _KINDS: dict[type, Kind] = {ImageParameters: Kind.IMAGE, AudioParameters: Kind.A
 DEFAULTS: dict[Kind, Parameters] = {
     Kind.IMAGE: ImageParameters(),
     Kind.AUDIO: AudioParameters(),
-    Kind.VIDEO: VideoParameters(rate=1.0),
+    Kind.VIDEO: VideoParameters(rate=DEFAULT_FRAME_RATE),
 }
 _VERSION = 1
 """Of what decoding gives: moves when the same file would give other values, so that no cache mixes both."""
@@ -94,6 +97,44 @@ class MediaDecoder:
 
         Raises MediaError of every kind, MissingDecoderError, MediaPoolFullError, DecodeTimeoutError, DecoderLostError.
         """
+        first = self._first(item, parameters)
+        return await self._rest(item, parameters, self._pool.submit([first])[0])
+
+    async def decode_all(self, items: Sequence[tuple[MediaInput, Parameters | None]]) -> list[Decoded]:
+        """The items of one request, in order: admitted together or refused together, and decoded side by side.
+
+        Raises as `decode`, naming the first item that failed; MediaLimitError for too many items or too many bytes together.
+        """
+        check_request([len(item.data) for item, _ in items], self._limits)
+        jobs = []
+        for place, (item, parameters) in enumerate(items):
+            with _named(place, len(items)):
+                jobs.append(self._first(item, parameters))
+        tickets = self._pool.submit(jobs)
+        try:
+            rests = (self._rest(*item, ticket) for item, ticket in zip(items, tickets, strict=True))
+            results = await asyncio.gather(*rests, return_exceptions=True)
+        finally:
+            for ticket in tickets:  # cancelled before their turn to be awaited came
+                self._pool.drop(ticket)
+        decoded: list[Decoded] = []
+        for place, result in enumerate(results):
+            with _named(place, len(items)):
+                if isinstance(result, BaseException):
+                    raise result
+                decoded.append(result)
+        return decoded
+
+    async def run(self, item: MediaInput, operation: str, options: Mapping[str, Any]) -> Reply:
+        """Any other operation of the pool's table (`PoolConfig.operations`) on `item`: decoding with what comes after it in one go, say.
+
+        `options` are plain JSON values; "type" and "limits" are added. Raises as `decode`.
+        """
+        check_item(len(item.data), self._limits)
+        return await self._pool.run(self._job(item, operation, dict(options)))
+
+    def _first(self, item: MediaInput, parameters: Parameters | None) -> Job:
+        """The item's first job; for all but videos there is no other."""
         parameters = DEFAULTS[item.kind] if parameters is None else parameters
         if _KINDS[type(parameters)] is not item.kind:
             raise MediaKindError(
@@ -101,26 +142,36 @@ class MediaDecoder:
             )
         check_item(len(item.data), self._limits)
         if isinstance(parameters, VideoParameters):
-            return await self._video(item, parameters)
-        options = asdict(parameters)
-        reply = await self._pool.run(self._job(item, item.kind.value, options))
+            return self._job(item, "video_index", {})
+        return self._job(item, item.kind.value, asdict(parameters))
+
+    async def _rest(self, item: MediaInput, parameters: Parameters | None, first: Ticket) -> Decoded:
+        reply = await self._pool.result(first)
+        if item.kind is Kind.VIDEO:
+            chosen = parameters if isinstance(parameters, VideoParameters) else VideoParameters(rate=DEFAULT_FRAME_RATE)
+            return await self._frames(item, chosen, _index(reply, self._limits))
         dtype, rank = ("uint8", 3) if item.kind is Kind.IMAGE else ("float32", 1)
         return Decoded(item.kind, _expect(reply.array, dtype, rank))
 
-    async def _video(self, item: MediaInput, parameters: VideoParameters) -> Decoded:
-        index = _index(await self._pool.run(self._job(item, "video_index", {})), self._limits)
+    async def _frames(self, item: MediaInput, parameters: VideoParameters, index: VideoIndex) -> Decoded:
         times = choose_times(index, parameters, self._limits)
         parts = plan_parts(index, times, self._pool.processes, self._part_frames)
         size = parameters.size or (index.width, index.height)
         jobs = [self._job(item, "video_frames", {"runs": _plain(runs), "size": size}) for runs in parts]
+        tickets = self._pool.submit(jobs, follows=True)
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._pool.run(job, follows=True)) for job in jobs]
-        except BaseExceptionGroup as errors:  # one part failed, and the group has cancelled the others
-            raise errors.exceptions[0] from None
-        pieces = [_expect(task.result().array, "uint8", 4) for task in tasks]
-        if [len(piece) for piece in pieces] != [sum(len(run.times) for run in runs) for runs in parts]:
-            raise DecoderLostError("decoder processes returned another number of frames than asked for")
+            # All are awaited even where one fails: dropping a running job costs a process, and a damaged file must not cost several.
+            replies = await asyncio.gather(*map(self._pool.result, tickets), return_exceptions=True)
+        finally:
+            for ticket in tickets:
+                self._pool.drop(ticket)
+        pieces = []
+        for reply, runs in zip(replies, parts, strict=True):
+            if isinstance(reply, BaseException):
+                raise reply
+            pieces.append(_expect(reply.array, "uint8", 4))
+            if len(reply.array) != sum(len(run.times) for run in runs):
+                raise DecoderLostError("a decoder process returned another number of frames than asked for")
         frames = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         frames.flags.writeable = False
         return Decoded(Kind.VIDEO, frames, index.seconds(times))
@@ -129,6 +180,18 @@ class MediaDecoder:
         limits = self._limits
         options = {"type": item.type.value, "limits": asdict(limits), **options}
         return Job(operation, item.data, options, limits.decode_seconds)
+
+
+@contextmanager
+def _named(place: int, count: int) -> Iterator[None]:
+    """Errors say which of several items they are about."""
+    try:
+        yield
+    except TriptychError as error:
+        if count == 1:
+            raise
+        message = f"media item {place + 1} of {count}: {error.message}"
+        raise type(error)(message, retry_after=error.retry_after) from None
 
 
 def _plain(runs: tuple[Run, ...]) -> list[Any]:
@@ -144,7 +207,7 @@ def _expect(array: np.ndarray, dtype: str, rank: int) -> np.ndarray:
     return array
 
 
-def _index(reply: Any, limits: MediaLimits) -> VideoIndex:
+def _index(reply: Reply, limits: MediaLimits) -> VideoIndex:
     table, facts = reply.array, reply.facts
     numbers = [facts.get("width"), facts.get("height"), *(facts.get("time_base") or ())]
     if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != 2 or len(numbers) != 4:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -54,7 +55,9 @@ class PoolConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class _Waiting:
+class Ticket:
+    """A job in the pool. `done` is the pool's: use `result` and `drop`."""
+
     job: Job
     done: asyncio.Future[Reply]
 
@@ -64,7 +67,7 @@ class DecoderPool:
 
     def __init__(self, config: PoolConfig):
         self._config = config
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[Ticket] = deque()
         self._arrived = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
         self._ready: set[DecoderProcess] = set()
@@ -106,37 +109,53 @@ class DecoderPool:
     def waiting(self) -> int:
         return len(self._queue)
 
-    async def run(self, job: Job, *, follows: bool = False) -> Reply:
-        """The result of `job`.
+    async def run(self, job: Job) -> Reply:
+        """The result of `job`. Raises MediaPoolFullError, and what `DecoderProcess.ask` raises."""
+        return await self.result(self.submit([job])[0])
+
+    def submit(self, jobs: Sequence[Job], *, follows: bool = False) -> list[Ticket]:
+        """Take in all of `jobs`, or refuse them all. Each ticket must go to `result` or to `drop`.
 
         Args:
-            follows: the job belongs to an item of which an earlier job has run: it goes first, and is never refused.
+            follows: the jobs belong to an item of which an earlier job has run: they go first, and are never refused.
 
-        Raises MediaPoolFullError, and what `DecoderProcess.ask` raises.
+        Raises MediaPoolFullError, DecoderLostError when the pool is closed.
         """
         if self._closed:
             raise DecoderLostError("the media pool is closed")
-        waiting = _Waiting(job, asyncio.get_running_loop().create_future())
+        if not follows:
+            self._admit(jobs)
+        loop = asyncio.get_running_loop()
+        tickets = [Ticket(job, loop.create_future()) for job in jobs]
         if follows:
-            self._queue.appendleft(waiting)
+            self._queue.extendleft(reversed(tickets))
         else:
-            self._admit(job)
-            self._queue.append(waiting)
+            self._queue.extend(tickets)
         self._arrived.set()
-        try:
-            return await waiting.done
-        finally:
-            waiting.done.cancel()  # nothing, where it is done; else the keeper that has it sees this
-            if waiting in self._queue:
-                self._queue.remove(waiting)
+        return tickets
 
-    def _admit(self, job: Job) -> None:
+    async def result(self, ticket: Ticket) -> Reply:
+        """What the job gave. A caller that is cancelled takes the job along."""
+        try:
+            return await ticket.done
+        finally:
+            self.drop(ticket)
+
+    def drop(self, ticket: Ticket) -> None:
+        """Nobody wants the job's result any more. Nothing, where it is done; else it is not begun, or its process is ended."""
+        ticket.done.cancel()  # the keeper that has it sees this
+        if ticket in self._queue:
+            self._queue.remove(ticket)
+
+    def _admit(self, jobs: Sequence[Job]) -> None:
+        """Whatever a request may hold fits an empty queue: its limits are others' business."""
         held = sum(len(waiting.job.data) for waiting in self._queue)
-        full = len(self._queue) >= self._config.waiting_items
-        if full or (self._queue and held + len(job.data) > self._config.waiting_bytes):
+        items, size = len(self._queue) + len(jobs), held + sum(len(job.data) for job in jobs)
+        if self._queue and (items > self._config.waiting_items or size > self._config.waiting_bytes):
             hint = max(self._config.retry_after, self._mean_seconds * len(self._queue) / self._config.processes)
             raise MediaPoolFullError(
-                f"{len(self._queue)} media items of {held} bytes together wait to be decoded, which is the most; retry in {hint:.1f} s",
+                f"{len(self._queue)} media items of {held} bytes together wait to be decoded; {len(jobs)} more are refused; "
+                f"retry in {hint:.1f} s",
                 retry_after=hint,
             )
 
@@ -178,16 +197,15 @@ class DecoderPool:
                 self.replaced += 1
                 return
             if not await self._serve(process, waiting):
-                self.replaced += 1
                 return
 
-    async def _next(self) -> _Waiting:
+    async def _next(self) -> Ticket:
         while not self._queue:
             self._arrived.clear()
             await self._arrived.wait()
         return self._queue.popleft()
 
-    async def _serve(self, process: DecoderProcess, waiting: _Waiting) -> bool:
+    async def _serve(self, process: DecoderProcess, waiting: Ticket) -> bool:
         """Answer one job. Returns whether the process can be asked again."""
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -195,17 +213,19 @@ class DecoderPool:
         try:
             await asyncio.wait((asking, waiting.done), return_when=asyncio.FIRST_COMPLETED)
             if waiting.done.done():  # its caller was cancelled
+                self.replaced += 1
                 return False
             self._mean_seconds += SMOOTHING * (loop.time() - began - self._mean_seconds)
-            try:
+            error = asking.exception()
+            if error is None:
                 waiting.done.set_result(asking.result())
-            except TriptychError as error:
-                waiting.done.set_exception(error)
-                return type(error).__name__ in RAISED_BY_DECODERS
-            except Exception as error:  # noqa: BLE001 - a fault of this file, not of the item: say so instead of hanging
-                waiting.done.set_exception(DecoderLostError(f"asking a decoder process failed: {error!r}"))
-                return False
-            return True
+                return True
+            usable = type(error).__name__ in RAISED_BY_DECODERS
+            self.replaced += not usable
+            if not isinstance(error, TriptychError):  # a fault of this file, not of the item: say so instead of hanging
+                error = DecoderLostError(f"asking a decoder process failed: {error!r}")
+            waiting.done.set_exception(error)
+            return usable
         finally:
             if not waiting.done.done():
                 waiting.done.set_exception(DecoderLostError("the media pool is closed"))

@@ -66,7 +66,7 @@ class DecoderProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(  # noqa: ASYNC220 - it returns within milliseconds
-                [sys.executable, "-m", "triptych.runtime.media.child"]
+                [sys.executable, "-P", "-m", "triptych.runtime.media.child"]
                 + [str(value) for value in (theirs.fileno(), memory, max_payload, operations)],
                 env={
                     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),

@@ -58,7 +58,9 @@ class MediaInput:
 
 
 def from_bytes(data: bytes, limits: MediaLimits, declared: str | None = None, kind: Kind | None = None) -> MediaInput:
-    """Args:
+    """An item of a file's bytes.
+
+    Args:
         declared: the client's MIME type, if it gave one.
         kind: what the item must be; None: anything.
 

@@ -22,10 +22,12 @@ PREFIX = "media-"
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """Attributes:
-    store_bytes: all items together.
-    owner_bytes: the items of one client; anonymous clients are one.
-    ttl: seconds that an item is kept after it was last used.
+    """How much is kept, and for how long.
+
+    Attributes:
+        store_bytes: all items together.
+        owner_bytes: the items of one client; anonymous clients are one.
+        ttl: seconds that an item is kept after it was last used.
     """
 
     store_bytes: int = 2**30

@@ -15,6 +15,7 @@ from io import BytesIO
 from typing import Any
 
 import av
+import av.logging
 import numpy as np
 
 from triptych.runtime.media.errors import CorruptMediaError, MediaKindError, MediaLimitError
@@ -35,12 +36,14 @@ def index_video(data: bytes | bytearray, type: MediaType, limits: MediaLimits) -
     Returns ([packets, 2] int64: presentation time in units of `time_base`, and 1 for a key frame, in decoding order;
     {"width", "height" in pixels as coded, "time_base" in seconds as [numerator, denominator]}).
 
+    A WebM or a fragmented MP4 that ends early, between two packets, cannot be told from a shorter one, and is one.
     Raises CorruptMediaError, MediaLimitError (too many pixels or frames), MediaKindError (no video, a codec that is not accepted).
     """
     with decoding(type), _open(data, type, limits) as container:
         stream = _stream(container, limits)
         rows = [(packet.pts, packet.is_keyframe) for packet in _packets(container, stream, limits)]
-        info = {"width": stream.width, "height": stream.height, "time_base": list(stream.time_base.as_integer_ratio())}
+        unit = stream.time_base  # a Fraction, or from PyAV 19 on a type of its own
+        info = {"width": stream.width, "height": stream.height, "time_base": [unit.numerator, unit.denominator]}
     if not any(key for _, key in rows):
         raise CorruptMediaError("the video has no key frame")
     return np.array(rows, np.int64), info
@@ -127,6 +130,10 @@ def _stream(container: Any, limits: MediaLimits) -> Any:
     codec = stream.codec_context.name
     if codec not in CODECS:
         raise MediaKindError(f"the video is coded as {codec}; expected one of {', '.join(CODECS)}")
+    if stream.width < 1 or stream.height < 1:  # where only the coded pictures tell the size, `max_pixels` hides it
+        raise CorruptMediaError(
+            f"the size of the video's frames cannot be told, or is beyond {limits.image_pixels} pixels"
+        )
     check_pixels(stream.width, stream.height, limits, "a frame of the video")
     if stream.frames > limits.video_frames:
         raise MediaLimitError(f"the video holds {stream.frames} frames; expected at most {limits.video_frames}")
