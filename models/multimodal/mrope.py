@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from triptych.models.errors import MediaShapeError
+from triptych.models.multimodal.config import MultimodalConfig
+from triptych.models.multimodal.plans import ImagePlan
 from triptych.models.multimodal.prompt import MediaSpan
 
 
@@ -30,6 +32,18 @@ class MropePositions:
 
     positions: np.ndarray
     offset: int
+
+
+def media_grid(config: MultimodalConfig, plan: ImagePlan, steps: int = 1, seconds_per_step: float = 0.0) -> MediaGrid:
+    """The merged grid of an image, or of a video of `steps` pieces whose frames have this plan.
+
+    Raises MediaShapeError if the plan is not one piece: M-RoPE models have no tiles.
+    """
+    if len(plan.grids) != 1:
+        raise MediaShapeError(f"an item with M-RoPE positions is one piece, the plan has {len(plan.grids)}")
+    (grid,), merge = plan.grids, config.vision.merge
+    spacing = 1.0 if steps == 1 else (config.tokens_per_second or 0.0) * seconds_per_step
+    return MediaGrid(steps, grid.rows // merge, grid.columns // merge, spacing)
 
 
 def mrope_positions(length: int, spans: Sequence[MediaSpan], grids: Sequence[MediaGrid]) -> MropePositions:

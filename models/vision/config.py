@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
-from triptych.models.errors import UnsupportedModelError
+from triptych.models.errors import MediaShapeError, UnsupportedModelError
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 Norm = Literal["layer", "rms"]
@@ -150,11 +150,11 @@ class VisionConfig:
         return rows * columns + self.class_token
 
     def output_rows(self, rows: int, columns: int) -> int:
-        """Rows that come out for a grid of patches. Raises UnsupportedModelError if it cannot be merged evenly."""
+        """Rows that come out for a grid of patches. Raises MediaShapeError if it cannot be merged evenly."""
         if self.output == "class":
             return 1
         if rows % self.merge or columns % self.merge:
-            raise UnsupportedModelError(f"a grid of {rows} x {columns} patches cannot be merged {self.merge} a side")
+            raise MediaShapeError(f"a grid of {rows} x {columns} patches cannot be merged {self.merge} a side")
         return rows * columns // self.merge**2 + (self.output == "all")
 
     def output_bound(self, slots: int) -> int:

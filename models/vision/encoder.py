@@ -88,7 +88,8 @@ class Mlp(nnx.Module):
         width = padded_size(config.intermediate_size, rules.tp)
         self.up = Linear(config.hidden_size, width, config.mlp_bias, dtype)
         self.down = Linear(width, config.hidden_size, config.mlp_bias, dtype)
-        self.activation, self.rules = config.activation, rules
+        self.activation: Activation = config.activation
+        self.rules = rules
 
     def __call__(self, x: Float[Array, "slots hidden"]) -> Float[Array, "slots hidden"]:
         return self.down(self.rules.constrain(ACTIVATIONS[self.activation](self.up(x)), "tokens", "ffn"))
@@ -101,7 +102,8 @@ class GatedMlp(nnx.Module):
         width = padded_size(config.intermediate_size, rules.tp)
         self.gate_up = FusedLinear(config.hidden_size, (width, width), "gate_up", config.mlp_bias, rules, dtype)
         self.down = Linear(width, config.hidden_size, config.mlp_bias, dtype)
-        self.activation, self.rules = config.activation, rules
+        self.activation: Activation = config.activation
+        self.rules = rules
 
     def __call__(self, x: Float[Array, "slots hidden"]) -> Float[Array, "slots hidden"]:
         gate, up = self.gate_up(x)
@@ -150,7 +152,7 @@ class Connector(nnx.Module):
         self.merged_norm = _norm(config.merged_norm, merged, eps, dtype) if config.merged_norm else None
         self.first = Linear(merged, config.hidden_size or config.outputs, config.bias, dtype)
         self.second = Linear(config.hidden_size, config.outputs, config.bias, dtype) if config.hidden_size else None
-        self.activation = config.activation
+        self.activation: Activation = config.activation
 
     def __call__(
         self, features: Float[Array, "slots features"], output_slots: Int[Array, "rows merged"]
@@ -187,7 +189,7 @@ class VisionEncoder(nnx.Module):
         """The features of every slot, those of several layers side by side."""
         config = self.config
         x = self.embed(packed)
-        by = self._rotation(packed) if config.rope_theta is not None else None
+        by = None if config.rope_theta is None else self._rotation(packed, config.rope_theta)
         taken: dict[int, Array] = {}
         for index, layer in enumerate(self.layers):
             windowed = config.window is not None and index not in config.full_layers
@@ -213,10 +215,10 @@ class VisionEncoder(nnx.Module):
         mean, std = (jnp.repeat(jnp.asarray(values, jnp.float32), repeats) for values in (config.mean, config.std))
         return (patches.astype(jnp.float32) / WHITE - mean) / std
 
-    def _rotation(self, packed: PackedPatches) -> Rotation:
+    def _rotation(self, packed: PackedPatches, theta: float) -> Rotation:
         """Half of the rotated pairs turn with the row, half with the column."""
         quarter = self.config.head_dim // 4
-        frequencies = self.config.rope_theta ** (-jnp.arange(quarter, dtype=jnp.float32) / quarter)
+        frequencies = theta ** (-jnp.arange(quarter, dtype=jnp.float32) / quarter)
         angles = packed.grid_positions.astype(jnp.float32)[:, :, None] * frequencies
         angles = angles.reshape(angles.shape[0], 2 * quarter)
         return Rotation(jnp.cos(angles), jnp.sin(angles))

@@ -71,7 +71,7 @@ def _sizes(config: Mapping[str, Any], width: int, layers: int, heads: int, inner
     }
 
 
-def _table(config: Mapping[str, Any], image: int, patch: int) -> dict[str, int]:
+def _table(config: Mapping[str, Any], image: int, patch: int) -> dict[str, Any]:
     size = one_side(config.get("patch_size", patch), "patches")
     return {"patch_size": size, "position_grid": one_side(config.get("image_size", image), "images") // size}
 

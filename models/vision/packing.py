@@ -11,13 +11,16 @@ window where the encoder has windows, so that a window is contiguous too.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from triptych.models.errors import MediaShapeError
 from triptych.models.vision.config import VisionConfig
 from triptych.models.vision.positions import table_positions
+
+# numpy arrays here, and traced arrays of the same shapes inside a program.
+Values = Any
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,14 @@ class PackedPatches(NamedTuple):
     output_slots      int32 [M, merge * merge], the slots whose features make an output row; rows beyond the last are 0
     """
 
-    patches: np.ndarray
-    is_class: np.ndarray
-    spans: np.ndarray
-    window_spans: np.ndarray
-    position_indices: np.ndarray
-    position_weights: np.ndarray
-    grid_positions: np.ndarray
-    output_slots: np.ndarray
+    patches: Values
+    is_class: Values
+    spans: Values
+    window_spans: Values
+    position_indices: Values
+    position_weights: Values
+    grid_positions: Values
+    output_slots: Values
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,8 @@ class _Layout:
     output_slots: np.ndarray
 
 
-@lru_cache(maxsize=256)
+# Up to 30 bytes a patch, and the largest pictures have 65,000: a hundred megabytes at most.
+@lru_cache(maxsize=64)
 def _layout(config: VisionConfig, grid: Grid) -> _Layout:
     config.output_rows(grid.rows, grid.columns)
     rows, columns = (axis.ravel() for axis in np.indices((grid.rows, grid.columns)))
@@ -156,7 +160,10 @@ def _layout(config: VisionConfig, grid: Grid) -> _Layout:
     else:
         indices, weights = indices[order], weights[order]
     places = np.stack((rows, columns), axis=1)[order]
-    return _Layout(order, window_spans, places, indices, weights, _output_slots(config, grid, slot_of))
+    order, window_spans, places, outputs = (
+        array.astype(np.int32) for array in (order, window_spans, places, _output_slots(config, grid, slot_of))
+    )
+    return _Layout(order, window_spans, places, indices, weights, outputs)
 
 
 def _positions(config: VisionConfig, grid: Grid) -> tuple[np.ndarray, np.ndarray]:

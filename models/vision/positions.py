@@ -13,7 +13,7 @@ import numpy as np
 KEYS_A = -0.75
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def table_positions(rows: int, columns: int, side: int) -> tuple[np.ndarray, np.ndarray]:
     """For each patch of a grid, in raster order: 16 indices into a `side` x `side` table, int32, and their weights.
 

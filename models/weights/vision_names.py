@@ -37,6 +37,12 @@ _DINOV2_LAYER: _Names = {
     "ffn.down": ("mlp.fc2",),
     "ffn_scale": ("layer_scale2",),
 }
+# DINOv2's gated variant: gate and up may be one tensor, gate first.
+_SWIGLU: _Names = {
+    "ffn.gate": ("mlp.weights_in", "mlp.gate_proj"),
+    "ffn.up": ("mlp.weights_in", "mlp.up_proj"),
+    "ffn.down": ("mlp.weights_out", "mlp.down_proj"),
+}
 _INTERNVIT_LAYER: _Names = {
     "attention_norm": ("layernorm_before",),
     "attention.q": ("attention.q_proj",),
@@ -149,9 +155,7 @@ def _candidates(name: str, config: VisionConfig) -> Iterator[str]:
         return
     _, index, module = module.split(".", 2)
     swiglu = config.family == "dinov2" and config.gated
-    names = ("mlp.weights_out",) if swiglu and module == "ffn.down" else inside.get(module, ())
-    names = ("mlp.weights_in",) if swiglu and module in ("ffn.gate", "ffn.up") else names
-    for candidate in names:
+    for candidate in _SWIGLU[module] if swiglu and module in _SWIGLU else inside[module]:
         candidate = _FACTORS.get(candidate, candidate)
         bare = module.endswith("_scale")
         yield f"{layer_prefix}{index}.{candidate}" + ("" if bare else f".{kind}")

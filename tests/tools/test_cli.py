@@ -116,6 +116,7 @@ def test_an_unreachable_server_is_an_error_and_not_a_hang(capsys):
         (["serve", "--port", "x"], "--port: 'x' is not a whole number"),
         (["bench", "--goodput", "speed:1"], "is not one of ttft"),
         (["convert", "/nonexistent", "/nonexistent-out"], "no model '/nonexistent'"),
+        (["convert", "dummy:toy-vlm", "/nonexistent-out"], "vision encoder"),
     ],
 )
 def test_wrong_calls_end_with_status_2_and_an_explanation(argv: list[str], words: str, capsys):

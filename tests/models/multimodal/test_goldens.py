@@ -13,8 +13,8 @@ import pytest
 from tests.models.multimodal.forward import encode, logits
 from triptych.models.hub.media import read_multimodal
 from triptych.models.multimodal.config import MultimodalConfig
-from triptych.models.multimodal.mrope import MediaGrid, mrope_positions
-from triptych.models.multimodal.processing import process_image
+from triptych.models.multimodal.mrope import media_grid, mrope_positions
+from triptych.models.multimodal.processing import process_frames, process_image
 from triptych.models.multimodal.prompt import MarkerIds, expand
 from triptych.models.vision.config import VisionConfig
 from triptych.models.vision.packing import Piece
@@ -25,7 +25,7 @@ from triptych.models.weights.vision import load_encoder
 from triptych.sharding.mesh import make_mesh
 
 GOLDENS = Path(__file__).parent / "goldens"
-FAMILIES = ("llava", "llava_full")
+FAMILIES = ("llava", "llava_full", "llava_siglip", "internvl", "qwen2_5_vl")
 
 # Tokens that stand around an image in the goldens of the families that have such.
 BEFORE, AFTER = 101, 102
@@ -114,10 +114,46 @@ def test_prompts_with_pictures_give_the_reference_logits(family: str, count: int
     np.testing.assert_array_equal(prompt.tokens, golden[f"tokens_{count}"])
     positions = None
     if config.text.rope.sections is not None:
-        merge = config.vision.merge
-        grids = [MediaGrid(1, plan.grids[0].rows // merge, plan.grids[0].columns // merge) for plan in plans]
+        grids = [media_grid(config, plan) for plan in plans]
         positions = mrope_positions(len(prompt.tokens), prompt.spans, grids).positions
         np.testing.assert_array_equal(positions, golden[f"positions_{count}"])
     rows = encode(encoder, [piece for index in range(count) for piece in pieces_of(family, index)], SLOTS)
     ours = logits(decoder, prompt.tokens, prompt.spans, rows, positions)
     np.testing.assert_allclose(ours, golden[f"logits_{count}"], atol=1e-4, rtol=0)
+
+
+def test_the_goldens_are_of_several_tiles_and_windows() -> None:
+    assert [len(pieces_of("internvl", index)) for index in (0, 1)] == [5, 3]
+    qwen = config_of("qwen2_5_vl").vision
+    grid = pieces_of("qwen2_5_vl", 0)[0].grid
+    assert qwen.window is not None
+    assert min(grid.rows, grid.columns) > qwen.window
+    assert 0 < len(qwen.full_layers) < qwen.num_layers
+
+
+def test_a_video_is_encoded_in_steps_and_placed_in_time() -> None:
+    family = "qwen2_5_vl"
+    config, golden, folder = config_of(family), golden_of(family), GOLDENS / family
+    frames = list(golden["frames"])
+    height, width, _ = frames[0].shape
+    plan = config.plan(width, height)
+    pieces = process_frames(frames, plan, config.vision)
+    assert len(pieces) == 2
+    mesh = make_mesh(jax.devices()[:1], 1)
+    encoder = load_encoder(config.vision, open_hf_folder(folder), mesh, "float32")
+    rows = encode(encoder, pieces, SLOTS)
+    np.testing.assert_allclose(np.concatenate(rows), golden["video_features"], atol=2e-5, rtol=0)
+
+    assert config.markers.video_id is not None
+    assert config.tokens_per_second is not None
+    count = len(pieces) * plan.tokens
+    prompt = expand(
+        [5, 6, config.markers.video_id, 7, 8], [count], MarkerIds((config.markers.video_id,), BEFORE, AFTER)
+    )
+    np.testing.assert_array_equal(prompt.tokens, golden["video_tokens"])
+    grid = media_grid(config, plan, steps=len(pieces), seconds_per_step=1.5)
+    positions = mrope_positions(len(prompt.tokens), prompt.spans, [grid]).positions
+    np.testing.assert_array_equal(positions, golden["video_positions"])
+    decoder = load_decoder(config.text, text_source(open_hf_folder(folder)), mesh, "float32")
+    ours = logits(decoder, prompt.tokens, prompt.spans, rows, positions)
+    np.testing.assert_allclose(ours, golden["video_logits"], atol=1e-4, rtol=0)

@@ -1,11 +1,14 @@
 """Placeholders become image tokens; M-RoPE positions follow. The goldens hold the reference library's for whole models."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from triptych.models.errors import MediaShapeError, UnsupportedModelError
 from triptych.models.multimodal.config import MediaMarkers
-from triptych.models.multimodal.mrope import MediaGrid, mrope_positions
+from triptych.models.multimodal.mrope import MediaGrid, media_grid, mrope_positions
+from triptych.models.multimodal.presets import VLM_PRESETS
 from triptych.models.multimodal.prompt import MarkerIds, MediaSpan, expand, marker_ids
 
 PLAIN = MarkerIds((9,))
@@ -78,3 +81,11 @@ def test_spans_must_fit_their_grids_and_the_prompt() -> None:
     with pytest.raises(MediaShapeError, match="as many grids"):
         mrope_positions(9, [MediaSpan(4, 6)], [])
     assert np.asarray(mrope_positions(0, [], []).positions).shape == (3, 0)
+
+
+def test_tiles_have_no_grid_of_three_positions() -> None:
+    config = VLM_PRESETS["toy-vlm"]
+    plan = config.plan(40, 30)
+    assert media_grid(config, plan) == MediaGrid(1, 4, 4)
+    with pytest.raises(MediaShapeError, match="has 2"):
+        media_grid(config, replace(plan, grids=plan.grids * 2))

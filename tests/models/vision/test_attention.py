@@ -1,7 +1,6 @@
 """Attention within spans, against a dense softmax in numpy."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -45,7 +44,7 @@ def test_every_slot_attends_to_its_own_piece_and_padding_gets_zeros(lengths: lis
     q, k, v = (rng.standard_normal((slots, HEADS, HEAD_DIM), dtype=np.float32) * 2 for _ in range(3))
     spans = spans_of(lengths, slots)
     out = np.asarray(jax.jit(span_attention, static_argnums=4)(q, k, v, spans, 0.3))
-    np.testing.assert_allclose(out, dense(q, k, v, spans, 0.3), atol=2e-6, rtol=0)
+    np.testing.assert_allclose(out, dense(q, k, v, spans, 0.3), atol=1e-5, rtol=0)
     assert not out[sum(lengths) :].any()
 
 
@@ -53,7 +52,8 @@ def test_what_lies_outside_a_span_does_not_matter() -> None:
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((200, HEADS, HEAD_DIM), dtype=np.float32) for _ in range(3))
     spans = spans_of([90, 60], 200)
-    before = span_attention(q, k, v, jnp.asarray(spans), 1.0)
+    attend = jax.jit(span_attention, static_argnums=4)
+    before = attend(q, k, v, spans, 1.0)
     k[90:], v[90:] = 7.0, -5.0
-    after = span_attention(q, k, v, jnp.asarray(spans), 1.0)
+    after = attend(q, k, v, spans, 1.0)
     np.testing.assert_array_equal(before[:90], after[:90])

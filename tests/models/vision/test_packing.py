@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from triptych.models.errors import MediaShapeError, UnsupportedModelError
+from triptych.models.errors import MediaShapeError
 from triptych.models.multimodal.presets import VLM_PRESETS
 from triptych.models.vision.config import ConnectorConfig, VisionConfig
 from triptych.models.vision.packing import Grid, Piece, empty, pack, unpack
@@ -93,5 +93,5 @@ def test_what_does_not_fit_is_refused() -> None:
         pack([piece(CLIP, 4, 5)], CLIP, 33)
     with pytest.raises(MediaShapeError, match=r"needs patches \[4, 12\]"):
         pack([Piece(np.zeros((4, 9), np.uint8), Grid(2, 2))], QWEN, 33)
-    with pytest.raises(UnsupportedModelError, match="cannot be merged"):
+    with pytest.raises(MediaShapeError, match="cannot be merged"):
         pack([piece(QWEN, 3, 2)], QWEN, 33)
