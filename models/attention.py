@@ -2,7 +2,8 @@
 
 The semantics are those of ragged paged attention kernels (cu_q_lens, kv_lens, page_indices), with the batch of
 `models/ragged.py`. A row of L cached tokens of which the last n are this step's queries: query j (from 0) stands at KV
-position L - n + j and sees KV positions up to its own, and with a window only those above its own minus the window.
+position L - n + j and sees KV positions up to its own, and with a window only those above its own minus the window. In
+cross-attention every query sees all of its row.
 
 One inner function serves both segments: rows of equally many queries walk their pages in blocks, with a running softmax
 in float32 (arXiv 2112.05682), from the first block that any query sees to the last. Time follows the live lengths and
@@ -64,35 +65,84 @@ def ragged_paged_attention(
     how many devices the heads are spread over. Page indices must lie in the pool.
     Raises ValueError if the static sizes contradict each other.
     """
+    _check_segments(q, kv_lens, decode_rows)
+    cache = _Cache(k_pages, v_pages, scale, window, soft_cap, tp)
+    rows_of = _Rows(kv_lens, page_indices, cu_q_lens, decode_rows, max_q_len)
+    return _attend_rows(cache, q, rows_of, kv_lens - (cu_q_lens[1:] - cu_q_lens[:-1]), stride=1)
+
+
+def ragged_paged_cross_attention(
+    q: Float[Array, "tokens heads head_dim"],
+    k_pages: Float[Array, "pages page_size kv_heads head_dim"],
+    v_pages: Float[Array, "pages page_size kv_heads head_dim"],
+    kv_lens: Int[Array, "rows"],
+    page_indices: Int[Array, "rows width"],
+    cu_q_lens: Int[Array, "rows_plus_1"],
+    *,
+    decode_rows: int,
+    max_q_len: int,
+    scale: float,
+    tp: int = 1,
+) -> Float[Array, "tokens heads head_dim"]:
+    """Attend every query to all `kv_lens` entries of its row, whatever its position; padding tokens get zeros.
+
+    The arguments are those of `ragged_paged_attention`, but kv_lens and pages are of another sequence than the queries
+    (what an encoder saw), and nothing of this step is in them. A row with kv_len 0 gets zeros.
+    """
+    _check_segments(q, kv_lens, decode_rows)
+    cache = _Cache(k_pages, v_pages, scale, None, None, tp)
+    rows_of = _Rows(kv_lens, page_indices, cu_q_lens, decode_rows, max_q_len)
+    return _attend_rows(cache, q, rows_of, kv_lens - 1, stride=0)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Which tokens and which pages belong to which row."""
+
+    kv_lens: Int[Array, "rows"]
+    page_indices: Int[Array, "rows width"]
+    cu_q_lens: Int[Array, "rows_plus_1"]
+    decode_rows: int
+    max_q_len: int
+
+
+def _check_segments(q: Float[Array, "tokens heads head_dim"], kv_lens: Int[Array, "rows"], decode_rows: int) -> None:
     tokens, rows = q.shape[0], kv_lens.shape[0]
     if not 0 <= decode_rows <= min(rows, tokens):
         raise ValueError(f"decode_rows must lie between 0 and the {rows} rows and {tokens} tokens, got {decode_rows}")
     if tokens > decode_rows and rows == decode_rows:
         raise ValueError(f"{tokens - decode_rows} tokens after the {decode_rows} decode rows belong to no row")
-    cache = _Cache(k_pages, v_pages, scale, window, soft_cap, tp)
-    outputs = []
+
+
+def _attend_rows(
+    cache: "_Cache", q: Float[Array, "tokens heads head_dim"], rows: _Rows, first: Int[Array, "rows"], stride: int
+) -> Float[Array, "tokens heads head_dim"]:
+    """Both segments. Query j of a ragged row stands at KV position first + stride * j, that of a decode row at its last."""
+    decode_rows, outputs = rows.decode_rows, []
     if decode_rows:
-        lens = kv_lens[:decode_rows]
-        attended = cache.attend(q[:decode_rows, None], lens[:, None] - 1, page_indices[:decode_rows])
-        outputs.append(attended[:, 0])
-    if tokens > decode_rows:
-        starts = cu_q_lens[decode_rows:] - decode_rows
-        ragged = slice(decode_rows, rows)
-        outputs.append(_attend_ragged(cache, q[decode_rows:], kv_lens[ragged], page_indices[ragged], starts, max_q_len))
+        last = rows.kv_lens[:decode_rows, None] - 1
+        outputs.append(cache.attend(q[:decode_rows, None], last, rows.page_indices[:decode_rows])[:, 0])
+    if q.shape[0] > decode_rows:
+        starts = rows.cu_q_lens[decode_rows:] - decode_rows
+        table = rows.page_indices[decode_rows:]
+        outputs.append(
+            _attend_ragged(cache, q[decode_rows:], first[decode_rows:], stride, table, starts, rows.max_q_len)
+        )
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs)
 
 
 def _attend_ragged(
     cache: "_Cache",
     q: Float[Array, "tokens heads head_dim"],
-    kv_lens: Int[Array, "rows"],
+    first: Int[Array, "rows"],
+    stride: int,
     page_indices: Int[Array, "rows width"],
     starts: Int[Array, "rows_plus_1"],
     max_q_len: int,
 ) -> Float[Array, "tokens heads head_dim"]:
     """Rows of several queries, block by block. `starts` count from this segment's first token."""
     tokens, heads, head_dim = q.shape
-    rows = kv_lens.shape[0]
+    rows = first.shape[0]
     block = min(QUERY_BLOCK, max_q_len)
     blocks_per_row = -(-max_q_len // block)
     q_lens = starts[1:] - starts[:-1]
@@ -100,7 +150,7 @@ def _attend_ragged(
     def attend(item: Int[Array, ""]) -> Float[Array, "block heads head_dim"]:
         row, in_row = item // blocks_per_row, (item % blocks_per_row) * block + jnp.arange(block)
         here = q.at[starts[row] + in_row].get(mode="clip")
-        positions = jnp.where(in_row < q_lens[row], kv_lens[row] - q_lens[row] + in_row, -1)
+        positions = jnp.where(in_row < q_lens[row], first[row] + stride * in_row, -1)
         return cache.attend(here[None], positions[None], page_indices[row][None])[0]
 
     def attend_if_used(item: Int[Array, ""]) -> Float[Array, "block heads head_dim"]:

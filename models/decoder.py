@@ -204,20 +204,23 @@ class Decoder(nnx.Module):
         return self.rules.constrain(logits)[:, : self.config.vocab_size]
 
 
+def write_pages(
+    pages: Pages, new: Float[Array, "tokens kv_heads head_dim"], write_index: Int[Array, "tokens"]
+) -> Pages:
+    """The pages with each new entry at its slot, page * page_size + offset; slots beyond the pool are dropped."""
+    # Indexed by page and offset: through a pool reshaped to [slots, ...] XLA copies the whole donated pool for one token.
+    page, offset = jnp.divmod(write_index, pages.shape[1])
+    return pages.at[page, offset].set(new.astype(pages.dtype), mode="drop")
+
+
 def paged_attend(batch: Ragged, scale: float, tp: int) -> Attend:
     """The reference `Attend`: scatter the new keys and values into the pages, then ragged paged attention.
 
     `tp` is how many devices the heads are spread over.
     """
 
-    def write(pages: Pages, new: Float[Array, "tokens kv_heads head_dim"]) -> Pages:
-        # Indexed by page and offset: through a pool reshaped to [slots, ...] XLA copies the whole donated pool for one
-        # token.
-        page, offset = jnp.divmod(batch.write_index, pages.shape[1])
-        return pages.at[page, offset].set(new.astype(pages.dtype), mode="drop")
-
     def attend(q: Array, k: Array, v: Array, kv: KV, window: int | None) -> tuple[Array, KV]:
-        k_pages, v_pages = write(kv[0], k), write(kv[1], v)
+        k_pages, v_pages = write_pages(kv[0], k, batch.write_index), write_pages(kv[1], v, batch.write_index)
         out = ragged_paged_attention(
             q,
             k_pages,

@@ -1,8 +1,8 @@
 """The KV cache as a model declares it: groups of layers that share block tables, prefix keys and manifests. No JAX.
 
-There is one group today, over all layers. Sliding-window layers are in it too: they keep every page and mask what lies
-outside the window, which costs memory and no correctness. A group of kind "window" with a length rule of its own fits
-this type.
+A text decoder has one group, over all layers. Sliding-window layers are in it too: they keep every page and mask what
+lies outside the window, which costs memory and no correctness. A group of kind "window" with a length rule of its own
+fits this type. A decoder with cross-attention has a second group, of kind "cross" (`models/speech/kv.py`).
 """
 
 from collections.abc import Iterable
@@ -16,15 +16,20 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class KVGroup:
-    """Layers with the same cache geometry. Heads are logical ones; `sharding/heads.py` says how devices hold them."""
+    """Layers with the same cache geometry. Heads are logical ones; `sharding/heads.py` says how devices hold them.
+
+    A sequence has an entry for each of its tokens, or, if `length` is given, exactly so many from the start: cross-attention
+    reads what an encoder saw, however much text there is.
+    """
 
     name: str
-    kind: Literal["full", "window"]
+    kind: Literal["full", "window", "cross"]
     layers: tuple[int, ...]
     num_kv_heads: int
     head_dim: int
     dtype: str
     window: int | None = None
+    length: int | None = None
 
     @property
     def bytes_per_token(self) -> int:

@@ -18,6 +18,7 @@ LogicalAxis = Literal[
     "heads",
     "kv_heads",
     "qkv",
+    "kv",
     "ffn",
     "gate_up",
     "head_dim",
@@ -27,6 +28,9 @@ LogicalAxis = Literal[
     "patch",
     "places",
     "features",
+    "positions",
+    "mels",
+    "kernel",
 ]
 
 RULES: dict[LogicalAxis, str | None] = {
@@ -35,6 +39,7 @@ RULES: dict[LogicalAxis, str | None] = {
     "heads": TP,
     "kv_heads": TP,
     "qkv": TP,
+    "kv": TP,
     "ffn": TP,
     "gate_up": TP,
     "head_dim": None,
@@ -45,12 +50,16 @@ RULES: dict[LogicalAxis, str | None] = {
     "patch": None,
     "places": None,
     "features": None,
+    "positions": None,
+    "mels": None,
+    "kernel": None,
 }
 assert set(RULES) == set(get_args(LogicalAxis))
 
 # Axes on which several lie: each device's run of the axis is its own run of the first, then of the second, and so on.
 FUSED_AXES: dict[LogicalAxis, tuple[LogicalAxis, ...]] = {
     "qkv": ("heads", "kv_heads", "kv_heads"),
+    "kv": ("kv_heads", "kv_heads"),
     "gate_up": ("ffn", "ffn"),
 }
 
@@ -94,6 +103,19 @@ PARAMETER_AXES: dict[str, tuple[LogicalAxis, ...]] = {
     "first.bias": ("features",),
     "second.weight": ("features", "features"),
     "second.bias": ("features",),
+    # Whisper (models/speech): layer norms have biases, cross-attention has queries apart from keys and values, the FFN no
+    # gate. The convolutions are small and stay whole.
+    "cross_norm.weight": ("hidden",),
+    "cross_norm.bias": ("hidden",),
+    "q.weight": ("heads", "hidden"),
+    "q.bias": ("heads",),
+    "kv.weight": ("hidden", "kv"),
+    "kv.bias": ("kv",),
+    "positions.weight": ("positions", "hidden"),
+    "conv1.weight": ("hidden", "mels", "kernel"),
+    "conv1.bias": ("hidden",),
+    "conv2.weight": ("hidden", "hidden", "kernel"),
+    "conv2.bias": ("hidden",),
 }
 
 POOL_AXES: tuple[LogicalAxis, ...] = ("pages", "page", "kv_heads", "head_dim")

@@ -40,6 +40,7 @@ COMMANDS = {
     "serve": Command("triptych.tools.serve", "serve a model: scheduler, gateway and instances on this machine"),
     "generate": Command("triptych.tools.generate", "complete one prompt on a running server"),
     "chat": Command("triptych.tools.chat", "talk to a running server"),
+    "transcribe": Command("triptych.tools.transcribe", "print what is said in a sound file"),
     "info": Command("triptych.tools.info", "show what a running server serves and how busy it is"),
     "top": Command("triptych.tools.top", "watch a running cluster"),
     "http": Command("triptych.tools.http", "serve OpenAI's HTTP API before a running server"),

@@ -76,6 +76,9 @@ class ServeConfig:
         flags=("--decode-tensor-parallel-size",),
         group="placement",
     )
+    encode_tp: int | None = setting(
+        None, "devices per instance that only encodes (auto: --tensor-parallel-size)", group="placement"
+    )
     switchable: bool = setting(
         False,
         "prepare every instance for both stages, so that `triptych switch-role` compiles nothing (longer start, more programs)",
@@ -118,6 +121,15 @@ class ServeConfig:
         "share of an accelerator's memory that weights, programs and pages may take",
         flags=("--mem-fraction-static",),
         group="engine",
+    )
+    media_pages: int | None = setting(
+        None, "pages of embeddings of an instance; 0: no media (auto: a few prompts of full length)", group="engine"
+    )
+    encode_patches: int | None = setting(
+        None, "most patches of one encode step, and of one item (auto: the largest image)", group="engine"
+    )
+    media_memory: int = setting(
+        1 << 30, "memory for pixels that wait to be encoded, on each instance", parse=parse_bytes, group="engine"
     )
     step_times: str | None = setting(
         None,
@@ -275,6 +287,8 @@ class ServeConfig:
             return self.prefill_tp
         if roles == {Role.DECODE} and self.decode_tp is not None:
             return self.decode_tp
+        if roles == {Role.ENCODE} and self.encode_tp is not None:
+            return self.encode_tp
         return self.tensor_parallel_size
 
     def devices_of(self, *instances: topologies.InstanceSpec) -> int:
@@ -286,7 +300,7 @@ def _out_of_range(c: ServeConfig) -> list[str]:
     """One line per field that is wrong by itself."""
     problems = []
     positive = (
-        "max_model_len", "tensor_parallel_size", "prefill_tp", "decode_tp", "emulate_devices", "max_num_seqs", "max_num_batched_tokens",
+        "max_model_len", "tensor_parallel_size", "prefill_tp", "decode_tp", "encode_tp", "emulate_devices", "max_num_seqs", "max_num_batched_tokens",
         "page_size", "num_pages", "kv_cache_memory", "max_message_mb", "max_waiting", "max_prompt_tokens", "request_timeout",
         "heartbeat_interval", "heartbeat_timeout", "lease_seconds", "startup_timeout", "max_attempts", "patience",
         "max_in_flight", "rate_limit", "rate_burst", "max_media_mb", "max_media_item_mb", "max_image_pixels", "media_processes",
@@ -295,6 +309,11 @@ def _out_of_range(c: ServeConfig) -> list[str]:
         value = getattr(c, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             problems.append(f"{name} is {value}; expected a positive number")
+    for name in ("encode_patches", "media_memory"):
+        if getattr(c, name) is not None and getattr(c, name) < 1:
+            problems.append(f"{name} is {getattr(c, name)}; expected a positive number")
+    if c.media_pages is not None and (c.media_pages < 0 or c.media_pages == 1):
+        problems.append(f"media_pages is {c.media_pages}; expected 0 (no media), or 2 and more (one is reserved)")
     if not (math.isfinite(c.shutdown_timeout) and c.shutdown_timeout >= 0):
         problems.append(f"shutdown_timeout is {c.shutdown_timeout}; expected 0 or more")
     if not 0.0 < c.gpu_memory_utilization <= 1.0:
@@ -341,8 +360,11 @@ def _contradictions(c: ServeConfig) -> list[str]:
         problems.append(
             f"max_prompt_tokens ({c.max_prompt_tokens}) leaves no room for output in max_model_len ({c.max_model_len})"
         )
-    if plan.disaggregated and c.transport == "local" and c.processes != "one":
-        problems.append("transport local moves KV inside one process; add --processes one, or take device or grpc")
+    encoders = len(plan.instances()) > 1 and any(Role.ENCODE in spec.roles for spec in plan.instances())
+    if (plan.disaggregated or encoders) and c.transport == "local" and c.processes != "one":
+        problems.append(
+            "transport local moves KV and embeddings inside one process; add --processes one, or take device or grpc"
+        )
     if not plan.disaggregated and (c.prefill_tp is not None or c.decode_tp is not None):
         problems.append(f"prefill_tp and decode_tp mean nothing for topology {plan}; use tensor_parallel_size")
     specs = plan.instances()

@@ -20,7 +20,8 @@ from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.scheduler import Scheduler
 from triptych.runtime.simulation.steptime import StepShape
 from triptych.runtime.simulation.steptime_table import HostTime, PullTime, StepTable
-from triptych.runtime.simulation.study_cluster import Delays, StudyCluster
+from triptych.runtime.simulation.study_cluster import StudyCluster
+from triptych.runtime.simulation.study_fleet import Delays
 from triptych.runtime.simulation.study_layout import Device, Limits, layout
 from triptych.runtime.simulation.workload import Arrival, Shape
 from triptych.runtime.simulation.workload_tokens import TokenSource

@@ -26,7 +26,7 @@ from triptych.runtime.simulation.roofline import ModelShape, Roofline
 from triptych.runtime.simulation.slo import Slo
 from triptych.runtime.simulation.steptime_table import StepTableError, load_table
 from triptych.runtime.simulation.study import RateResult, Study, StudyResult, run_study
-from triptych.runtime.simulation.study_cluster import Delays
+from triptych.runtime.simulation.study_fleet import Delays
 from triptych.runtime.simulation.study_layout import Device, Limits, layout, roofline_device, table_device
 from triptych.runtime.simulation.workload import Lengths, WorkloadError
 from triptych.runtime.simulation.workload_named import PROCESSES, SYNTHETIC, Workload
@@ -113,6 +113,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plot", type=Path, metavar="FILE", help="attainment against rate, stages, occupancy (.png, .svg, .pdf)"
     )
     out.add_argument(
+        "--jobs",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="processes that simulate; the result is the same (default 1)",
+    )
+    out.add_argument(
         "--every-step", action="store_true", help="simulate every decode step singly: the same result, ten times slower"
     )
 
@@ -170,7 +177,7 @@ def make_study(args: argparse.Namespace) -> tuple[Study, float | None]:
     price = None if None in prices else sum(p * k.count for p, k in zip(prices, kinds, strict=True) if p is not None)
     study = Study(
         kinds, workload, tuple(args.rate), args.requests, Slo(args.slo_ttft, args.slo_tpot), args.router, args.queue_order,
-        Delays(), args.warmup, args.seed, not args.every_step,
+        Delays(), args.warmup, args.seed, not args.every_step, jobs=args.jobs,
     )  # fmt: skip
     return study, price
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 STOP_LIMIT = 6.0  # seconds; the supervisor waits for 10
 
 _MODES = {
+    "encode": frozenset({Role.ENCODE}),
     "prefill": frozenset({Role.PREFILL}),
     "decode": frozenset({Role.DECODE}),
     "null": frozenset({Role.PREFILL, Role.DECODE}),  # SGLang's word for an instance that does both
@@ -135,12 +136,20 @@ def worker_config(
 ) -> WorkerConfig:
     """The worker's part of the deployment's settings, for devices of `platform` (what jax calls it: cpu, gpu, tpu)."""
     dtype = config.dtype if config.dtype != "auto" else "float32" if platform == "cpu" else "bfloat16"
-    switchable = frozenset({Role.PREFILL, Role.DECODE}) if config.switchable else frozenset()
+    stages = frozenset({Role.PREFILL, Role.DECODE})
     return WorkerConfig(
         name=name,
         scheduler=scheduler,
         instances=tuple(
-            InstancePlan(s.id, s.roles, config.tp_of(s.roles), switchable, taking_turns=len(s.loops) > 1) for s in specs
+            InstancePlan(
+                s.id,
+                s.roles,
+                config.tp_of(s.roles),
+                # One that only encodes has no decoder's weights, and would have to load them.
+                stages if config.switchable and s.roles & stages else frozenset(),
+                taking_turns=len(s.loops) > 1,
+            )
+            for s in specs
         ),
         model=config.model,
         cache=config.cache_path,
@@ -156,6 +165,9 @@ def worker_config(
         num_pages=config.num_pages,
         kv_cache_memory=config.kv_cache_memory,
         memory_fraction=config.gpu_memory_utilization,
+        media_pages=config.media_pages,
+        encode_patches=config.encode_patches,
+        media_bytes=config.media_memory,
         prefix_cache=config.enable_prefix_caching,
         max_waiting=config.max_waiting,
         transports=transports(config),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from triptych.models.config import ModelConfig
+from triptych.models.errors import UnsupportedModelError
+from triptych.models.hub.demo import demo_text_source
 from triptych.models.hub.media import read_multimodal
 from triptych.models.hub.resolve import ModelKind, ResolvedModel
 from triptych.models.hub.text import open_text
@@ -43,6 +45,8 @@ def _tensor_source(resolved: ResolvedModel, config: ModelConfig) -> TensorSource
     match resolved.kind:
         case ModelKind.GGUF:
             return GGUFSource(open_gguf(resolved.path), config)
+        case ModelKind.DEMO:
+            return demo_text_source(resolved.path)
         case ModelKind.HF_FOLDER:
             source = open_hf_folder(resolved.path)
             return source if read_multimodal(resolved.path) is None else text_source(source)
@@ -50,3 +54,5 @@ def _tensor_source(resolved: ResolvedModel, config: ModelConfig) -> TensorSource
             return open_orbax(resolved.path)[1]
         case ModelKind.PRESET:
             return DummySource(config)
+        case ModelKind.CT2:
+            raise UnsupportedModelError(f"{resolved.name!r} is no text model")

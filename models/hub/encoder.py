@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jax.sharding import Mesh
 
+from triptych.models.hub.demo import demo_encoder_source
 from triptych.models.hub.resolve import ModelKind, ResolvedModel
 from triptych.models.multimodal.config import MultimodalConfig
 from triptych.models.vision.structure import LoadedEncoder
@@ -20,4 +21,6 @@ def load_model_encoder(resolved: ResolvedModel, config: MultimodalConfig, mesh: 
     """
     if resolved.kind is ModelKind.PRESET:
         return dummy_encoder(config.vision, mesh, dtype)
+    if resolved.kind is ModelKind.DEMO:
+        return load_encoder(config.vision, demo_encoder_source(resolved.path), mesh, dtype)
     return load_encoder(config.vision, open_hf_folder(resolved.path), mesh, dtype)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.models.errors import WeightsError
+from triptych.models.hub.demo import demo_multimodal
 from triptych.models.hub.resolve import ModelKind, ResolvedModel
 from triptych.models.multimodal.config import MultimodalConfig
 from triptych.models.multimodal.hf_config import is_multimodal, multimodal_from_hf
@@ -19,6 +20,8 @@ def open_multimodal(resolved: ResolvedModel) -> MultimodalConfig | None:
     """The model's multimodal configuration, None for a text model. Raises UnsupportedModelError or WeightsError."""
     if resolved.kind is ModelKind.PRESET:
         return VLM_PRESETS.get(resolved.path.name)
+    if resolved.kind is ModelKind.DEMO:
+        return demo_multimodal(resolved.path)
     if resolved.kind is not ModelKind.HF_FOLDER:
         return None
     return read_multimodal(resolved.path)

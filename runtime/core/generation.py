@@ -113,9 +113,7 @@ class Generation:
         if attempt == self.journal.attempt:
             self._standing.heard()
 
-    def notice(
-        self, notice: Placed | MediaNeeded | Progress | Interrupted | Failed | Completed, now: float
-    ) -> bool:
+    def notice(self, notice: Placed | MediaNeeded | Progress | Interrupted | Failed | Completed, now: float) -> bool:
         """A notice of the scheduler; whether it is about the current attempt."""
         if isinstance(notice, Interrupted):
             if self.state is State.FINISHED:

@@ -257,7 +257,7 @@ class HeldTask:
     Attributes:
         role: None for a local task, which has both.
         gateway: who hears its tokens.
-        running: needs nothing of any other instance any more: a local task, or a decode task whose KV has arrived.
+        running: needs nothing of any other instance any more: a local task that does not wait for media, or a decode task whose KV has arrived.
     """
 
     ref: InstanceRef

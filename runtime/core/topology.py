@@ -1,11 +1,12 @@
-"""Which instances serve one model, written the way the literature does: 1P1D, 2P3D, PD, 2PD, (P-D), 2(P-D).
+"""Which instances serve one model, written the way the literature does: 1P1D, 2P3D, PD, 2PD, (P-D), 1E1P1D, (E-P)-D, EP-D, EPD.
 
     topology   groups behind one another; "-" between two of them means what it says, other devices, and may be left out after a count
-    group      [count] letters           one loop with all of these roles: P, D, PD
-               [count] ( loop - loop )   separate loops over one pool on the same devices: (P-D)
+    group      [count] letters           one loop with all of these roles: P, D, PD, E, EP, EPD
+               [count] ( loop - loop )   separate loops over one pool on the same devices: (P-D), (E-P)
 
 So P-D, 1P-1D and 1P1D are the same. In PD a step holds decode rows and prefill chunks together; in (P-D) a step is one or the other, in turns, and the KV
-never moves either. Case does not matter.
+never moves either. E encodes media: in EP beside prefill chunks, in (E-P) in steps of its own, and embeddings move in neither. Whether a model needs
+an E is not decided here. Case does not matter.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from dataclasses import dataclass
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
 
-EXAMPLES = "1P1D (one prefill, one decode), 2P3D, PD (one instance does both), 4PD, (P-D) (both in turns, on one pool)"
+EXAMPLES = "1P1D (one prefill, one decode), 2P3D, PD (one instance does both), 4PD, (P-D) (both in turns, on one pool), 1E1P1D (one more encodes media)"
 MAX_INSTANCES = 10_000  # a typing error, not a cluster
 
-_LETTERS = {Role.PREFILL: "P", Role.DECODE: "D"}
+_LETTERS = {Role.ENCODE: "E", Role.PREFILL: "P", Role.DECODE: "D"}
 _ROLES = {letter: role for role, letter in _LETTERS.items()}
 _GROUP = re.compile(r"(\d*)(?:([A-Z]+)|\(([A-Z]+(?:-[A-Z]+)+)\))(-?)")
-_NAMES = {"P": "prefill", "D": "decode"}
+_NAMES = {"E": "encode", "P": "prefill", "D": "decode"}
 
 Loops = tuple[frozenset[Role], ...]
 
@@ -71,14 +72,18 @@ class Topology:
 
     @property
     def disaggregated(self) -> bool:
-        """Whether some instance cannot serve a request alone, so that KV moves between instances."""
-        return any(group.roles != frozenset({Role.PREFILL, Role.DECODE}) for group in self.groups)
+        """Whether some instance that computes tokens cannot serve a request of text alone, so that KV moves between instances."""
+        stages = frozenset({Role.PREFILL, Role.DECODE})
+        return any(0 < len(group.roles & stages) < len(stages) for group in self.groups)
 
     def instances(self) -> tuple[InstanceSpec, ...]:
-        """The instances in starting order, decode first: a prefill instance is useless before somebody can take its KV."""
+        """The instances in starting order, decode first: a prefill instance is useless before somebody can take its KV. Those that only
+        encode come last."""
         numbers: dict[str, int] = {}
         specs: list[InstanceSpec] = []
-        for group in sorted(self.groups, key=lambda group: Role.DECODE not in group.roles):
+        for group in sorted(
+            self.groups, key=lambda group: (Role.DECODE not in group.roles, Role.PREFILL not in group.roles)
+        ):
             spelt = "-".join(map(_spell, group.loops))
             name = _NAMES.get(spelt, spelt.lower())
             for _ in range(group.count):
@@ -116,10 +121,6 @@ def _groups(text: str) -> Iterator[Group]:
         if match is None or not (counted or match[1]):
             raise _unreadable(text)
         spelt = match[2] or match[3]
-        if "E" in spelt:
-            raise TopologyError(
-                f"topology {text!r} names encode instances (E), which are not served yet; for example {EXAMPLES}"
-            )
         letters = spelt.replace("-", "")
         if len(set(letters)) != len(letters) or not set(letters) <= _ROLES.keys():
             raise _unreadable(text)
@@ -134,4 +135,4 @@ def _spell(roles: frozenset[Role]) -> str:
 
 
 def _unreadable(text: str) -> TopologyError:
-    return TopologyError(f"topology {text!r} is not of the form xPyD, nPD or n(P-D); for example {EXAMPLES}")
+    return TopologyError(f"topology {text!r} is not of the form xEyPzD, nPD or n(P-D); for example {EXAMPLES}")

@@ -16,13 +16,26 @@ import numpy as np
 from triptych.runtime.engine.buckets import Demand, ExtendShape, PlanError, ProgramChoice
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.packing import Field, Packing
-from triptych.runtime.instance.plan import Row, StepPlan
+from triptych.runtime.instance.plan import Embedded, Row, StepPlan
+
+# Media index of a token that is embedded by its id.
+NO_MEDIA = -1
+
+
+def takes_media(shape: ExtendShape, config: EngineConfig) -> bool:
+    """Whether tokens of the program may be embeddings out of the media pool: those of prompts may."""
+    return config.takes_media and shape.prefill_tokens > 0
 
 
 def extend_packing(shape: ExtendShape, config: EngineConfig) -> Packing:
-    """The inputs of an extend program. `carried` is the slot whose last draw is the token's id, or max_num_seqs: the id is given."""
+    """The inputs of an extend program. `carried` is the slot whose last draw is the token's id, or max_num_seqs: the id is given.
+
+    `media_index` is the slot of the media pool that a token's embedding is in, or NO_MEDIA.
+    """
     rows = shape.rows(config.max_prefill_rows)
-    per_token = tuple(Field(name, (shape.tokens,)) for name in ("tokens", "carried", "positions", "write_index"))
+    names = ("tokens", "carried", "positions", "write_index")
+    names = (*names, "media_index") if takes_media(shape, config) else names
+    per_token = tuple(Field(name, (shape.tokens,)) for name in names)
     return Packing(
         (
             *per_token,
@@ -58,6 +71,8 @@ class BatchPacker:
         shape, decode, prefill = self._place(plan)
         packed, views = self._packings[shape].host()
         views["carried"].fill(self._config.max_num_seqs)
+        if "media_index" in views:
+            views["media_index"].fill(NO_MEDIA)
         first_token = [0] * len(plan.rows)
         cu_q_lens = views["cu_q_lens"]
         cu_q_lens[: shape.decode_rows + 1] = np.arange(shape.decode_rows + 1)
@@ -100,6 +115,8 @@ class BatchPacker:
     def _fill(self, views: dict[str, np.ndarray], row: Row, place: int, token: int, width: int) -> None:
         """Write one row's numbers at row `place` and token slot `token`."""
         length, size = row.length, self._config.page_size
+        for run in row.embedded:
+            self._embed(views, row, run, token)
         views["kv_lens"][place] = row.start + length
         pages = views["page_indices"][place]
         used = min(len(row.pages), width)
@@ -117,6 +134,22 @@ class BatchPacker:
         views["tokens"][here] = row.tokens
         views["positions"][here] = np.arange(row.position, row.position + length)
         views["write_index"][here] = pages[index // size] * size + index % size
+
+    def _embed(self, views: dict[str, np.ndarray], row: Row, run: Embedded, token: int) -> None:
+        """Point the run's tokens of a row at token slot `token` to their embeddings. Raises PlanError for what is not in the pool."""
+        size, index = self._config.page_size, np.arange(run.first, run.first + run.count)
+        if "media_index" not in views or run.count < 1 or run.at < 0 or run.at + run.count > row.length:
+            raise PlanError(
+                f"sequence {row.sequence}: {run} in a row of {row.length} tokens, {self._config.media_pages} media pages"
+            )
+        if run.first < 0 or index[-1] // size >= len(run.pages):
+            raise PlanError(
+                f"sequence {row.sequence}: {len(run.pages)} media pages cannot hold embeddings {run.first} to {index[-1]}"
+            )
+        if not all(0 < page < self._config.media_pages for page in run.pages):
+            raise PlanError(f"media pages {run.pages} are named; the pool has {self._config.media_pages}")
+        pages = np.asarray(run.pages, np.int32)
+        views["media_index"][token + run.at : token + run.at + run.count] = pages[index // size] * size + index % size
 
     def _check_pages(self, page_indices: np.ndarray) -> None:
         """A program does not check what it gathers by: a wrong page would be somebody's memory."""

@@ -25,6 +25,8 @@ class EngineConfig:
         roles: decides which programs exist.
         prompt_logprobs: whether programs that score prompt tokens are compiled.
         compile_threads: programs compiled at once.
+        media_pages: pages of the media pool, the null page 0 included; 0: there is none.
+        encode_patches: slots of the largest encode program, and so of one item; 0: nothing is encoded.
     """
 
     page_size: int
@@ -38,6 +40,8 @@ class EngineConfig:
     roles: frozenset[Role]
     prompt_logprobs: bool = True
     compile_threads: int = 2
+    media_pages: int = 0
+    encode_patches: int = 0
 
     def __post_init__(self) -> None:
         for name in (
@@ -50,8 +54,23 @@ class EngineConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.roles & {Role.PREFILL, Role.DECODE}:
-            raise ConfigError(f"an engine needs the role prefill or decode, got {sorted(self.roles)}")
+        if not self.roles:
+            raise ConfigError("an engine needs a role: encode, prefill or decode")
+        if self.media_pages < 0 or self.media_pages == 1:
+            raise ConfigError(
+                f"media_pages is {self.media_pages}; expected 0, or 2 and more: the null page and one to use"
+            )
+        if (Role.ENCODE in self.roles) != (self.encode_patches > 0):
+            raise ConfigError(
+                f"encode_patches is {self.encode_patches} with the roles {', '.join(sorted(self.roles))}; an engine with the role encode "
+                "needs some, another one none"
+            )
+        if self.encode_patches and not self.media_pages:
+            raise ConfigError("an engine that encodes needs a media pool for what it encodes: raise media_pages")
+        if self.decodes:
+            self._check_decoder()
+
+    def _check_decoder(self) -> None:
         if self.num_pages - 1 < self.pages_per_sequence:
             raise ConfigError(
                 f"{self.num_pages - 1} KV pages of {self.page_size} tokens (num_pages {self.num_pages}, one of them reserved) cannot hold one sequence of max_model_len "
@@ -64,6 +83,16 @@ class EngineConfig:
             )
         if self.buckets.draws[-1] < self.max_num_seqs:
             raise ConfigError(f"buckets.draws {self.buckets.draws} do not reach max_num_seqs {self.max_num_seqs}")
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it has a decoder: anything but an encoder alone."""
+        return bool(self.roles & {Role.PREFILL, Role.DECODE})
+
+    @property
+    def takes_media(self) -> bool:
+        """Whether prompts may contain embeddings."""
+        return self.media_pages > 0 and Role.PREFILL in self.roles
 
     @property
     def pages_per_sequence(self) -> int:
@@ -83,6 +112,8 @@ def engine_config(
     roles: frozenset[Role] = frozenset({Role.PREFILL, Role.DECODE}),
     prompt_logprobs: bool = True,
     compile_threads: int = 2,
+    media_pages: int = 0,
+    encode_patches: int = 0,
 ) -> EngineConfig:
     """An EngineConfig with the default buckets for its limits and roles."""
     buckets = default_buckets(
@@ -104,4 +135,6 @@ def engine_config(
         roles=roles,
         prompt_logprobs=prompt_logprobs,
         compile_threads=compile_threads,
+        media_pages=media_pages,
+        encode_patches=encode_patches,
     )

@@ -2,7 +2,7 @@
 
 A step is packed on the host into at most three int32 vectors and dispatched as a few program calls that wait for nothing:
 
-    copy pages -> seat samplers -> extend (KV of all rows, hidden states of the draws) -> sample -> score
+    copy pages -> seat samplers -> encode media -> extend (KV of all rows, hidden states of the draws) -> sample -> score
 
 The next step may be dispatched before this one is read: input tokens and penalty counts it depends on are on the device. One thread, the
 device loop, owns an engine and with it `pools`; whoever else moves pages does it on that thread, takes `pools` and puts the result back.
@@ -21,12 +21,14 @@ from triptych.models.kv import kv_groups
 from triptych.models.structure import Pools
 from triptych.models.weights.load import LoadedDecoder
 from triptych.runtime.core.errors import EngineError
-from triptych.runtime.engine.batch import BatchPacker, ExtendBatch
+from triptych.runtime.engine.batch import BatchPacker, ExtendBatch, takes_media
 from triptych.runtime.engine.buckets import PlanError
 from triptych.runtime.engine.compile_guard import compile_count
+from triptych.runtime.engine.compiling import CompileReport, Progress, compile_programs
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.draws import DrawBatch, DrawPacker, check_seat
-from triptych.runtime.engine.programs import COPY_PAGES, CompileReport, Programs, Progress
+from triptych.runtime.engine.media_stage import MediaStage
+from triptych.runtime.engine.programs import COPY_PAGES, Programs
 from triptych.runtime.engine.results import PendingStep, read
 from triptych.runtime.engine.sample import Variant
 from triptych.runtime.engine.state import SamplerState, seat_rows
@@ -39,17 +41,23 @@ class Engine:
 
     Attributes:
         pools: per layer (keys, values), each [num_pages, page_size, kv_heads_total, head_dim]; page 0 is the null page.
+        media: the pool of embeddings, and the encoder if there is one; None for models without media.
     """
 
-    def __init__(self, config: EngineConfig, loaded: LoadedDecoder, mesh: Mesh) -> None:
+    def __init__(
+        self, config: EngineConfig, loaded: LoadedDecoder, mesh: Mesh, media: MediaStage | None = None
+    ) -> None:
         if loaded.rules.mesh != mesh:
             raise ValueError(f"the weights lie on mesh {loaded.rules.mesh}, the engine was given {mesh}")
+        if (media is None) == (config.media_pages > 0):
+            raise ValueError(f"media_pages is {config.media_pages}, and the engine was given {media}")
         (group,) = kv_groups(loaded.config, config.kv_dtype)
         self.config = config
         self.mesh = mesh
         self.model = loaded.config
         self._params = loaded.params
-        self._programs = Programs(loaded.structure, group, config)
+        self.media = media
+        self._programs = Programs(loaded.structure, group, config, None if media is None else media.pool)
         self._head = self._programs.head.select(loaded.params)
         self._rows = BatchPacker(config)
         self._draws = DrawPacker(config.buckets.draws, config.max_num_seqs)
@@ -62,12 +70,18 @@ class Engine:
     def compile(self, progress: Progress = lambda name, done, total: None) -> CompileReport:
         """Compile every program, make pools and state, and run each program once. `progress(name, done, total)` is called in between."""
         compile_count()  # starts the count of the compile guard
-        report = self._programs.compile(progress)
+        programs = [*self._programs.all(), *([] if self.media is None else self.media.programs())]
+        compiled, report = compile_programs(programs, self.config.compile_threads, progress)
+        self._programs.add(compiled)
+        if self.media is not None:
+            self.media.add(compiled)
         self.rebuild()
         try:
             self.pools, self._state = run_each_once(
-                self._programs, self.config, self._params, self.pools, self._usable()
+                self._programs, self.config, self._params, self.pools, self._usable(), self._embeddings
             )
+            if self.media is not None:
+                self.media.run_each_once()
         except Exception as error:
             raise self.fail(error) from error
         return report
@@ -80,6 +94,8 @@ class Engine:
             self.pools = self._programs[("pools",)]()
             self._state = self._programs[("state",)]()
             jax.block_until_ready((self.pools, self._state))
+            if self.media is not None:
+                self.media.rebuild()
         except Exception as error:
             raise self.fail(error) from error
         self._broken = None
@@ -105,7 +121,8 @@ class Engine:
             for seat in plan.seats:
                 if seat.params.penalised:
                     state = self._seat_state(state, seat)
-            pending, self._state = self._launch(plan, batch, draws, state)
+            encoded = self._encode(plan)
+            pending, self._state = self._launch(plan, batch, draws, state, encoded)
             return pending
         except Exception as error:
             raise self.fail(error) from error
@@ -119,20 +136,37 @@ class Engine:
         except Exception as error:
             raise self.fail(error) from error
 
+    @property
+    def _embeddings(self) -> Pools:
+        return () if self.media is None else self.media.pools
+
+    def _encode(self, plan: StepPlan) -> jax.Array | None:
+        if not plan.encodes:
+            return None
+        if self.media is None:
+            raise PlanError(f"plan {plan.id} encodes {len(plan.encodes)} items; this engine takes no media")
+        return self.media.encode(plan.encodes)
+
     def _launch(
-        self, plan: StepPlan, batch: ExtendBatch | None, draws: DrawBatch | None, state: SamplerState
+        self,
+        plan: StepPlan,
+        batch: ExtendBatch | None,
+        draws: DrawBatch | None,
+        state: SamplerState,
+        encoded: jax.Array | None,
     ) -> tuple[PendingStep, SamplerState]:
         if batch is None:
-            return PendingStep(plan, None), state
+            return PendingStep(plan, None, encoded=encoded), state
         extend = self._programs[("extend", batch.shape)]
-        picked, hidden, self.pools = extend(self._params, self.pools, batch.packed, state.last_tokens)
+        media = (self._embeddings,) if takes_media(batch.shape, self.config) else ()
+        picked, hidden, self.pools = extend(self._params, self.pools, batch.packed, state.last_tokens, *media)
         words: jax.Array | None = None
         if draws is not None:
             words, state = self._sample(draws, picked, state)
             words.copy_to_host_async()
         scores, score_rows = self._score(plan, batch, hidden)
         logprobs = () if draws is None else draws.logprobs
-        return PendingStep(plan, picked, words, logprobs, scores, score_rows), state
+        return PendingStep(plan, picked, words, logprobs, scores, score_rows, encoded), state
 
     def _sample(self, draws: DrawBatch, picked: jax.Array, state: SamplerState) -> tuple[jax.Array, SamplerState]:
         program = self._programs[("sample", draws.variant, draws.size)]

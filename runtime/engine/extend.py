@@ -25,6 +25,7 @@ from triptych.models.structure import DecoderStructure, Pools
 from triptych.runtime.engine.batch import extend_packing
 from triptych.runtime.engine.buckets import ExtendShape
 from triptych.runtime.engine.config import EngineConfig
+from triptych.runtime.engine.media_pool import MediaPool
 
 ExtendOutputs = tuple[Float[Array, "slots hidden"], Float[Array, "prefill_tokens hidden"] | None, Pools]
 
@@ -35,14 +36,21 @@ def scores_prompts(shape: ExtendShape, config: EngineConfig) -> bool:
 
 
 def build_extend(
-    structure: DecoderStructure, shape: ExtendShape, config: EngineConfig
-) -> Callable[[tuple[jax.Array, ...], Pools, Int32[Array, "words"], Int32[Array, "slots"]], ExtendOutputs]:
-    """(params, pools, packed, last_tokens) -> (picked hidden states, hidden states of the prefill tokens if they can be scored, pools)."""
+    structure: DecoderStructure, shape: ExtendShape, config: EngineConfig, media: MediaPool | None = None
+) -> Callable[..., ExtendOutputs]:
+    """(params, pools, packed, last_tokens) -> (picked hidden states, hidden states of the prefill tokens if they can be scored, pools).
+
+    With a media pool its arrays are a last argument, and tokens that have a media index are what is there.
+    """
     packing = extend_packing(shape, config)
     scored = scores_prompts(shape, config)
 
     def run(
-        params: tuple[jax.Array, ...], pools: Pools, packed: Int32[Array, "words"], last_tokens: Int32[Array, "slots"]
+        params: tuple[jax.Array, ...],
+        pools: Pools,
+        packed: Int32[Array, "words"],
+        last_tokens: Int32[Array, "slots"],
+        embeddings: Pools = (),
     ) -> ExtendOutputs:
         inputs = packing.unpack(packed)
         carried = inputs["carried"]
@@ -58,15 +66,21 @@ def build_extend(
             decode_rows=shape.decode_rows,
             max_q_len=max(1, shape.prefill_tokens),
         )
-        hidden, pools = extend(structure.merge(params), pools, batch)
+        decoder = structure.merge(params)
+        x = decoder.embed(tokens)
+        if media is not None:
+            x = media.replace(x, embeddings, inputs["media_index"])
+        hidden, pools = extend(decoder, x, pools, batch)
         picked = hidden.at[inputs["picks"]].get(mode="clip")
         return picked, hidden[shape.decode_rows :] if scored else None, pools
 
     return run
 
 
-def extend(decoder: Decoder, pools: Pools, batch: Ragged) -> tuple[Float[Array, "tokens hidden"], Pools]:
-    """`models.decoder.extend`, with each kind of layer traced once."""
+def extend(
+    decoder: Decoder, x: Float[Array, "tokens hidden"], pools: Pools, batch: Ragged
+) -> tuple[Float[Array, "tokens hidden"], Pools]:
+    """`models.decoder.extend` from embedded tokens on, with each kind of layer traced once."""
     scale, tp = decoder.config.head_dim**-0.5, decoder.rules.tp
 
     @partial(jax.jit, static_argnums=0)
@@ -75,7 +89,7 @@ def extend(decoder: Decoder, pools: Pools, batch: Ragged) -> tuple[Float[Array, 
     ) -> tuple[Float[Array, "tokens hidden"], KV]:
         return nnx.merge(definition, arrays)(x, by, kv, paged_attend(batch, scale, tp))
 
-    x, by = decoder.embed(batch.tokens), decoder.rotation(batch.positions)
+    by = decoder.rotation(batch.positions)
     written: list[KV] = []
     for module, kv in zip(decoder.layers, pools, strict=True):
         definition, arrays = nnx.split(module)

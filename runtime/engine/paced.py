@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from triptych.models.weights.load import LoadedDecoder
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.engine import Engine
+from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.results import PendingStep
 from triptych.runtime.instance.plan import StepPlan, StepResult
 
@@ -33,8 +34,10 @@ class PacedStep(PendingStep):
 class PacedEngine(Engine):
     """An Engine whose steps take at least what `pace` says."""
 
-    def __init__(self, config: EngineConfig, loaded: LoadedDecoder, mesh: Mesh, pace: Pace) -> None:
-        super().__init__(config, loaded, mesh)
+    def __init__(
+        self, config: EngineConfig, loaded: LoadedDecoder, mesh: Mesh, pace: Pace, media: MediaStage | None = None
+    ) -> None:
+        super().__init__(config, loaded, mesh, media)
         self._pace = pace
         self._free_at = 0.0
 

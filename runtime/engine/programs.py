@@ -1,18 +1,12 @@
-"""Every program of an engine, compiled ahead of time: lowered one after another, compiled by a few threads, kept in tables.
+"""Every program of an engine's decoder, and the table of the compiled ones.
 
-Tracing holds the interpreter lock and gains nothing from threads; XLA releases it. Programs take flat tuples of arrays and numpy
-vectors, and outputs are pinned to the shardings that the next program takes them in: a pool that comes back laid out otherwise would
-compile everything again.
+Programs take flat tuples of arrays and numpy vectors, and outputs are pinned to the shardings that the next program takes them in: a pool
+that comes back laid out otherwise would compile everything again.
 """
 
 from __future__ import annotations
 
-import re
-import threading
-import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -22,93 +16,39 @@ import numpy as np
 
 from triptych.models.kv import KVGroup
 from triptych.models.structure import DecoderStructure
-from triptych.runtime.engine.batch import extend_packing
+from triptych.runtime.engine.batch import extend_packing, takes_media
 from triptych.runtime.engine.buckets import ExtendShape
+from triptych.runtime.engine.compiling import Executable, Key, Program
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.extend import build_extend, copy_pages
 from triptych.runtime.engine.head import Head, HeadParams, head_params
+from triptych.runtime.engine.media_pool import MediaPool
 from triptych.runtime.engine.sample import Variant, sample_full, sample_packing, sample_plain
 from triptych.runtime.engine.score import score
 from triptych.runtime.engine.state import SamplerState, fresh_state, seat_program
 
-# XLA's passes recurse deeply on models of many layers; the usual 8 MiB of a thread's stack overflow.
-COMPILE_STACK_BYTES = 64 << 20
-
 # Page copies happen when samples of one prompt part ways; a plan with more copies calls the program again.
 COPY_PAGES = 8
 
-Progress = Callable[[str, int, int], None]
-Executable = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class CompileReport:
-    """How many programs were compiled, and the seconds it took: tracing and lowering, and all of it."""
-
-    programs: int
-    lowering_seconds: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Program:
-    """A program before it is compiled. `key` is its place in `Programs`."""
-
-    key: tuple[Any, ...]
-    run: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    outputs: Any
-    donated: tuple[int, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return " ".join(str(part) for part in self.key)
-
-    def lower(self) -> jax.stages.Lowered:
-        def named(*arguments: Any) -> Any:
-            return self.run(*arguments)
-
-        # Profiles and compiler logs show this name.
-        named.__name__ = "_".join(part for part in re.split(r"\W+", self.name) if part)
-        return jax.jit(named, out_shardings=self.outputs, donate_argnums=self.donated).lower(*self.arguments)
-
 
 class Programs:
-    """The compiled programs of one engine."""
+    """The compiled programs of one engine's decoder. `media` is the pool of embeddings, if prompts may have some."""
 
-    def __init__(self, structure: DecoderStructure, group: KVGroup, config: EngineConfig) -> None:
-        self._structure, self._config = structure, config
+    def __init__(
+        self, structure: DecoderStructure, group: KVGroup, config: EngineConfig, media: MediaPool | None = None
+    ) -> None:
+        self._structure, self._config, self._media = structure, config, media
         self.head: HeadParams = head_params(structure)
         pool = structure.pool_struct(group, config.num_pages, config.page_size)
         self._pools = tuple((pool, pool) for _ in group.layers)
-        self._compiled: dict[tuple[Any, ...], Executable] = {}
+        self._compiled: dict[Key, Executable] = {}
 
-    def __getitem__(self, key: tuple[Any, ...]) -> Executable:
+    def __getitem__(self, key: Key) -> Executable:
         return self._compiled[key]
 
-    def compile(self, progress: Progress) -> CompileReport:
-        """Compile everything. `progress(name, done, total)` is called on this thread."""
-        programs = self.all()
-        start = time.perf_counter()
-        pending: dict[Future[Executable], Program] = {}
-
-        def settle(finished: Iterable[Future[Executable]]) -> None:
-            for future in finished:
-                program = pending.pop(future)
-                self._compiled[program.key] = future.result()
-                progress(program.name, len(self._compiled), len(programs))
-
-        previous = threading.stack_size(COMPILE_STACK_BYTES)
-        try:
-            with ThreadPoolExecutor(self._config.compile_threads, thread_name_prefix="compile") as threads:
-                for program in programs:
-                    pending[threads.submit(program.lower().compile)] = program
-                    settle([future for future in pending if future.done()])
-                lowered = time.perf_counter()
-                settle(as_completed(list(pending)))
-        finally:
-            threading.stack_size(previous)
-        return CompileReport(len(programs), lowered - start, time.perf_counter() - start)
+    def add(self, compiled: Mapping[Key, Executable]) -> None:
+        """Take in what `compile_programs` made of `all`."""
+        self._compiled.update(compiled)
 
     def all(self) -> list[Program]:
         """Every program that the configuration asks for; those that take longest to compile first."""
@@ -137,14 +77,16 @@ class Programs:
 
     def _extend(self, shape: ExtendShape) -> Program:
         small = self._structure.rules.replicated()
+        media = self._media if takes_media(shape, self._config) else None
         return Program(
             key=("extend", shape),
-            run=build_extend(self._structure, shape, self._config),
+            run=build_extend(self._structure, shape, self._config, media),
             arguments=(
                 self._structure.abstract,
                 self._pools,
                 self._small((extend_packing(shape, self._config).size,)),
                 self._small((self._config.max_num_seqs,)),
+                *(() if media is None else (media.structs,)),
             ),
             outputs=(small, small, self._shardings(self._pools)),
             donated=(1,),

@@ -27,6 +27,7 @@ class PendingStep:
         logprobs: for each draw how many likely tokens to report, None for no log-probabilities.
         scores: int32 [prefill tokens, 1 + 2k] of the score program; None when no row asked.
         score_rows: for each plan row where its scores begin in `scores`.
+        encoded: ready when the step's media are encoded; None when it encodes none.
     """
 
     plan: StepPlan
@@ -35,11 +36,14 @@ class PendingStep:
     logprobs: tuple[int | None, ...] = ()
     scores: jax.Array | None = None
     score_rows: tuple[int, ...] = ()
+    encoded: jax.Array | None = None
 
 
 def read(pending: PendingStep) -> StepResult:
     """Wait for the step and return its results, rows in plan order. Raises whatever the device program raised."""
     plan = pending.plan
+    if pending.encoded is not None:
+        pending.encoded.block_until_ready()
     if pending.draws is None and pending.scores is None:
         if pending.done is not None:
             pending.done.block_until_ready()

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from triptych.models.structure import Pools
-from triptych.runtime.engine.batch import extend_packing
+from triptych.runtime.engine.batch import NO_MEDIA, extend_packing, takes_media
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.programs import COPY_PAGES, Programs
 from triptych.runtime.engine.sample import Variant, sample_packing
@@ -18,9 +18,14 @@ from triptych.runtime.engine.state import SamplerState
 
 
 def run_each_once(
-    programs: Programs, config: EngineConfig, params: tuple[jax.Array, ...], pools: Pools, state: SamplerState
+    programs: Programs,
+    config: EngineConfig,
+    params: tuple[jax.Array, ...],
+    pools: Pools,
+    state: SamplerState,
+    embeddings: Pools = (),
 ) -> tuple[Pools, SamplerState]:
-    """(pools, state) to go on with; the ones given are donated."""
+    """(pools, state) to go on with; the ones given are donated. `embeddings` is the media pool of an engine that has one."""
     head, slots = programs.head.select(params), config.max_num_seqs
     last_tokens, counts, in_prompt = state.last_tokens, state.counts, state.in_prompt
     vocab = counts.shape[1]
@@ -31,7 +36,11 @@ def run_each_once(
     for shape in config.buckets.extend:
         packed, views = extend_packing(shape, config).host()
         views["carried"].fill(slots)
-        picked, hidden, pools = programs[("extend", shape)](params, pools, packed, last_tokens)
+        media: tuple[Pools, ...] = ()
+        if takes_media(shape, config):
+            views["media_index"].fill(NO_MEDIA)
+            media = (embeddings,)
+        picked, hidden, pools = programs[("extend", shape)](params, pools, packed, last_tokens, *media)
         if hidden is not None:
             targets = np.zeros(shape.prefill_tokens, np.int32)
             np.asarray(programs[("score", shape.prefill_tokens)](head, hidden, targets))

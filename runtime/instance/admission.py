@@ -3,10 +3,12 @@
 A refusal is an answer, never a wait: a decode reservation is granted or refused at once, a prefill is refused when the
 bounded queue is full, and both are refused for good when the request could never fit. A queued sequence is admitted
 when slots for its samples and pages for all its known tokens are there: prompts that are half computed never wait for
-each other's pages.
+each other's pages. A prompt that lacks embeddings waits beside the queue (gathering.py), not in it.
 """
 
 from __future__ import annotations
+
+from enum import Enum, auto
 
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.handle import Handle
@@ -22,14 +24,17 @@ from triptych.runtime.core.tasks import (
     StartPrefill,
     TaskEnded,
 )
+from triptych.runtime.instance.gathering import begin
 from triptych.runtime.instance.lifecycle import Kind, State, Trigger
 from triptych.runtime.instance.messages import InstanceMessage, OpenStaging, Report
 from triptych.runtime.instance.resuming import least_pages, room, try_reserve
 from triptych.runtime.instance.sequence import Sequence
-from triptych.runtime.instance.state import InstanceState
+from triptych.runtime.instance.spans import difference
+from triptych.runtime.instance.state import InstanceState, end_task
 from triptych.runtime.instance.tasks import ROLES, DecodeTask, Fill, LocalTask, PrefillTask, Task, live_samples
 
 _PREFILLS, _DECODES = frozenset({Role.PREFILL}), frozenset({Role.DECODE})
+
 KEY_BITS = 63  # a handle's key is random and unguessable; 63 bits fit every signed 64-bit field on the wire
 
 
@@ -116,45 +121,67 @@ def start_local(state: InstanceState, command: StartLocal, now: float) -> list[I
     return [accepted]
 
 
-def admit_waiting(state: InstanceState, now: float) -> None:
+class _Admission(Enum):
+    DONE = auto()
+    NO_ROOM = auto()
+    LACKS_MEDIA = auto()
+
+
+def admit_waiting(state: InstanceState, now: float) -> list[InstanceMessage]:
     """Move sequences from the head of the queue into memory, as many as the next step can start on. Strictly in order:
-    none overtakes."""
+    none overtakes. One whose media the prefix cache no longer covers goes beside the queue, or ends where it can get none."""
     config = state.config
+    messages: list[InstanceMessage] = []
     budget = config.chunk_tokens - sum(fill.left for fill in state.filling.values())
     while state.waiting and budget > 0 and len(state.filling) < config.max_prefill_rows:
         number, fill = next(iter(state.waiting.items()))
-        if not _admit(state, fill, now):
-            return
+        admission = _admit(state, fill, now)
+        if admission is _Admission.NO_ROOM:
+            break
         del state.waiting[number]
-        state.filling[number] = fill
-        budget -= fill.left
+        if admission is _Admission.DONE:
+            state.filling[number] = fill
+            budget -= fill.left
+        elif not begin(state, fill):
+            reason = "a sample was preempted; the embeddings of its media are not on this instance to compute it again"
+            messages += end_task(state, fill.task, Trigger.FAILED, Status.UNAVAILABLE, reason)
+    return messages
 
 
-def _admit(state: InstanceState, fill: Fill, now: float) -> bool:
-    """Pages and slots for `fill`, or False and nothing held."""
+def _admit(state: InstanceState, fill: Fill, now: float) -> _Admission:
+    """Pages and slots for `fill`, or else nothing held."""
     available, number = state.memory.pool.available, fill.sequence.number
     blocked_number, blocked_available = state.blocked or (0, 0)
     if number == blocked_number and available <= blocked_available:
-        return False  # a failed attempt costs a walk over the prompt's pages; nothing was freed since the last one
+        return (
+            _Admission.NO_ROOM
+        )  # a failed attempt costs a walk over the prompt's pages; nothing was freed since the last one
     if state.slots.free < sum(stream.slot is None for stream in fill.streams):
-        return False
+        return _Admission.NO_ROOM
     task, sequence = fill.task, fill.sequence
     known = len(sequence.tokens)
     cached = 0
     if fill.score is None:  # prompt logprobs need every position computed
         cached = sequence.pin_prefix(known - 1)  # at least one token is computed: its hidden state draws the next
+    if sequence.media and (
+        state.media.lacks(fill, cached) if state.media is not None else sequence.media[-1].end > cached
+    ):
+        sequence.evict()
+        return _Admission.LACKS_MEDIA
     if not _reserve(state, fill):
         sequence.evict()
         state.blocked = (number, available)
-        return False
+        return _Admission.NO_ROOM
     state.blocked = None
+    if state.media is not None and sequence.media:
+        state.media.passed(number, cached)
     for stream in fill.streams:
         state.seat(stream)
     if not fill.resumed:
         if task.admitted is None:  # a second admission, after a preemption, finds what the first one computed
             task.cached_tokens, task.admitted = cached, now
         task.advance(Trigger.ADMITTED)
-    return True
+    return _Admission.DONE
 
 
 def _reserve(state: InstanceState, fill: Fill) -> bool:
@@ -173,12 +200,13 @@ def _queue(state: InstanceState, task: Task) -> None:
         task.streams = state.streams_for(task)
     task.sequence = _new_sequence(state, task.request)
     fill = Fill(task, task.sequence, task.streams, False, task.score_top)
-    state.waiting[task.sequence.number] = fill
+    if not begin(state, fill):
+        state.waiting[task.sequence.number] = fill
     state.add(task)
 
 
 def _new_sequence(state: InstanceState, request: Request) -> Sequence:
-    return Sequence(state.memory, list(request.prompt), state.memory.roots(request.cache_salt))
+    return Sequence(state.memory, list(request.prompt), state.memory.roots(request.cache_salt), request.media)
 
 
 def _refusal(
@@ -186,11 +214,10 @@ def _refusal(
 ) -> Refused | None:
     """Why `request` cannot be taken whatever the load, if so."""
     config, prompt = state.config, len(request.prompt)
-    for other in ROLES:
-        live = state.tasks.get((request.id, other))
-        if live is not None and (other is role or live.request.attempt > request.attempt):
-            reason = f"request {request.id} already has a {other} task here, of attempt {live.request.attempt}"
-            return Refused(request.id, role, reason, attempt=request.attempt)
+    held = conflict(state, request, role)
+    if held is not None:
+        return held
+    media = _media_difference(state, request) if request.media and Role.PREFILL in roles else None
     if role is Role.DECODE:
         slots, pages = len(live_samples(request, resumed)), least_pages(config, request, resumed)
     else:
@@ -212,15 +239,42 @@ def _refusal(
         reason = f"n is {request.sampling.n}; the instance has {config.max_num_seqs} slots"
     elif pages > config.usable_pages:
         reason = f"the request needs {pages} KV pages; the instance has {config.usable_pages}"
+    elif media is not None:
+        reason = media
     else:
         return None
     return Refused(request.id, role, reason, permanent=True, attempt=request.attempt)
 
 
+def conflict(state: InstanceState, request: Request, role: Role) -> Refused | None:
+    """Why `request` cannot have another task of `role` here now, if so."""
+    for other in ROLES:
+        live = state.tasks.get((request.id, other))
+        if live is not None and (other is role or live.request.attempt > request.attempt):
+            reason = f"request {request.id} already has a {other} task here, of attempt {live.request.attempt}"
+            return Refused(request.id, role, reason, attempt=request.attempt)
+    return None
+
+
+def _media_difference(state: InstanceState, request: Request) -> str | None:
+    """Why the media of `request` can never be taken, if so."""
+    media = state.media
+    if media is None:
+        return f"the prompt has {len(request.media)} media items; instance {state.ref.id} takes none"
+    pages = sum(media.store.pages_for(tokens) for tokens in {item.hash: item.tokens for item in request.media}.values())
+    if pages > media.store.usable_pages:
+        return f"the media need {pages} pages of embeddings; the instance has {media.store.usable_pages}"
+    return difference(request.media, len(request.prompt))
+
+
 def _queue_full(state: InstanceState, request: Request, role: Role) -> Refused | None:
-    if len(state.waiting) < state.config.max_waiting:
+    """Those that wait beside the queue for media keep out others with media only."""
+    waiting = len(state.waiting)
+    if request.media and state.media is not None:
+        waiting = max(waiting, len(state.media.beside()))
+    if waiting < state.config.max_waiting:
         return None
-    reason = f"{len(state.waiting)} sequences wait here already (max_waiting {state.config.max_waiting})"
+    reason = f"{waiting} sequences wait here already (max_waiting {state.config.max_waiting})"
     return Refused(request.id, role, reason, attempt=request.attempt)
 
 

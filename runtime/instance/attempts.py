@@ -37,7 +37,7 @@ def abort(state: InstanceState, command: AbortTask) -> list[InstanceMessage]:
 
 
 def held(state: InstanceState) -> tuple[HeldTask, ...]:
-    """Every task. Prefill tasks are never `running`: somebody has to come for their KV."""
+    """Every task. Prefill and encode tasks are never `running`: somebody has to come for what they stage; nor is a local task that waits for media."""
     return tuple(
         HeldTask(
             state.ref,
@@ -45,10 +45,17 @@ def held(state: InstanceState) -> tuple[HeldTask, ...]:
             task.request.attempt,
             None if task.kind is Kind.LOCAL else task.role,
             task.request.gateway,
-            task.kind is Kind.LOCAL or task.state is State.DECODING,
+            _runs(state, task),
         )
         for task in state.tasks.values()
     )
+
+
+def _runs(state: InstanceState, task: Task) -> bool:
+    """Whether it needs nothing of any other instance any more."""
+    if task.kind is Kind.LOCAL:
+        return state.media is None or not state.media.waits(task)
+    return task.state is State.DECODING
 
 
 def _tasks(state: InstanceState, request: str) -> list[Task]:

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 
 from triptych.runtime.core.instance import Role
 from triptych.runtime.instance.lifecycle import State
+from triptych.runtime.instance.media import MediaMemory
 from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.instance.state import InstanceState
-from triptych.runtime.instance.tasks import Task
+from triptych.runtime.instance.tasks import EncodeTask, Task
 
 
 @dataclass(frozen=True)
 class Resources:
     """Everything that can leak. Pages are distinct; a shared one counts for the first of sequence, staged, reserved.
 
-    `cached_pages` are held by nobody: they are free for the taking.
+    `cached_pages` are held by nobody: they are free for the taking. Of the media pool (`media_…`) alike; `pixels` are the items
+    that the shell keeps for us, `gatherings` the sequences that need embeddings.
     """
 
     free_pages: int
@@ -32,12 +34,18 @@ class Resources:
     waiting: int
     running: int
     in_flight: int
+    free_media_pages: int = 0
+    cached_media_pages: int = 0
+    held_media_pages: int = 0
+    gatherings: int = 0
+    pixels: int = 0
 
     @property
     def idle(self) -> bool:
-        """Whether no page, slot, key or task is held."""
+        """Whether no page, slot, key, task or pixels are held."""
         held = self.sequence_pages + self.staged_pages + self.reserved_pages + len(self.staged_keys) + len(self.tasks)
-        return held + self.waiting + self.running == 0
+        media = self.held_media_pages + self.gatherings + self.pixels
+        return held + media + self.waiting + self.running == 0
 
 
 _RESERVED = (State.RESERVED, State.IMPORTING)
@@ -51,7 +59,8 @@ def resources(state: InstanceState) -> Resources:
         for sequence in _sequences(task):
             kinds[kind].update(sequence.held())
     staged = kinds["staged"] - kinds["sequence"]
-    pool = state.memory.pool
+    pool, media = state.memory.pool, state.media
+    embeddings = None if media is None else media.store.pool
     return Resources(
         free_pages=pool.free,
         cached_pages=pool.cached,
@@ -64,6 +73,11 @@ def resources(state: InstanceState) -> Resources:
         waiting=len(state.waiting),
         running=len(state.running) + len(state.filling),
         in_flight=len(state.in_flight),
+        free_media_pages=0 if embeddings is None else embeddings.free,
+        cached_media_pages=0 if embeddings is None else embeddings.cached,
+        held_media_pages=0 if media is None else media.store.usable_pages - media.store.pool.available,
+        gatherings=0 if media is None else len(media.gatherings),
+        pixels=0 if media is None else len(media.shelf),
     )
 
 
@@ -104,6 +118,57 @@ def audit(state: InstanceState) -> None:
     staged = {key: task.staging_key for key, task in state.staged.items()}
     _expect(all(key == mine for key, mine in staged.items()), "a staging key names another task")
     _expect(all(task is state.tasks.get(task.key) for task in state.staged.values()), "a staging key outlives its task")
+    if state.media is not None:
+        _audit_media(state, state.media)
+
+
+def _audit_media(state: InstanceState, media: MediaMemory) -> None:
+    """Entries have exactly the holders, and pages the owners, that tasks and gatherings say."""
+    holders: dict[str, set[object]] = {}
+    spare: list[int] = []
+    tasks = list(state.tasks.values())
+    for number, gathering in media.gatherings.items():
+        fill = gathering.fill
+        _expect(
+            fill.sequence.number == number and fill.task is state.tasks.get(fill.task.key), "a gathering of no task"
+        )
+        queued = number in state.waiting or number in state.filling
+        _expect(queued != gathering.beside, "a gathering is neither beside the queue nor in it, or both")
+        _expect(gathering.beside or gathering.holds, "a prompt was queued without its embeddings")
+        _expect(
+            bool(gathering.sizes) and gathering.sizes.keys() == gathering.index.keys() == gathering.ends.keys(), "sizes"
+        )
+        for name in gathering.sizes if gathering.holds else ():
+            holders.setdefault(name, set()).add(gathering)
+    for task in tasks:
+        if isinstance(task, EncodeTask):
+            for name in task.held:
+                holders.setdefault(name, set()).add(task)
+            _expect((task.serial in media.encoding) == (task.state is not State.STAGED), "an encode task is not tended")
+            _expect(
+                task.state is State.WAITING or task.held.keys() == task.sizes.keys(), "an encode task lacks entries"
+            )
+            _expect((task.pixels_by is None) == (not task.lacking), "nobody knows whether pixels are lacking")
+            here = media.shelf.keys() | {name for name in task.sizes if media.store.is_ready(name)}
+            _expect(not task.lacking.keys() & here, "pixels are thought lacking that are here")
+            _expect(task.state is State.STAGED or task.sizes.keys() <= here | task.lacking.keys(), "pixels are lost")
+        for key, feed in task.media.feeds.items() if task.media is not None else ():
+            spare += feed.spare
+            for name in feed.fills:
+                holders.setdefault(name, set()).add(feed)
+                _expect(media.store.entries[name].pull == key, "an entry is filled by another pull")
+    _expect(all(task is state.by_serial.get(serial) for serial, task in media.encoding.items()), "encoding for no task")
+    _expect(all(task in tasks for task in media.wanters.values()), "an item is wanted for a task that has ended")
+    _expect(all(entry.holders == holders.get(name) for name, entry in media.store.entries.items()), "holders differ")
+    _expect(holders.keys() == media.store.entries.keys(), "an item is held that has no entry")
+    for entry in media.store.entries.values():
+        _expect(entry.ready or not entry.kept, "embeddings are kept that are not there")
+        _expect(entry.pull is None or not entry.ready, "an item is pulled that is there")
+    pages = Counter(page for entry in media.store.entries.values() for page in entry.pages)
+    pages.update(spare)
+    media.store.pool.audit(dict(pages))
+    planned = Counter(entry.hash for step in state.in_flight for entry in step.encodes)
+    _expect(planned == media.in_plans, "encodes in flight are miscounted")
 
 
 def _sequences(task: Task) -> Iterator[Sequence]:
@@ -118,7 +183,9 @@ def _places(state: InstanceState, task: Task, sequence: Sequence | None) -> int:
     if sequence is None:
         return 0
     running = sum(stream.sequence is sequence for stream in state.running)
-    return running + (sequence.number in state.waiting) + (sequence.number in state.filling)
+    gathering = state.media.gatherings.get(sequence.number) if state.media is not None else None
+    beside = gathering is not None and gathering.beside
+    return running + beside + (sequence.number in state.waiting) + (sequence.number in state.filling)
 
 
 def _expect(holds: bool, otherwise: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from triptych.runtime.core.errors import TriptychError
+from triptych.runtime.core.instance import Role
 
 
 class InvalidCompositionError(TriptychError):
@@ -24,24 +25,34 @@ class StepLimits:
     max_num_seqs: int
     chunk_tokens: int
     max_prefill_rows: int
+    encode_patches: int = 0
 
 
 @dataclass(frozen=True)
 class ChunkCandidate:
-    """A sequence that holds its pages and has `tokens` known tokens left to compute; `scored` for prompt logprobs."""
+    """A sequence that holds its pages and has `tokens` known tokens left to compute; `scored` for prompt logprobs.
+    `embedded`: the next one is of a media item."""
 
     tokens: int
     scored: bool
     waited: float  # seconds since its task arrived
+    embedded: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether a single token of it fits among the decode rows."""
+        return not (self.scored or self.embedded)
 
 
 @dataclass(frozen=True)
 class StepView:
-    """`decodes` sequences can decode, oldest first; `chunks` can be computed further, in order of admission."""
+    """`decodes` sequences can decode, oldest first; `chunks` can be computed further, in order of admission; `patches` has the
+    patches of every media item that can be encoded, in order."""
 
     decodes: int
     chunks: Sequence[ChunkCandidate]
     limits: StepLimits
+    patches: Sequence[int] = ()
 
     def check(self, choice: StepChoice) -> None:
         """Raises InvalidCompositionError if `choice` does not fit."""
@@ -54,7 +65,7 @@ class StepView:
         for chosen, candidate in zip(choice.chunks, self.chunks, strict=True):
             if not 0 <= chosen <= candidate.tokens:
                 raise InvalidCompositionError(f"a chunk of {chosen} tokens was chosen of {candidate.tokens}")
-            if chosen > 1 or (chosen and candidate.scored):
+            if chosen > 1 or (chosen and not candidate.plain):
                 rows, tokens = rows + 1, tokens + chosen
             else:
                 singles += chosen
@@ -64,14 +75,18 @@ class StepView:
             raise InvalidCompositionError(
                 f"{tokens} prefill tokens in {rows} rows were chosen; the limits are {self.limits}"
             )
+        if not 0 <= choice.patches <= self.limits.encode_patches:
+            raise InvalidCompositionError(f"{choice.patches} patches were chosen; the limits are {self.limits}")
 
 
 @dataclass(frozen=True)
 class StepChoice:
-    """How many sequences decode (the oldest), and how many tokens of each candidate are computed (0: none)."""
+    """How many sequences decode (the oldest), how many tokens of each candidate are computed (0: none), and how many patches may
+    be encoded: the first items are, as long as they fit."""
 
     decodes: int
     chunks: tuple[int, ...] = ()
+    patches: int = 0
 
 
 class StepComposer(Protocol):
@@ -86,30 +101,50 @@ class DefaultComposer:
     A candidate with a single token left and nothing to score has the shape of a decode row and takes no share of the
     prefill limits. Nearly always there are enough decode rows, because a candidate that draws holds a slot that is not
     decoding yet; for one that draws nothing (a resumed prompt) the youngest decode may have to sit a step out.
-    """
 
-    def compose(self, view: StepView) -> StepChoice:
-        chunks = _chunks(view)
-        singles = sum(n == 1 and not c.scored for n, c in zip(chunks, view.chunks, strict=True))
-        return StepChoice(min(view.decodes, view.limits.max_num_seqs - singles), chunks)
-
-
-class TakingTurns:
-    """Steps of decode rows only and of prefill chunks only, in turns while there is work for both: topology (P-D).
-
-    What separate loops on one device come to where programs run one after another: a decode step is never longer than
-    its own work, and waits for at most one prefill step of `chunk_tokens` tokens. The instance's share (`limits`) bounds
-    that step, so it sets how compute is split.
+    Media are encoded beside all of that, as much as the programs hold, but never in two steps in a row while sequences
+    decode: an encode makes the step longer for each of them, and so at most every second token comes late, however many
+    images wait. Without decodes nobody waits for the step but prompts, which mostly wait for the images.
     """
 
     def __init__(self) -> None:
-        self._prefilled_last = False
+        self._encoded_last = False
 
     def compose(self, view: StepView) -> StepChoice:
+        chunks = _chunks(view)
+        singles = sum(n == 1 and c.plain for n, c in zip(chunks, view.chunks, strict=True))
+        encode = bool(view.patches) and not (view.decodes and self._encoded_last)
+        self._encoded_last = encode
+        patches = view.limits.encode_patches if encode else 0
+        return StepChoice(min(view.decodes, view.limits.max_num_seqs - singles), chunks, patches)
+
+
+class TakingTurns:
+    """Steps of encodes only, of prefill chunks only and of decode rows only, in turns while there is work for each: topologies
+    (P-D), (E-P), (E-P-D).
+
+    What separate loops on one device come to where programs run one after another: a decode step is never longer than
+    its own work, and waits for at most one encode step of `encode_patches` patches and one prefill step of `chunk_tokens`
+    tokens. The instance's share (`limits`) bounds the latter, so it sets how compute is split.
+    """
+
+    def __init__(self) -> None:
+        self._last = Role.DECODE
+
+    def compose(self, view: StepView) -> StepChoice:
+        work = {Role.ENCODE: bool(view.patches), Role.PREFILL: bool(view.chunks), Role.DECODE: view.decodes > 0}
+        first = _TURNS.index(self._last) + 1
+        turns = _TURNS[first:] + _TURNS[:first]
+        self._last = next((role for role in turns if work[role]), Role.DECODE)
         none = (0,) * len(view.chunks)
-        prefill = bool(view.chunks) and not (view.decodes and self._prefilled_last)
-        self._prefilled_last = prefill
-        return StepChoice(0, _chunks(view)) if prefill else StepChoice(view.decodes, none)
+        if self._last is Role.ENCODE:
+            return StepChoice(0, none, view.limits.encode_patches)
+        if self._last is Role.PREFILL:
+            return StepChoice(0, _chunks(view))
+        return StepChoice(view.decodes, none)
+
+
+_TURNS = (Role.ENCODE, Role.PREFILL, Role.DECODE)
 
 
 def _chunks(view: StepView) -> tuple[int, ...]:
@@ -117,7 +152,7 @@ def _chunks(view: StepView) -> tuple[int, ...]:
     chunks: list[int] = []
     tokens, rows, singles = view.limits.chunk_tokens, view.limits.max_prefill_rows, view.limits.max_num_seqs
     for candidate in view.chunks:
-        if candidate.tokens == 1 and not candidate.scored:
+        if candidate.tokens == 1 and candidate.plain:
             if not singles:
                 break
             chunks.append(1)
@@ -126,7 +161,7 @@ def _chunks(view: StepView) -> tuple[int, ...]:
         if not rows or not tokens:
             break
         chosen = min(candidate.tokens, tokens)
-        if chosen == 1 and not candidate.scored:
+        if chosen == 1 and candidate.plain:
             if not singles:
                 break
             singles -= 1

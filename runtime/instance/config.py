@@ -15,7 +15,7 @@ class InstanceConfig:
     Attributes:
         ref: who this incarnation is; `InstanceCore.reset` replaces it.
         address: endpoint that pullers are sent to.
-        digest: digest of this instance's KV header (runtime/transfer); travels in every handle.
+        digest: digest of this instance's KV header (runtime/transfer); travels in every handle of KV.
         num_pages: pages of the pool, the null page 0 included.
         max_num_seqs: sampler slots = the most samples that hold a slot at once.
         max_model_len: most tokens (prompt and outputs) of one sequence.
@@ -27,6 +27,11 @@ class InstanceConfig:
         eos_ids: token ids that end a generation unless `ignore_eos`.
         prefix_cache: whether pages of committed tokens are kept for later requests.
         switchable: roles beyond `roles` that it can take on (`InstanceCore.switch`).
+        media_pages: pages of the media pool, its null page included; 0: it takes no media.
+        encode_patches: most patches of one step's encodes, and of one item; 0: it encodes nothing.
+        media_digest: digest of the header of its media pool; travels in every handle of embeddings.
+
+    An instance that can only encode has no KV: one page (the null page) and no slot are enough.
     """
 
     ref: InstanceRef
@@ -45,17 +50,25 @@ class InstanceConfig:
     eos_ids: tuple[int, ...] = ()
     prefix_cache: bool = True
     switchable: frozenset[Role] = frozenset()
+    media_pages: int = 0
+    encode_patches: int = 0
+    media_digest: str = ""
 
     def __post_init__(self) -> None:
+        possible = self.roles | self.switchable
+        computes_tokens = bool(possible & {Role.PREFILL, Role.DECODE})
+        encodes = Role.ENCODE in possible
         least = {
-            "num_pages": 2,  # the null page and one to use
+            "num_pages": 2 if computes_tokens else 1,  # the null page and one to use
             "page_size": 1,
-            "max_num_seqs": 1,
+            "max_num_seqs": 1 if computes_tokens else 0,
             "max_model_len": 2,  # a prompt token and one output
             "chunk_tokens": 1,
             "max_prefill_rows": 1,
             "max_waiting": 1,
             "export_pages": 1,
+            "media_pages": 2 if encodes or self.media_pages else 0,
+            "encode_patches": 1 if encodes else 0,
         }
         for name, bound in least.items():
             if getattr(self, name) < bound:
@@ -64,10 +77,8 @@ class InstanceConfig:
             raise ConfigError(
                 f"instance {self.ref.id}: groups is {self.groups}; a StepPlan row carries one block table"
             )
-        if not self.roles & {Role.PREFILL, Role.DECODE}:
-            raise ConfigError(
-                f"instance {self.ref.id}: roles is {sorted(self.roles)}; expected prefill, decode or both"
-            )
+        if not self.roles:
+            raise ConfigError(f"instance {self.ref.id}: roles is empty; expected some of {', '.join(Role)}")
 
     @property
     def usable_pages(self) -> int:

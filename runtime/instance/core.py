@@ -6,7 +6,9 @@ composer.py), and every full page is exported in the plan that fills it; the res
 tokens, which go to the gateway, and the final record (results.py); the pages stay until the puller released them or its
 lease ran out (expiry.py). On the decode side: ReserveDecode holds pages and slots, StartDecode pulls, Imported turns
 the reservation into streams (importing.py), each decodes a token a step until it ends (termination.py) or is preempted
-(preemption.py). StartLocal is both without a transfer.
+(preemption.py). StartLocal is both without a transfer. A prompt with media waits beside the queue for their embeddings
+(gathering.py), which an encode task has staged on this instance or another one (encoding.py); both share one store
+(media.py, embeddings.py).
 
 What the shell promises, on its one device loop:
 - It executes messages in the order in which they come, and plans in the order of their ids, at most two ahead of the
@@ -27,31 +29,46 @@ from triptych.runtime.core.errors import Status, TriptychError
 from triptych.runtime.core.instance import InstanceRef, Load, Role
 from triptych.runtime.core.tasks import (
     AbortTask,
+    FeedMedia,
     HeldTask,
     ReserveDecode,
     StartDecode,
+    StartEncode,
     StartLocal,
     StartPrefill,
     TaskCommand,
 )
-from triptych.runtime.instance import admission, attempts, audit, expiry, importing, results
+from triptych.runtime.instance import (
+    admission,
+    attempts,
+    audit,
+    encoding,
+    expiry,
+    feeding,
+    gathering,
+    importing,
+    results,
+)
 from triptych.runtime.instance.composer import DefaultComposer, StepComposer
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.lifecycle import Trigger
+from triptych.runtime.instance.media import MediaCounts, MediaMemory
 from triptych.runtime.instance.memory import KvMemory
 from triptych.runtime.instance.messages import (
     Command,
     DeviceReady,
+    DropMedia,
     Imported,
     ImportFailed,
     InstanceEvent,
     InstanceMessage,
     LeaseExtended,
+    MediaArrived,
+    MediaImported,
     StagedReleased,
     StepDone,
-    Tick,
 )
-from triptych.runtime.instance.plan import StepPlan
+from triptych.runtime.instance.plan import Pool, StepPlan
 from triptych.runtime.instance.planner import plan_step
 from triptych.runtime.instance.slots import SlotPool
 from triptych.runtime.instance.state import InstanceState, end_task
@@ -86,6 +103,7 @@ class InstanceCore:
             KvMemory(config),
             SlotPool(config.max_num_seqs),
             share=config.chunk_tokens,
+            media=_media(config),
         )
 
     @property
@@ -103,38 +121,73 @@ class InstanceCore:
         Raises EngineError if a StepDone does not belong to the oldest plan in flight; the pool is then lost (`reset`).
         """
         state = self._state
+        if isinstance(event, DeviceReady):
+            messages = [*expiry.expire(state, now), *self._tend_media(now)]
+            more, plan = plan_step(state, self._composer, now)
+            messages += more
+            # What the plan gave up may be pulled into only after it: another event comes when it is done.
+            return [*messages, *self._tend_media(now)] if plan is None else [*messages, plan]
+        return [*self._heard(event, now), *self._tend_media(now)]
+
+    def _heard(self, event: InstanceEvent, now: float) -> list[InstanceMessage]:
+        state = self._state
         match event:
-            case DeviceReady():
-                messages = expiry.expire(state, now)
-                more, plan = plan_step(state, self._composer, now)
-                return [*messages, *more] if plan is None else [*messages, *more, plan]
             case StepDone():
-                return [*results.apply_result(state, event.result, now)]
+                return results.apply_result(state, event.result, now)
             case Command():
-                return [*self._command(event.command, now)]
+                return self._command(event.command, now)
             case Imported():
-                return [*importing.imported(state, event)]
+                return importing.imported(state, event)
+            case ImportFailed(pool=Pool.MEDIA):
+                return feeding.media_import_failed(state, event)
             case ImportFailed():
-                return [*importing.import_failed(state, event)]
+                return importing.import_failed(state, event)
+            case MediaArrived():
+                return encoding.media_arrived(state, event.hash)
+            case MediaImported():
+                return feeding.media_imported(state, event)
             case StagedReleased():
-                return [*expiry.release_staged(state, event)]
+                return expiry.release_staged(state, event)
             case LeaseExtended():
-                return [*expiry.extend_lease(state, event, now)]
-            case Tick():
-                return [*expiry.expire(state, now)]
+                return expiry.extend_lease(state, event, now)
+            case _:
+                return expiry.expire(state, now)
+
+    def _tend_media(self, now: float) -> list[InstanceMessage]:
+        """What follows for media once something has changed. Ends: each round ends a task, moves one on, or changes nothing."""
+        state, messages = self._state, []
+        while state.media is not None and state.media.stirred:
+            state.media.stirred = False
+            messages += encoding.tend(state, now)
+            messages += gathering.gather(state)
+        return messages
 
     def load(self) -> Load:
         """How busy the instance is; cheap enough for every heartbeat."""
-        state = self._state
+        state, media = self._state, self._state.media
+        beside = [gathering.fill for gathering in media.beside()] if media is not None else []
+        waiting = [*state.waiting.values(), *beside]
         return Load(
             running=len(state.running) + len(state.filling),
-            waiting=len(state.waiting),
-            waiting_tokens=sum([fill.left for fill in state.waiting.values()]) if state.waiting else 0,
+            waiting=len(waiting),
+            waiting_tokens=sum([fill.left for fill in waiting]) if waiting else 0,
             free_pages=state.memory.pool.available,
             free_slots=state.slots.free,
             staged=len(state.staged),
             share=state.share,
+            free_media_pages=media.store.pool.available if media is not None else 0,
+            encoding=media.waiting_patches if media is not None else 0,
         )
+
+    @property
+    def media_counts(self) -> MediaCounts:
+        """Items encoded, pulled and found since the last reset."""
+        return self._state.media.counts if self._state.media is not None else MediaCounts()
+
+    def lacks_pixels(self, name: str) -> bool:
+        """Whether some task waits for the pixels of an item that the shell has not reported (MediaArrived)."""
+        media = self._state.media
+        return media is not None and media.awaited(name) and name not in media.shelf
 
     def held(self) -> tuple[HeldTask, ...]:
         """Every task, as it is declared to a scheduler that does not know it."""
@@ -166,6 +219,8 @@ class InstanceCore:
             for task in list(old.tasks.values())
             for message in end_task(old, task, Trigger.FAILED, status, reason)
         ]
+        if old.media is not None:
+            messages += [DropMedia(name) for name in old.media.shelf]
         self._state = InstanceState(
             old.config,
             ref,
@@ -174,6 +229,7 @@ class InstanceCore:
             KvMemory(old.config),
             SlotPool(old.config.max_num_seqs),
             share=old.share,
+            media=_media(old.config),
             next_serial=old.next_serial,
             next_plan=old.next_plan,
             stale=old.stale,
@@ -212,7 +268,15 @@ class InstanceCore:
                 return [*attempts.supersede(state, command.request), *admission.start_prefill(state, command, now)]
             case StartDecode():
                 return importing.start_decode(state, command)
+            case StartEncode():
+                return [*attempts.supersede(state, command.request), *encoding.start_encode(state, command, now)]
+            case FeedMedia():
+                return feeding.feed_media(state, command)
             case StartLocal():
                 return [*attempts.supersede(state, command.request), *admission.start_local(state, command, now)]
             case AbortTask():
                 return attempts.abort(state, command)
+
+
+def _media(config: InstanceConfig) -> MediaMemory | None:
+    return MediaMemory(config) if config.media_pages else None

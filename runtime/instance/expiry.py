@@ -1,5 +1,5 @@
 """What ends with time alone: deadlines of requests, grants of reservations that nobody used, leases of staged KV that
-nobody pulls."""
+nobody pulls, waiting for pixels that do not come."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from triptych.runtime.core.errors import Status
 from triptych.runtime.instance.lifecycle import State, Trigger
 from triptych.runtime.instance.messages import InstanceMessage, LeaseExtended, StagedReleased
 from triptych.runtime.instance.state import InstanceState, end_task
-from triptych.runtime.instance.tasks import DecodeTask, PrefillTask, Task
+from triptych.runtime.instance.tasks import DecodeTask, EncodeTask, StagingTask, Task
 
 
 def expire(state: InstanceState, now: float) -> list[InstanceMessage]:
@@ -31,8 +31,16 @@ def _expired(task: Task, now: float) -> tuple[Status, str] | None:
         return Status.DEADLINE_EXCEEDED, f"the request's deadline passed while its {task.kind} task was {task.state}"
     if isinstance(task, DecodeTask) and task.state is State.RESERVED and task.expires <= now:
         return Status.UNAVAILABLE, "the reservation expired before decoding was started"
-    if isinstance(task, PrefillTask) and task.lease is not None and task.lease.expired(now):
-        return Status.UNAVAILABLE, "the lease of the staged KV expired: no sign of life from a puller"
+    if isinstance(task, StagingTask) and task.lease is not None and task.lease.expired(now):
+        what = "embeddings" if isinstance(task, EncodeTask) else "KV"
+        return Status.UNAVAILABLE, f"the lease of the staged {what} expired: no sign of life from a puller"
+    if isinstance(task, EncodeTask) and task.pixels_by is not None and task.pixels_by <= now:
+        return Status.UNAVAILABLE, f"the pixels did not come: {len(task.lacking)} of {len(task.sizes)} items lack them"
+    if isinstance(task, EncodeTask) and task.room_by is not None and task.room_by <= now:
+        return (
+            Status.UNAVAILABLE,
+            "no room for its embeddings: nothing that holds some was given up for as long as a lease",
+        )
     return None
 
 
@@ -46,7 +54,8 @@ def extend_lease(state: InstanceState, event: LeaseExtended, now: float) -> list
 
 
 def release_staged(state: InstanceState, event: StagedReleased) -> list[InstanceMessage]:
-    """The puller is done. If it gave up early the prompt is still computed: its first tokens belong to the client."""
+    """The puller is done. If it gave up early the task goes on: a prompt's first tokens belong to the client, and items that
+    are encoded here may be waited for by others."""
     task = state.staged.get(event.key)
     if task is None:
         return []

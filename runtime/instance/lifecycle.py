@@ -3,10 +3,12 @@
     prefill   WAITING ─admitted→ COMPUTING ─computed→ STAGED ─released→ ENDED
     decode    RESERVED ─started→ IMPORTING ─imported→ DECODING ─finished→ ENDED
     local     WAITING ─admitted→ COMPUTING ─computed→ DECODING ─finished→ ENDED
+    encode    WAITING ─admitted→ COMPUTING ─computed→ STAGED ─released→ ENDED
 
 Everything else leads to ENDED through `failed` (abort, deadline, expiry, failed pull, no memory), whatever the state.
 What a task holds is a function of its state: nothing (WAITING, ENDED); pages and slots of its samples (COMPUTING,
-RESERVED, IMPORTING, DECODING); pages only (STAGED). A decoding sample that is preempted does not move its task: samples
+RESERVED, IMPORTING, DECODING); pages only (STAGED). An encode task holds pages of the media pool: from the start those
+of items that are there already, and of all its items from COMPUTING on. A decoding sample that is preempted does not move its task: samples
 queue for recomputation one by one.
 """
 
@@ -21,6 +23,7 @@ class Kind(StrEnum):
     PREFILL = "prefill"
     DECODE = "decode"
     LOCAL = "local"
+    ENCODE = "encode"
 
 
 class State(StrEnum):
@@ -34,9 +37,9 @@ class State(StrEnum):
 
 
 class Trigger(StrEnum):
-    ADMITTED = "admitted"  # its prompt got pages and slots
+    ADMITTED = "admitted"  # its prompt got pages and slots, its media items pages
     PREEMPTED = "preempted"  # it gave them up before the prompt was computed
-    COMPUTED = "computed"  # the prompt's last chunk is in a plan (local) or its draws are known (prefill)
+    COMPUTED = "computed"  # the prompt's last chunk is in a plan (local), its draws are known (prefill), all items are encoded (encode)
     STARTED = "started"  # StartDecode
     IMPORTED = "imported"
     RELEASED = "released"  # the puller has everything
@@ -70,6 +73,12 @@ TRANSITIONS: dict[Kind, dict[tuple[State, Trigger], State]] = {
         (State.COMPUTING, Trigger.PREEMPTED): State.WAITING,
         (State.COMPUTING, Trigger.COMPUTED): State.DECODING,
         (State.DECODING, Trigger.FINISHED): State.ENDED,
+    },
+    Kind.ENCODE: _FAILURES
+    | {
+        (State.WAITING, Trigger.ADMITTED): State.COMPUTING,
+        (State.COMPUTING, Trigger.COMPUTED): State.STAGED,
+        (State.STAGED, Trigger.RELEASED): State.ENDED,
     },
 }
 

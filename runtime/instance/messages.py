@@ -143,7 +143,9 @@ class OpenStaging:
     prompt_tokens: int
     first_page: int
     pages: int
-    pool: Pool = Pool.KV  # MEDIA: embeddings; prompt_tokens is pages * page_size, and there is no final record but an empty one
+    pool: Pool = (
+        Pool.KV
+    )  # MEDIA: embeddings; prompt_tokens is pages * page_size, and there is no final record but an empty one
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""PagePool: who holds which KV page.
+"""PagePool: who holds which page of a pool, of KV or of embeddings.
 
 A page is in exactly one of three places: *free* (content worthless), *cached* (nobody refers to it, but the prefix
 index knows what it holds; it is given up, oldest first, when the free ones are gone) or *referenced* (by one or more
-sequences). Page 0 is the null page: padding reads and writes it, nobody owns it.
+sequences, or by an item of the embedding store). Page 0 is the null page: padding reads and writes it, nobody owns it.
 
 Freeing takes effect at once although a plan in flight may still write the page: the device executes plans in order, so
 whatever a later plan puts there comes after (see InstanceCore).
@@ -51,7 +51,7 @@ class PagePool:
     def allocate(self, count: int) -> list[int]:
         """`count` pages with one reference each, evicting as needed. All or nothing: raises OutOfPagesError."""
         if count > self.available:
-            raise OutOfPagesError(f"{count} KV pages were needed, {self.available} are free or cached")
+            raise OutOfPagesError(f"{count} pages were needed, {self.available} are free or cached")
         pages = []
         for _ in range(count):
             if self._free:

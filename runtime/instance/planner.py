@@ -2,7 +2,7 @@
 
 Order matters. First every decoding sequence gets the page that it writes next, which may preempt or end others: after
 that nothing that has a row can lose its pages within this plan. Then queued sequences are admitted with what is left,
-the composer shares out the step, and rows are made. Plans made before may still write pages given up here; the device
+the composer shares out the step, and rows are made. A plan may also encode media, and export what is ready. Plans made before may still write pages given up here; the device
 executes in order, so this plan comes after them.
 """
 
@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from bisect import insort
 
+from triptych.runtime.instance import encoding
 from triptych.runtime.instance.admission import admit_waiting
 from triptych.runtime.instance.composer import ChunkCandidate, StepComposer, StepLimits, StepView
+from triptych.runtime.instance.embeddings import Entry
 from triptych.runtime.instance.lifecycle import Kind, Trigger
 from triptych.runtime.instance.messages import InstanceMessage
-from triptych.runtime.instance.plan import Draw, Export, Row, Seat, StepPlan
+from triptych.runtime.instance.plan import Draw, Encode, Export, Row, Seat, StepPlan
 from triptych.runtime.instance.preemption import make_room
 from triptych.runtime.instance.resuming import go_on
+from triptych.runtime.instance.sequence import Sequence
+from triptych.runtime.instance.spans import overlapping
 from triptych.runtime.instance.state import InstanceState, PlannedRow, PlannedStep
 from triptych.runtime.instance.tasks import Fill, PrefillTask, Stream
 
@@ -36,20 +40,27 @@ def plan_step(
     if needy:
         messages = _make_room_to_decode(state, needy)
         ready, _ = _decoding(state)
-    admit_waiting(state, now)
+    ended = admit_waiting(state, now)
+    if ended:
+        ready, _ = _decoding(state)  # other samples of a task that ended
+        messages += ended
     fills = list(state.filling.values())
-    if not ready and not fills:
-        return messages, None
-    view = _view(state, len(ready), fills, now)
+    builder = PlanBuilder(state)
+    patches = _encodable(state)
+    if not ready and not fills and not patches:
+        builder.offer()
+        return messages, builder.finish() if builder.useful else None
+    view = _view(state, len(ready), fills, patches, now)
     choice = composer.compose(view)
     view.check(choice)
-    builder = PlanBuilder(state)
+    builder.encode(choice.patches)
     for stream in ready[: choice.decodes]:
         builder.decode(stream)
     for fill, tokens in zip(fills, choice.chunks, strict=True):
         if tokens:
             builder.chunk(fill, tokens)
-    plan = builder.finish() if builder.rows else None
+    builder.offer()
+    plan = builder.finish() if builder.useful else None
     return messages + builder.messages, plan
 
 
@@ -76,11 +87,26 @@ def _make_room_to_decode(state: InstanceState, needy: list[Stream]) -> list[Inst
     return messages
 
 
-def _view(state: InstanceState, decodes: int, fills: list[Fill], now: float) -> StepView:
+def _encodable(state: InstanceState) -> tuple[int, ...]:
+    """Patches of each item that could be encoded now, in order."""
+    media = state.media
+    return () if media is None else tuple(item.patches for _, item in encoding.ready_items(media))
+
+
+def _view(state: InstanceState, decodes: int, fills: list[Fill], patches: tuple[int, ...], now: float) -> StepView:
     config = state.config
-    limits = StepLimits(config.max_num_seqs, state.share, config.max_prefill_rows)
-    candidates = [ChunkCandidate(fill.left, fill.score is not None, now - fill.task.arrived) for fill in fills]
-    return StepView(decodes, candidates, limits)
+    limits = StepLimits(config.max_num_seqs, state.share, config.max_prefill_rows, config.encode_patches)
+    candidates = [
+        ChunkCandidate(fill.left, fill.score is not None, now - fill.task.arrived, _embedding_next(fill.sequence))
+        for fill in fills
+    ]
+    return StepView(decodes, candidates, limits, patches)
+
+
+def _embedding_next(sequence: Sequence) -> bool:
+    """Whether the next token to be computed is one of a media item."""
+    start = sequence.scheduled
+    return bool(sequence.media) and any(True for _ in overlapping(sequence.media, start, start + 1))
 
 
 class PlanBuilder:
@@ -92,8 +118,27 @@ class PlanBuilder:
         self._seats: list[Seat] = []
         self._copies: list[tuple[int, int]] = []
         self._exports: list[Export] = []
+        self._encodes: list[Encode] = []
+        self._entries: list[Entry] = []
         self.rows: list[Row] = []
         self.messages: list[InstanceMessage] = []
+
+    @property
+    def useful(self) -> bool:
+        """Whether the plan does anything."""
+        return bool(self.rows or self._encodes or self._exports)
+
+    def encode(self, patches: int) -> None:
+        """The first items that wait to be encoded, at most so many patches."""
+        if self._state.media is not None and patches:
+            for encode, entry in encoding.encode(self._state.media, patches):
+                self._encodes.append(encode)
+                self._entries.append(entry)
+
+    def offer(self) -> None:
+        """Export embeddings that are there, or are once this plan's encodes are done."""
+        if self._state.media is not None:
+            self._exports += encoding.exports(self._state.media)
 
     def decode(self, stream: Stream) -> None:
         """One token of one stream: the last one known, or the one that its slot is drawing in the plan before."""
@@ -136,7 +181,12 @@ class PlanBuilder:
             draws=tuple(Draw(stream.slot, end) for stream in streams if stream.slot is not None),
             score=score,
             score_top=fill.score or 0,
+            embedded=self._state.media.embedded(fill, start, end)
+            if sequence.media and self._state.media is not None
+            else (),
         )
+        if sequence.media and self._state.media is not None:
+            self._state.media.passed(sequence.number, end)
         self.rows.append(row)
         prompt_of = task if last and not fill.drawing else None
         self._planned.append(
@@ -152,10 +202,15 @@ class PlanBuilder:
         state = self._state
         state.memory.pool.release([source for source, _ in self._copies])
         plan = StepPlan(
-            state.next_plan, tuple(self.rows), tuple(self._seats), tuple(self._copies), tuple(self._exports)
+            state.next_plan,
+            tuple(self.rows),
+            tuple(self._seats),
+            tuple(self._copies),
+            tuple(self._exports),
+            tuple(self._encodes),
         )
         state.next_plan += 1
-        state.in_flight.append(PlannedStep(plan.id, self._planned))
+        state.in_flight.append(PlannedStep(plan.id, self._planned, self._entries))
         return plan
 
     def _seat(self, stream: Stream) -> None:

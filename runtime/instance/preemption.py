@@ -5,6 +5,7 @@ Victims are samples that decode or recompute, and local prompts half computed. N
 being computed for a puller: others count on those. The oldest is never a victim, so the work at hand always advances.
 What a victim had committed stays in the prefix cache as long as it can, and its outputs are kept: recomputing draws
 nothing that is already known, and a draw depends on its position only, so the tokens that follow are the same.
+One with media that the prefix cache does not cover any more gets its embeddings first, beside the queue (gathering.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from triptych.runtime.core.errors import Status
+from triptych.runtime.instance.gathering import begin
 from triptych.runtime.instance.lifecycle import Kind, Trigger
 from triptych.runtime.instance.messages import InstanceMessage
 from triptych.runtime.instance.state import InstanceState, end_task
@@ -72,8 +74,9 @@ def _restart(state: InstanceState, fill: Fill) -> None:
 
 
 def _to_front(state: InstanceState, fill: Fill) -> None:
-    state.waiting[fill.sequence.number] = fill
-    state.waiting.move_to_end(fill.sequence.number, last=False)
+    if not begin(state, fill):
+        state.waiting[fill.sequence.number] = fill
+        state.waiting.move_to_end(fill.sequence.number, last=False)
 
 
 def _youngest(state: InstanceState) -> Stream | Fill:

@@ -1,7 +1,7 @@
 """PrefixIndex: which page holds the KV of which tokens, so that a prompt that begins alike need not be computed again.
 
 Automatic prefix caching as in vLLM (Kwon et al. 2023, arXiv 2309.06180) by chained keys: a full page's key is H(parent
-key, its tokens), and the first parent is H(extra), where extra says everything else that KV depends on (KV group, cache
+key, its tokens, the media in it), and the first parent is H(extra), where extra says everything else that KV depends on (KV group, cache
 salt). One lookup a page finds the longest common prefix. Keys are 128-bit BLAKE2b, so tokens are not kept and an
 accidental or a chosen collision is not a concern (Python's `hash` is neither wide nor secret enough: a collision would
 serve one user's KV to another).
@@ -30,9 +30,12 @@ def root_key(*extra: str) -> bytes:
     return digest.digest()
 
 
-def page_key(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """Key of a full page of `tokens` that follows the page of key `parent`."""
-    return blake2b(parent + array("q", tokens).tobytes(), digest_size=KEY_BYTES).digest()
+def page_key(parent: bytes, tokens: Sequence[int], extra: bytes = b"") -> bytes:
+    """Key of a full page of `tokens` that follows the page of key `parent`. `extra`: the media in it (spans.page_extra).
+
+    Full pages of one pool are all of one size, so where the tokens end and `extra` begins is never in doubt.
+    """
+    return blake2b(parent + array("q", tokens).tobytes() + extra, digest_size=KEY_BYTES).digest()
 
 
 class PrefixIndex:

@@ -10,6 +10,7 @@ from triptych.runtime.core.errors import EngineError
 from triptych.runtime.core.handle import Lease
 from triptych.runtime.core.request import Continuation, Logprobs, PromptReport, SampleState, TokenOut
 from triptych.runtime.core.tasks import PrefillDone, StageTimes
+from triptych.runtime.instance.encoding import encoded
 from triptych.runtime.instance.lifecycle import Trigger
 from triptych.runtime.instance.messages import CompleteStaging, Emit, EmitPrompt, InstanceMessage, Report
 from triptych.runtime.instance.plan import Drawn, StepResult
@@ -27,6 +28,8 @@ def apply_result(state: InstanceState, result: StepResult, now: float) -> list[I
         return []
     _check(state.in_flight[0], result)
     step = state.in_flight.popleft()
+    if step.encodes and state.media is not None:
+        encoded(state.media, step.encodes)
     tokens: dict[str, list[TokenOut]] = {}
     touched: dict[int, Task] = {}
     for planned, row in zip(step.rows, result.rows, strict=True):

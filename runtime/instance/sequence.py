@@ -9,8 +9,10 @@ page.
 
 from __future__ import annotations
 
+from triptych.runtime.core.media import MediaItem
 from triptych.runtime.instance.memory import KvMemory
 from triptych.runtime.instance.prefix import page_key
+from triptych.runtime.instance.spans import page_extra
 
 
 class BlockTable:
@@ -48,6 +50,7 @@ class Sequence:
 
     Attributes:
         tokens: every token known to the host.
+        media: what takes the place of some of them; part of the pages' keys.
         scheduled: tokens whose KV is computed by plans already made = KV index of the next input.
         committed: tokens whose KV is computed by plans already finished.
         capacity: tokens that fit the pages held.
@@ -65,6 +68,7 @@ class Sequence:
         "committed",
         "copies",
         "generation",
+        "media",
         "number",
         "scheduled",
         "spare",
@@ -72,12 +76,15 @@ class Sequence:
         "tokens",
     )
 
-    def __init__(self, memory: KvMemory, tokens: list[int], roots: tuple[bytes, ...]):
+    def __init__(
+        self, memory: KvMemory, tokens: list[int], roots: tuple[bytes, ...], media: tuple[MediaItem, ...] = ()
+    ):
         self._memory = memory
         self._roots = roots
         self._keys: tuple[list[bytes], ...] = tuple([[] for _ in roots])
         self.number = memory.next_number()
         self.tokens = tokens
+        self.media = media
         self.tables = tuple([BlockTable() for _ in roots])
         self.scheduled = 0
         self.committed = 0
@@ -95,16 +102,19 @@ class Sequence:
         """Take the longest cached prefix of whole pages within `limit` tokens; returns its tokens, now committed. Needs
         an empty table."""
         memory = self._memory
-        most = limit // memory.page_size
-        if not memory.caching or most == 0:
-            return 0
-        hits = [memory.index.match(self._key(group, page) for page in range(most)) for group in range(len(self.tables))]
+        hits = self._hits(limit)
         count = min(len(hit) for hit in hits)
+        if not count:
+            return 0
         for table, hit in zip(self.tables, hits, strict=True):
             memory.pool.share(hit[:count])
             table.extend(hit[:count])
         self.capacity = self.scheduled = self.committed = count * memory.page_size
         return self.committed
+
+    def cached_prefix(self, limit: int) -> int:
+        """Tokens that `pin_prefix` would take now."""
+        return min(len(hit) for hit in self._hits(limit)) * self._memory.page_size
 
     def missing(self, tokens: int, spare: int = 0) -> int:
         """Pages still to be allocated for `reserve(tokens, spare)`."""
@@ -128,7 +138,7 @@ class Sequence:
         Uses a spare page if one is held, else allocates it (raises OutOfPagesError).
         """
         memory = self._memory
-        twin = Sequence(memory, list(self.tokens), self._roots)
+        twin = Sequence(memory, list(self.tokens), self._roots, self.media)
         full, partial = divmod(self.scheduled, memory.page_size)
         own = self.spare.pop() if self.spare else tuple(memory.pool.allocate(len(self.tables)))
         for table, mine, page in zip(self.tables, twin.tables, own, strict=True):
@@ -207,10 +217,18 @@ class Sequence:
                 self._memory.pool.release(table.cut(pages))
         self.capacity = len(self.tables[0]) * self._memory.page_size
 
+    def _hits(self, limit: int) -> list[list[int]]:
+        """Per group, the pages of the longest cached prefix of whole pages within `limit` tokens."""
+        memory = self._memory
+        most = limit // memory.page_size if memory.caching else 0
+        return [memory.index.match(self._key(group, page) for page in range(most)) for group in range(len(self.tables))]
+
     def _key(self, group: int, index: int) -> bytes:
         """Prefix key of full page `index`, computed when first asked for."""
         keys, size = self._keys[group], self._memory.page_size
         while len(keys) <= index:
             start = len(keys) * size
-            keys.append(page_key(keys[-1] if keys else self._roots[group], self.tokens[start : start + size]))
+            parent, tokens = keys[-1] if keys else self._roots[group], self.tokens[start : start + size]
+            extra = page_extra(self.media, start, start + size) if self.media else b""
+            keys.append(page_key(parent, tokens, extra) if extra else page_key(parent, tokens))
         return keys[index]

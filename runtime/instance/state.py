@@ -16,12 +16,15 @@ from triptych.runtime.core.instance import InstanceRef, Role
 from triptych.runtime.core.request import Request
 from triptych.runtime.core.tasks import TaskEnded
 from triptych.runtime.instance.config import InstanceConfig
+from triptych.runtime.instance.embeddings import Entry
 from triptych.runtime.instance.lifecycle import Trigger
+from triptych.runtime.instance.media import MediaMemory
 from triptych.runtime.instance.memory import KvMemory
 from triptych.runtime.instance.messages import CancelPull, CloseStaging, InstanceMessage, Report
+from triptych.runtime.instance.plan import Pool
 from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.instance.slots import SlotPool
-from triptych.runtime.instance.tasks import DecodeTask, Fill, PrefillTask, Stream, Task, live_samples
+from triptych.runtime.instance.tasks import DecodeTask, EncodeTask, Fill, StagingTask, Stream, Task, live_samples
 from triptych.runtime.instance.termination import StopProbeFactory, Termination
 from triptych.runtime.instance.timers import Timers
 
@@ -44,11 +47,13 @@ class PlannedRow:
 class PlannedStep:
     id: int
     rows: list[PlannedRow]
+    encodes: list[Entry] = field(default_factory=list)
 
 
 @dataclass(eq=False)
 class InstanceState:
-    """`filling` and `waiting` are keyed by sequence number; `running` is sorted by age, oldest first."""
+    """`filling` and `waiting` are keyed by sequence number; `running` is sorted by age, oldest first. `media` is None where
+    no media are taken."""
 
     config: InstanceConfig
     ref: InstanceRef
@@ -58,7 +63,8 @@ class InstanceState:
     slots: SlotPool
     tasks: dict[tuple[str, Role], Task] = field(default_factory=dict)
     by_serial: dict[int, Task] = field(default_factory=dict)
-    staged: dict[int, PrefillTask] = field(default_factory=dict)
+    media: MediaMemory | None = None
+    staged: dict[int, StagingTask] = field(default_factory=dict)
     waiting: OrderedDict[int, Fill] = field(default_factory=OrderedDict)
     filling: OrderedDict[int, Fill] = field(default_factory=OrderedDict)
     running: list[Stream] = field(default_factory=list)
@@ -127,6 +133,8 @@ class InstanceState:
         self.waiting.pop(sequence.number, None)
         self.filling.pop(sequence.number, None)
         sequence.evict()
+        if self.media is not None:
+            self.media.forget(sequence.number)
 
 
 def end_task(
@@ -142,9 +150,12 @@ def end_task(
         task.sequence = None
     del state.tasks[task.key], state.by_serial[task.serial]
     messages: list[InstanceMessage] = []
-    if isinstance(task, PrefillTask):
+    if isinstance(task, StagingTask):
         del state.staged[task.staging_key]
-        messages.append(CloseStaging(task.staging_key, status, reason))
+        pool = Pool.MEDIA if isinstance(task, EncodeTask) else Pool.KV
+        messages.append(CloseStaging(task.staging_key, status, reason, pool))
+    if state.media is not None:
+        messages += state.media.abandon(task)
     if isinstance(task, DecodeTask) and task.pulling:
         messages.append(CancelPull(task.request.id))
     request = task.request

@@ -3,14 +3,14 @@
 A Task is one command accepted; a Stream is one sample of it; a Fill is a sequence that is still being computed by
 chunks, either a prompt for the first time or everything a preempted stream knew. Ownership: `task.sequence` (a prompt
 that no stream has taken over yet) belongs to the task, `stream.sequence` and `stream.slot` to the stream; a Fill only
-refers.
+refers. A Feed is where the embeddings of a prompt are said to come from.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from triptych.runtime.core.handle import Lease
+from triptych.runtime.core.handle import Handle, Lease
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.request import Finish, Logprobs, Request, SampleState
 from triptych.runtime.instance.lifecycle import Kind, State, Trigger, next_state
@@ -75,6 +75,11 @@ class Fill:
         return self.streams[0].order
 
     @property
+    def age(self) -> tuple[int, int]:
+        """As `order`, of a prompt that draws nothing too."""
+        return self.task.serial, self.streams[0].sample if self.streams else 0
+
+    @property
     def drawing(self) -> bool:
         return self.resumed or not self.task.resumed
 
@@ -82,6 +87,34 @@ class Fill:
     def left(self) -> int:
         """Known tokens whose KV no plan computes yet."""
         return len(self.sequence.tokens) - self.sequence.scheduled
+
+
+@dataclass(eq=False, slots=True)
+class Feed:
+    """One FeedMedia: `items` (indices into the request's media) can be had from `source`, for the prompt of `task`.
+
+    Attributes:
+        local: the source is this instance: nothing is pulled.
+        pages: where the pull writes, all items in order; None until it is started.
+        fills: hashes of the items that it is to bring; it holds their entries.
+        spare: pages for items that need not be brought any more: a staging is pulled whole.
+    """
+
+    task: Task
+    source: Handle
+    items: tuple[int, ...]
+    local: bool
+    pages: tuple[int, ...] | None = None
+    fills: tuple[str, ...] = ()
+    spare: tuple[int, ...] = ()
+
+
+@dataclass(eq=False, slots=True)
+class PromptMedia:
+    """What a prompt's task knows of its media: feeds by the key of their source, and how often each item failed to come, by hash."""
+
+    feeds: dict[int, Feed] = field(default_factory=dict)
+    tries: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -107,6 +140,7 @@ class Task:
     admitted: float | None = None
     reported: bool = False  # the prompt's report was sent, here or by the instance that computed it
     preemptions: int = 0
+    media: PromptMedia | None = None  # of a prompt with media that is computed here
 
     @property
     def key(self) -> tuple[str, Role]:
@@ -127,17 +161,57 @@ class Task:
 
 
 @dataclass(eq=False, kw_only=True)
-class PrefillTask(Task):
-    """`next_export`: first prompt page not exported yet. `released`: the puller is done with it, perhaps early."""
+class StagingTask(Task):
+    """One whose result is staged for a puller. `released`: the puller is done with it, perhaps early."""
 
     staging_key: int
     lease_seconds: float
-    next_export: int
     lease: Lease | None = None
     released: bool = False
 
     def wakes_at(self) -> float | None:
         return _sooner(self.request.deadline, None if self.lease is None else self.lease.expires)
+
+
+@dataclass(eq=False, kw_only=True)
+class PrefillTask(StagingTask):
+    """`next_export`: first prompt page not exported yet."""
+
+    next_export: int
+
+
+@dataclass(eq=False, kw_only=True)
+class EncodeTask(StagingTask):
+    """Items to be encoded and staged, in the order of the command; the staging has the pages of one after those of the other.
+
+    Attributes:
+        items: indices into request.media.
+        sizes: embeddings of each, by hash; two items of one hash are one here.
+        pixels_by: when what is `lacking` must be here; None once everything is.
+        room_by: when it must have got pages, set when it is first in line and finds none.
+        lacking: hashes whose pixels have not come and whose embeddings are not here.
+        held: hashes whose entries it holds.
+        exported: places in `items` whose pages are offered to the puller.
+        encoded: items that were encoded for this task.
+    """
+
+    items: tuple[int, ...]
+    sizes: dict[str, int]
+    pixels_by: float | None
+    lacking: dict[str, None] = field(default_factory=dict)
+    held: dict[str, None] = field(default_factory=dict)
+    room_by: float | None = None
+    exported: set[int] = field(default_factory=set)
+    encoded: int = 0
+
+    def found(self, name: str) -> None:
+        """The pixels or the embeddings of `name` are here."""
+        self.lacking.pop(name, None)
+        if not self.lacking:
+            self.pixels_by = None
+
+    def wakes_at(self) -> float | None:
+        return _sooner(StagingTask.wakes_at(self), _sooner(self.pixels_by, self.room_by))
 
 
 @dataclass(eq=False, kw_only=True)

@@ -23,7 +23,14 @@ class Refusal:
 
 
 def refusal(
-    request: Request, config: SchedulerConfig, *, now: float, queued: int, longest: int, live: Phase | None
+    request: Request,
+    config: SchedulerConfig,
+    *,
+    now: float,
+    queued: int,
+    longest: int,
+    live: Phase | None,
+    media: str | None = None,
 ) -> Refusal | None:
     """Why `request` is not admitted, or None.
 
@@ -31,6 +38,7 @@ def refusal(
         queued: requests that wait already.
         longest: tokens of the longest sequence that the cluster can serve; 0 if it can serve none.
         live: the phase of a live request with the same id, if there is one.
+        media: why the cluster can never hold the request's media; None if it can.
     """
     if live is Phase.ENDING:
         return Refusal(
@@ -51,10 +59,25 @@ def refusal(
             Status.INVALID_ARGUMENT,
             f"prompt has {len(request.prompt)} tokens and at least one must be generated; the longest sequence served here is {longest} tokens",
         )
+    if request.media and (wrong := _misplaced(request)) is not None:
+        return Refusal(Status.INVALID_ARGUMENT, wrong)
+    if longest and media is not None:
+        return Refusal(Status.INVALID_ARGUMENT, media)
     if queued >= config.max_queued:
         return Refusal(
             Status.RESOURCE_EXHAUSTED,
             f"{queued} requests are waiting already, which is the limit; try again later",
             config.retry_after,
         )
+    return None
+
+
+def _misplaced(request: Request) -> str | None:
+    """Which media item does not lie in the prompt behind the one before it; None if all do."""
+    behind, length = 0, len(request.prompt)
+    for index, item in enumerate(request.media):
+        if item.tokens < 1 or item.offset < behind or item.end > length:
+            place = f"tokens {item.offset} to {item.end}"
+            return f"media[{index}] is at {place}; expected at least one token, in {behind} to {length} and in order"
+        behind = item.end
     return None

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from triptych.runtime.core.errors import Status
-from triptych.runtime.core.instance import InstanceRef
+from triptych.runtime.core.instance import InstanceRef, Role
 from triptych.runtime.core.tasks import AbortTask, DecodeStarted, HeldTask, Refused, StartDecode, TaskEnded, TaskReport
 from triptych.runtime.scheduler.cluster import Cluster, Member
 from triptych.runtime.scheduler.config import SchedulerConfig
@@ -21,17 +21,9 @@ from triptych.runtime.scheduler.counters import Count, Counters
 from triptych.runtime.scheduler.lazy_heap import LazyHeap
 from triptych.runtime.scheduler.ledger import Due, Ledger
 from triptych.runtime.scheduler.lifecycle import Lifecycle, Out
-from triptych.runtime.scheduler.state import (
-    Phase,
-    Record,
-    Step,
-    Task,
-    TaskKind,
-    TaskSignal,
-    TaskState,
-    kind_of,
-    role_of,
-)
+from triptych.runtime.scheduler.media_flow import MediaFlow
+from triptych.runtime.scheduler.state import Phase, Record, Step
+from triptych.runtime.scheduler.tasks import EncodeTask, Task, TaskKind, TaskSignal, TaskState, kind_of, role_of
 
 Key = tuple[InstanceRef, TaskKind | None]
 
@@ -39,11 +31,20 @@ Key = tuple[InstanceRef, TaskKind | None]
 class Adoption:
     """Owner of the held tasks that no request has claimed yet."""
 
-    def __init__(self, config: SchedulerConfig, cluster: Cluster, ledger: Ledger, life: Lifecycle, counters: Counters):
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        cluster: Cluster,
+        ledger: Ledger,
+        life: Lifecycle,
+        media: MediaFlow,
+        counters: Counters,
+    ):
         self._config = config
         self._cluster = cluster
         self._ledger = ledger
         self._life = life
+        self._media = media
         self._counters = counters
         self._unclaimed: dict[str, dict[Key, HeldTask]] = {}
         self._expiry: LazyHeap[tuple[str, Key], float] = LazyHeap()
@@ -75,14 +76,17 @@ class Adoption:
         declared = {(task.request, _kind(task)): task for task in held}
         for request in list(member.requests):
             record = self._ledger.records[request]
-            for task in [t for t in record.tasks.values() if t.ref == member.ref]:
+            for task in record.live_tasks(member.ref):
                 match = declared.get((request, task.kind))
                 if match is not None and match.attempt == record.request.attempt:
                     del declared[request, task.kind]
                     self._goes_on(record, task, match, out)
                 else:
                     reason = f"instance {member.ref.id} came back without its {task.kind} task"
-                    self._life.lose(record, task, reason, out)
+                    if isinstance(task, EncodeTask):
+                        self._media.lost(record, task, reason, out)
+                    else:
+                        self._life.lose(record, task, reason, out)
         self.departed(member)  # what it has declared before counts no more
         self.registered(declared.values(), out)
 
@@ -90,6 +94,13 @@ class Adoption:
         """Make good what was lost on its way between the scheduler and a task that both know."""
         if task.state is TaskState.ABORTING:
             self._life.repeat_abort(record, task, Status.CANCELLED, "it was told to end before", out)
+        elif isinstance(task, EncodeTask):
+            if task.state is TaskState.ASKED:  # where it staged what was not heard
+                reason = f"the answer of instance {task.ref.id} was lost with its worker's stream"
+                self._media.take_back(record, task, reason, out)
+        elif _may_wait_for_media(record, task.kind, held):
+            reason = f"what instance {task.ref.id} wants of its media may have been lost with its worker's stream"
+            self._life.interrupt(record, Status.UNAVAILABLE, reason, out)
         elif task.state is TaskState.ASKED and task.kind is TaskKind.LOCAL:
             task.advance(TaskSignal.ANSWERED)
             record.advance(Step.ACCEPTED)
@@ -167,7 +178,10 @@ class Adoption:
     def disown_reported(self, member: Member, report: TaskReport, out: Out) -> None:
         """`report` is about a task of another attempt, or that nobody here started: end it, or it would hold its pages for ever."""
         if not isinstance(report, Refused | TaskEnded):
-            task = HeldTask(member.ref, report.request, report.attempt, None, "", running=False)
+            role = (
+                Role.ENCODE if role_of(report) is Role.ENCODE else None
+            )  # every task of a prompt, or one that encodes
+            task = HeldTask(member.ref, report.request, report.attempt, role, "", running=False)
             self._refuse(task, f"the scheduler does not know this task of attempt {report.attempt}", out)
 
     def expire(self, out: Out) -> None:
@@ -186,6 +200,8 @@ class Adoption:
         if (
             not wanted
             or kind is None
+            or kind is TaskKind.ENCODE  # nobody knows any more who was to pull what it has
+            or (kind is TaskKind.LOCAL and _may_wait_for_media(record, kind, held))
             or held.attempt != record.request.attempt
             or kind in record.tasks
             or TaskKind.LOCAL in record.tasks
@@ -241,5 +257,17 @@ def _kind(task: HeldTask) -> TaskKind | None:
 
 
 def _is_about(report: TaskReport, task: HeldTask) -> bool:
-    """Whether `report`, of the same instance, request and attempt, is about `task`. A local task answers to either role."""
-    return task.role is None or role_of(report) in (None, task.role)
+    """Whether `report`, of the same instance, request and attempt, is about `task`. A local task answers to either role, but encodes nothing."""
+    role = role_of(report)
+    if Role.ENCODE in (role, task.role):
+        return role is task.role
+    return task.role is None or role in (None, task.role)
+
+
+def _may_wait_for_media(record: Record, kind: TaskKind, held: HeldTask) -> bool:
+    """Whether the task may be one whose prompt waits for media, of which something was said or told that is lost now."""
+    if record.encoding is None or kind not in (TaskKind.PREFILL, TaskKind.LOCAL):
+        return False
+    if kind is TaskKind.LOCAL:
+        return not held.running
+    return record.phase in (Phase.PREFILLING, Phase.TRANSFERRING) and not record.encoding.computed

@@ -7,8 +7,9 @@ from collections import Counter, defaultdict
 
 from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.scheduler.cluster import Cluster
-from triptych.runtime.scheduler.ledger import Ledger
-from triptych.runtime.scheduler.state import Phase, Task
+from triptych.runtime.scheduler.ledger import Due, Ledger
+from triptych.runtime.scheduler.state import Phase, Record
+from triptych.runtime.scheduler.tasks import EncodeTask, Task, TaskState
 
 
 def audit_accounts(cluster: Cluster, ledger: Ledger) -> None:
@@ -17,7 +18,8 @@ def audit_accounts(cluster: Cluster, ledger: Ledger) -> None:
     requests: dict[InstanceRef, Counter[str]] = defaultdict(Counter)
     promised: dict[InstanceRef, set[str]] = defaultdict(set)
     for record in ledger.records.values():
-        for task in record.tasks.values():
+        _audit_media(record, ledger)
+        for task in record.live_tasks():
             tasks[task.ref].append(task)
             requests[task.ref][record.id] += 1
         if record.phase is Phase.RESERVING and record.prefill is not None:
@@ -31,3 +33,18 @@ def audit_accounts(cluster: Cluster, ledger: Ledger) -> None:
         held = sum(t.prefill_tokens for t in here), sum(t.sequences for t in here), sum(t.kv_tokens for t in here)
         account = member.prefill_tokens, member.sequences, member.kv_tokens
         assert held == account, f"{name}: (prefill tokens, sequences, KV tokens) are {held}, accounted {account}"
+        patches = sum(t.patches for t in here if isinstance(t, EncodeTask))
+        assert patches == member.patches, f"{name}: {patches} patches wait there, accounted {member.patches}"
+
+
+def _audit_media(record: Record, ledger: Ledger) -> None:
+    """What a request waits for of its media, it waits for in time and for a prompt that is being computed."""
+    name, encoding = record.id, record.encoding
+    wants = encoding is not None and bool(encoding.wanted)
+    assert wants == (name in ledger.wanting), f"{name}: wants media: {wants}, or so it is listed"
+    asked = any(task.state is TaskState.ASKED for task in record.encodes.values())
+    timed = name in ledger.timers[Due.ENCODING]
+    assert timed == (wants or asked), f"{name}: wants media: {wants}, asked for some: {asked}, but timed: {timed}"
+    assert record.prompt_task is not None or not (wants or asked), f"{name}: wants media for no prompt"
+    for task in record.encodes.values():
+        assert task.items, f"{name}: an encode task on {task.ref.id} without items"

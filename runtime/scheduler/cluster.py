@@ -4,7 +4,8 @@ The load that placement uses is the scheduler's own account of the tasks it plac
 prefill instance is chosen, as a *promise* until the decode instance has granted room and the prompt is started: or everything that arrives
 meanwhile would go to the same least loaded instance. What instances report arrives late and breaks ties only, so nothing is counted twice;
 whether something fits is decided by the instance. An instance with an *obstacle* takes part in no placement: it refused for
-lack of room and nothing there has changed since, its worker's stream is broken, or it is being drained.
+lack of room and nothing there has changed since, its worker's stream is broken, or it is being drained. Instances that encode are in an index of
+their own as well (`encoders.py`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ from collections.abc import Iterable, Iterator
 from enum import StrEnum
 
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, Role
+from triptych.runtime.core.media import MediaItem
+from triptych.runtime.scheduler.encoders import Encoders, encodes
+from triptych.runtime.scheduler.media_reach import MediaReach, pages_of
 from triptych.runtime.scheduler.reach import Reach
-from triptych.runtime.scheduler.state import Task, TaskKind
+from triptych.runtime.scheduler.state import Record
+from triptych.runtime.scheduler.tasks import EncodeTask, Task, TaskKind
 
 
 class Pool(StrEnum):
@@ -56,6 +61,8 @@ class Member:
         self.sequences = 0
         self.kv_tokens = 0
         self.pressure = 0.0
+        self.encodes = encodes(info)
+        self.patches = 0  # of its encode tasks, not encoded yet
         capacity = info.capacity
         limits = (capacity.max_model_len, capacity.max_num_seqs, capacity.num_pages * capacity.page_size)
         self._limits = tuple(max(1, limit) for limit in limits)
@@ -67,6 +74,10 @@ class Member:
     @property
     def closed(self) -> bool:
         return bool(self.obstacles)
+
+    @property
+    def reachable(self) -> bool:
+        return Obstacle.AWAY not in self.obstacles and Obstacle.DRAINING not in self.obstacles
 
     def account(self, task: Task, by: int) -> None:
         """Add `task` to the account (`by` 1) or take it out (-1).
@@ -100,6 +111,8 @@ class Cluster:
         self._keys: dict[str, tuple[float, int, str]] = {}  # the key under which each open member stands in _by_load
         self._infos: dict[str, InstanceInfo] = {}
         self._reach = Reach()
+        self._media_reach = MediaReach()
+        self.encoders: Encoders[Member] = Encoders()
 
     # ---- membership
 
@@ -115,6 +128,24 @@ class Cluster:
     def reach(self) -> Reach:
         """What the instances that are not draining can serve; only to be read."""
         return self._reach
+
+    def can_serve(self, record: Record) -> bool:
+        """Whether some placement of instances that are not draining could hold `record`, and its media if it has any."""
+        if record.encoding is None:
+            return record.length <= self._reach.longest
+        return self._media_reach.can_serve(record.length, record.request.media)
+
+    def shortage(self, record: Record) -> str:
+        """Why nothing can serve `record`."""
+        media = record.request.media
+        if media and record.length <= self._reach.longest:
+            return self._media_reach.shortage(record.length, media)
+        return self._reach.shortage(record.length)
+
+    @property
+    def media_reach(self) -> MediaReach:
+        """What media the instances that are not draining can serve; only to be read."""
+        return self._media_reach
 
     @property
     def members(self) -> Iterable[Member]:
@@ -153,24 +184,31 @@ class Cluster:
         """Add an instance of a known worker; its name must be free."""
         member = Member(info, worker)
         self._infos[info.ref.id] = info
-        self._reach.add(info)
+        self._serves(info, 1)
         self._members[info.ref.id] = member
         self._workers[worker][info.ref.id] = None
         if member.pool is not None:
             insort(self._by_id[member.pool], info.ref.id)
         self._index(member)
+        if member.encodes:
+            self.encoders.update(member)
         return member
 
     def remove(self, member: Member) -> None:
         del self._infos[member.ref.id]
         if Obstacle.DRAINING not in member.obstacles:
-            self._reach.remove(member.info)
+            self._serves(member.info, -1)
         self._unindex(member)
+        self.encoders.forget(member)
         if member.pool is not None:
             ids = self._by_id[member.pool]
             del ids[bisect_left(ids, member.ref.id)]
         del self._workers[member.worker][member.ref.id]
         del self._members[member.ref.id]
+
+    def _serves(self, info: InstanceInfo, by: int) -> None:
+        self._reach.change(info, by)
+        self._media_reach.change(info, by)
 
     # ---- load
 
@@ -208,16 +246,49 @@ class Cluster:
         member.weigh()
         self._reindex(member)
 
+    def assign_encode(self, member: Member, request: str, task: EncodeTask) -> None:
+        """Account for an encode task of `member`."""
+        member.requests[request] = member.requests.get(request, 0) + 1
+        self._encode(member, task.patches)
+
+    def release_encode(self, member: Member, request: str, task: EncodeTask) -> None:
+        """Undo `assign_encode`: the task is gone."""
+        member.requests[request] -= 1
+        if member.requests[request] == 0:
+            del member.requests[request]
+        self._encode(member, -task.patches)
+        self.encoders.room(member)
+
+    def also_encode(self, member: Member, task: EncodeTask, index: int, item: MediaItem) -> None:
+        """Add item `index` of its request to a task of `member` that has not been sent yet."""
+        task.items.append(index)
+        task.patches += item.patches
+        task.pages += pages_of(item, member.info.capacity.page_size)
+        self._encode(member, item.patches)
+
+    def encoded(self, member: Member, task: EncodeTask) -> None:
+        """Every item of `task` has its embeddings: it waits for no more compute."""
+        self._encode(member, -task.patches)
+        task.patches = 0
+
+    def _encode(self, member: Member, patches: int) -> None:
+        member.patches += patches
+        self.encoders.update(member)
+
     def report_load(self, member: Member, load: Load) -> None:
         member.load = load
         self._reindex(member)
+        if member.encodes:
+            self.encoders.update(member)
 
     def block(self, member: Member, obstacle: Obstacle) -> None:
         """Leave `member` out of placements until `unblock`."""
         if obstacle is Obstacle.DRAINING and obstacle not in member.obstacles:
-            self._reach.remove(member.info)
+            self._serves(member.info, -1)
         member.obstacles.add(obstacle)
         self._unindex(member)
+        if member.encodes:
+            self.encoders.update(member)
 
     def unblock(self, member: Member, obstacle: Obstacle) -> bool:
         """Take `obstacle` away, if it is there; whether `member` takes part again and did not before."""
@@ -225,8 +296,10 @@ class Cluster:
             return False
         member.obstacles.discard(obstacle)
         if obstacle is Obstacle.DRAINING:
-            self._reach.add(member.info)
+            self._serves(member.info, 1)
         self._reindex(member)
+        if member.encodes:
+            self.encoders.update(member)
         return not member.closed
 
     # ---- indexes

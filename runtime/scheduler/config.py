@@ -32,6 +32,10 @@ class SchedulerConfig:
             waiting five times that long for a dead one delays recovery less than recomputing the KV of a whole worker would cost. 0: no grace.
         adopt_grace: how long, after a restart of the scheduler, a declared request and the task that runs it may take to find each other.
         gateway_grace: how long the requests of a gateway whose stream broke go on, until it is back and has declared them.
+        pixel_ttl: how long an encode instance waits for the pixels of an item, which the request's gateway brings.
+        max_encodes: how often one item is given to an encode instance in one attempt, refusals for lack of room not counted. It is wanted again
+            when an encode instance dies or a pull fails; a cluster in which that happens so often does not get the item encoded.
+        remembered_media: hashes of which the scheduler remembers where they were encoded last, about 200 bytes each.
         drain_grace: how long the tasks of a draining instance may take to end by themselves before they go on elsewhere.
         switch_timeout: how long an empty instance may take to change roles, or to end.
     """
@@ -50,6 +54,9 @@ class SchedulerConfig:
     rejoin_grace: float = 0.5
     adopt_grace: float = 3.0
     gateway_grace: float = 5.0
+    pixel_ttl: float = 10.0
+    max_encodes: int = 8
+    remembered_media: int = 65536
     drain_grace: float = 30.0
     switch_timeout: float = 60.0
 
@@ -72,7 +79,7 @@ class SchedulerConfig:
             raise ConfigError("; ".join(wrong))
 
 
-_COUNTS = ("max_queued", "max_active", "lookahead", "max_attempts")
+_COUNTS = ("max_queued", "max_active", "lookahead", "max_attempts", "max_encodes", "remembered_media")
 _TIMES = (
     "heartbeat_interval",
     "heartbeat_timeout",
@@ -81,6 +88,7 @@ _TIMES = (
     "retry_after",
     "reopen_after",
     "patience",
+    "pixel_ttl",
     "switch_timeout",
 )
 _GRACES = ("rejoin_grace", "adopt_grace", "gateway_grace", "drain_grace")

@@ -30,6 +30,10 @@ class Count(StrEnum):
     RESERVATIONS_REFUSED = "reservations_refused"
     PREFILLS_REFUSED = "prefills_refused"
     LOCALS_REFUSED = "locals_refused"
+    ENCODES_STARTED = "encodes_started"  # encode tasks
+    ENCODES_REFUSED = "encodes_refused"
+    ITEMS_WANTED = "items_wanted"  # media whose embeddings prefill had not got, each time that it said so
+    ITEMS_KNOWN = "items_known"  # of these, the ones sent where they had been encoded before
     STALE_REPORTS = "stale_reports"  # from an epoch or worker that no longer exists
     ORPHAN_REPORTS = "orphan_reports"  # about a task that this scheduler did not start
     PROTOCOL_VIOLATIONS = "protocol_violations"
@@ -52,8 +56,8 @@ class Counters:
     def __getitem__(self, name: Count | str) -> int:
         return self._values[str(name)]
 
-    def add(self, name: Count) -> None:
-        self._values[name] += 1
+    def add(self, name: Count, by: int = 1) -> None:
+        self._values[name] += by
 
     def add_failed(self, status: Status) -> None:
         self._values[f"failed_{status.name.lower()}"] += 1

@@ -20,6 +20,7 @@ from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.counters import Count, Counters
 from triptych.runtime.scheduler.ledger import Ledger
 from triptych.runtime.scheduler.lifecycle import Lifecycle, Out
+from triptych.runtime.scheduler.media_flow import MediaFlow
 from triptych.runtime.scheduler.placer import Placer
 
 
@@ -50,6 +51,7 @@ class Drains:
         ledger: Ledger,
         life: Lifecycle,
         placer: Placer,
+        media: MediaFlow,
         adoption: Adoption,
         counters: Counters,
     ):
@@ -58,6 +60,7 @@ class Drains:
         self._ledger = ledger
         self._life = life
         self._placer = placer
+        self._media = media
         self._adoption = adoption
         self._counters = counters
         self._drains: dict[str, Drain] = {}  # by instance name
@@ -162,14 +165,16 @@ class Drains:
             out.append(ToWorker(member.worker, command))
 
     def _move(self, member: Member, out: Out) -> None:
-        """Let the requests on `member` go on elsewhere; one at its last attempt may end here instead."""
+        """Let the requests on `member` go on elsewhere; one at its last attempt may end here instead. What is encoded goes elsewhere by itself."""
+        reason = f"instance {member.ref.id} is being drained"
         for request in list(member.requests):
             record = self._ledger.records[request]
             if record.highest < self._config.max_attempts and any(
-                task.ref == member.ref and record.needs(task.kind) for task in record.tasks.values()
+                record.needs(task.kind) for task in record.live_tasks(member.ref)
             ):
-                reason = f"instance {member.ref.id} is being drained"
                 self._life.interrupt(record, Status.UNAVAILABLE, reason, out)
+            if (encode := record.encodes.get(member.ref)) is not None:
+                self._media.take_back(record, encode, reason, out)
 
     def _gone(self, name: str, drain: Drain, out: Out) -> None:
         if drain.roles is None:

@@ -9,7 +9,10 @@ from triptych.runtime.core.request import Request
 from triptych.runtime.core.tasks import (
     Accepted,
     DecodeStarted,
+    EncodeDone,
+    EncodeStaged,
     Granted,
+    MediaWanted,
     PrefillDone,
     Refused,
     Staged,
@@ -24,13 +27,13 @@ from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.counters import Count, Counters
 from triptych.runtime.scheduler.ledger import Due, Ledger
 from triptych.runtime.scheduler.lifecycle import Lifecycle, Out
+from triptych.runtime.scheduler.media_flow import MediaFlow
 from triptych.runtime.scheduler.placer import Placer
 from triptych.runtime.scheduler.policies.queue_order import QueueOrder
-from triptych.runtime.scheduler.state import (
-    Phase,
+from triptych.runtime.scheduler.state import Phase, Record, Step
+from triptych.runtime.scheduler.tasks import (
+    EncodeTask,
     ProtocolViolation,
-    Record,
-    Step,
     Task,
     TaskKind,
     TaskSignal,
@@ -51,6 +54,7 @@ class Flow:
         cluster: Cluster,
         life: Lifecycle,
         placer: Placer,
+        media: MediaFlow,
         adoption: Adoption,
         counters: Counters,
     ):
@@ -60,6 +64,7 @@ class Flow:
         self._cluster = cluster
         self._life = life
         self._placer = placer
+        self._media = media
         self._adoption = adoption
         self._counters = counters
 
@@ -75,6 +80,7 @@ class Flow:
             queued=self._ledger.waiting,
             longest=self._cluster.reach.longest,
             live=None if live is None else live.phase,
+            media=self._cluster.media_reach.too_large(request.media) if request.media else None,
         )
         if refused is None and request.gateway not in self._ledger.connected:
             refused = Refusal(
@@ -130,10 +136,13 @@ class Flow:
             return
         try:
             task.advance(signal)
-            self._follow(record, task, member, report, out)
+            if isinstance(task, EncodeTask):
+                self._follow_encode(record, task, member, report, out)
+            else:
+                self._follow(record, task, member, report, out)
         except ProtocolViolation as error:
             self._counters.add(Count.PROTOCOL_VIOLATIONS)
-            if task.state is TaskState.GONE and record.tasks.get(task.kind) is task:
+            if task.state is TaskState.GONE and record.holds(task):
                 self._life.forget(record, task)
             self._life.fail(
                 record, Status.INTERNAL, f"instance {member.ref.id} broke the task protocol: {error.message}", out
@@ -164,6 +173,8 @@ class Flow:
                 decode = record.tasks.get(TaskKind.DECODE)
                 if record.phase is Phase.FINISHING and decode is not None:
                     self._life.abort(record, decode, Status.OK, "finished at first token", out)
+                if record.encoding is not None:
+                    self._media.computed(record, record.encoding, out)
             case DecodeStarted():
                 if record.phase is Phase.ADOPTING:
                     self._adoption.found(record)
@@ -171,6 +182,19 @@ class Flow:
                 self._life.notify(record, Progress(record.id, Role.DECODE, report.times, report.attempt), out)
             case TaskEnded():
                 self._ended(record, task, report, out)
+            case MediaWanted():
+                self._media.wanted(record, report, out)
+
+    def _follow_encode(self, record: Record, task: EncodeTask, member: Member, report: TaskReport, out: Out) -> None:
+        match report:
+            case EncodeStaged():
+                self._media.staged(record, task, member, report, out)
+            case EncodeDone():
+                self._media.done(record, task, member, report, out)
+            case Refused():
+                self._media.refused(record, task, member, report, out)
+            case TaskEnded():
+                self._media.ended(record, task, report, out)
 
     def _refused(self, record: Record, task: Task, member: Member, report: Refused, out: Out) -> None:
         self._life.forget(record, task)
@@ -212,8 +236,14 @@ class Flow:
             for request in list(member.requests):
                 record = self._ledger.records.get(request)
                 if record is not None:
-                    for task in [t for t in record.tasks.values() if t.ref == member.ref]:
-                        self._life.lose(record, task, f"instance {member.ref.id} was lost: {reason}", out)
+                    self._lose_tasks(record, member.ref, f"instance {member.ref.id} was lost: {reason}", out)
+
+    def _lose_tasks(self, record: Record, ref: InstanceRef, reason: str, out: Out) -> None:
+        for task in record.live_tasks(ref):
+            if isinstance(task, EncodeTask):
+                self._media.lost(record, task, reason, out)
+            else:
+                self._life.lose(record, task, reason, out)
 
     def come_due(self, out: Out) -> None:
         """End what has waited for long enough."""
@@ -223,6 +253,7 @@ class Flow:
             (Due.RESUME, self._unanswered),
             (Due.ADOPTION, self._unadopted),
             (Due.CLAIM, self._unclaimed),
+            (Due.ENCODING, self._media.impatient),
         ):
             for request in list(self._ledger.timers[due].pop_due(out.now)):
                 record = self._ledger.records.get(request)
@@ -231,7 +262,10 @@ class Flow:
 
     def _deadline(self, record: Record, out: Out) -> None:
         if record.id in self._ledger.timers[Due.PLACEMENT]:
-            reason = f"the deadline passed while the request waited: {self._cluster.reach.shortage(record.length)}"
+            reason = f"the deadline passed while the request waited: {self._cluster.shortage(record)}"
+            self._life.fail(record, Status.UNAVAILABLE, reason, out, self._config.retry_after)
+        elif record.id in self._ledger.wanting:
+            reason = f"the deadline passed while its media waited: {self._media.shortage(record)}"
             self._life.fail(record, Status.UNAVAILABLE, reason, out, self._config.retry_after)
         else:
             reason = f"the deadline passed while the request was {record.phase}"
@@ -239,7 +273,7 @@ class Flow:
 
     def _impatient(self, record: Record, out: Out) -> None:
         self._counters.add(Count.PATIENCE_EXHAUSTED)
-        reason = f"waited {self._config.patience:g} s in vain: {self._cluster.reach.shortage(record.length)}"
+        reason = f"waited {self._config.patience:g} s in vain: {self._cluster.shortage(record)}"
         self._life.fail(record, Status.UNAVAILABLE, reason, out, self._config.retry_after)
 
     def _unanswered(self, record: Record, out: Out) -> None:
@@ -273,11 +307,14 @@ def _may_succeed_elsewhere(record: Record, kind: TaskKind, status: Status, now: 
 
 def _task_of(record: Record, ref: InstanceRef, report: TaskReport) -> Task | None:
     """The live task of `record` that `report` from `ref` is about. A local task answers to either role."""
+    role = role_of(report)
+    if role is Role.ENCODE:
+        return record.encodes.get(ref)
     tasks = record.tasks
     local = tasks.get(TaskKind.LOCAL)
     if local is not None and local.ref == ref:
         return local
-    kind = kind_of(role_of(report))
+    kind = kind_of(role)
     task = None if kind is None else tasks.get(kind)
     return task if task is not None and (task.ref is ref or task.ref == ref) else None
 
@@ -289,5 +326,8 @@ _SIGNALS: dict[type[TaskReport], TaskSignal] = {
     Refused: TaskSignal.REFUSED,
     PrefillDone: TaskSignal.PROGRESSED,
     DecodeStarted: TaskSignal.PROGRESSED,
+    MediaWanted: TaskSignal.PROGRESSED,
+    EncodeStaged: TaskSignal.ANSWERED,
+    EncodeDone: TaskSignal.PROGRESSED,
     TaskEnded: TaskSignal.ENDED,
 }

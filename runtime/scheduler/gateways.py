@@ -17,6 +17,7 @@ from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.counters import Count, Counters
 from triptych.runtime.scheduler.ledger import Due, Ledger
 from triptych.runtime.scheduler.lifecycle import Lifecycle, Out
+from triptych.runtime.scheduler.media_flow import MediaFlow
 from triptych.runtime.scheduler.policies.queue_order import QueueOrder
 from triptych.runtime.scheduler.state import Phase, Record
 
@@ -30,6 +31,7 @@ class Gateways:
         order: QueueOrder,
         ledger: Ledger,
         life: Lifecycle,
+        media: MediaFlow,
         adoption: Adoption,
         counters: Counters,
     ):
@@ -37,6 +39,7 @@ class Gateways:
         self._order = order
         self._ledger = ledger
         self._life = life
+        self._media = media
         self._adoption = adoption
         self._counters = counters
 
@@ -99,6 +102,7 @@ class Gateways:
 
     def _compare(self, record: Record, attempt: int, out: Out) -> None:
         """The gateway is at `attempt` of a live record; make good what the old stream did not deliver."""
+        self._media.remind(record, out)
         if record.answer is not None and attempt == record.answer.request.attempt:
             return
         if record.phase is Phase.INTERRUPTED and attempt < record.highest:

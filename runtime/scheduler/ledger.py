@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 from triptych.runtime.scheduler.lazy_heap import LazyHeap
-from triptych.runtime.scheduler.state import Phase, Record
+from triptych.runtime.scheduler.state import Phase, Record, media_of
 
 
 class Due(StrEnum):
@@ -16,6 +17,7 @@ class Due(StrEnum):
     RESUME = "its gateway to say what the client has seen"
     ADOPTION = "the instance that runs it to register"
     CLAIM = "its gateway to come back and declare it"
+    ENCODING = "encode instances to take the media that its prompt wants"
 
 
 class Ledger:
@@ -29,6 +31,7 @@ class Ledger:
         self.connected: dict[str, None] = {}
         self.queue: LazyHeap[str, tuple[float, ...]] = LazyHeap()
         self.timers: dict[Due, LazyHeap[str, float]] = {due: LazyHeap() for due in Due}
+        self.wanting: dict[str, None] = {}  # requests with media that no encode instance has been asked for yet
         self.ending = 0
         self._arrivals = 0
 
@@ -44,7 +47,7 @@ class Ledger:
 
     @property
     def tasks(self) -> int:
-        return sum(len(record.tasks) for record in self.records.values())
+        return sum(len(record.tasks) + len(record.encodes) for record in self.records.values())
 
     def next_arrival(self) -> int:
         self._arrivals += 1
@@ -74,6 +77,24 @@ class Ledger:
         self.queue.discard(record.id)
         self.timers[Due.PLACEMENT].discard(record.id)
 
+    def want(self, record: Record, items: Iterable[int], until: float) -> None:
+        """The prompt of `record` wants the embeddings of `items`, which has media; at the latest by `until` encode instances must have taken them."""
+        media_of(record).wanted.update(dict.fromkeys(items))
+        self.wanting[record.id] = None
+        if record.id not in self.timers[Due.ENCODING]:
+            self.timers[Due.ENCODING].put(record.id, until)
+
+    def taken(self, record: Record) -> None:
+        """Encode instances have been asked for all that `record` wants; its timer goes on until they have answered."""
+        self.wanting.pop(record.id, None)
+
+    def unwant(self, record: Record) -> None:
+        """The prompt of `record` wants nothing, or nobody wants the prompt."""
+        if record.encoding is not None:
+            record.encoding.wanted.clear()
+            self.wanting.pop(record.id, None)
+            self.timers[Due.ENCODING].discard(record.id)
+
     def end(self, record: Record) -> None:
         """The request has failed: it waits for nothing but its tasks' ends. Its phase is ENDING."""
         self._forget_waits(record)
@@ -97,6 +118,8 @@ class Ledger:
         del self.records[record.id]
 
     def _forget_waits(self, record: Record) -> None:
+        if record.encoding is not None:
+            self.unwant(record)
         self.queue.discard(record.id)
         for timer in self.timers.values():
             if timer:

@@ -27,7 +27,8 @@ from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.counters import Count, Counters
 from triptych.runtime.scheduler.lazy_heap import LazyHeap
 from triptych.runtime.scheduler.ledger import Due, Ledger
-from triptych.runtime.scheduler.state import COMPLETABLE, Phase, Record, Step, Task, TaskKind, TaskSignal, TaskState
+from triptych.runtime.scheduler.state import COMPLETABLE, Phase, Record, Step, media_of
+from triptych.runtime.scheduler.tasks import EncodeTask, Task, TaskKind, TaskSignal, TaskState
 
 
 class Out(list[SchedulerCommand]):
@@ -76,8 +77,12 @@ class Lifecycle:
         """Account for `task`, which its (live) instance owns."""
         member = self._cluster.get(task.ref)
         assert member is not None, f"placed on {task.ref}, which is not a member"
-        record.tasks[task.kind] = task
-        self._cluster.assign(member, record.id, task)
+        if isinstance(task, EncodeTask):
+            media_of(record).tasks[task.ref] = task
+            self._cluster.assign_encode(member, record.id, task)
+        else:
+            record.tasks[task.kind] = task
+            self._cluster.assign(member, record.id, task)
 
     def abort(self, record: Record, task: Task, status: Status, reason: str, out: Out) -> None:
         """Tell the instance to end `task`, once; it answers with TaskEnded, or with Refused if the task had not begun."""
@@ -94,12 +99,17 @@ class Lifecycle:
     def forget(self, record: Record, task: Task) -> None:
         """The instance holds nothing for `task` any more, or is lost."""
         task.state = TaskState.GONE
-        del record.tasks[task.kind]
-        self._withdraw_with(record, task)
         member = self._cluster.get(task.ref)
-        if member is not None:
-            self._cluster.release(member, record.id, task)
-            self.room(member)
+        if isinstance(task, EncodeTask):
+            del media_of(record).tasks[task.ref]
+            if member is not None:
+                self._cluster.release_encode(member, record.id, task)
+        else:
+            del record.tasks[task.kind]
+            self._withdraw_with(record, task)
+            if member is not None:
+                self._cluster.release(member, record.id, task)
+                self.room(member)
 
     def _withdraw_with(self, record: Record, task: Task) -> None:
         if task.kind is TaskKind.DECODE:
@@ -161,6 +171,11 @@ class Lifecycle:
 
     def settle(self, record: Record, out: Out) -> None:
         """If the last task is gone: complete the request, forget it, or (its attempt or reservation given up) let it wait again."""
+        if record.encoding is not None:
+            if record.prompt_task is None:
+                self.end_encodes(record, "nothing computes the prompt any more", out)
+            if record.encoding.tasks:
+                return
         if record.tasks:
             return
         match record.phase:
@@ -180,6 +195,13 @@ class Lifecycle:
                 reason = f"every task ended OK while the request was {phase}: nobody finished it"
                 self.fail(record, Status.INTERNAL, reason, out)
 
+    def end_encodes(self, record: Record, reason: str, out: Out) -> None:
+        """Nobody will pull what is staged of the media of `record`, nor wants more of them."""
+        if record.encoding is not None:
+            self._ledger.unwant(record)
+            for task in record.encodes.values():
+                self.abort(record, task, Status.OK, reason, out)
+
     def requeue(self, record: Record, step: Step, out: Out) -> None:
         """Let `record`, which has no tasks, wait again at its old place in the queue."""
         record.advance(step)
@@ -188,11 +210,11 @@ class Lifecycle:
 
     def wait(self, record: Record, out: Out) -> None:
         """`record` waits for an instance: in the queue or, if no placement could ever serve it, beside it for as long as patience lasts."""
-        if record.length > self._cluster.reach.longest:
-            self._ledger.strand(record, out.now + self._config.patience)
-        else:
+        if self._cluster.can_serve(record):
             self._ledger.enqueue(record)
             self.changed = True
+        else:
+            self._ledger.strand(record, out.now + self._config.patience)
 
     # ---- attempts
 
@@ -239,6 +261,7 @@ class Lifecycle:
             self._counters.add(Count.INTERRUPTED)
         record.advance(Step.INTERRUPTED)
         self._ledger.dequeue(record)
+        self._ledger.unwant(record)
         self._ledger.timers[Due.ADOPTION].discard(record.id)
 
     def _go_on(self, record: Record, answer: Resume, out: Out) -> None:
@@ -261,7 +284,7 @@ class Lifecycle:
         self.settle(record, out)
 
     def _abort_all(self, record: Record, status: Status, reason: str, out: Out) -> None:
-        for task in record.tasks.values():
+        for task in record.live_tasks():
             self.abort(record, task, status, reason, out)
 
     # ---- room

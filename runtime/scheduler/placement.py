@@ -12,6 +12,7 @@ from typing import Protocol
 
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, TransportKind
 from triptych.runtime.scheduler.cluster import Cluster, Pool
+from triptych.runtime.scheduler.media_reach import can_hold
 from triptych.runtime.scheduler.reach import Reach
 from triptych.runtime.scheduler.state import Record
 
@@ -71,9 +72,17 @@ class PlacementView:
         self._cluster = cluster
         self._length = record.length
         self._never = record.never
+        self._media = record.request.media
 
     def by_load(self, pool: Pool) -> Iterator[Candidate]:
-        """Usable members of `pool`, least loaded first."""
+        """Usable members of `pool`, least loaded first; of those that prefill the ones that can hold the request's media."""
+        usable = self.decoders(pool)
+        if pool is Pool.DECODE or not self._media:
+            return usable
+        return (member for member in usable if can_hold(member.info.capacity, self._media))
+
+    def decoders(self, pool: Pool) -> Iterator[Candidate]:
+        """Usable members of `pool`, least loaded first, for a prompt that another instance computes: no media come here."""
         length, never = self._length, self._never
         for member in self._cluster.by_load(pool):
             info = member.info
@@ -82,8 +91,9 @@ class PlacementView:
 
     def after(self, pool: Pool, instance_id: str) -> Iterator[Candidate]:
         """Usable members of `pool` in order of name, starting behind `instance_id` ("" for the first) and going round once."""
+        media = () if pool is Pool.DECODE else self._media
         for member in self._cluster.after(pool, instance_id):
-            if not member.closed and self._usable(member.info):
+            if not member.closed and self._usable(member.info) and (not media or can_hold(member.info.capacity, media)):
                 yield member
 
     def _usable(self, info: InstanceInfo) -> bool:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from triptych.runtime.core.errors import Status
-from triptych.runtime.core.instance import InstanceRef
+from triptych.runtime.core.instance import InstanceInfo, InstanceRef
+from triptych.runtime.core.media import MediaItem
 from triptych.runtime.core.tasks import ReserveDecode, StartLocal, StartPrefill
 from triptych.runtime.scheduler.cluster import Cluster
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.ledger import Due, Ledger
 from triptych.runtime.scheduler.lifecycle import Lifecycle, Out
+from triptych.runtime.scheduler.media_reach import can_hold, without_prompts
 from triptych.runtime.scheduler.placement import Placement, PlacementView, best_prefill, servable_length
 from triptych.runtime.scheduler.policies.router import Router
-from triptych.runtime.scheduler.state import Record, Step, Task, TaskKind
+from triptych.runtime.scheduler.state import Record, Step
+from triptych.runtime.scheduler.tasks import Task, TaskKind
 
 
 class Placer:
@@ -24,6 +29,7 @@ class Placer:
         self._ledger = ledger
         self._life = life
         self._longest = 0  # what the cluster could serve when the queue was last sorted out
+        self._kinds: frozenset[object] = frozenset()
 
     def pump(self, out: Out) -> None:
         """Place waiting requests, in order, as long as the first few find room. Does nothing unless something changed since the last call."""
@@ -92,7 +98,8 @@ class Placer:
         """Why every placement that could hold `record` has refused it for good; None if one has not."""
         if not record.never:
             return None
-        others = (info for info in self._cluster.infos if info.ref not in record.never)
+        media = record.request.media
+        others = (_as_serving(info, media) for info in self._cluster.infos if info.ref not in record.never)
         if servable_length(others) >= record.length:
             return None
         reasons = "; ".join(f"{ref.id}: {reason}" for ref, reason in record.never.items())
@@ -100,14 +107,20 @@ class Placer:
 
     def membership_changed(self, out: Out) -> None:
         """The cluster can serve more, or less: waiting requests that nothing could serve step aside, those that something can are back."""
-        longest, queue, stranded = self._cluster.reach.longest, self._ledger.queue, self._ledger.timers[Due.PLACEMENT]
-        if longest < self._longest:
-            for record in [r for request in queue if (r := self._ledger.records[request]).length > longest]:
+        queue, stranded = self._ledger.queue, self._ledger.timers[Due.PLACEMENT]
+        records, can_serve = self._ledger.records, self._cluster.can_serve
+        longest, kinds = self._cluster.reach.longest, self._cluster.media_reach.kinds
+        if longest < self._longest or not kinds >= self._kinds:
+            for record in [r for request in queue if not can_serve(r := records[request])]:
                 self._ledger.strand(record, out.now + self._config.patience)
-        for record in [r for request in stranded if (r := self._ledger.records[request]).length <= longest]:
+        for record in [r for request in stranded if can_serve(r := records[request])]:
             self._ledger.enqueue(record)
-        self._longest = longest
+        self._longest, self._kinds = longest, kinds
         self._life.changed = True
+
+
+def _as_serving(info: InstanceInfo, media: Sequence[MediaItem]) -> InstanceInfo:
+    return without_prompts(info) if media and not can_hold(info.capacity, media) else info
 
 
 def _prefill_task(record: Record, ref: InstanceRef) -> Task:

@@ -36,11 +36,11 @@ class Reach:
         return self._roles[role]
 
     def add(self, info: InstanceInfo) -> None:
-        self._change(info, 1)
+        self.change(info, 1)
 
     def remove(self, info: InstanceInfo) -> None:
         """Undo `add`."""
-        self._change(info, -1)
+        self.change(info, -1)
 
     def shortage(self, length: int) -> str:
         """Why nothing can serve a sequence of `length` tokens."""
@@ -51,7 +51,8 @@ class Reach:
             return "no transport between the prefill and the decode instances"
         return f"no placement for {length} tokens (the longest sequence served is {self._longest} tokens)"
 
-    def _change(self, info: InstanceInfo, by: int) -> None:
+    def change(self, info: InstanceInfo, by: int) -> None:
+        """Add `info` (`by` 1) or take it out (-1)."""
         length = info.capacity.max_model_len
         for role in info.roles:
             self._roles[role] += by

@@ -1,7 +1,7 @@
 """The scheduler: events in, commands out. Deterministic; no I/O, no sleeping, no randomness.
 
 This class only dispatches. What happens to requests is in `flow.py`, to workers in `membership.py`, to gateways in `gateways.py`, and what is found
-again after a loss in `adoption.py`; after every event the queue is tried once.
+again after a loss in `adoption.py`; after every event the queue is tried once. Their media are in `media_flow.py`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from triptych.runtime.scheduler.flow import Flow
 from triptych.runtime.scheduler.gateways import Gateways
 from triptych.runtime.scheduler.ledger import Ledger
 from triptych.runtime.scheduler.lifecycle import Lifecycle, Out
+from triptych.runtime.scheduler.media_flow import MediaFlow
 from triptych.runtime.scheduler.membership import Membership
 from triptych.runtime.scheduler.placer import Placer
 from triptych.runtime.scheduler.policies.queue_order import FirstComeFirstServed, QueueOrder
@@ -70,8 +71,11 @@ class Scheduler:
         order = queue_order or FirstComeFirstServed()
         self._life = Lifecycle(self._config, self._cluster, self._ledger, self._counters)
         self._placer = Placer(self._config, router or LeastLoaded(), self._cluster, self._ledger, self._life)
-        self._adoption = Adoption(self._config, self._cluster, self._ledger, self._life, self._counters)
-        self._gateways = Gateways(self._config, order, self._ledger, self._life, self._adoption, self._counters)
+        self._media = MediaFlow(self._config, self._cluster, self._ledger, self._life, self._counters)
+        self._adoption = Adoption(self._config, self._cluster, self._ledger, self._life, self._media, self._counters)
+        self._gateways = Gateways(
+            self._config, order, self._ledger, self._life, self._media, self._adoption, self._counters
+        )
         self._flow = Flow(
             self._config,
             order,
@@ -79,11 +83,19 @@ class Scheduler:
             self._cluster,
             self._life,
             self._placer,
+            self._media,
             self._adoption,
             self._counters,
         )
         self._drains = Drains(
-            self._config, self._cluster, self._ledger, self._life, self._placer, self._adoption, self._counters
+            self._config,
+            self._cluster,
+            self._ledger,
+            self._life,
+            self._placer,
+            self._media,
+            self._adoption,
+            self._counters,
         )
         self._membership = Membership(
             self._config,
@@ -125,6 +137,7 @@ class Scheduler:
                 self._flow.come_due(out)
                 self._drains.tick(out)
                 self._life.reopen_due(now)
+                self._media.tick(now)
                 self._control(out)
             case Cancel():
                 self._flow.cancel(event.request, event.reason, out)
@@ -156,6 +169,8 @@ class Scheduler:
                 self._drains.begin(event, out)
         if self._drains:
             self._drains.advance(out)
+        if self._ledger.wanting:
+            self._media.pump(out)
         self._placer.pump(out)
         return out
 
@@ -213,6 +228,7 @@ class Scheduler:
             unclaimed=len(self._adoption),
             assigned=sum(sum(member.requests.values()) for member in self._cluster.members),
             promised=sum(len(member.promised) for member in self._cluster.members),
+            wanting=len(self._ledger.wanting),
         )
 
     def audit(self) -> None:

@@ -46,6 +46,7 @@ class Resources:
         timers: deadlines and whatever else a request waits for.
         assigned: tasks accounted to instances.
         promised: prompts accounted to instances that will be told to compute them.
+        wanting: requests with media that wait for an encode instance.
         unclaimed: tasks that workers hold, of requests that nobody has declared.
     """
 
@@ -55,4 +56,5 @@ class Resources:
     timers: int
     assigned: int
     promised: int
+    wanting: int
     unclaimed: int

@@ -1,4 +1,4 @@
-"""A request's life as tables: phases, the steps between them, and the states of its tasks.
+"""A request's life as a table: phases, and the steps between them.
 
     QUEUED -> RESERVING -> PREFILLING -> TRANSFERRING -> DECODING -> (gone)       prefill and decode on two instances
     QUEUED -> LOCAL -> (gone)                                                     both on one
@@ -12,37 +12,26 @@
     any -> ENDING -> (gone)                                                       failed: told to the gateway, tasks being aborted
     ENDING -> INTERRUPTED                                                         its gateway, taken for lost, is back and has it open
 
-All tasks of a record are of its request's attempt. An attempt from which tokens may have come is never placed again: what an instance that was lost
-has sent, or may still send, then belongs to an attempt that is over.
+All tasks of a record are of its request's attempt. Encode tasks come beside the phases: they begin when the instance that computes the prompt wants
+media, and no phase waits for them, but while one is live the request is not gone. An attempt from which tokens may have come is never placed again:
+what an instance that was lost has sent, or may still send, then belongs to an attempt that is over.
 
 A request whose tasks have all ended is gone; nothing about it is kept. PrefillDone and DecodeStarted come from different instances, hence in
-either order. A report that the tables do not allow is a fault of the instance and fails the request.
+either order. A report that the tables do not allow is a fault of the instance and fails the request. Tasks themselves are in `tasks.py`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from triptych.runtime.core.control import Failed, Resume
-from triptych.runtime.core.errors import TriptychError
 from triptych.runtime.core.handle import Handle
-from triptych.runtime.core.instance import InstanceRef, Role
+from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.core.request import Request, SampleState
-from triptych.runtime.core.tasks import (
-    Accepted,
-    DecodeStarted,
-    Granted,
-    PrefillDone,
-    Refused,
-    Staged,
-    TaskEnded,
-    TaskReport,
-)
-
-
-class ProtocolViolation(TriptychError):
-    """An instance reported something that cannot follow from what it was told."""
+from triptych.runtime.scheduler.tasks import EncodeTask, ProtocolViolation, Task, TaskKind
 
 
 class Phase(StrEnum):
@@ -120,86 +109,27 @@ COMPLETABLE = frozenset({Phase.DECODING, Phase.FINISHING, Phase.LOCAL})
 """Phases in which the end of the last task, every needed one with OK, is the end of the request."""
 
 
-class TaskKind(StrEnum):
-    """Tasks of a request; at most one of each kind is live."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
-    LOCAL = "local"
-
-    @property
-    def role(self) -> Role | None:
-        """The role that AbortTask names; a local task has both, so None (all of the request's tasks there)."""
-        return _ROLE_OF[self]
-
-
-_ROLE_OF: dict[TaskKind, Role | None] = {
-    TaskKind.PREFILL: Role.PREFILL,
-    TaskKind.DECODE: Role.DECODE,
-    TaskKind.LOCAL: None,
-}
-_KIND_OF = {role: kind for kind, role in _ROLE_OF.items() if role is not None}
-
-
-def kind_of(role: Role | None) -> TaskKind | None:
-    """The kind of task that has `role` alone; None if there is none."""
-    return None if role is None else _KIND_OF.get(role)
-
-
-class TaskState(StrEnum):
-    """An instance owns a task from the command that starts it until its Refused or TaskEnded (or its own loss)."""
-
-    ASKED = "asked"
-    HELD = "held"
-    ABORTING = "aborting"
-    GONE = "gone"
-
-
-class TaskSignal(StrEnum):
-    """What an instance's report means for the task alone."""
-
-    ANSWERED = "answered"
-    REFUSED = "refused"
-    PROGRESSED = "progressed"
-    ABORTED = "told to abort"
-    ENDED = "ended"
-
-
-TASK_TRANSITIONS: dict[tuple[TaskState, TaskSignal], TaskState] = {
-    (TaskState.ASKED, TaskSignal.ANSWERED): TaskState.HELD,
-    (TaskState.ASKED, TaskSignal.REFUSED): TaskState.GONE,
-    (TaskState.ASKED, TaskSignal.ABORTED): TaskState.ABORTING,
-    (TaskState.ASKED, TaskSignal.ENDED): TaskState.GONE,
-    (TaskState.HELD, TaskSignal.PROGRESSED): TaskState.HELD,
-    (TaskState.HELD, TaskSignal.ABORTED): TaskState.ABORTING,
-    (TaskState.HELD, TaskSignal.ENDED): TaskState.GONE,
-    # The abort crossed whatever the instance had sent before.
-    (TaskState.ABORTING, TaskSignal.ANSWERED): TaskState.ABORTING,
-    (TaskState.ABORTING, TaskSignal.PROGRESSED): TaskState.ABORTING,
-    (TaskState.ABORTING, TaskSignal.REFUSED): TaskState.GONE,
-    (TaskState.ABORTING, TaskSignal.ENDED): TaskState.GONE,
-}
-
-
 @dataclass
-class Task:
-    """One task on one instance. `prefill_tokens` are prompt tokens still to be computed there; `sequences` the slots it takes."""
+class Encoding:
+    """What an attempt knows of its media.
 
-    kind: TaskKind
-    ref: InstanceRef
-    prefill_tokens: int
-    sequences: int
-    kv_tokens: int
-    state: TaskState = TaskState.ASKED
+    Attributes:
+        tasks: the live encode tasks.
+        wanted: indices of items that wait for an encode instance, in the order in which they were wanted.
+        tries: how often each item was given to an instance that did not refuse it for lack of room.
+        never: instances that refused some of them for good, with their reasons.
+        doubted: instances whose tasks failed, or were pulled from in vain; others are asked first.
+        trouble: how the last encode task failed, for the reason that a client is shown.
+        computed: whether the prompt is computed.
+    """
 
-    def advance(self, signal: TaskSignal) -> None:
-        """Raises ProtocolViolation if `signal` is not allowed now."""
-        target = TASK_TRANSITIONS.get((self.state, signal))
-        if target is None:
-            raise ProtocolViolation(
-                f"instance {self.ref.id}: its {self.kind} task is {self.state} and cannot be {signal}"
-            )
-        self.state = target
+    tasks: dict[InstanceRef, EncodeTask] = field(default_factory=dict)
+    wanted: dict[int, None] = field(default_factory=dict)
+    tries: Counter[int] = field(default_factory=Counter)
+    never: dict[InstanceRef, str] = field(default_factory=dict)
+    doubted: dict[InstanceRef, None] = field(default_factory=dict)
+    trouble: str = ""
+    computed: bool = False
 
 
 @dataclass
@@ -211,6 +141,8 @@ class Record:
         arrival: serial number of admission; ties in the queue are broken by it, and a request keeps it when it goes back to the queue.
         submitted: when this attempt began to wait, in seconds.
         order: its place in the queue, from the QueueOrder policy.
+        tasks: the live ones by kind, except those that encode.
+        encoding: what is known of its media, the tasks that encode them included; None for a request without.
         prefill: the prefill instance of the current placement; None if that has left before it was told anything.
         cached_tokens: what the decode instance granted to skip.
         source: the staged KV that decode was told to pull.
@@ -227,6 +159,7 @@ class Record:
     order: tuple[float, ...]
     phase: Phase = Phase.QUEUED
     tasks: dict[TaskKind, Task] = field(default_factory=dict)
+    encoding: Encoding | None = None
     prefill: InstanceRef | None = None
     cached_tokens: int = 0
     source: Handle | None = None
@@ -239,6 +172,8 @@ class Record:
 
     def __post_init__(self) -> None:
         self.highest = max(self.highest, self.request.attempt)
+        if self.request.media:
+            self.encoding = Encoding()
 
     @property
     def id(self) -> str:
@@ -264,6 +199,24 @@ class Record:
         longest = max((len(s.outputs) for s in self.resumed if s.finish is None), default=0)
         return len(self.request.prompt) + longest + 1
 
+    @property
+    def encodes(self) -> Mapping[InstanceRef, EncodeTask]:
+        """The live encode tasks."""
+        return _NONE if self.encoding is None else self.encoding.tasks
+
+    @property
+    def prompt_task(self) -> Task | None:
+        """The live task that computes the prompt."""
+        return self.tasks.get(TaskKind.PREFILL) or self.tasks.get(TaskKind.LOCAL)
+
+    def holds(self, task: Task) -> bool:
+        """Whether `task` is live."""
+        return self.tasks.get(task.kind) is task or self.encodes.get(task.ref) is task
+
+    def live_tasks(self, ref: InstanceRef | None = None) -> list[Task]:
+        """Every live task (on `ref`), those that encode last: what they serve is ended first."""
+        return [task for task in (*self.tasks.values(), *self.encodes.values()) if ref is None or task.ref == ref]
+
     def advance(self, step: Step) -> None:
         """Raises ProtocolViolation if `step` is not allowed now."""
         target = TRANSITIONS.get((self.phase, step))
@@ -278,29 +231,22 @@ class Record:
         self.resumed = answer.samples if seen else ()
         self.submitted = now
         self.prefill, self.source, self.cached_tokens, self.answer = None, None, 0, None
+        if self.encoding is not None:
+            self.encoding = Encoding()
 
     def needs(self, kind: TaskKind) -> bool:
         """Whether the attempt is lost if its task of `kind` fails now: not prefill's once decode has all (or may have, somewhere), nor
-        decode's once prefill ended all."""
-        if self.phase in _NEEDLESS:
+        decode's once prefill ended all, nor one that encodes: what it had is wanted again."""
+        if self.phase in _NEEDLESS or kind is TaskKind.ENCODE:
             return False
         return not (kind is TaskKind.PREFILL and self.phase in (Phase.DECODING, Phase.ADOPTING))
 
 
+_NONE: Mapping[InstanceRef, EncodeTask] = {}
 _NEEDLESS = frozenset({Phase.FINISHING, Phase.INTERRUPTED, Phase.ENDING})
 
 
-def role_of(report: TaskReport) -> Role | None:
-    """The role whose task `report` is about; None for a local task, which has both."""
-    if isinstance(report, Refused | TaskEnded):
-        return report.role
-    return _ROLES[type(report)]
-
-
-_ROLES: dict[type[TaskReport], Role | None] = {
-    Granted: Role.DECODE,
-    DecodeStarted: Role.DECODE,
-    Staged: Role.PREFILL,
-    PrefillDone: Role.PREFILL,
-    Accepted: None,
-}
+def media_of(record: Record) -> Encoding:
+    """What is known of the media of `record`, which has some."""
+    assert record.encoding is not None, f"{record.id} has no media"
+    return record.encoding

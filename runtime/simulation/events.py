@@ -4,6 +4,9 @@ Time moves only from one event to the next. Events at one time happen in the ord
 was fed to it and of nothing else. An event belongs to a process (or to the world): a dead process never sees it, a paused one sees it
 when it goes on, after everything that came before, as a process does that was stopped with SIGSTOP.
 
+A message between the parties of a cluster (`deliver`) is known long before it comes. At its time it comes before every other event, and of several
+the one whose sender has the smaller number: an order that does not depend on which parties share this loop (study_split.py).
+
 An event is a tuple (time, serial, process, function, argument): nothing else is allocated for it, because studies of large clusters push hundreds of
 millions of them through here.
 """
@@ -11,11 +14,14 @@ millions of them through here.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 Action = Callable[[Any], None]
+_FIRST = -(1 << 62)  # serials of messages are below those of all other events
+_SENDER = 44  # bits for serials of one sender
 
 
 class Process:
@@ -85,6 +91,20 @@ class EventLoop:
         """`at`, `delay` seconds from now."""
         self._serial += 1
         heapq.heappush(self._heap, (self._now + delay, self._serial, process, action, argument))
+
+    def key(self, sender: int) -> int:
+        """Where the next message of `sender` stands among the messages of one time; `sender` is a number below 2**17."""
+        self._serial += 1
+        return _FIRST + (sender << _SENDER) + self._serial
+
+    def deliver(self, when: float, key: int, action: Action, message: Any) -> None:
+        """Call `action(message)` at `when`, which is not past; `key` is of this loop or of another one with other senders."""
+        heapq.heappush(self._heap, (when, key, None, action, message))
+
+    @property
+    def next(self) -> float:
+        """When the next event is due; infinity if there is none."""
+        return self._heap[0][0] if self._heap else math.inf
 
     def run_until(self, end: float, most: int | None = None) -> bool:
         """Let everything happen that is due by `end`. False if more than `most` events would be needed: time then stands where they stopped."""

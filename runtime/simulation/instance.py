@@ -265,6 +265,7 @@ class SimInstance:
             case OpenStaging():
                 self.producer.open_staging(message)
             case CompleteStaging():
+                assert message.continuation is not None, "no simulated instance takes media"
                 self.producer.complete(message.key, message.continuation)
             case CloseStaging():
                 self.producer.close(message.key, message.status, message.reason)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,6 +99,24 @@ class Occupancy:
     busy: float
 
 
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """One instance at one moment.
+
+    Attributes:
+        number: orders the instances of a cluster.
+        pages: share of KV pages that are neither free nor merely cached.
+        computed: seconds so far in which the device computed.
+    """
+
+    number: int
+    kind: str
+    running: int
+    waiting: int
+    pages: float
+    computed: float
+
+
 @dataclass
 class Timeline:
     """Samples of the whole cluster at equal intervals."""
@@ -120,3 +138,23 @@ class Timeline:
         """Mean over time of one number of one kind; NaN without samples."""
         values = [getattr(sample, name) for sample in self.kinds.get(kind, ())]
         return sum(values) / len(values) if values else math.nan
+
+
+def timeline(counts: Sequence[tuple[float, int, int]], sightings: Iterable[Sequence[Sighting]]) -> Timeline:
+    """From (time, queued, active) and what was seen of instances at the same times; more looks than counts do not
+    matter."""
+    out, before, since = Timeline(), dict[str, float](), 0.0
+    for (now, queued, active), seen in zip(counts, sightings, strict=False):
+        kinds: dict[str, list[Sighting]] = {}
+        for one in sorted(seen, key=lambda one: one.number):
+            kinds.setdefault(one.kind, []).append(one)
+        snapshot = {}
+        for kind, group in kinds.items():
+            n, computed = len(group), sum(one.computed for one in group)
+            busy = (computed - before.get(kind, 0.0)) / (n * (now - since)) if now else 0.0
+            running, waiting = sum(one.running for one in group), sum(one.waiting for one in group)
+            snapshot[kind] = Occupancy(running / n, waiting / n, sum(one.pages for one in group) / n, busy)
+            before[kind] = computed
+        since = now
+        out.add(now, queued, active, snapshot)
+    return out

@@ -6,8 +6,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -21,7 +20,10 @@ from triptych.runtime.scheduler.policies.router import ROUTERS
 from triptych.runtime.scheduler.scheduler import Scheduler
 from triptych.runtime.simulation.metrics import Spread, Timeline, spread
 from triptych.runtime.simulation.slo import Attainment, Slo, attainment, goodput
-from triptych.runtime.simulation.study_cluster import SAMPLES, Delays, Kind, StudyCluster
+from triptych.runtime.simulation.study_cluster import StudyCluster
+from triptych.runtime.simulation.study_fleet import SAMPLES, Delays, Kind
+from triptych.runtime.simulation.study_memory import rare_collections
+from triptych.runtime.simulation.study_split import SplitCluster, window
 from triptych.runtime.simulation.workload_named import Workload
 from triptych.runtime.simulation.workload_tokens import TokenSource
 
@@ -42,6 +44,7 @@ class Study:
         leaps: see study_leap.py; False simulates every step, with the same result.
         heartbeat: seconds between signs of life of a worker.
         max_queued: requests that may wait in the scheduler; by default nobody is refused.
+        jobs: processes that simulate, 1 or 2 (study_split.py); the result is the same.
     """
 
     kinds: tuple[Kind, ...]
@@ -57,6 +60,7 @@ class Study:
     leaps: bool = True
     heartbeat: float = 1.0
     max_queued: int = 1 << 20
+    jobs: int = 1
 
     def __post_init__(self) -> None:
         """Raises ConfigError for what cannot be simulated."""
@@ -73,6 +77,10 @@ class Study:
             wrong.append(f"no router {self.router!r}; there are {', '.join(ROUTERS)}")
         if self.queue_order not in QUEUE_ORDERS:
             wrong.append(f"no queue order {self.queue_order!r}; there are {', '.join(QUEUE_ORDERS)}")
+        if self.jobs not in (1, 2):
+            wrong.append(f"jobs is {self.jobs}; expected 1 or 2 processes")
+        elif self.jobs == 2 and not window(self.delays) > 0:
+            wrong.append(f"jobs is 2, but {self.delays} leave no window between processes; use 1, or delays above 0")
         if wrong:
             raise ConfigError("; ".join(wrong))
 
@@ -125,24 +133,23 @@ def run_study(study: Study, progress: Progress = lambda *_: None) -> StudyResult
 
 
 def run_rate(study: Study, rate: float, progress: Progress = lambda *_: None) -> RateResult:
-    """One rate on a fresh cluster."""
+    """One rate on a fresh cluster. Raises StudyError if it comes to a stop, or a process of it does."""
     began = time.process_time()
     span = study.requests / rate
-    with _rare_collections():
+    with rare_collections():
         cluster = make_cluster(study)
         gc.freeze()  # ten thousand instances are millions of objects that live as long as the study
-        cluster.run(
+        outcome = cluster.run(
             islice(study.workload.arrivals(rate), study.requests),
             sample=span / SAMPLES,
             progress=lambda now, submitted, ended: progress(rate, now, submitted, ended),
             every=max(span / 50, 0.05),
         )
-    requests = cluster.requests
+    requests = outcome.requests
     arrived = sorted(requests.column("at"))
     first = float(arrived[int(len(arrived) * study.warmup)])
     judged = requests.column("at") >= first
     spreads = {name: spread(requests.column(name)[judged]) for name in STAGES}
-    instances = [instance for kind in cluster.kinds.values() for instance in kind]
     output = requests.column("output")
     return RateResult(
         rate=rate,
@@ -151,36 +158,23 @@ def run_rate(study: Study, rate: float, progress: Progress = lambda *_: None) ->
         failures=dict(requests.failures),
         attainment=attainment(requests, study.slo, first),
         latencies={name: value for name, value in spreads.items() if value is not None},
-        seconds=cluster.loop.now(),
+        seconds=outcome.seconds,
         output_tokens=int(np.nansum(output)),
-        steps=sum(instance.steps for instance in instances),
-        cpu_seconds=time.process_time() - began,
-        timeline=cluster.timeline,
-        occupancy=_means(cluster.timeline, float(arrived[-1])),
+        steps=sum(sum(steps) for steps in outcome.steps.values()),
+        cpu_seconds=time.process_time() - began + outcome.elsewhere,
+        timeline=outcome.timeline,
+        occupancy=_means(outcome.timeline, float(arrived[-1])),
     )
 
 
-def make_cluster(study: Study) -> StudyCluster:
-    """A fresh cluster with a fresh scheduler."""
+def make_cluster(study: Study) -> StudyCluster | SplitCluster:
+    """A fresh cluster with a fresh scheduler, in as many processes as the study asks for."""
     config = SchedulerConfig(max_queued=study.max_queued, max_active=1 << 30, heartbeat_interval=study.heartbeat)
     scheduler = Scheduler(config, ROUTERS[study.router](), QUEUE_ORDERS[study.queue_order]())
-    return StudyCluster(
-        study.kinds, scheduler, study.delays, TokenSource(study.seed), heartbeat=study.heartbeat, leaps=study.leaps
-    )
-
-
-@contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Let the cycle collector run seldom: nothing that a request leaves behind refers back to itself, so that there is
-    hardly anything to find, and every collection looks at all that is new."""
-    before = gc.get_threshold()
-    gc.collect()
-    gc.set_threshold(2_000_000, 20, 20)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
+    keywords = {"heartbeat": study.heartbeat, "leaps": study.leaps}
+    if study.jobs == 2:
+        return SplitCluster(study.kinds, scheduler, study.delays, study.seed, **keywords)
+    return StudyCluster(study.kinds, scheduler, study.delays, TokenSource(study.seed), **keywords)
 
 
 def _means(timeline: Timeline, until: float) -> dict[str, dict[str, float]]:

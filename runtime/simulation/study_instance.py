@@ -1,10 +1,10 @@
-"""One instance of a study: the real InstanceCore, a device that takes the time which a model says, and its ends of
-transfers. Nothing fails here.
+"""One instance of a study: the real InstanceCore, and a device that takes the time which a model says. Nothing fails
+here.
 
 It keeps the order of the live device loop (runtime/worker/device_loop.py): at most two steps in flight, the next one
 dispatched before the last one is read; while the loop waits for a step, whatever arrives waits in its inbox. A step
 starts when it was dispatched or when the one before ends, whichever is later. Pages that a step filled can be pulled
-when it is done; pulls of one instance share its outgoing and incoming link, first come first served.
+when it is done (study_transfer.py).
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from triptych.runtime.core.instance import InstanceInfo
-from triptych.runtime.core.request import Continuation
-from triptych.runtime.core.tasks import ReserveDecode, StageTimes, StartDecode, TaskReport
+from triptych.runtime.core.tasks import ReserveDecode, StartDecode, TaskReport
 from triptych.runtime.instance.composer import StepComposer
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.core import InstanceCore
@@ -28,7 +27,6 @@ from triptych.runtime.instance.messages import (
     DeviceReady,
     Emit,
     EmitPrompt,
-    Imported,
     InstanceEvent,
     InstanceMessage,
     LeaseExtended,
@@ -45,31 +43,30 @@ from triptych.runtime.instance.termination import StopProbe
 from triptych.runtime.simulation.events import EventLoop
 from triptych.runtime.simulation.steptime import StepShape, StepTimes, shape_of
 from triptych.runtime.simulation.study_leap import DecodeRun, Draws, find_run, plan_decodes, take_quiet
+from triptych.runtime.simulation.study_post import Post
+from triptych.runtime.simulation.study_transfer import Pages, PullOpened, Transfers, Wire
 
 MAX_IN_FLIGHT = 2
 READY, TICK = DeviceReady(), Tick()
 
 
 @dataclass(frozen=True)
-class Wire:
-    """How KV leaves and enters an instance: bytes a second each way, seconds to set a pull up and to hear of its end,
-    bytes of KV a token."""
-
-    bandwidth: float
-    latency: float
-    token_bytes: int
-
-
-@dataclass(frozen=True)
 class Around:
-    """What an instance needs of its cluster: the clock, where reports and tokens go, who draws tokens, and other
-    instances by name."""
+    """What the instances of one process share.
+
+    Attributes:
+        report: where reports go, by the number of the instance's party.
+        emit: where tokens go.
+        draws: who draws tokens.
+        number: of an instance's party, by its name.
+    """
 
     loop: EventLoop
+    post: Post
     report: Callable[[StudyInstance, TaskReport], None]
     emit: Callable[[Emit | EmitPrompt], None]
     draws: Draws
-    find: Callable[[str], StudyInstance]
+    number: Callable[[str], int]
 
 
 @dataclass(slots=True)
@@ -82,36 +79,17 @@ class Flight:
     exports: tuple[Export, ...]
 
 
-@dataclass(slots=True)
-class Staging:
-    """KV that waits for its puller: when which pages were ready, and who pulls."""
-
-    ready: list[tuple[float, int]]
-    final: Continuation | None = None
-    pull: Pull | None = None
-
-
-@dataclass(slots=True)
-class Pull:
-    """A pull under way; `moved` is when the last byte so far has arrived."""
-
-    message: StartPull
-    puller: StudyInstance
-    began: float
-    moved: float
-    pages: int = 0
-
-
 class StudyInstance:
-    """Started idle; `post` is how anything reaches it."""
+    """Started idle; `receive` is how anything reaches it."""
 
     __slots__ = (
-        "_around", "_asides", "_composer", "_flights", "_inbox", "_leaps", "_pulls", "_run", "_stagings", "_taken", "_times", "_waits", "_wire",
-        "busy_seconds", "core", "egress", "free_at", "info", "ingress", "steps",
+        "_around", "_asides", "_composer", "_flights", "_inbox", "_leaps", "_run", "_taken", "_times", "_transfers", "_waits",
+        "busy_seconds", "core", "free_at", "info", "number", "steps",
     )  # fmt: skip
 
     def __init__(
         self,
+        number: int,
         info: InstanceInfo,
         config: InstanceConfig,
         times: StepTimes,
@@ -119,29 +97,36 @@ class StudyInstance:
         around: Around,
         *,
         composer: StepComposer,
-        seed: int,
         leaps: bool = True,
     ):
-        """`leaps`: take decode steps cheaply and runs of them at once (study_leap.py); without, the core plans every
-        step."""
-        self.info = info
-        self.core = InstanceCore(config, stop_probe=_no_stop_strings, random=random.Random(seed), composer=composer)
-        self._composer, self._times, self._wire, self._around, self._leaps = composer, times, wire, around, leaps
+        """`number`: of its party, and the seed of its keys; `leaps`: take decode steps cheaply and runs of them at once
+        (study_leap.py); without, the core plans every step."""
+        self.number, self.info = number, info
+        self.core = InstanceCore(config, stop_probe=_no_stop_strings, random=random.Random(number), composer=composer)
+        self._composer, self._times, self._around, self._leaps = composer, times, around, leaps
+        self._transfers = Transfers(number, around.loop, around.post, wire, self.post)
         self._flights: deque[Flight] = deque()
         self._inbox: list[InstanceEvent] = []
         self._waits = False  # the loop waits for the oldest step in flight
         self._run: DecodeRun | None = None
         self._asides: list[InstanceEvent] = []  # arrived in the step under way, and do not end the run
         self._taken: Sequence[PlannedRow] = ()  # rows of the step that is done, to be planned again
-        self._stagings: dict[int, Staging] = {}
-        self._pulls: dict[str, Pull] = {}
-        self.free_at = self.egress = self.ingress = self.busy_seconds = 0.0
+        self.free_at = self.busy_seconds = 0.0
         self.steps = 0
 
     # ---- the loop
 
+    def receive(self, message: InstanceEvent | PullOpened | Pages) -> None:
+        """A message of another party arrives now."""
+        if isinstance(message, PullOpened):
+            self._transfers.opened(message)
+        elif isinstance(message, Pages):
+            self._transfers.arriving(message)
+        else:
+            self.post(message)
+
     def post(self, event: InstanceEvent) -> None:
-        """Something arrives now."""
+        """The loop is told of something now."""
         if self._waits:
             if self._run is None:
                 self._inbox.append(event)
@@ -154,8 +139,7 @@ class StudyInstance:
     def tick(self) -> None:
         """Time passed: leases of what is being pulled are extended, others may end. While steps run, each looks at the
         time itself."""
-        for pull in self._pulls.values():
-            self._around.find(pull.message.source_instance).post(LeaseExtended(pull.message.source_key))
+        self._transfers.extend()
         if not self._waits:
             self.post(TICK)
 
@@ -262,7 +246,7 @@ class StudyInstance:
         if not done:
             self._feed(StepDone(self._result()))
         if flight.exports:
-            self._exported(flight.exports, flight.done)
+            self._transfers.exported(flight.exports)
         self._hear_inbox()
 
     def _hear_inbox(self) -> None:
@@ -319,72 +303,15 @@ class StudyInstance:
             case Emit() | EmitPrompt():
                 self._around.emit(message)
             case OpenStaging():
-                self._stagings[message.key] = Staging([])
+                self._transfers.stage(message.key)
             case CompleteStaging():
-                staging = self._stagings[message.key]
-                staging.final = message.continuation
-                self._finish(staging)
+                self._transfers.complete(message.key, message.continuation)
             case CloseStaging():
-                self._stagings.pop(message.key, None)
+                self._transfers.unstage(message.key)
             case StartPull():
-                self._pulls[message.request] = pull = Pull(message, self, self._around.loop.now(), 0.0)
-                self._around.loop.after(self._wire.latency, None, self._around.find(message.source_instance).open, pull)
+                self._transfers.pull(message, self._around.number(message.source_instance))
             case CancelPull():
-                self._pulls.pop(message.request, None)
-
-    # ---- transfers
-
-    def open(self, pull: Pull) -> None:
-        """A puller has reached this instance: what is ready goes out, what comes later follows by itself."""
-        staging = self._stagings.get(pull.message.source_key)
-        if staging is None:
-            return  # aborted meanwhile: the puller is told by the scheduler
-        staging.pull = pull
-        for ready, pages in staging.ready:
-            self._move(pull, ready, pages)
-        self._finish(staging)
-
-    def _exported(self, exports: tuple[Export, ...], done: float) -> None:
-        for export in exports:
-            staging = self._stagings.get(export.key)
-            if staging is None:
-                continue
-            if staging.pull is None:
-                staging.ready.append((done, len(export.pages)))
-            else:
-                self._move(staging.pull, done, len(export.pages))
-            if export.last:
-                self._finish(staging)
-
-    def _move(self, pull: Pull, ready: float, pages: int) -> None:
-        """Send pages once they are ready and both links are free."""
-        wire, puller = self._wire, pull.puller
-        size = pages * self.info.capacity.page_size * wire.token_bytes
-        start = max(ready, self._around.loop.now(), self.egress, puller.ingress)
-        self.egress = puller.ingress = end = start + size / min(wire.bandwidth, puller._wire.bandwidth)
-        pull.moved, pull.pages = max(pull.moved, end), pull.pages + pages
-
-    def _finish(self, staging: Staging) -> None:
-        """If everything has been sent, the puller hears of it when the last byte is there."""
-        pull = staging.pull
-        if pull is None or staging.final is None or pull.pages < len(pull.message.pages):
-            return
-        now = self._around.loop.now()
-        self._around.loop.at(
-            max(pull.moved, now) + self._wire.latency, None, pull.puller._arrived, (pull, staging.final)
-        )
-
-    def _arrived(self, what: tuple[Pull, Continuation]) -> None:
-        pull, final = what
-        message, now = pull.message, self._around.loop.now()
-        if self._pulls.get(message.request) is not pull:
-            return
-        del self._pulls[message.request]
-        size = pull.pages * self.info.capacity.page_size * self._wire.token_bytes
-        times = StageTimes(transfer=now - pull.began, bytes_moved=size, pages_pulled=pull.pages)
-        self.post(Imported(message.request, final, times, message.attempt))
-        source = self._around.find(message.source_instance)
-        self._around.loop.after(self._wire.latency, None, source.post, StagedReleased(message.source_key))
+                self._transfers.cancel(message.request)
 
 
 def _no_stop_strings(stop: tuple[str, ...]) -> StopProbe:

@@ -11,7 +11,7 @@ from triptych.runtime.instance.composer import DefaultComposer, TakingTurns
 from triptych.runtime.simulation.roofline import Roofline
 from triptych.runtime.simulation.steptime import StepTimes
 from triptych.runtime.simulation.steptime_table import StepTable
-from triptych.runtime.simulation.study_cluster import Kind
+from triptych.runtime.simulation.study_fleet import Kind
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from triptych.runtime.core.clock import Clock
 from triptych.runtime.core.errors import InvalidRequestError, Status, TransferError, TriptychError
 from triptych.runtime.core.instance import TransportKind
 from triptych.runtime.instance.messages import StartPull
+from triptych.runtime.instance.plan import Pool
 from triptych.runtime.transfer.delivery import Delivery
 from triptych.runtime.transfer.header import KvHeader
 from triptych.runtime.transfer.pull import Pull, PullLimits, PullSetting, PullStats
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_LIMITS = PullLimits()
+
+PullName = tuple[str, int]
 
 
 class ConsumerEvents(Protocol):
@@ -72,7 +75,7 @@ class TransferConsumer:
         self._events = events
         self._loop = loop
         self._lock = threading.Lock()
-        self._pulls: dict[str, Pull] = {}
+        self._pulls: dict[PullName, Pull] = {}
         self._tasks: dict[Pull, asyncio.Task[None]] = {}
         self._ended_bytes = 0
 
@@ -87,18 +90,21 @@ class TransferConsumer:
         return self._ended_bytes + sum(pull.bytes_moved for pull in tuple(self._tasks))
 
     def start(self, message: StartPull, kind: TransportKind) -> None:
-        """Begins a pull by a transport; returns at once. From any thread. InvalidRequestError if one for this request lives."""
-        pull = Pull(self._setting, message, kind)
+        """Begins a pull by a transport; returns at once. From any thread. InvalidRequestError if one of its name lives."""
+        pull, name = Pull(self._setting, message, kind), name_of(message)
         with self._lock:
-            if message.request in self._pulls:
+            if name in self._pulls:
                 raise InvalidRequestError(f"request {message.request} is being pulled already")
-            self._pulls[message.request] = pull
+            self._pulls[name] = pull
         self._loop.call_soon_threadsafe(self._begin, pull)
 
-    def cancel(self, request: str) -> bool:
-        """Ends a pull from any thread: once this returned True, no page is written and nothing is reported. False if there was none."""
+    def cancel(self, request: str, key: int = 0) -> bool:
+        """Ends a pull from any thread: once this returned True, no page is written and nothing is reported. False if there was none.
+
+        `key` as in `name_of`.
+        """
         with self._lock:
-            pull = self._pulls.pop(request, None)
+            pull = self._pulls.pop((request, key), None)
             if pull is None or not pull.gate.shut():
                 return False
         if not self._loop.is_closed():
@@ -107,8 +113,8 @@ class TransferConsumer:
 
     def cancel_all(self) -> None:
         """`cancel` for every pull: the pools they fill are lost."""
-        for request in tuple(self._pulls):
-            self.cancel(request)
+        for request, key in tuple(self._pulls):
+            self.cancel(request, key)
 
     async def close(self) -> None:
         """Cancels every pull and waits until their calls are ended."""
@@ -163,5 +169,10 @@ class TransferConsumer:
         with self._lock:  # both at once: `cancel` on the device loop must find the pull live and listed, or neither
             if not pull.gate.shut():
                 return False
-            del self._pulls[pull.message.request]
+            del self._pulls[name_of(pull.message)]
         return True
+
+
+def name_of(message: StartPull) -> PullName:
+    """What tells a pull from the others of its instance: the request and, for embeddings, of which it may have several, their key."""
+    return (message.request, message.source_key if message.pool is Pool.MEDIA else 0)

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Protocol
 
+import numpy as np
+
 from triptych.runtime.core.errors import IncompatibleError
 
 PROTOCOL_VERSION = 1
@@ -100,3 +102,17 @@ def check(mine: KvHeader, theirs: KvHeader) -> None:
         raise IncompatibleError(
             "KV headers differ; start both instances on the same model and settings: " + "; ".join(lines)
         )
+
+
+def part_bytes(header: KvHeader) -> int:
+    """Bytes of one granule of pages over all layers, padding included."""
+    group = header.groups[0]
+    return (
+        2
+        * len(group.layers)
+        * header.granule
+        * header.page_size
+        * group.heads
+        * group.head_dim
+        * np.dtype(header.dtype).itemsize
+    )

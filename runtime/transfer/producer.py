@@ -22,13 +22,11 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from triptych.proto.v1 import transfer_pb2
 from triptych.runtime.core.errors import IncompatibleError, InvalidRequestError, NotFoundError, StaleEpochError, Status
 from triptych.runtime.core.instance import InstanceRef, TransportKind
 from triptych.runtime.instance.messages import OpenStaging
-from triptych.runtime.transfer.header import KvHeader, check
+from triptych.runtime.transfer.header import KvHeader, check, part_bytes
 from triptych.runtime.transfer.layout import negotiate
 from triptych.runtime.transfer.staging import GatherWork, Opening, Staging, Tombstones
 from triptych.runtime.transfer.transports.base import Transport
@@ -212,6 +210,11 @@ class TransferProducer:
 
     # ---- the puller's side, called by the service -----------------------------------------------------------------------------------
 
+    def knows(self, key: int) -> bool:
+        """Whether `key` is or was staged here; of old ones it may have forgotten some."""
+        with self._lock:
+            return key in self._stagings or key in self._tombstones
+
     def open(
         self, key: int, epoch: int, header: KvHeader, head_unit: int, kind: TransportKind, first_page: int
     ) -> AsyncGenerator[transfer_pb2.TransferEvent, None]:
@@ -362,20 +365,6 @@ class TransferProducer:
     def _wake(self, staging: Staging) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(staging.signal.set)
-
-
-def part_bytes(header: KvHeader) -> int:
-    """Bytes of one granule of pages over all layers, padding included."""
-    group = header.groups[0]
-    return (
-        2
-        * len(group.layers)
-        * header.granule
-        * header.page_size
-        * group.heads
-        * group.head_dim
-        * np.dtype(header.dtype).itemsize
-    )
 
 
 def serve_gather(producer: TransferProducer, mover: PageMover, pools: Any, key: int) -> None:

@@ -23,14 +23,16 @@ from triptych.runtime.wire.convert import decode
 
 
 class TransferServicer:
-    """Serves `producers`, which are told apart by their instance ids.
+    """Serves `producers`, which are told apart by their instance ids, and those of one instance (KV and embeddings) by what they hold.
 
     Args:
         bytes_of: the transport whose chunks `Fetch` reads; None where "grpc" is not served.
     """
 
     def __init__(self, producers: Iterable[TransferProducer], bytes_of: GrpcTransport | None, threads: Executor):
-        self._producers = {producer.ref.id: producer for producer in producers}
+        self._producers: dict[str, list[TransferProducer]] = {}
+        for producer in producers:
+            self._producers.setdefault(producer.ref.id, []).append(producer)
         self._bytes_of = bytes_of
         self._threads = threads
 
@@ -45,7 +47,7 @@ class TransferServicer:
         if header.digest() != request.digest:
             raise IncompatibleError("the puller's header arrived otherwise than it was sent; it runs another version")
         try:
-            events = self._owner(request.owner).open(
+            events = self._owner(request.owner, request.key).open(
                 request.key,
                 request.owner.epoch,
                 header,
@@ -64,7 +66,7 @@ class TransferServicer:
     async def Fetch(
         self, request: transfer_pb2.FetchRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[transfer_pb2.FetchPiece]:
-        self._owner(request.owner).check_offer(request.key, request.owner.epoch, request.offer)
+        self._owner(request.owner, request.key).check_offer(request.key, request.owner.epoch, request.offer)
         if self._bytes_of is None:
             raise IncompatibleError(f"{request.owner.id} does not serve transport {TransportKind.GRPC}")
         for chunk in request.chunks:
@@ -78,16 +80,19 @@ class TransferServicer:
         self, request: transfer_pb2.ReleaseRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> transfer_pb2.ReleaseReply:
         outcome = (_status(request.outcome.status), request.outcome.reason) if request.HasField("outcome") else None
-        self._owner(request.owner).release(request.key, request.owner.epoch, tuple(request.offers), outcome)
+        self._owner(request.owner, request.key).release(
+            request.key, request.owner.epoch, tuple(request.offers), outcome
+        )
         return transfer_pb2.ReleaseReply()
 
-    def _owner(self, ref: common_pb2.InstanceRef) -> TransferProducer:
-        producer = self._producers.get(ref.id)
-        if producer is None:
+    def _owner(self, ref: common_pb2.InstanceRef, key: int) -> TransferProducer:
+        """The producer that holds or held `key`; any of the instance's, which says why not, if none did."""
+        producers = self._producers.get(ref.id)
+        if not producers:
             raise NotFoundError(
                 f"no instance {ref.id!r} in this process; it holds {', '.join(sorted(self._producers)) or 'none'}"
             )
-        return producer
+        return next((producer for producer in producers if producer.knows(key)), producers[0])
 
 
 def _kind(text: str) -> TransportKind:

@@ -17,14 +17,17 @@ import jax
 from jax.sharding import Mesh
 
 from triptych.models.hub.bundle import ModelBundle, open_model
+from triptych.models.hub.media import open_multimodal
 from triptych.models.hub.resolve import resolve_model
 from triptych.models.kv import KVGroup, kv_groups
 from triptych.models.weights.dummy import DummySource
-from triptych.models.weights.load import load_decoder
+from triptych.models.weights.load import LoadedDecoder, load_decoder
 from triptych.runtime.core.errors import ConfigError
-from triptych.runtime.core.instance import InstanceInfo
-from triptych.runtime.engine.config import engine_config
+from triptych.runtime.core.instance import Compatibility, InstanceInfo, Role
+from triptych.runtime.engine.config import EngineConfig, engine_config
+from triptych.runtime.engine.encode_engine import EncodeEngine
 from triptych.runtime.engine.engine import Engine
+from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.memory import free_bytes, pages_that_fit
 from triptych.runtime.engine.paced import PacedEngine
 from triptych.runtime.engine.page_programs import PageMover
@@ -32,8 +35,16 @@ from triptych.runtime.instance.composer import DefaultComposer, TakingTurns
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.core import InstanceCore
 from triptych.runtime.instance.termination import StopProbeFactory
-from triptych.runtime.transfer.header import KvHeader, group_headers
+from triptych.runtime.transfer.header import CHUNK_ORDER, PROTOCOL_VERSION, KvHeader, group_headers
 from triptych.runtime.worker.config import InstancePlan, WorkerConfig
+from triptych.runtime.worker.media_parts import (
+    WorkerModel,
+    encode_patches,
+    media_header,
+    media_mover,
+    media_pages,
+    media_stage,
+)
 from triptych.sharding.devices import Device
 from triptych.sharding.mesh import make_mesh
 
@@ -43,29 +54,36 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class PoolParts:
+    """What moves the pages of one pool of an instance, and what they are."""
+
+    mover: PageMover
+    header: KvHeader
+
+
+@dataclass(frozen=True)
 class InstanceParts:
-    """The device side of one instance, ready to run."""
+    """The device side of one instance, ready to run. `kv` is None if it only encodes, `media` if it has no media pool."""
 
     plan: InstancePlan
     mesh: Mesh
-    engine: Engine
-    mover: PageMover
-    header: KvHeader
-    num_pages: int
+    engine: Engine | EncodeEngine
+    kv: PoolParts | None
+    media: PoolParts | None = None
 
 
-def open_bundle(config: WorkerConfig) -> ModelBundle:
+def open_worker_model(config: WorkerConfig) -> WorkerModel:
     """The model's parts; fetches it if it is not at hand. With `load_dummy` the weights are random ones of the same shapes."""
     resolved = resolve_model(config.model, config.cache, progress=lambda text: log.info("%s", text))
     bundle = open_model(resolved)
     if config.load_dummy:
-        return dataclasses.replace(
+        bundle = dataclasses.replace(
             bundle, tensor_source=DummySource(bundle.config), revision=f"dummy-{bundle.config.fingerprint()}"
         )
-    return bundle
+    return WorkerModel(resolved, bundle, open_multimodal(resolved))
 
 
-def build_instances(config: WorkerConfig, bundle: ModelBundle, progress: Progress) -> list[InstanceParts]:
+def build_instances(config: WorkerConfig, model: WorkerModel, progress: Progress) -> list[InstanceParts]:
     """All instances of the process, on consecutive devices.
 
     Raises ConfigError when the process has too few devices, IncompatibleTpError when the model's heads do not fit a mesh.
@@ -78,33 +96,27 @@ def build_instances(config: WorkerConfig, bundle: ModelBundle, progress: Progres
         )
     built, first = [], 0
     for plan in config.instances:
-        built.append(build_instance(config, plan, bundle, devices[first : first + plan.tp], progress))
+        built.append(build_instance(config, plan, model, devices[first : first + plan.tp], progress))
         first += plan.tp
     return built
 
 
 def build_instance(
-    config: WorkerConfig, plan: InstancePlan, bundle: ModelBundle, devices: Sequence[Device], progress: Progress
+    config: WorkerConfig, plan: InstancePlan, model: WorkerModel, devices: Sequence[Device], progress: Progress
 ) -> InstanceParts:
     """One instance on the given devices."""
     started = time.monotonic()
-    mesh = make_mesh(devices, plan.tp)
-    loaded = load_decoder(bundle.config, bundle.tensor_source, mesh, config.dtype)
-    weights_seconds = time.monotonic() - started
-    progress(f"{plan.id}: weights on {plan.tp} device(s) in {weights_seconds:.1f} s")
-    (group,) = kv_groups(bundle.config, config.kv_dtype)
+    mesh, bundle = make_mesh(devices, plan.tp), model.bundle
     max_model_len = min(config.max_model_len, bundle.config.max_position)
     if max_model_len < config.max_model_len:
         log.warning("max_model_len %d is more than the model's %d, which holds", config.max_model_len, max_model_len)
-    num_pages = config.num_pages or pages_that_fit(
-        loaded.structure,
-        page_size=config.page_size,
-        kv_dtype=config.kv_dtype,
-        max_model_len=max_model_len,
-        bytes_per_device=config.kv_cache_memory or free_bytes(devices, config.memory_fraction),
-    )
+    pages = media_pages(config, plan, model, max_model_len)
+    decodes = bool(plan.possible & {Role.PREFILL, Role.DECODE})
+    loaded = load_decoder(bundle.config, bundle.tensor_source, mesh, config.dtype) if decodes else None
+    stage = media_stage(config, plan, model, mesh, pages)
+    progress(f"{plan.id}: weights on {plan.tp} device(s) in {time.monotonic() - started:.1f} s")
     limits = engine_config(
-        num_pages=num_pages,
+        num_pages=1 if loaded is None else _kv_pages(config, loaded, devices, max_model_len, stage),
         max_num_seqs=config.max_num_seqs,
         max_model_len=max_model_len,
         chunk_tokens=config.chunk_tokens,
@@ -113,13 +125,60 @@ def build_instance(
         kv_dtype=config.kv_dtype,
         roles=plan.possible,
         compile_threads=config.compile_threads,
+        media_pages=pages,
+        encode_patches=encode_patches(config, plan, model),
     )
-    engine = Engine(limits, loaded, mesh) if config.pace is None else PacedEngine(limits, loaded, mesh, config.pace)
-    report = engine.compile(lambda name, done, total: progress(f"{plan.id}: compiled {done}/{total} {name}"))
-    mover = PageMover(
-        mesh,
+    engine = _engine(config, limits, loaded, mesh, stage)
+
+    def compiled(name: str, done: int, total: int) -> None:
+        progress(f"{plan.id}: compiled {done}/{total} {name}")
+
+    report = engine.compile(compiled)
+    kv = media = None
+    if loaded is not None:
+        (group,) = kv_groups(bundle.config, config.kv_dtype)
+        kv = PoolParts(_kv_mover(config, loaded, group, limits.num_pages), kv_header(config, bundle, group))
+        kv.mover.compile(compiled)
+    header = media_header(config, model)
+    if stage is not None and header is not None:
+        media = PoolParts(media_mover(config, mesh, stage.pool), header)
+        media.mover.compile(compiled)
+    progress(f"{plan.id}: ready in {time.monotonic() - started:.1f} s ({report})")
+    return InstanceParts(plan, mesh, engine, kv, media)
+
+
+def _kv_pages(
+    config: WorkerConfig, loaded: LoadedDecoder, devices: Sequence[Device], max_model_len: int, stage: MediaStage | None
+) -> int:
+    """Pages of the KV pool: what is asked for, or what fits. A media pool comes out of an accelerator's memory first."""
+    if config.num_pages:
+        return config.num_pages
+    media_bytes = 0 if stage is None else stage.pool.num_pages * stage.pool.page_bytes
+    return pages_that_fit(
+        loaded.structure,
+        page_size=config.page_size,
+        kv_dtype=config.kv_dtype,
+        max_model_len=max_model_len,
+        bytes_per_device=config.kv_cache_memory or free_bytes(devices, config.memory_fraction) - media_bytes,
+    )
+
+
+def _engine(
+    config: WorkerConfig, limits: EngineConfig, loaded: LoadedDecoder | None, mesh: Mesh, stage: MediaStage | None
+) -> Engine | EncodeEngine:
+    if loaded is None:
+        assert stage is not None, "media_pages refuses an encode role without a pool"
+        return EncodeEngine(limits, mesh, stage)
+    if config.pace is None:
+        return Engine(limits, loaded, mesh, stage)
+    return PacedEngine(limits, loaded, mesh, config.pace, stage)
+
+
+def _kv_mover(config: WorkerConfig, loaded: LoadedDecoder, group: KVGroup, num_pages: int) -> PageMover:
+    return PageMover(
+        loaded.rules.mesh,
         loaded.head_layout,
-        bundle.config.num_layers,
+        loaded.config.num_layers,
         num_pages,
         config.page_size,
         group.head_dim,
@@ -127,9 +186,20 @@ def build_instance(
         config.export_pages,
         pool_sharding=loaded.structure.pool_struct(group, num_pages, config.page_size).sharding,  # type: ignore[arg-type]
     )
-    mover.compile(lambda name, done, total: progress(f"{plan.id}: compiled {done}/{total} {name}"))
-    progress(f"{plan.id}: ready in {time.monotonic() - started:.1f} s ({report})")
-    return InstanceParts(plan, mesh, engine, mover, kv_header(config, bundle, group), num_pages)
+
+
+def compatibility(config: WorkerConfig, model: WorkerModel) -> Compatibility:
+    """What every instance of this model and these settings declares, whatever its roles."""
+    media = media_header(config, model)
+    return Compatibility(
+        protocol=PROTOCOL_VERSION,
+        model=config.served_model_name,
+        revision=f"{model.bundle.revision}/{config.dtype}",
+        kv_dtype=config.kv_dtype,
+        page_size=config.page_size,
+        kv_layout=CHUNK_ORDER,
+        media_layout="" if media is None else media.digest(),
+    )
 
 
 def kv_header(config: WorkerConfig, bundle: ModelBundle, group: KVGroup) -> KvHeader:
@@ -160,7 +230,7 @@ def make_core(
         InstanceConfig(
             ref=info.ref,
             address=info.address,
-            digest=parts.header.digest(),
+            digest="" if parts.kv is None else parts.kv.header.digest(),
             roles=info.roles,
             switchable=info.switchable,
             num_pages=config.num_pages,
@@ -170,10 +240,12 @@ def make_core(
             chunk_tokens=config.chunk_tokens,
             max_prefill_rows=config.max_prefill_rows,
             max_waiting=max_waiting,
-            groups=tuple(group.name for group in parts.header.groups),
-            export_pages=parts.header.granule,
+            export_pages=next(pool.header.granule for pool in (parts.kv, parts.media) if pool is not None),
             eos_ids=eos_ids,
             prefix_cache=prefix_cache,
+            media_pages=config.media_pages,
+            encode_patches=config.encode_patches,
+            media_digest="" if parts.media is None else parts.media.header.digest(),
         ),
         stop_probe=stop_probe,
         random=random.Random(secrets.randbits(128)),

@@ -49,6 +49,10 @@ class WorkerConfig:
         dtype, kv_dtype: "float32" or "bfloat16".
         num_pages: pages of each instance's pool, null page included; None: as many as fit `kv_cache_memory` bytes a device, or, without
             that, `memory_fraction` of an accelerator's memory.
+        media_pages: pages of each media pool, null page included, of a model that takes media; 0: none are taken; None: enough for a few
+            prompts of full length. On an accelerator they come out of `memory_fraction` before KV pages.
+        encode_patches: slots of the largest encode program, and so of one item; None: enough for the model's largest image.
+        media_bytes: most bytes of pixels that wait to be encoded, on each instance that encodes.
         transports: which ways KV may move, best first.
         export_pages: pages an offer; its chunks are padded to it.
         token: that the processes of the deployment show each other; None: none is asked for.
@@ -78,6 +82,9 @@ class WorkerConfig:
     num_pages: int | None = None
     kv_cache_memory: int | None = None
     memory_fraction: float = 0.9
+    media_pages: int | None = None
+    encode_patches: int | None = None
+    media_bytes: int = 1 << 30
     prefix_cache: bool = True
     max_waiting: int = 256
     transports: tuple[TransportKind, ...] = (TransportKind.LOCAL, TransportKind.DEVICE, TransportKind.GRPC)

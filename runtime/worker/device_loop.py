@@ -87,6 +87,8 @@ class DeviceLoop(threading.Thread):
         self._idle = False  # the core had nothing to plan, and was told nothing since
         self.steps = 0
         self.prefill_tokens = 0  # computed in prompt chunks; on a decode instance only a preemption computes any
+        self.encoded_items = 0
+        self.encoded_patches = 0
         self.wait_seconds = 0.0  # spent waiting for the device: the rest of a busy loop's time is host work
 
     # ---- from other threads ---------------------------------------------------------------------------------------------------------
@@ -167,6 +169,8 @@ class DeviceLoop(threading.Thread):
             if isinstance(message, StepPlan):
                 self._in_flight.append(self._engine.dispatch(message))
                 self.prefill_tokens += sum(row.length for row in message.rows if not row.decode)
+                self.encoded_items += len(message.encodes)
+                self.encoded_patches += sum(item.patches for item in message.encodes)
                 for export in message.exports:
                     self._owner.on_export(export)
                 dispatched = True

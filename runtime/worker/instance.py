@@ -10,70 +10,51 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
 
-from triptych.proto.v1 import common_pb2
-from triptych.runtime.core.clock import Clock
-from triptych.runtime.core.errors import EngineError, InstanceLostError, Status, TriptychError
-from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, Role, TransportKind
-from triptych.runtime.core.request import Continuation
-from triptych.runtime.core.tasks import AbortTask, HeldTask, PrefillDone, StageTimes, TaskCommand, TaskEnded, TaskReport
+from triptych.runtime.core.errors import EngineError, InstanceLostError, Status
+from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, Role
+from triptych.runtime.core.tasks import AbortTask, HeldTask, PrefillDone, TaskCommand, TaskEnded, TaskReport
 from triptych.runtime.engine.compile_guard import compile_count
+from triptych.runtime.engine.shelf import Pixels
 from triptych.runtime.instance.core import InstanceCore, RolesRefusedError
 from triptych.runtime.instance.messages import (
     CancelPull,
     CloseStaging,
     Command,
     CompleteStaging,
+    DropMedia,
     Emit,
     EmitPrompt,
-    Imported,
-    ImportFailed,
     InstanceMessage,
-    LeaseExtended,
+    MediaArrived,
     OpenStaging,
     Report,
-    StagedReleased,
     StartPull,
 )
-from triptych.runtime.instance.plan import Export
-from triptych.runtime.transfer.consumer import PullLimits, PullStats, TransferConsumer
-from triptych.runtime.transfer.delivery import Delivery
-from triptych.runtime.transfer.producer import TransferProducer, serve_gather
-from triptych.runtime.transfer.transports.base import Transport
-from triptych.runtime.transfer.transports.grpc import Channels
-from triptych.runtime.wire.convert import decode, encode, parse
+from triptych.runtime.instance.plan import Export, Pool
+from triptych.runtime.transfer.producer import TransferProducer
 from triptych.runtime.worker.build import InstanceParts
 from triptych.runtime.worker.device_loop import DeviceLoop
+from triptych.runtime.worker.ends import PoolEnds
+from triptych.runtime.worker.media_door import MediaDoor
+from triptych.runtime.worker.occupancy import moved, occupancy
 from triptych.runtime.worker.service import InstanceSnapshot
+from triptych.runtime.worker.surroundings import Surroundings
 
 log = logging.getLogger(__name__)
 
-SNAPSHOT_TIMEOUT = 10.0  # seconds; a loop that is alive answers within a step
+T = TypeVar("T")
+
+ANSWER_TIMEOUT = 10.0  # seconds; a loop that is alive answers within a step
 LOAD_INTERVAL = 0.1  # seconds; heartbeats are no more frequent than this
 
 
 def new_epoch() -> int:
     """A random incarnation number; never 0."""
     return secrets.randbits(62) + 1
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What the process gives to each of its instances."""
-
-    clock: Clock
-    loop: asyncio.AbstractEventLoop
-    threads: Executor
-    transports: Mapping[TransportKind, Transport]
-    channels: Channels
-    report: Callable[[InstanceRef, TaskReport], None]
-    emit: Callable[[Emit | EmitPrompt], None]
-    reset: Callable[[InstanceRef, InstanceInfo, str], None]
-    roles_refused: Callable[[InstanceRef, str], None]
-    died: Callable[[str], None]
 
 
 class LiveInstance:
@@ -86,28 +67,7 @@ class LiveInstance:
         self._around = around
         self._out: list[tuple[InstanceRef, InstanceMessage]] = []
         self._preemptions = 0
-        self._pulls_failed = 0
         self._switches, self._switch_seconds = 0, 0.0
-        self._producer = TransferProducer(
-            info.ref,
-            parts.header,
-            parts.mover.layout.head_unit,
-            around.transports,
-            self,
-            threads=around.threads,
-            loop=around.loop,
-        )
-        self._consumer = TransferConsumer(
-            parts.header,
-            parts.mover,
-            around.transports,
-            around.channels,
-            self,
-            clock=around.clock,
-            threads=around.threads,
-            loop=around.loop,
-            limits=PullLimits(),
-        )
         self._loop = DeviceLoop(
             info.ref.id,
             core,
@@ -116,6 +76,14 @@ class LiveInstance:
             clock=around.clock,
             on_death=lambda error: around.died(f"{info.ref.id}: {error}"),
         )
+        engine, self._ends = parts.engine, dict[Pool, PoolEnds]()
+        if parts.kv is not None:
+            self._ends[Pool.KV] = PoolEnds(Pool.KV, parts.kv, engine, engine, info, self._loop, around)
+        if parts.media is not None and engine.media is not None:
+            self._ends[Pool.MEDIA] = PoolEnds(Pool.MEDIA, parts.media, engine.media, engine, info, self._loop, around)
+        self._shelf = None if parts.media is None or engine.media is None else engine.media.shelf
+        self.door = self._open_door()
+        """Where pixels come in; None on an instance without an encoder."""
         self._load, self._load_due = core.load(), 0.0
         self._compiled_before = compile_count()
 
@@ -124,8 +92,9 @@ class LiveInstance:
         return self._info
 
     @property
-    def producer(self) -> TransferProducer:
-        return self._producer
+    def producers(self) -> tuple[TransferProducer, ...]:
+        """Of its pools."""
+        return tuple(ends.producer for ends in self._ends.values())
 
     def load(self) -> Load:
         """How busy the instance was at most LOAD_INTERVAL ago; from any thread."""
@@ -140,8 +109,8 @@ class LiveInstance:
         if self._loop.is_alive():
             self._loop.stop()
             await asyncio.get_running_loop().run_in_executor(self._around.threads, self._loop.join)
-        self._consumer.cancel_all()
-        await self._consumer.close()
+        for ends in self._ends.values():
+            await ends.close()
 
     def command(self, command: TaskCommand) -> None:
         """A command of the scheduler for `info.ref`. Dropped if the device loop has begun a new epoch by the time it gets there: the scheduler
@@ -189,7 +158,8 @@ class LiveInstance:
             except RolesRefusedError as error:
                 self._around.loop.call_soon_threadsafe(self._around.roles_refused, ref, error.message)
                 return
-            self._producer.restart(renewed)
+            for ends in self._ends.values():
+                ends.restart(renewed)
             self._flush()
             seconds = self._around.clock.now() - started
             self._switches, self._switch_seconds = self._switches + 1, self._switch_seconds + seconds
@@ -209,43 +179,41 @@ class LiveInstance:
 
     async def snapshot(self) -> InstanceSnapshot:
         """Taken on the device loop, between two steps."""
-        answer: asyncio.Future[InstanceSnapshot] = self._around.loop.create_future()
+        return await self._asked(self._snapshot)
 
-        def take() -> None:
-            snapshot = self._snapshot()
-            self._around.loop.call_soon_threadsafe(lambda: answer.done() or answer.set_result(snapshot))
+    async def _asked(self, question: Callable[[], T]) -> T:
+        """The answer of the device loop, between two steps. Raises InstanceLostError if it does not come."""
+        answer: asyncio.Future[T] = self._around.loop.create_future()
 
-        self._loop.call(take)
+        def ask() -> None:
+            found = question()
+            self._around.loop.call_soon_threadsafe(lambda: answer.done() or answer.set_result(found))
+
+        self._loop.call(ask)
         try:
-            async with asyncio.timeout(SNAPSHOT_TIMEOUT):
+            async with asyncio.timeout(ANSWER_TIMEOUT):
                 return await answer
         except TimeoutError:
             raise InstanceLostError(
-                f"{self._info.ref.id}: its device loop has not answered for {SNAPSHOT_TIMEOUT:g} s"
+                f"{self._info.ref.id}: its device loop has not answered for {ANSWER_TIMEOUT:g} s"
             ) from None
 
     # ---- LoopOwner: on the device loop ----------------------------------------------------------------------------------------------
 
     def on_message(self, message: InstanceMessage) -> None:
         match message:
-            case OpenStaging():
-                self._producer.open_staging(message)
-            case CompleteStaging():
-                final = encode(message.continuation, common_pb2.Continuation, self._around.clock.now())
-                self._producer.complete(message.key, final.SerializeToString())
-            case CloseStaging():
-                self._producer.close(message.key, message.status, message.reason)
-            case StartPull():
-                self._start_pull(message)
-            case CancelPull():
-                self._consumer.cancel(message.request)
+            case OpenStaging() | CompleteStaging() | CloseStaging() | StartPull() | CancelPull():
+                self._ends[message.pool].on_message(message)
+            case DropMedia():
+                if self._shelf is not None:
+                    self._shelf.drop(message.hash)
             case _:
                 if isinstance(message, Report) and isinstance(message.report, TaskEnded):
                     self._preemptions += message.report.preemptions
                 self._out.append((self._core.ref, message))
 
     def on_export(self, export: Export) -> None:
-        self._producer.export(export.key, export.first_page, export.pages)
+        self._ends[export.pool].on_export(export)
 
     def on_flush(self) -> None:
         now = self._around.clock.now()
@@ -257,7 +225,10 @@ class LiveInstance:
         self._parts.engine.rebuild()
         old, reason = self._core.ref, f"engine failed: {error.message}"
         ref = InstanceRef(old.id, new_epoch())
-        self._producer.restart(ref)
+        for ends in self._ends.values():
+            ends.restart(ref)
+        if self._shelf is not None:
+            self._shelf.clear()
         for message in self._core.reset(ref, reason=reason):
             self.on_message(message)
         self._out.clear()  # nobody may hear of the old epoch's tasks: their instance is gone, and the reset says so
@@ -269,97 +240,56 @@ class LiveInstance:
             messages, self._out = self._out, []
             self._around.loop.call_soon_threadsafe(self._send, messages)
 
-    def _start_pull(self, message: StartPull) -> None:
-        try:
-            self._consumer.start(message, self._transport_to(message.source_address))
-        except TriptychError as error:
-            self._loop.post(ImportFailed(message.request, error.status, error.message, message.attempt))
-
-    def _transport_to(self, address: str) -> TransportKind:
-        """`local` inside this process, otherwise the first that crosses processes. The peer refuses what it does not serve."""
-        kinds = list(self._around.transports)
-        if address == self._info.address:
-            return kinds[0]
-        return next((kind for kind in kinds if kind is not TransportKind.LOCAL), TransportKind.LOCAL)
-
     def _snapshot(self) -> InstanceSnapshot:
-        resources, stats, config = self._core.resources(), self._producer.stats, self._parts.engine.config
         return InstanceSnapshot(
             self._info,
             self._core.load(),
-            resources={
-                "pages_total": config.num_pages - 1,
-                "pages_free": resources.free_pages,
-                "pages_cached": resources.cached_pages,
-                "pages_sequence": resources.sequence_pages,
-                "pages_staged": resources.staged_pages,
-                "pages_reserved": resources.reserved_pages,
-                "slots_total": config.max_num_seqs,
-                "slots_free": resources.free_slots,
-                "staged_keys": len(resources.staged_keys),
-                "tasks": len(resources.tasks),
-                "waiting": resources.waiting,
-                "running": resources.running,
-                "pulls": self._consumer.pulls,
-                "staging_keys": stats.keys,
-                "staging_bytes": stats.staged_bytes,
-            },
+            resources=occupancy(self._core.resources(), self._parts.engine.config, self._ends, self._shelf),
             counters={
                 "steps": self._loop.steps,
                 "device_wait_us": int(self._loop.wait_seconds * 1e6),
                 "compiled_after_ready": compile_count() - self._compiled_before,
                 "preemptions": self._preemptions,
-                "pulls_failed": self._pulls_failed,
                 "stale": self._core.stale,
                 "role_switches": self._switches,
                 "role_switch_us": int(self._switch_seconds * 1e6),
                 "prefill_tokens": self._loop.prefill_tokens,
-                "kv_bytes_offered": stats.offered_bytes,
-                "kv_bytes_received": self._consumer.bytes_received,
+                "encoded_items": self._loop.encoded_items,
+                "encoded_patches": self._loop.encoded_patches,
+                **moved(self._ends, self._core.media_counts),
             },
         )
 
-    # ---- ProducerEvents and ConsumerEvents: from any thread -------------------------------------------------------------------------
+    # ---- media ----------------------------------------------------------------------------------------------------------------------
 
-    def request_gather(self, key: int) -> None:
-        self._loop.call(lambda: serve_gather(self._producer, self._parts.mover, self._parts.engine.pools, key))
-
-    def alive(self, key: int) -> None:
-        self._loop.post(LeaseExtended(key))
-
-    def released(self, key: int) -> None:
-        self._loop.post(StagedReleased(key))
-
-    def deliver(self, delivery: Delivery) -> None:
-        def scatter() -> None:
-            engine = self._parts.engine
-            try:
-                engine.pools = delivery.scatter(self._parts.mover, engine.pools)
-            except EngineError as error:
-                raise engine.fail(error) from error
-
-        self._loop.call(scatter)
-
-    def done(self, pull: StartPull, final: bytes, stats: PullStats) -> None:
-        try:
-            continuation = decode(parse(final, common_pb2.Continuation), Continuation, self._around.clock.now())
-        except TriptychError as error:
-            self.failed(pull, Status.DATA_LOSS, f"the final record cannot be read: {error.message}")
-            return
-        times = StageTimes(
-            transfer=stats.seconds,
-            bytes_moved=stats.bytes_moved,
-            pages_pulled=stats.pages_pulled,
-            pages_skipped=pull.first_page,
+    def _open_door(self) -> MediaDoor | None:
+        if self._parts.media is None:
+            return None
+        stage, config = self._parts.engine.media, self._parts.engine.config
+        if stage is None or stage.encoder is None or stage.shelf is None:
+            return None
+        return MediaDoor(
+            stage.encoder, stage.shelf, config.encode_patches, lambda: self._info.ref, self._lacking, self._store
         )
-        self._loop.post(Imported(pull.request, continuation, times, pull.attempt))
 
-    def withdrawn(self, pull: StartPull, reason: str) -> None:
-        log.debug("pull of %s withdrawn: %s", pull.request, reason)
+    async def _lacking(self, owner: InstanceRef, hash: str) -> bool:
+        """See `media_door.Lacking`."""
+        return await self._asked(lambda: self._core.ref == owner and self._core.lacks_pixels(hash))
 
-    def failed(self, pull: StartPull, status: Status, reason: str) -> None:
-        self._pulls_failed += 1
-        self._loop.post(ImportFailed(pull.request, status, reason, pull.attempt))
+    def _store(self, owner: InstanceRef, hash: str, pixels: Pixels, told: Callable[[bool], object]) -> None:
+        """See `media_door.Store`."""
+
+        def put() -> None:
+            assert self._shelf is not None, "there is a door"
+            lives = self._core.ref == owner
+            if lives:
+                self._shelf.put(hash, pixels)
+                self._loop.feed(MediaArrived(hash))
+            else:
+                self._shelf.release(pixels.nbytes)
+            self._around.loop.call_soon_threadsafe(told, lives)
+
+        self._loop.call(put)
 
     # ---- on the event loop ----------------------------------------------------------------------------------------------------------
 

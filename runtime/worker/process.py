@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import grpc
 
-from triptych.models.hub.bundle import ModelBundle
 from triptych.models.text.detokenizer import Detokenizer
 from triptych.models.text.stop import StopMatcher
 from triptych.models.text.tokenizer import Tokenizer
@@ -23,7 +22,6 @@ from triptych.runtime.core.errors import EngineError, InvalidRequestError
 from triptych.runtime.core.instance import Capacity, Compatibility, InstanceInfo, InstanceRef, TransportKind
 from triptych.runtime.instance.termination import StopProbe
 from triptych.runtime.transfer.channels import SERVER_OPTIONS, PeerChannels
-from triptych.runtime.transfer.header import CHUNK_ORDER, PROTOCOL_VERSION
 from triptych.runtime.transfer.service import TransferServicer
 from triptych.runtime.transfer.transports import TransportConfig, open_transports
 from triptych.runtime.transfer.transports.base import Transport
@@ -32,12 +30,20 @@ from triptych.runtime.transfer.transports.local import LocalHub
 from triptych.runtime.wire.auth import bearer_client_interceptors, bearer_interceptor
 from triptych.runtime.wire.handlers import service_handler
 from triptych.runtime.wire.listening import listen, local_endpoint
-from triptych.runtime.worker.build import InstanceParts, build_instances, make_core, open_bundle
+from triptych.runtime.worker.build import (
+    InstanceParts,
+    build_instances,
+    compatibility,
+    make_core,
+    open_worker_model,
+)
 from triptych.runtime.worker.config import WorkerConfig
-from triptych.runtime.worker.instance import LiveInstance, Surroundings, new_epoch
+from triptych.runtime.worker.instance import LiveInstance, new_epoch
+from triptych.runtime.worker.media_parts import WorkerModel
 from triptych.runtime.worker.membership import Membership
 from triptych.runtime.worker.outbox import TokenOutboxes
 from triptych.runtime.worker.service import WorkerServicer
+from triptych.runtime.worker.surroundings import Surroundings
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +78,7 @@ class WorkerProcess:
         self._dead: asyncio.Future[str] | None = None  # why a device loop died
         self._retired = asyncio.Event()
         self.address = ""
-        self._build: Future[tuple[ModelBundle, list[InstanceParts]]] | None = None
+        self._build: Future[tuple[WorkerModel, list[InstanceParts]]] | None = None
 
     @property
     def instances(self) -> Sequence[LiveInstance]:
@@ -96,8 +102,8 @@ class WorkerProcess:
         loop = asyncio.get_running_loop()
         self._dead = loop.create_future()
         self._build = self._threads.submit(_build, self._config, self._progress)
-        bundle, parts = await asyncio.wrap_future(self._build)
-        await self._serve(bundle, parts)
+        model, parts = await asyncio.wrap_future(self._build)
+        await self._serve(model, parts)
         for instance in self.instances:
             instance.start()
         self._registering = asyncio.create_task(self._membership.run(), name="membership")
@@ -146,8 +152,8 @@ class WorkerProcess:
 
     # ---- assembly -------------------------------------------------------------------------------------------------------------------
 
-    async def _serve(self, bundle: ModelBundle, parts: list[InstanceParts]) -> None:
-        config, loop = self._config, asyncio.get_running_loop()
+    async def _serve(self, model: WorkerModel, parts: list[InstanceParts]) -> None:
+        config, bundle, loop = self._config, model.bundle, asyncio.get_running_loop()
         interceptors = [] if config.token is None else [bearer_interceptor(config.token)]
         self._server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
         credentials = None if config.tls is None else config.tls.server_credentials()
@@ -163,7 +169,7 @@ class WorkerProcess:
             hub=LocalHub(),
             channels=self._channels,
             threads=self._threads,
-            device=parts[0].mover.devices[0],
+            device=parts[0].mesh.devices.flat[0],
         )
         around = Surroundings(
             clock=self._clock,
@@ -178,7 +184,7 @@ class WorkerProcess:
             died=self._on_death,
         )
         for part in parts:
-            info = self._info(part)
+            info = self._info(part, compatibility(config, model))
             core = make_core(
                 part,
                 info,
@@ -190,7 +196,7 @@ class WorkerProcess:
             self._instances[info.ref.id] = LiveInstance(part, core, info, around)
         bytes_of = self._transports.get(TransportKind.GRPC)
         self._transfer = TransferServicer(
-            [instance.producer for instance in self.instances],
+            [producer for instance in self.instances for producer in instance.producers],
             bytes_of if isinstance(bytes_of, GrpcTransport) else None,
             self._threads,
         )
@@ -203,22 +209,22 @@ class WorkerProcess:
         )
         await self._server.start()
 
-    def _info(self, part: InstanceParts) -> InstanceInfo:
+    def _info(self, part: InstanceParts, compatible: Compatibility) -> InstanceInfo:
         config = part.engine.config
         return InstanceInfo(
             ref=InstanceRef(part.plan.id, new_epoch()),
             worker=self._config.name,
             address=self.address,
             roles=part.plan.roles,
-            capacity=Capacity(config.max_num_seqs, config.num_pages - 1, config.page_size, config.max_model_len),
-            compatibility=Compatibility(
-                protocol=PROTOCOL_VERSION,
-                model=part.header.model,
-                revision=part.header.revision,
-                kv_dtype=part.header.dtype,
-                page_size=part.header.page_size,
-                kv_layout=CHUNK_ORDER,
+            capacity=Capacity(
+                config.max_num_seqs,
+                config.num_pages - 1,
+                config.page_size,
+                config.max_model_len,
+                media_pages=max(0, config.media_pages - 1),
+                max_patches=config.encode_patches,
             ),
+            compatibility=compatible,
             tp=part.plan.tp,
             switchable=part.plan.switchable - part.plan.roles,
             transports=tuple(self._transports),
@@ -258,9 +264,9 @@ class WorkerProcess:
         self._dead.get_loop().call_soon_threadsafe(end)
 
 
-def _build(config: WorkerConfig, progress: Callable[[str], None]) -> tuple[ModelBundle, list[InstanceParts]]:
-    bundle = open_bundle(config)
-    return bundle, build_instances(config, bundle, progress)
+def _build(config: WorkerConfig, progress: Callable[[str], None]) -> tuple[WorkerModel, list[InstanceParts]]:
+    model = open_worker_model(config)
+    return model, build_instances(config, model, progress)
 
 
 class _TextProbe(StopProbe):

@@ -11,9 +11,10 @@ from typing import Protocol
 import grpc
 
 from triptych.proto.v1 import common_pb2, worker_pb2
-from triptych.runtime.core.errors import InvalidRequestError, OverloadedError
+from triptych.runtime.core.errors import InvalidRequestError, NotFoundError, OverloadedError, TransferError
 from triptych.runtime.core.instance import InstanceInfo, Load
 from triptych.runtime.wire.convert import encode
+from triptych.runtime.worker.media_door import IDLE, MediaDoor
 from triptych.runtime.worker.outbox import TokenOutboxes
 
 
@@ -27,16 +28,22 @@ class InstanceSnapshot:
     counters: Mapping[str, int] = field(default_factory=dict)
 
 
-class SnapshotSource(Protocol):
-    """Something that can be inspected: asks its device loop and waits for the answer."""
+class ServedInstance(Protocol):
+    """What is asked of an instance here. `snapshot` asks its device loop and waits for the answer; `door` is None without an encoder."""
+
+    @property
+    def info(self) -> InstanceInfo: ...
+
+    @property
+    def door(self) -> MediaDoor | None: ...
 
     async def snapshot(self) -> InstanceSnapshot: ...
 
 
 class WorkerServicer:
-    """Serves `outboxes` and the snapshots of `instances`, asked whenever they are inspected."""
+    """Serves `outboxes`, and of `instances`, asked at every call, the snapshots and the doors for pixels."""
 
-    def __init__(self, outboxes: TokenOutboxes, instances: Callable[[], Sequence[SnapshotSource]]):
+    def __init__(self, outboxes: TokenOutboxes, instances: Callable[[], Sequence[ServedInstance]]):
         self._outboxes = outboxes
         self._instances = instances
 
@@ -68,3 +75,27 @@ class WorkerServicer:
             state.resources.update(snapshot.resources)
             state.counters.update(snapshot.counters)
         return reply
+
+    async def PutMedia(
+        self, request: AsyncIterator[worker_pb2.PutMediaRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[worker_pb2.PutMediaReply]:
+        try:
+            async with asyncio.timeout(IDLE):
+                first = await anext(request, None)
+        except TimeoutError:
+            raise TransferError(f"no header came for {IDLE:g} s") from None
+        if first is None or first.WhichOneof("kind") != "header":
+            raise InvalidRequestError("PutMedia begins with the header of an item")
+        async with aclosing(self._door(first.header.owner.id).receive(first.header, request)) as replies:
+            async for reply in replies:
+                yield reply
+
+    def _door(self, name: str) -> MediaDoor:
+        instance = next((instance for instance in self._instances() if instance.info.ref.id == name), None)
+        if instance is None:
+            raise NotFoundError(f"no instance {name!r} in this process")
+        if instance.door is None:
+            raise InvalidRequestError(
+                f"{name} does not encode; it has the roles {', '.join(sorted(instance.info.roles))}"
+            )
+        return instance.door

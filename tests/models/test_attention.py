@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from triptych.models.attention import ragged_paged_attention
+from triptych.models.attention import ragged_paged_attention, ragged_paged_cross_attention
 
 PAGE_SIZE = 4
 
@@ -132,11 +132,61 @@ def test_attention_equals_the_oracle_and_padding_gets_zeros(
         np.testing.assert_allclose(np.asarray(out), expected, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("decode_rows", "q_lens", "kv_lens"),
+    [
+        (3, [], [7, 0, 40]),
+        (1, [], [39]),
+        (0, [5, 0, 3], [2, 0, 40]),
+        (2, [9, 140], [13, 40, 1, 33]),
+    ],
+    ids=["decode", "a lone row", "more queries than entries", "mixed, more queries than a block"],
+)
+@pytest.mark.parametrize("group", [1, 2])
+def test_cross_attention_sees_all_of_its_row(
+    decode_rows: int, q_lens: list[int], kv_lens: list[int], group: int
+) -> None:
+    rng, kv_heads, width = np.random.default_rng(len(q_lens)), 2, 10
+    ends = np.concatenate(([0], np.cumsum([1] * decode_rows + q_lens))).astype(np.int32)
+    tokens = int(ends[-1]) + (4 if q_lens else 0)  # padding lies behind the last row
+    q = rng.standard_normal((tokens, kv_heads * group, 6)).astype(np.float32)
+    rows = len(kv_lens)
+    table = rng.permutation(np.arange(1, 1 + rows * width)).reshape(rows, width).astype(np.int32)
+    k_pages, v_pages = (
+        rng.standard_normal((1 + rows * width, PAGE_SIZE, kv_heads, 6)).astype(np.float32) for _ in range(2)
+    )
+    expected = np.zeros(q.shape)
+    for row, length in enumerate(kv_lens):
+        k, v = (pages[table[row]].reshape(-1, kv_heads, 6)[:length] for pages in (k_pages, v_pages))
+        for token in range(ends[row], ends[row + 1]) if length else ():
+            for head in range(q.shape[1]):
+                weights = np.exp(k[:, head // group].astype(np.float64) @ q[token, head] * 0.7)
+                expected[token, head] = weights @ v[:, head // group] / weights.sum()
+        for pages in (k_pages, v_pages):
+            pages[table[row]] = np.where(
+                (np.arange(width * PAGE_SIZE) < length).reshape(width, PAGE_SIZE, 1, 1), pages[table[row]], np.nan
+            )
+    attend = jax.jit(ragged_paged_cross_attention, static_argnames=("decode_rows", "max_q_len", "scale"))
+    out = attend(
+        q,
+        k_pages,
+        v_pages,
+        np.array(kv_lens, np.int32),
+        table,
+        ends,
+        decode_rows=decode_rows,
+        max_q_len=max([1, *q_lens]),
+        scale=0.7,
+    )
+    np.testing.assert_allclose(np.asarray(out), expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("attention", [ragged_paged_attention, ragged_paged_cross_attention])
 @pytest.mark.parametrize(("tokens", "rows", "decode_rows"), [(4, 2, 3), (2, 4, 3), (4, 2, 2)])
-def test_contradicting_static_sizes_are_refused(tokens: int, rows: int, decode_rows: int) -> None:
+def test_contradicting_static_sizes_are_refused(attention, tokens: int, rows: int, decode_rows: int) -> None:
     q, pages = np.zeros((tokens, 2, 4), np.float32), np.zeros((3, PAGE_SIZE, 1, 4), np.float32)
     with pytest.raises(ValueError, match="decode"):
-        ragged_paged_attention(
+        attention(
             q,  # pyright: ignore[reportArgumentType]
             pages,  # pyright: ignore[reportArgumentType]
             pages,  # pyright: ignore[reportArgumentType]

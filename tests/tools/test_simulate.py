@@ -98,3 +98,12 @@ def test_pictures(tmp_path: Path):
     picture = tmp_path / "x.png"
     assert main(("simulate", *SMALL, "--rate", "5,50", "--slo-ttft", "0.2", "--plot", str(picture))) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_processes_print_what_one_prints(capsys):
+    call = ("simulate", *SMALL, "--topology", "1P1D", "--rate", "20", "--trace", "sessions")
+    texts = []
+    for jobs in ("1", "2"):
+        assert main((*call, "--jobs", jobs)) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and "req/s" in texts[0]

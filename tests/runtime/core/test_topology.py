@@ -10,7 +10,7 @@ from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.topology import Group, Topology, TopologyError, parse
 
-P, D = frozenset({Role.PREFILL}), frozenset({Role.DECODE})
+E, P, D = frozenset({Role.ENCODE}), frozenset({Role.PREFILL}), frozenset({Role.DECODE})
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,14 @@ P, D = frozenset({Role.PREFILL}), frozenset({Role.DECODE})
         ("(P-D)", (Group(1, (P, D)),)),
         ("2(p-d)1D", (Group(2, (P, D)), Group(1, (D,)))),
         ("PD-D", (Group(1, (P | D,)), Group(1, (D,)))),
+        ("1E1P1D", (Group(1, (E,)), Group(1, (P,)), Group(1, (D,)))),
+        ("2e1p2d", (Group(2, (E,)), Group(1, (P,)), Group(2, (D,)))),
+        ("(E-P)-D", (Group(1, (E, P)), Group(1, (D,)))),
+        ("EP-D", (Group(1, (E | P,)), Group(1, (D,)))),
+        ("E-PD", (Group(1, (E,)), Group(1, (P | D,)))),
+        ("EPD", (Group(1, (E | P | D,)),)),
+        ("2(E-P-D)", (Group(2, (E, P, D)),)),
+        ("(EP-D)", (Group(1, (E | P, D)),)),
     ],
 )
 def test_reads_the_usual_spellings(text: str, expected: tuple[Group, ...]):
@@ -36,7 +44,7 @@ def test_reads_the_usual_spellings(text: str, expected: tuple[Group, ...]):
 @pytest.mark.parametrize(
     "text",
     [
-        "", "1P", "1D", "P", "0P1D", "1P0D", "0PD", "1E1P1D", "E-PD", "two", "-1P1D", "1P1D-", "1P--1D", "99999PD", "PPD", "(PD)", "(P-D", "(P-P)",
+        "", "1P", "1D", "P", "0P1D", "1P0D", "0PD", "1E", "1E1P", "0E1P1D", "EEPD", "(E-E)-PD", "XPD", "two", "-1P1D", "1P1D-", "1P--1D", "99999PD", "PPD", "(PD)", "(P-D", "(P-P)",
         "()", "1P1D1", "PD(P-D)",
     ],
 )  # fmt: skip
@@ -49,7 +57,11 @@ def test_refuses_what_cannot_serve_and_shows_what_can(text: str):
 
 @given(
     st.lists(
-        st.builds(Group, st.integers(1, 50), st.sampled_from([(P,), (D,), (P | D,), (P, D), (D, P)])),
+        st.builds(
+            Group,
+            st.integers(1, 50),
+            st.sampled_from([(P,), (D,), (P | D,), (P, D), (D, P), (E,), (E | P,), (E, P), (E | P | D,), (E, P | D)]),
+        ),
         min_size=1,
         max_size=4,
     ).filter(lambda groups: {Role.PREFILL, Role.DECODE} <= {role for group in groups for role in group.roles})
@@ -74,3 +86,13 @@ def test_what_shares_devices_is_one_instance_with_several_loops():
     assert (spec.id, spec.loops, spec.roles) == ("p-d-0", (P, D), {Role.PREFILL, Role.DECODE})
     assert not parse("(P-D)").disaggregated and not parse("3PD").disaggregated
     assert parse("PD-D").disaggregated and parse("1P1D").disaggregated
+
+
+def test_encode_instances_start_last_and_move_no_kv():
+    assert [s.id for s in parse("2E1P1D").instances()] == ["decode-0", "prefill-0", "encode-0", "encode-1"]
+    assert [s.id for s in parse("EP-D").instances()] == ["decode-0", "ep-0"]
+    (spec,) = (s for s in parse("(E-P)-D").instances() if Role.ENCODE in s.roles)
+    assert (spec.id, spec.loops, spec.roles) == ("e-p-0", (E, P), E | P)
+    assert [s.id for s in parse("EPD").instances()] == ["epd-0"]
+    assert not parse("E-PD").disaggregated and not parse("EPD").disaggregated
+    assert parse("1E1P1D").disaggregated and parse("(E-P)-D").disaggregated

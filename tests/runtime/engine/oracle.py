@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from triptych.models.config import PRESETS, ModelConfig
-from triptych.models.decoder import KV
+from triptych.models.decoder import KV, Decoder
 from triptych.models.weights.dummy import DummySource
 from triptych.models.weights.load import LoadedDecoder, load_decoder
 from triptych.runtime.core.sampling import SamplingParams
@@ -27,24 +27,29 @@ def toy(tp: int = 1) -> LoadedDecoder:
     return load_decoder(TOY, DummySource(TOY, seed=3), make_mesh(jax.devices()[:tp], tp), "float32")
 
 
+def forward(decoder: Decoder, x: jax.Array, positions: jax.Array) -> jax.Array:
+    """[tokens, vocab] from embeddings [tokens, hidden]: the decoder with dense attention; traced."""
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, kv: KV, window: int | None):
+        group = q.shape[1] // k.shape[1]
+        k, v = jnp.repeat(k, group, axis=1), jnp.repeat(v, group, axis=1)
+        scores = jnp.einsum("qhd,khd->hqk", q, k) * TOY.head_dim**-0.5
+        scores = jnp.where(jnp.tril(jnp.ones(scores.shape[1:], bool)), scores, -1e30)
+        return jnp.einsum("hqk,khd->qhd", jax.nn.softmax(scores, axis=-1), v), kv
+
+    by, unused = decoder.rotation(positions), jnp.zeros(())
+    for layer in decoder.layers:
+        x, _ = layer(x, by, (unused, unused), attend)
+    return decoder.head(decoder.norm(x))
+
+
 @cache
 def _forward():
     loaded = toy()
 
     def run(params, tokens, positions):
         decoder = loaded.merge(params)
-
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array, kv: KV, window: int | None):
-            group = q.shape[1] // k.shape[1]
-            k, v = jnp.repeat(k, group, axis=1), jnp.repeat(v, group, axis=1)
-            scores = jnp.einsum("qhd,khd->hqk", q, k) * TOY.head_dim**-0.5
-            scores = jnp.where(jnp.tril(jnp.ones(scores.shape[1:], bool)), scores, -1e30)
-            return jnp.einsum("hqk,khd->qhd", jax.nn.softmax(scores, axis=-1), v), kv
-
-        x, by, unused = decoder.embed(tokens), decoder.rotation(positions), jnp.zeros(())
-        for layer in decoder.layers:
-            x, _ = layer(x, by, (unused, unused), attend)
-        return decoder.head(decoder.norm(x))
+        return forward(decoder, decoder.embed(tokens), positions)
 
     return jax.jit(run)
 

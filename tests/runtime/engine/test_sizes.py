@@ -113,9 +113,28 @@ def test_a_pool_too_small_for_one_sequence_is_refused() -> None:
 def test_limits_beyond_the_buckets_are_refused() -> None:
     with pytest.raises(ConfigError, match="no extend program .* prefill_tokens=17"):
         toy_config(chunk_tokens=17)
-    with pytest.raises(ConfigError, match="needs the role prefill or decode"):
-        toy_config(roles=frozenset({Role.ENCODE}))
     assert engine_config(num_pages=99, max_num_seqs=3, max_model_len=100, chunk_tokens=20).buckets.draws == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"roles": frozenset()}, "needs a role"),
+        ({"roles": frozenset({Role.ENCODE}), "media_pages": 8}, "encode_patches is 0"),
+        ({"encode_patches": 16, "media_pages": 8}, "another one none"),
+        ({"roles": frozenset({Role.ENCODE}), "encode_patches": 16}, "needs a media pool"),
+        ({"media_pages": 1}, "the null page and one to use"),
+        ({"media_pages": -1}, "media_pages is -1"),
+    ],
+)
+def test_media_and_roles_must_fit(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        toy_config(**changes)
+
+
+def test_an_encoder_alone_needs_no_kv_pages() -> None:
+    config = toy_config(roles=frozenset({Role.ENCODE}), encode_patches=16, media_pages=8, num_pages=1)
+    assert not config.decodes and not config.takes_media
 
 
 class FakeDevice:

@@ -43,6 +43,7 @@ from triptych.runtime.instance.messages import (
     Command,
     CompleteStaging,
     DeviceReady,
+    DropMedia,
     Emit,
     EmitPrompt,
     Imported,
@@ -96,10 +97,15 @@ class Node:
     """One instance. `messages` is everything it said, `results` what its core has not heard of yet."""
 
     def __init__(
-        self, cfg: InstanceConfig, *, composer: StepComposer | None = None, stop_probe: StopProbeFactory = TokenProbe
+        self,
+        cfg: InstanceConfig,
+        *,
+        composer: StepComposer | None = None,
+        stop_probe: StopProbeFactory = TokenProbe,
+        seed: int = 1,
     ):
         self.config = cfg
-        self.core = InstanceCore(cfg, stop_probe=stop_probe, random=random.Random(1), composer=composer)
+        self.core = InstanceCore(cfg, stop_probe=stop_probe, random=random.Random(seed), composer=composer)
         self.device = FakeDevice(cfg)
         self.results: deque[StepResult] = deque()
         self.messages: list[InstanceMessage] = []
@@ -119,9 +125,15 @@ class Node:
                         assert export.first_page + offset not in self.exported[export.key], "a page is exported twice"
                         self.exported[export.key][export.first_page + offset] = page
             else:
+                self.obey(answer)
                 messages.append(answer)
         self.messages += messages
         return messages
+
+    def obey(self, message: InstanceMessage) -> None:
+        """What the shell itself does about a message."""
+        if isinstance(message, DropMedia):
+            self.device.shelf.remove(message.hash)
 
     def command(self, command: TaskCommand) -> list[InstanceMessage]:
         return self.send(Command(command))

@@ -3,6 +3,9 @@
 Its KV is the tokens themselves, page by page, and the next token is a function of all of them as read back through the
 block table: a wrong page, slot, position or order of plans gives another token, and reading what was never written
 fails at once. `expected_outputs` computes the same from the request alone.
+
+An embedding is a (hash, number) in a page of the media pool; as an input it is a token of its own, whatever the id in its
+place, so that embeddings of another item, or in the wrong order, show in the same way.
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ from dataclasses import dataclass
 from triptych.runtime.core.request import Finish, FinishReason, Logprobs, Request
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.instance.config import InstanceConfig
-from triptych.runtime.instance.plan import Draw, Drawn, Row, RowResult, Seat, StepPlan, StepResult
+from triptych.runtime.instance.plan import Draw, Drawn, Pool, Row, RowResult, Seat, StepPlan, StepResult
 
 VOCAB = 97
 EOS = 0
 Cell = tuple[int, int]  # (token, RoPE position)
+Embedding = tuple[str, int]  # (hash of the item, number of the embedding in it)
 
 
 def next_token(
@@ -32,6 +36,20 @@ def next_token(
     return drawn
 
 
+def token_of(embedding: Embedding) -> int:
+    """What an embedding counts as; no vocabulary has it."""
+    name, number = embedding
+    return VOCAB + sum(ord(letter) * (index + 3) for index, letter in enumerate(name)) % 1009 + 13 * number
+
+
+def read_prompt(request: Request) -> list[int]:
+    """The prompt as the model reads it: ids, and embeddings in the place of media items."""
+    tokens = list(request.prompt)
+    for item in request.media:
+        tokens[item.offset : item.end] = [token_of((item.hash, number)) for number in range(item.tokens)]
+    return tokens
+
+
 def score_of(tokens: list[int], target: int) -> Logprobs:
     return Logprobs(-float((sum(tokens) * 13 + len(tokens) * 7 + target) % 101))
 
@@ -43,13 +61,14 @@ def counted(request: Request, outputs: list[int]) -> int:
 def expected_outputs(request: Request, max_model_len: int, sample: int = 0) -> tuple[list[int], Finish]:
     """What one sample of `request` must give, wherever and however it is computed."""
     params, outputs = request.sampling, []
+    prompt = read_prompt(request)
     stops = {token: Finish(FinishReason.STOP, token) for token in params.stop_token_ids}
     if not params.ignore_eos:
         stops[EOS] = Finish(FinishReason.STOP)
     while True:
         position = len(request.prompt) + len(outputs)
         forbidden = tuple(stops) if len(outputs) < params.min_tokens else ()
-        known = [*request.prompt, *outputs]
+        known = [*prompt, *outputs]
         token = next_token(known, params, sample, position, forbidden, counted(request, outputs))
         outputs.append(token)
         if len(outputs) > params.min_tokens:
@@ -80,11 +99,17 @@ class Slot:
 
 
 class FakeDevice:
-    """Executes plans when they are given to it; whoever holds the result decides when the core hears of it."""
+    """Executes plans when they are given to it; whoever holds the result decides when the core hears of it.
+
+    `shelf`: hashes of the items whose pixels are there.
+    """
 
     def __init__(self, config: InstanceConfig):
         self.config = config
         self.pages: list[list[Cell | None]] = [[None] * config.page_size for _ in range(config.num_pages)]
+        self.embeddings: list[list[Embedding | None]] = [[None] * config.page_size for _ in range(config.media_pages)]
+        self.shelf: set[str] = set()
+        self.encoded: list[str] = []
         self.slots: dict[int, Slot] = {}
         self.last_plan = 0
         self.plans: list[StepPlan] = []
@@ -99,7 +124,13 @@ class FakeDevice:
         for seat in plan.seats:
             seen = sum(seat.prompt) + 3 * sum(seat.outputs) if seat.params.penalised else 0
             self.slots[seat.slot] = Slot(seat, seen)
-        inputs = [list(row.tokens) or [self._last(row.token_slot)] for row in plan.rows]
+        for encode in plan.encodes:
+            assert encode.hash in self.shelf, "an item is encoded without its pixels"
+            self.encoded.append(encode.hash)
+            for number in range(encode.tokens):
+                page, place = divmod(number, self.config.page_size)
+                self.embeddings[encode.pages[page]][place] = (encode.hash, number)
+        inputs = [self._inputs(row) for row in plan.rows]
         for row, tokens in zip(plan.rows, inputs, strict=True):
             for offset, token in enumerate(tokens):
                 page, slot = divmod(row.start + offset, self.config.page_size)
@@ -117,6 +148,22 @@ class FakeDevice:
             assert cell is not None, f"KV index {index} was read and never written"
             assert cell[1] == index, f"KV index {index} holds position {cell[1]}"
             tokens.append(cell[0])
+        return tokens
+
+    def _inputs(self, row: Row) -> list[int]:
+        tokens = list(row.tokens) or [self._last(row.token_slot)]
+        behind = 0
+        for run in row.embedded:
+            assert behind <= run.at and run.count > 0 and run.at + run.count <= len(tokens), (
+                "runs are in order, in the row"
+            )
+            behind = run.at + run.count
+            for index in range(run.count):
+                page, place = divmod(run.first + index, self.config.page_size)
+                embedding = self.embeddings[run.pages[page]][place]
+                assert embedding is not None, "an embedding was read and never written"
+                assert embedding[1] == run.first + index, "the embedding is another of its item"
+                tokens[run.at + index] = token_of(embedding)
         return tokens
 
     def _result(self, row: Row, length: int) -> RowResult:
@@ -142,7 +189,12 @@ class FakeDevice:
     def _check_shape(self, plan: StepPlan) -> None:
         config = self.config
         prefill = [row for row in plan.rows if not row.decode]
-        assert plan.rows, "an empty plan is no plan"
+        assert plan.rows or plan.encodes or plan.exports, "an empty plan is no plan"
+        assert sum(encode.patches for encode in plan.encodes) <= config.encode_patches
+        assert len({encode.hash for encode in plan.encodes}) == len(plan.encodes), "an item is encoded twice"
+        for encode in plan.encodes:
+            assert all(0 < page < config.media_pages for page in encode.pages)
+            assert len(encode.pages) == -(-encode.tokens // config.page_size)
         assert sum(row.decode for row in plan.rows) <= config.max_num_seqs
         assert sum(len(row.draws) for row in plan.rows) <= config.max_num_seqs
         assert len(prefill) <= config.max_prefill_rows
@@ -154,4 +206,5 @@ class FakeDevice:
             assert all(0 < page < config.num_pages for page in row.pages) and len(set(row.pages)) == len(row.pages)
         slots = [draw.slot for row in plan.rows for draw in row.draws]
         assert len(set(slots)) == len(slots), "a slot draws twice"
-        assert all(len(export.pages) == config.export_pages or export.last for export in plan.exports)
+        for export in plan.exports:
+            assert export.pool is Pool.MEDIA or len(export.pages) == config.export_pages or export.last

@@ -71,6 +71,7 @@ def _run_split(req: Request, resumed: tuple[SampleState, ...], **changes) -> Clu
     for offset, page in enumerate(pull.pages):
         cluster.decode.device.pages[page] = list(cluster.prefill.device.pages[exported[pull.first_page + offset]])
     (final,) = [m for m in cluster.prefill.messages if isinstance(m, CompleteStaging)]
+    assert final.continuation is not None
     cluster.decode.send(Imported(req.id, final.continuation, StageTimes(), req.attempt))
     cluster.decode.run()
     return cluster

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from tests.runtime.instance.cluster import request
+from tests.runtime.instance.media import media_config
+from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.request import Finish, FinishReason
 from triptych.runtime.instance.composer import (
     ChunkCandidate,
@@ -15,6 +17,7 @@ from triptych.runtime.instance.composer import (
     StepChoice,
     StepLimits,
     StepView,
+    TakingTurns,
 )
 from triptych.runtime.instance.lifecycle import TRANSITIONS, IllegalTransitionError, Kind, State, Trigger, next_state
 from triptych.runtime.instance.termination import Termination
@@ -152,8 +155,75 @@ def test_every_state_can_fail_and_ended_is_final():
             assert table[state, Trigger.FAILED] is State.ENDED
 
 
+def _media_view(*patches: int, decodes: int = 0, chunks: tuple[ChunkCandidate, ...] = ()) -> StepView:
+    return StepView(decodes, chunks, StepLimits(4, 10, 2, encode_patches=32), patches)
+
+
+def test_media_are_encoded_beside_rows_but_not_twice_in_a_row_while_others_decode():
+    composer = DefaultComposer()
+    chosen = [composer.compose(_media_view(8, 8, decodes=2)) for _ in range(4)]
+    assert [choice.patches for choice in chosen] == [32, 0, 32, 0]
+    assert all(choice.decodes == 2 for choice in chosen)
+    assert [composer.compose(_media_view(8)).patches for _ in range(3)] == [32, 32, 32], "nobody is kept waiting"
+    assert composer.compose(_media_view(decodes=2)).patches == 0
+    assert composer.compose(_media_view(8, decodes=2)).patches == 32, "the step between had none"
+
+
+def test_in_turns_are_encodes_chunks_and_decodes():
+    composer, chunk = TakingTurns(), (ChunkCandidate(6, False, 0.0),)
+    chosen = [composer.compose(_media_view(8, decodes=3, chunks=chunk)) for _ in range(4)]
+    assert [(c.patches, c.chunks, c.decodes) for c in chosen] == [
+        (32, (0,), 0),
+        (0, (6,), 0),
+        (0, (0,), 3),
+        (32, (0,), 0),
+    ]
+    without = [composer.compose(_media_view(8, decodes=3)) for _ in range(3)]
+    assert [(c.patches, c.decodes) for c in without] == [(0, 3), (32, 0), (0, 3)]
+    assert (
+        composer.compose(_media_view(chunks=chunk)).chunks == composer.compose(_media_view(chunks=chunk)).chunks == (6,)
+    )
+
+
+def test_a_single_token_of_an_image_is_a_prefill_row():
+    limits = StepLimits(max_num_seqs=1, chunk_tokens=2, max_prefill_rows=2)
+    view = StepView(1, [ChunkCandidate(1, False, 0.0, embedded=True)] * 3, limits)
+    choice = DefaultComposer().compose(view)
+    assert (choice.decodes, choice.chunks) == (1, (1, 1, 0))
+    view.check(choice)
+    with pytest.raises(InvalidCompositionError, match="3 prefill tokens"):
+        view.check(StepChoice(1, (1, 1, 1)))
+
+
+def test_more_patches_than_the_programs_hold_are_no_choice():
+    for patches in (-1, 33):
+        with pytest.raises(InvalidCompositionError, match="patches"):
+            _media_view(8).check(StepChoice(0, (), patches))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"roles": "E", "encode_patches": 0}, "encode_patches is 0"),
+        ({"roles": "E", "media_pages": 0}, "media_pages is 0"),
+        ({"roles": "PD", "media_pages": 1}, "media_pages is 1"),
+        ({"roles": "PD", "num_pages": 1}, "num_pages is 1"),
+        ({"roles": ""}, "roles is empty"),
+    ],
+)
+def test_sizes_of_the_media_pool_are_checked(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        media_config(**changes)
+    assert media_config(roles="E", num_pages=1, max_num_seqs=0).encode_patches
+
+
 def test_every_state_but_the_first_is_reached_from_somewhere_and_leads_to_the_end():
-    first = {Kind.PREFILL: State.WAITING, Kind.DECODE: State.RESERVED, Kind.LOCAL: State.WAITING}
+    first = {
+        Kind.PREFILL: State.WAITING,
+        Kind.DECODE: State.RESERVED,
+        Kind.LOCAL: State.WAITING,
+        Kind.ENCODE: State.WAITING,
+    }
     for kind, table in TRANSITIONS.items():
         moves = {(state, to) for (state, trigger), to in table.items() if trigger is not Trigger.FAILED}
         reached = {first[kind]}

@@ -1,7 +1,8 @@
 """A toy instance that obeys the task protocol of core/tasks.py and computes nothing.
 
 Commands are answered at once; work advances when told to. What a pull needs of its source is looked up in `Staging`, shared by the
-instances of a test, so that a decode task starts only when its source has computed the prompt and fails when the source is gone.
+instances of a test, so that a decode task starts only when its source has computed the prompt and fails when the source is gone. The same goes for
+embeddings: a prompt is computed only when every item of its media has been pulled from where it was encoded (`fake_media.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from tests.runtime.scheduler.fake_media import Encoding, Needs
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.handle import Handle
 from triptych.runtime.core.instance import InstanceInfo, Role
@@ -18,6 +20,7 @@ from triptych.runtime.core.tasks import (
     AbortTask,
     Accepted,
     DecodeStarted,
+    FeedMedia,
     Granted,
     HeldTask,
     PrefillDone,
@@ -25,6 +28,7 @@ from triptych.runtime.core.tasks import (
     ReserveDecode,
     Staged,
     StartDecode,
+    StartEncode,
     StartLocal,
     StartPrefill,
     TaskCommand,
@@ -39,6 +43,7 @@ class State(Enum):
     RESERVED = auto()  # decode: granted
     PULLING = auto()
     RUNNING = auto()  # decode or local: generating
+    ENCODING = auto()
 
 
 @dataclass
@@ -49,11 +54,13 @@ class Work:
     key: int = 0  # of the staged KV: own (prefill) or pulled (decode)
     local: bool = False
     resumed: bool = False
+    needs: Needs | None = None  # of a prompt with media
+    encoding: Encoding | None = None  # of an encode task
 
 
 @dataclass
 class Staging:
-    """Which staged KV exists: key -> whether it is complete. A released or dead key is absent; `finished` ones left nothing to decode."""
+    """What is staged: key -> whether it is complete. A released or dead key is absent; `finished` ones left nothing to decode."""
 
     complete: dict[int, bool] = field(default_factory=dict)
     finished: set[int] = field(default_factory=set)
@@ -63,12 +70,14 @@ class Staging:
 
 @dataclass
 class FakeInstance:
-    """`slots` bounds its tasks."""
+    """`slots` bounds its tasks, and those that encode by themselves: what waits for embeddings must not keep them from being encoded."""
 
     info: InstanceInfo
     staging: Staging
     slots: int = 4
     tasks: dict[tuple[str, Role], Work] = field(default_factory=dict)
+    pixels: set[str] = field(default_factory=set)  # hashes of media whose pixels are here
+    embeddings: set[str] = field(default_factory=set)  # hashes of media that are encoded here
 
     def handle(self, command: TaskCommand) -> list[TaskReport]:
         """The immediate answers to `command`."""
@@ -80,19 +89,31 @@ class FakeInstance:
                 refused = self._begin(command.request, Role.PREFILL, State.QUEUED)
                 if refused is not None:
                     return [refused]
-                key = self.staging.next_key
-                self.staging.next_key += 1
-                self.staging.complete[key] = False
                 work = self.tasks[command.request.id, Role.PREFILL]
-                work.key, work.resumed = key, bool(command.resumed)
-                handle = Handle(self.info.ref, self.info.address, key, "digest")
-                return [Staged(command.request.id, handle, command.request.attempt)]
+                work.resumed = bool(command.resumed)
+                staged = Staged(command.request.id, self._stage(work), command.request.attempt)
+                return [staged, *self._want(work)]
             case StartLocal():
                 refused = self._begin(command.request, Role.DECODE, State.QUEUED)
-                if refused is None:
-                    work = self.tasks[command.request.id, Role.DECODE]
-                    work.local, work.resumed = True, bool(command.resumed)
-                return [refused or Accepted(command.request.id, command.request.attempt)]
+                if refused is not None:
+                    return [refused]
+                work = self.tasks[command.request.id, Role.DECODE]
+                work.local, work.resumed = True, bool(command.resumed)
+                return [Accepted(command.request.id, command.request.attempt), *self._want(work)]
+            case StartEncode():
+                encoding = Encoding(command.request, command.items)
+                refused = encoding.refusal() or self._begin(command.request, Role.ENCODE, State.ENCODING)
+                if refused is not None:
+                    return [refused]
+                work = self.tasks[command.request.id, Role.ENCODE]
+                work.encoding = encoding
+                return [encoding.staged(self._stage(work), self.pixels | self.embeddings)]
+            case FeedMedia():
+                for role in (Role.PREFILL, Role.DECODE):
+                    work = self.tasks.get((command.request, role))
+                    if work is not None and work.needs is not None and work.request.attempt == command.attempt:
+                        work.needs.feed(command)
+                return []
             case StartDecode():
                 work = self.tasks.get((command.request, Role.DECODE))
                 if work is not None and work.request.attempt == command.attempt and work.state is State.RESERVED:
@@ -113,6 +134,18 @@ class FakeInstance:
         work = self.tasks[name, role]
         attempt = work.request.attempt
         match work.state:
+            case State.QUEUED if work.needs is not None and work.needs.missing:
+                return work.needs.pull(self.staging.complete, self.staging.released, self.embeddings)
+            case State.ENCODING if work.encoding is not None:
+                if work.encoding.gave_up():
+                    return [self._end(work, Status.UNAVAILABLE, "the pixels did not come")]
+                done = work.encoding.encode(self.pixels, self.embeddings)
+                if done is not None:
+                    self.staging.complete[work.key] = True
+                    work.state = State.STAGED
+                return [] if done is None else [done]
+            case State.ENCODING:
+                raise AssertionError("an encode task without items")
             case State.QUEUED:
                 finish_early = finish_early and not work.resumed
                 report = PrefillDone(
@@ -161,7 +194,7 @@ class FakeInstance:
                 work.request.attempt,
                 None if work.local else work.role,
                 work.request.gateway,
-                running=work.local or work.state is State.RUNNING,
+                running=(work.local and not (work.needs and work.needs.missing)) or work.state is State.RUNNING,
             )
             for work in self.tasks.values()
         )
@@ -169,14 +202,31 @@ class FakeInstance:
     def die(self) -> None:
         """Everything is gone, without a word."""
         for work in self.tasks.values():
-            if work.role is Role.PREFILL:
+            if work.role is not Role.DECODE:
                 self.staging.complete.pop(work.key, None)
         self.tasks.clear()
+
+    def forget_media(self) -> list[TaskReport]:
+        """Every pull of embeddings fails, and the stores are emptied: prompts want again what they still need."""
+        self.embeddings.clear()
+        return [report for work in self.tasks.values() if work.needs is not None for report in work.needs.lose()]
+
+    def _want(self, work: Work) -> list[TaskReport]:
+        if not work.request.media:
+            return []
+        work.needs = Needs(work.request)
+        return work.needs.want(self.embeddings)
+
+    def _stage(self, work: Work) -> Handle:
+        work.key = self.staging.next_key
+        self.staging.next_key += 1
+        self.staging.complete[work.key] = False
+        return Handle(self.info.ref, self.info.address, work.key, "digest")
 
     def _begin(self, request: Request, role: Role, state: State) -> Refused | None:
         if (request.id, role) in self.tasks:
             raise AssertionError(f"{self.info.ref} was told twice to start {role} of {request.id}")
-        if len(self.tasks) >= self.slots:
+        if sum((other is Role.ENCODE) == (role is Role.ENCODE) for _, other in self.tasks) >= self.slots:
             return Refused(request.id, role, "toy instance is full", attempt=request.attempt)
         if len(request.prompt) >= self.info.capacity.max_num_seqs * 10:
             return Refused(request.id, role, "never fits", permanent=True, attempt=request.attempt)
@@ -185,6 +235,6 @@ class FakeInstance:
 
     def _end(self, work: Work, status: Status = Status.OK, reason: str = "") -> TaskEnded:
         del self.tasks[work.request.id, work.role]
-        if work.role is Role.PREFILL:
+        if work.role is not Role.DECODE:
             self.staging.complete.pop(work.key, None)
         return TaskEnded(work.request.id, work.role, status, reason, attempt=work.request.attempt)

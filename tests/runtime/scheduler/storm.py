@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from tests.runtime.scheduler.storm_peers import Gateway
 from tests.runtime.scheduler.storm_world import CONFIG, StormWorld
+from tests.runtime.scheduler.world import roles_of
 from triptych.runtime.core.control import (
     Cancel,
     DrainRequested,
@@ -20,7 +21,6 @@ from triptych.runtime.core.control import (
     WorkerLost,
 )
 from triptych.runtime.core.errors import Status
-from triptych.runtime.core.instance import Role
 
 
 class Storm(StormWorld):
@@ -50,6 +50,12 @@ class Storm(StormWorld):
             node, name, role = task
             status = self.random.choice([Status.INTERNAL, Status.UNAVAILABLE, Status.UNAVAILABLE, Status.DATA_LOSS])
             node.say(node.fake.fail(name, role, status))
+
+    def lose_media(self) -> None:
+        """Embeddings are evicted, and pulls of them fail."""
+        node = self.any_node()
+        if not node.hung:
+            node.say(node.fake.forget_media())
 
     def hang(self) -> None:
         """The process stands still: its connection lives, nothing moves."""
@@ -114,9 +120,8 @@ class Storm(StormWorld):
         self.boot()
 
     def switch_roles(self) -> None:
-        roles = self.random.choice(
-            [frozenset({Role.PREFILL}), frozenset({Role.DECODE}), frozenset(Role) - {Role.ENCODE}]
-        )
+        kinds = ["p", "d", "pd", *(["e", "ep", "epd"] if self.media else [])]
+        roles = roles_of(self.random.choice(kinds))
         self.send(DrainRequested("t", self.any_node().fake.info.ref.id, roles, force=self.random.random() < 0.3))
 
     def step(self) -> None:
@@ -135,6 +140,7 @@ class Storm(StormWorld):
             (self.cancel, 3.0),
             (self.lose_tokens, 1.0),
             (self.fail_task, 2.0),
+            *([(self.lose_media, 1.0)] if self.media else []),
             (self.hang, 0.3),
             (self.unhang, 0.5),
             (self.kill_worker, 1.0),

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from tests.runtime.scheduler.fake_instance import FakeInstance, Staging
 from tests.runtime.scheduler.storm_peers import Gateway, Node
-from tests.runtime.scheduler.world import Driver, info, request, seen
+from tests.runtime.scheduler.world import Driver, image, info, request, seen
 from triptych.runtime.core.control import (
     Cancel,
     Completed,
@@ -22,6 +22,7 @@ from triptych.runtime.core.control import (
     InstanceLoad,
     InstanceReset,
     Interrupted,
+    MediaNeeded,
     Reported,
     Resume,
     Retire,
@@ -32,6 +33,7 @@ from triptych.runtime.core.control import (
     WorkerJoined,
 )
 from triptych.runtime.core.instance import InstanceRef, Load, Role
+from triptych.runtime.core.media import MediaItem
 from triptych.runtime.core.request import Request
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.policies.queue_order import QUEUE_ORDERS
@@ -39,15 +41,27 @@ from triptych.runtime.scheduler.policies.router import ROUTERS
 from triptych.runtime.scheduler.scheduler import Scheduler
 
 CONFIG = SchedulerConfig(max_queued=6, max_active=12, lookahead=3, drain_grace=2.0)
-TOPOLOGIES = (("p", "d"), ("pd",), ("p", "p", "d", "d"), ("p", "d", "pd"), ("p", "pd"), ("pd", "pd", "d"))
+TEXT = (("p", "d"), ("pd",), ("p", "p", "d", "d"), ("p", "d", "pd"), ("p", "pd"), ("pd", "pd", "d"))
+MEDIA = (
+    ("e", "p", "d"),
+    ("epd",),
+    ("ep", "d"),
+    ("e", "pd"),
+    ("e", "e", "p", "d", "d"),
+    ("e", "ep", "p", "d"),
+    ("ed", "p"),
+    ("e", "e", "epd", "pd"),
+)
 
 
 class StormWorld:
-    """`severity` scales how often things go wrong; at 0 nothing does, and deadlines are far away."""
+    """`severity` scales how often things go wrong; at 0 nothing does, and deadlines are far away. With `media` there are encode instances, and half of
+    the requests have media."""
 
-    def __init__(self, seed: int, severity: float):
+    def __init__(self, seed: int, severity: float, media: bool = False):
         self.random = random.Random(seed)
         self.severity = severity
+        self.media = media
         self.staging = Staging()
         self.nodes: dict[InstanceRef, Node] = {}
         self.gateways: dict[str, Gateway] = {}
@@ -60,7 +74,7 @@ class StormWorld:
         one_worker = self.random.random() < 0.3
         for name in ("g0", "h0"):
             self.connect_gateway(Gateway(name))
-        for i, kind in enumerate(self.random.choice(TOPOLOGIES)):
+        for i, kind in enumerate(self.random.choice(MEDIA if media else TEXT)):
             worker = "w" if one_worker else f"w-{kind}{i}"
             node = self.fresh(f"{kind}{i}", kind, worker)
             self.nodes[node.fake.info.ref] = node
@@ -119,6 +133,9 @@ class StormWorld:
     def fresh(self, name: str, kind: str, worker: str) -> Node:
         self.epoch += 1
         made = info(name, kind, worker=worker, epoch=self.epoch, switchable="pd")
+        if self.media:
+            able = info(name, kind, switchable="epd", media_pages=9, max_patches=100)
+            made = replace(made, capacity=able.capacity, switchable=able.switchable)
         return Node(FakeInstance(made, self.staging, slots=self.random.randint(1, 4)))
 
     def again(self, node: Node, roles: frozenset[Role] | None = None) -> Node:
@@ -184,12 +201,21 @@ class StormWorld:
         # 45 is refused for good by instances, 70 is longer than every context
         prompt = self.random.choice([1, 4, 4, 4, 45, 70])
         n = self.random.choice([1, 1, 3])
+        priority = self.random.randint(0, 2)
+        media = self.some_media() if self.media and self.random.random() < 0.5 else ()
         made = request(
-            name, prompt=prompt, gateway=gateway.name, deadline=deadline, priority=self.random.randint(0, 2), n=n
+            name, prompt=prompt, gateway=gateway.name, deadline=deadline, priority=priority, n=n, media=media
         )
         gateway.open[name] = made
         self.owed.add(name)
         gateway.outbox.append(Submit(made))
+
+    def some_media(self) -> tuple[MediaItem, ...]:
+        """Of a few images, so that they come again; "large" is refused by every instance, "huge" is above what any declares."""
+        large = [image("large", patches=95)] if self.random.random() < 0.1 else []
+        huge = [image("huge", patches=500)] if self.severity and self.random.random() < 0.05 else []
+        count = self.random.choice([1, 1, 2, 5])
+        return (*(image(f"h{self.random.randint(0, 9)}", patches=16) for _ in range(count)), *large, *huge)
 
     def deliver_command(self) -> None:
         node = self.any_node()
@@ -222,8 +248,17 @@ class StormWorld:
                 del gateway.open[notice.request]
         elif known is None:
             gateway.outbox.append(Cancel(notice.request, "no such request"))
+        elif isinstance(notice, MediaNeeded):
+            self.bring(known, notice)
         elif isinstance(notice, Interrupted) and notice.attempt > known.attempt:
             self.resume(gateway, known, notice.attempt)
+
+    def bring(self, known: Request, notice: MediaNeeded) -> None:
+        """The pixels are there at once, or never if things go wrong."""
+        node = self.nodes.get(notice.encode)
+        lost = self.random.random() < 0.2 * self.severity
+        if node is not None and notice.attempt == known.attempt and not lost:
+            node.fake.pixels |= {known.media[item].hash for item in notice.items}
 
     def resume(self, gateway: Gateway, known: Request, attempt: int) -> None:
         gateway.open[known.id] = replace(known, attempt=attempt)

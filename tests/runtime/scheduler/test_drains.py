@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.runtime.scheduler.world import ROLES, Driver, driver, info
+from tests.runtime.scheduler.world import Driver, driver, info, roles_of
 from triptych.runtime.core.control import (
     Completed,
     Directory,
@@ -40,7 +40,7 @@ def two() -> Driver:
 
 
 def drain(world: Driver, roles: str | None = None, instance: str = "a", force: bool = False) -> None:
-    world.send(DrainRequested("t", instance, None if roles is None else ROLES[roles], force))
+    world.send(DrainRequested("t", instance, None if roles is None else roles_of(roles), force))
 
 
 def end(world: Driver, name: str = "r", status: Status = Status.OK) -> None:
@@ -60,7 +60,7 @@ def test_a_draining_instance_takes_no_work_and_is_told_to_change_when_it_is_empt
     world.clock.advance(3.0)
     end(world)
     assert isinstance(world.terminal("r"), Completed)
-    assert world.orders == [ToWorker(A.worker, SetRoles(A.ref, ROLES["p"]))]
+    assert world.orders == [ToWorker(A.worker, SetRoles(A.ref, roles_of("p")))]
     world.clock.advance(1.0)
     fresh = info("a", "p", epoch=2, switchable="pd")
     world.send(InstanceReset(A.worker, A.ref, fresh, "roles changed"))
@@ -71,7 +71,7 @@ def test_a_draining_instance_takes_no_work_and_is_told_to_change_when_it_is_empt
 def test_an_empty_instance_is_told_at_once() -> None:
     world = driver(A, B)
     drain(world, "d")
-    assert world.orders == [ToWorker(A.worker, SetRoles(A.ref, ROLES["d"]))]
+    assert world.orders == [ToWorker(A.worker, SetRoles(A.ref, roles_of("d")))]
 
 
 @pytest.mark.parametrize("answer", [InstanceLeft(A.worker, A.ref, "drained"), WorkerLeft(A.worker, "drained")])
@@ -196,7 +196,7 @@ def test_an_instance_that_loses_its_pool_while_it_drains_changes_at_once() -> No
     drain(world, "p")
     again = info("a", "pd", epoch=2, switchable="pd")
     world.send(InstanceReset(A.worker, A.ref, again, "pool lost"))
-    assert world.orders == [ToWorker(A.worker, SetRoles(again.ref, ROLES["p"]))] and state(world) == "draining"
+    assert world.orders == [ToWorker(A.worker, SetRoles(again.ref, roles_of("p")))] and state(world) == "draining"
 
 
 def test_a_worker_that_was_away_is_told_again() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import TypeVar
 
 from triptych.runtime.core.clock import ManualClock
@@ -27,6 +28,7 @@ from triptych.runtime.core.control import (
 )
 from triptych.runtime.core.handle import Handle
 from triptych.runtime.core.instance import Capacity, Compatibility, InstanceInfo, InstanceRef, Role, TransportKind
+from triptych.runtime.core.media import MediaItem, MediaKind
 from triptych.runtime.core.request import Finish, FinishReason, Request, SampleState
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.core.tasks import TaskCommand, TaskReport
@@ -36,15 +38,14 @@ from triptych.runtime.scheduler.policies.router import Router
 from triptych.runtime.scheduler.scheduler import Scheduler
 
 COMPATIBLE = Compatibility(protocol=1, model="toy", revision="r1", kv_dtype="float32", page_size=4, kv_layout="v1")
-ROLES = {
-    "": frozenset[Role](),
-    "p": frozenset({Role.PREFILL}),
-    "d": frozenset({Role.DECODE}),
-    "pd": frozenset({Role.PREFILL, Role.DECODE}),
-    "e": frozenset({Role.ENCODE}),
-}
+_LETTERS = {"e": Role.ENCODE, "p": Role.PREFILL, "d": Role.DECODE}
 
 T = TypeVar("T")
+
+
+def roles_of(letters: str) -> frozenset[Role]:
+    """The roles that some of the letters "epd" name."""
+    return frozenset(_LETTERS[letter] for letter in letters)
 
 
 def info(
@@ -58,19 +59,26 @@ def info(
     transports: tuple[TransportKind, ...] = (TransportKind.GRPC,),
     domain: str = "",
     switchable: str = "",
+    media_pages: int = 0,
+    max_patches: int = 0,
 ) -> InstanceInfo:
-    """An instance of its own worker `w-<name>` unless `worker` says otherwise; roles are "p", "d", "pd" or "e"."""
+    """An instance of its own worker `w-<name>` unless `worker` says otherwise; roles are some of the letters "epd"."""
     return InstanceInfo(
         ref=InstanceRef(name, epoch),
         worker=worker or f"w-{name}",
         address=f"{name}:1",
-        roles=ROLES[roles],
-        capacity=Capacity(max_num_seqs=4, num_pages=64, page_size=4, max_model_len=max_model_len),
+        roles=roles_of(roles),
+        capacity=Capacity(4, 64, 4, max_model_len, media_pages=media_pages, max_patches=max_patches),
         compatibility=compatibility,
         transports=transports,
         domain=domain,
-        switchable=ROLES[switchable],
+        switchable=roles_of(switchable),
     )
+
+
+def image(hash: str, patches: int = 16, tokens: int = 4) -> MediaItem:
+    """An image; `request` says where it is in the prompt."""
+    return MediaItem(hash, MediaKind.IMAGE, 0, tokens, patches, (1, 1, tokens))
 
 
 def request(
@@ -82,7 +90,12 @@ def request(
     priority: int = 0,
     n: int = 1,
     attempt: int = 1,
+    media: tuple[MediaItem, ...] = (),
 ) -> Request:
+    """`media` come one behind the other, and make the prompt as long as they are, if it is shorter."""
+    ends = list(accumulate(item.tokens for item in media))
+    placed = tuple(replace(item, offset=end - item.tokens) for item, end in zip(media, ends, strict=True))
+    prompt = max([prompt, *ends])
     return Request(
         id=name,
         gateway=gateway,
@@ -92,6 +105,7 @@ def request(
         deadline=deadline,
         attempt=attempt,
         priority=priority,
+        media=placed,
     )
 
 
@@ -184,7 +198,9 @@ class Driver:
 
     def assert_nothing_is_held(self) -> None:
         held = self.scheduler.resources()
-        assert held == replace(held, records=0, tasks=0, queued=0, timers=0, assigned=0, unclaimed=0, promised=0)
+        assert held == replace(
+            held, records=0, tasks=0, queued=0, timers=0, assigned=0, unclaimed=0, promised=0, wanting=0
+        )
         assert self.scheduler.idle
 
 

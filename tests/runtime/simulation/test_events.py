@@ -63,3 +63,17 @@ def test_a_process_that_is_stopped_by_what_it_hears_keeps_the_rest():
     assert seen == []
     process.proceed()
     assert seen == ["rest"]
+
+
+def test_messages_come_before_everything_else_of_their_time_in_order_of_senders():
+    loop, seen = EventLoop(), []
+    loop.at(1.0, None, seen.append, "asked for first")
+    loop.deliver(1.0, loop.key(5), seen.append, "of 5")
+    loop.deliver(1.0, loop.key(2), seen.append, "of 2")
+    loop.deliver(1.0, loop.key(5), seen.append, "of 5 again")
+    loop.deliver(0.5, loop.key(100_000), seen.append, "earlier")
+    loop.at(1.0, None, seen.append, "asked for last")
+    assert loop.next == 0.5
+    loop.run_until(1.0)
+    assert seen == ["earlier", "of 2", "of 5", "of 5 again", "asked for first", "asked for last"]
+    assert loop.next == float("inf")

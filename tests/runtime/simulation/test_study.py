@@ -20,7 +20,7 @@ from triptych.runtime.simulation.metrics import Requests, spread
 from triptych.runtime.simulation.slo import Slo, attainment, goodput
 from triptych.runtime.simulation.steptime import Affine
 from triptych.runtime.simulation.study import Study, make_cluster, run_rate, run_study
-from triptych.runtime.simulation.study_cluster import Delays
+from triptych.runtime.simulation.study_fleet import Delays
 from triptych.runtime.simulation.study_layout import Device, Limits, layout
 from triptych.runtime.simulation.workload import Lengths
 from triptych.runtime.simulation.workload_named import Workload
@@ -125,10 +125,11 @@ def test_requests_that_ended_leave_nothing_to_the_cycle_collector():
     try:
         for topology, pages in (("1P1D", 500), ("PD", 26)):  # with room, and preempting
             cluster = make_cluster(study(topology, pages=pages))
-            cluster.run(islice(Workload("random", prompt=Lengths(100), output=Lengths(60)).arrivals(20.0), 60))
-            assert len(cluster.requests) == 60
+            load = Workload("random", prompt=Lengths(100), output=Lengths(60)).arrivals(20.0)
+            outcome = cluster.run(islice(load, 60))
+            assert len(outcome.requests) == 60
             assert alive() == before
-        assert cluster.requests.column("preemptions").sum() > 0
+        assert outcome.requests.column("preemptions").sum() > 0
     finally:
         gc.enable()
 

@@ -13,7 +13,8 @@ from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.scheduler import Scheduler
 from triptych.runtime.simulation.metrics import COLUMNS
 from triptych.runtime.simulation.steptime import Affine, StepTimes
-from triptych.runtime.simulation.study_cluster import Delays, StudyCluster
+from triptych.runtime.simulation.study_cluster import StudyCluster
+from triptych.runtime.simulation.study_fleet import Delays
 from triptych.runtime.simulation.study_layout import Device, Limits, layout
 from triptych.runtime.simulation.workload import Lengths
 from triptych.runtime.simulation.workload_named import Workload

@@ -6,6 +6,7 @@ import threading
 from types import SimpleNamespace
 from typing import Any, cast
 
+from triptych.runtime.instance.plan import Pool
 from triptych.runtime.transfer.consumer import TransferConsumer
 
 
@@ -26,12 +27,13 @@ def test_a_cancel_that_races_with_the_end_of_a_pull_never_takes_a_later_pull_of_
 
     def cancel_and_start() -> None:
         with consumer._lock:
-            consumer._pulls.pop("r", None)
-            consumer._pulls["r"] = later
+            consumer._pulls.pop(("r", 0), None)
+            consumer._pulls["r", 0] = later
 
     devices: list[threading.Thread] = []
-    later, ending = cast(Any, object()), cast(Any, SimpleNamespace(gate=Gate(), message=SimpleNamespace(request="r")))
-    consumer._pulls["r"] = ending
+    message = SimpleNamespace(request="r", pool=Pool.KV)
+    later, ending = cast(Any, object()), cast(Any, SimpleNamespace(gate=Gate(), message=message))
+    consumer._pulls["r", 0] = ending
     assert consumer._end(ending)
     devices[0].join(5)
-    assert consumer._pulls == {"r": later}
+    assert consumer._pulls == {("r", 0): later}

@@ -5,8 +5,7 @@ from __future__ import annotations
 from triptych.models.config import PRESETS
 from triptych.models.kv import kv_groups
 from triptych.proto.v1 import transfer_pb2
-from triptych.runtime.transfer.header import KvHeader, group_headers
-from triptych.runtime.transfer.producer import part_bytes
+from triptych.runtime.transfer.header import KvHeader, group_headers, part_bytes
 from triptych.runtime.wire.convert import decode, encode
 
 

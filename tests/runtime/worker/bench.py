@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 
@@ -40,6 +40,14 @@ Samples = dict[int, list[TokenOut]]
 class Bench:
     """Instances "p" (which may become a decode instance), "d" and "pd" (both roles)."""
 
+    MODEL = "dummy:toy"
+    PLANS: tuple[InstancePlan, ...] = (
+        InstancePlan("p", P, switchable=D),
+        InstancePlan("d", D),
+        InstancePlan("pd", P | D),
+    )
+    OPTIONS: ClassVar[dict[str, Any]] = {"max_model_len": 96}
+
     def __init__(self) -> None:
         self.scheduler = ToyScheduler(WELCOME)
         self.prompts: dict[tuple[str, int], Any] = {}
@@ -56,11 +64,11 @@ class Bench:
         control_pb2_grpc.add_ControlServicer_to_server(self.scheduler, self._server)
         port = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
-        plans = (InstancePlan("p", P, switchable=D), InstancePlan("d", D), InstancePlan("pd", P | D))
         self.process = WorkerProcess(
             WorkerConfig(
-                "w", f"127.0.0.1:{port}", plans, "dummy:toy", Path("/nonexistent"), "toy",
-                max_model_len=96, max_num_seqs=4, chunk_tokens=16, num_pages=64, transports=(TransportKind.GRPC,),
+                "w", f"127.0.0.1:{port}", self.PLANS, self.MODEL, Path("/nonexistent"), "toy",
+                max_num_seqs=4, chunk_tokens=16, num_pages=64, transports=(TransportKind.GRPC,),
+                **self.OPTIONS,
             )
         )  # fmt: skip
         await self.process.start()
@@ -97,24 +105,34 @@ class Bench:
 
         self.run(send())
 
-    def report(self, request: Request, kind: type, role: Role | None = None) -> Any:
-        """Waits for a report on this attempt."""
+    def all_reports(self, request: Request) -> list[Any]:
+        """What was reported on this attempt so far."""
+        reports = [decode_oneof(reported.report, 0.0) for reported in self.scheduler.of("reported")]
+        return [report for report in reports if (report.request, report.attempt) == (request.id, request.attempt)]
+
+    def wait_for(self, found: Callable[[], Any]) -> Any:
+        """Until `found` gives something, which is returned."""
 
         async def wait() -> Any:
             async with asyncio.timeout(PATIENCE):
-                while True:
-                    for reported in self.scheduler.of("reported"):
-                        report = decode_oneof(reported.report, 0.0)
-                        mine = (report.request, report.attempt) == (request.id, request.attempt)
-                        if mine and isinstance(report, kind) and role in (None, getattr(report, "role", None)):
-                            return report
+                while not (result := found()):
                     await asyncio.sleep(0.01)
+                return result
 
         return self.run(wait())
 
+    def report(self, request: Request, kind: type, role: Role | None = None) -> Any:
+        """Waits for a report on this attempt."""
+
+        def found() -> Any:
+            reports = (report for report in self.all_reports(request) if isinstance(report, kind))
+            return next((report for report in reports if role in (None, getattr(report, "role", None))), None)
+
+        return self.wait_for(found)
+
     def run_local(self, request: Request, resumed: tuple[SampleState, ...] = ()) -> Samples:
         self.send("pd", StartLocal(request, resumed))
-        return self._finished(request)
+        return self.finished(request)
 
     def run_split(
         self, request: Request, resumed: tuple[SampleState, ...] = (), prefill: str = "p", decode: str = "d"
@@ -126,9 +144,9 @@ class Bench:
         self.send(decode, StartDecode(request.id, staged.handle, request.attempt))
         done = self.report(request, PrefillDone)
         assert not (resumed and done.finished)
-        return self._finished(request)
+        return self.finished(request)
 
-    def _finished(self, request: Request) -> Samples:
+    def finished(self, request: Request) -> Samples:
         ended = self.report(request, TaskEnded, Role.DECODE)
         assert ended.status == 0, ended
         key = (request.id, request.attempt)

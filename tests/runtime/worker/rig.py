@@ -28,10 +28,11 @@ from triptych.runtime.instance.core import InstanceCore
 from triptych.runtime.instance.messages import Emit, EmitPrompt
 from triptych.runtime.instance.plan import StepPlan, StepResult
 from triptych.runtime.transfer.header import KvGroupHeader, KvHeader
-from triptych.runtime.worker.build import InstanceParts
+from triptych.runtime.worker.build import InstanceParts, PoolParts
 from triptych.runtime.worker.config import InstancePlan, WorkerConfig
-from triptych.runtime.worker.instance import LiveInstance, Surroundings
+from triptych.runtime.worker.instance import LiveInstance
 from triptych.runtime.worker.membership import Membership
+from triptych.runtime.worker.surroundings import Surroundings
 
 INFO = info("i", "pd", worker="w")
 HEADER = KvHeader("toy", "1", (KvGroupHeader("self", "full", 2, 8, (0,)),), "float32", 4, 2, ((0, 1),))
@@ -93,7 +94,7 @@ class Rig:
             roles_refused=self._refuse,
             died=pytest.fail,
         )
-        parts = InstanceParts(plan, *cast(Any, (None, self.engine, mover, HEADER, 64)))
+        parts = InstanceParts(plan, *cast(Any, (None, self.engine, PoolParts(cast(Any, mover), HEADER))))
         self.live = LiveInstance(parts, self.core, info, around)
 
     @property

@@ -25,6 +25,7 @@ CASES = [(name, kind) for name in METHODS for kind in RUBBISH if name != "Inspec
 ]
 WRONG = {
     "Subscribe": worker_pb2.SubscribeRequest(),
+    "PutMedia": worker_pb2.PutMediaRequest(),
     "Open": transfer_pb2.OpenRequest(),
     "Fetch": transfer_pb2.FetchRequest(),
     "Release": transfer_pb2.ReleaseRequest(),
@@ -34,7 +35,10 @@ WRONG = {
 async def _status(address: str, method, data: bytes) -> grpc.StatusCode:  # type: ignore[no-untyped-def]
     async with grpc.aio.insecure_channel(address) as channel:
         make: Any = channel.unary_stream if method.server_streaming else channel.unary_unary
-        call = make(f"/{method.containing_service.full_name}/{method.name}")(data, timeout=10)
+        request: Any = data
+        if method.client_streaming:
+            make, request = channel.stream_stream, iter([data])
+        call = make(f"/{method.containing_service.full_name}/{method.name}")(request, timeout=10)
         try:
             if method.server_streaming:
                 async for _ in call:

@@ -1,0 +1,1 @@
+"""Speech to text with Whisper: log-mel, audio encoder, text decoder with cross-attention (arXiv 2212.04356)."""

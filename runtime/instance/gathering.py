@@ -1,0 +1,109 @@
+"""Prompts with media: what they need, whom they ask for it, and when they may be queued.
+
+A prompt of which some item is not covered by the prefix cache goes beside the queue (media.Gathering). What the store lacks
+and nobody is bringing is reported in MediaWanted; feeding.py brings it. What another task brings is waited for, and wanted by
+whoever is left if that task ends. `gather` looks at all of that in order of age; whatever changes something only says so
+(`MediaMemory.stirred`), and InstanceCore calls it once the event is done.
+"""
+
+from __future__ import annotations
+
+from triptych.runtime.core.tasks import MediaWanted
+from triptych.runtime.instance.feeding import settle_feeds, use_feeds
+from triptych.runtime.instance.lifecycle import Kind
+from triptych.runtime.instance.media import Gathering, MediaMemory
+from triptych.runtime.instance.messages import InstanceMessage, Report
+from triptych.runtime.instance.state import InstanceState
+from triptych.runtime.instance.tasks import Fill, PromptMedia
+
+
+def begin(state: InstanceState, fill: Fill) -> bool:
+    """Put `fill` beside the queue if it needs embeddings, because the prefix cache does not cover its media; else False, and it may be queued.
+
+    A sample that decodes elsewhere than its prompt was computed cannot get any: it is queued, and admission decides.
+    """
+    media, sequence, task = state.media, fill.sequence, fill.task
+    if media is None or not sequence.media or task.kind is Kind.DECODE:
+        return False
+    cached = 0 if fill.score is not None else sequence.cached_prefix(len(sequence.tokens) - 1)
+    gathering = Gathering(fill, {}, {}, {})
+    for index, item in enumerate(sequence.media):
+        if item.end > cached:
+            gathering.sizes[item.hash] = item.tokens
+            gathering.index.setdefault(item.hash, index)
+            gathering.ends[item.hash] = item.end
+    if not gathering.sizes:
+        return False
+    if task.media is None:
+        task.media = PromptMedia()
+    media.forget(sequence.number)
+    media.gatherings[sequence.number] = gathering
+    media.stirred = True
+    return True
+
+
+def gather(state: InstanceState) -> list[InstanceMessage]:
+    """Give room, start pulls, queue what has everything and ask for what nobody brings: all prompts beside the queue, oldest first."""
+    media = state.media
+    assert media is not None
+    _give_room(media)
+    messages: list[InstanceMessage] = []
+    for task in {gathering.fill.task.serial: gathering.fill.task for gathering in media.beside()}.values():
+        messages += use_feeds(state, task)
+    for gathering in media.beside():
+        if gathering.holds and all(map(media.store.is_ready, gathering.sizes)):
+            gathering.beside = False
+            _queue(state, gathering.fill)
+            messages += settle_feeds(state, gathering.fill.task)
+        elif gathering.holds or not gathering.asked:
+            messages += _ask(media, gathering)
+    return messages
+
+
+def _give_room(media: MediaMemory) -> None:
+    """First come, first served; but what needs no new page takes nothing from those before it."""
+    full = False
+    for gathering in media.beside():
+        if gathering.holds or (full and media.store.missing(gathering.sizes)):
+            continue
+        if media.store.can_hold(gathering.sizes):
+            media.counts.found += sum(media.store.resident(*size) for size in gathering.sizes.items())
+            media.store.hold(gathering, gathering.sizes)
+            gathering.holds = True
+        else:
+            full = True
+
+
+def _ask(media: MediaMemory, gathering: Gathering) -> list[InstanceMessage]:
+    """Want what is not here and not under way. What a prompt that has no room itself waits for is not under way for one that has."""
+    task, store = gathering.fill.task, media.store
+    gathering.asked = True
+    wanted: list[int] = []
+    for name, tokens in gathering.sizes.items():
+        here = store.is_ready(name) if gathering.holds else store.resident(name, tokens)
+        if here or _coming(media, name, gathering.holds):
+            continue
+        media.wanters[name] = task
+        wanted.append(gathering.index[name])
+    if not wanted:
+        return []
+    return [Report(MediaWanted(task.request.id, tuple(sorted(wanted)), task.request.attempt))]
+
+
+def _coming(media: MediaMemory, name: str, held: bool) -> bool:
+    entry, wanter = media.store.entries.get(name), media.wanters.get(name)
+    if entry is not None and entry.pull is not None:
+        return True
+    if any(name in task.sizes for task in media.encoding.values()):
+        return True
+    return wanter is not None and (not held or any(other.holds for other in media.waiting(wanter, name)))
+
+
+def _queue(state: InstanceState, fill: Fill) -> None:
+    """A prompt joins the queue at its end; what was preempted goes on before everything younger."""
+    waiting, number = state.waiting, fill.sequence.number
+    again = fill.resumed or fill.task.admitted is not None
+    younger = [other for other, its in waiting.items() if its.age > fill.age] if again else []
+    waiting[number] = fill
+    for other in younger:
+        waiting.move_to_end(other)

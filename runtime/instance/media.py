@@ -1,0 +1,213 @@
+"""MediaMemory: what an instance knows of media, besides the tasks: the store of embeddings, who needs which, and pixels.
+
+Both sides of a transfer meet here, on an instance with both roles in one store: encode tasks (encoding.py) fill entries
+and stage them, prompts (gathering.py, feeding.py) hold them until they are computed. A Gathering is one sequence's needs. It goes
+*beside* the queue at first; once it *holds* every entry that it needs, all at once and in order of age, it waits for those
+that are not ready, and then its sequence joins the queue. What waits for room holds nothing, so two prompts never wait for
+each other's pages.
+
+Who brings an item that is needed is known at any time: an encode task here, a pull, or the task that last reported it in
+MediaWanted (`wanters`). Where nobody does, gathering.py wants it again. `stirred` says that something changed, so that both
+sides must be looked at; text never sets it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from triptych.runtime.instance.config import InstanceConfig
+from triptych.runtime.instance.embeddings import EmbeddingStore, Entry
+from triptych.runtime.instance.messages import CancelPull, InstanceMessage
+from triptych.runtime.instance.plan import Embedded, Pool
+from triptych.runtime.instance.spans import overlapping
+from triptych.runtime.instance.tasks import EncodeTask, Feed, Fill, Task
+
+
+@dataclass(eq=False, slots=True)
+class Gathering:
+    """The embeddings that one sequence needs, until the last token of each item is in a plan.
+
+    Attributes:
+        sizes: embeddings of each item that is still needed, by hash.
+        index: index of the first item of each hash in request.media.
+        ends: first token behind the last item of each hash.
+        beside: the sequence waits beside the queue.
+        holds: it holds an entry for each of `sizes`.
+        asked: what was not here was wanted.
+    """
+
+    fill: Fill
+    sizes: dict[str, int]
+    index: dict[str, int]
+    ends: dict[str, int]
+    beside: bool = True
+    holds: bool = False
+    asked: bool = False
+
+
+@dataclass(slots=True)
+class MediaCounts:
+    """Items that were encoded here, pulled, and found in the store by a task (encoded or pulled for another)."""
+
+    encoded: int = 0
+    pulled: int = 0
+    found: int = 0
+
+
+class MediaMemory:
+    """One incarnation's.
+
+    Attributes:
+        shelf: hashes whose pixels are in the shell's hands.
+        in_plans: how many plans in flight encode each hash.
+        gatherings: by sequence number.
+        encoding: encode tasks of which something is not encoded or not offered yet, by serial, oldest first.
+        wanters: by hash, the prompt's task that last reported it in MediaWanted and has it not yet.
+    """
+
+    def __init__(self, config: InstanceConfig):
+        self.store = EmbeddingStore(config.media_pages, config.page_size)
+        self.shelf: dict[str, None] = {}
+        self.in_plans: Counter[str] = Counter()
+        self.gatherings: dict[int, Gathering] = {}
+        self.encoding: dict[int, EncodeTask] = {}
+        self.wanters: dict[str, Task] = {}
+        self.counts = MediaCounts()
+        self.stirred = False
+
+    @property
+    def waiting_patches(self) -> int:
+        """Patches that encode tasks wait for."""
+        waiting = {
+            item.hash: item.patches
+            for task in self.encoding.values()
+            for item in (task.request.media[index] for index in task.items)
+            if not self.store.is_ready(item.hash)
+        }
+        return sum(waiting.values())
+
+    def beside(self) -> list[Gathering]:
+        """Those whose sequences wait beside the queue, oldest first."""
+        waiting = [gathering for gathering in self.gatherings.values() if gathering.beside]
+        return sorted(waiting, key=lambda gathering: gathering.fill.age)
+
+    def waits(self, task: Task) -> bool:
+        """Whether a sequence of `task` waits beside the queue."""
+        return any(gathering.beside and gathering.fill.task is task for gathering in self.gatherings.values())
+
+    def waiting(self, task: Task, name: str) -> list[Gathering]:
+        """The sequences of `task` that wait beside the queue and need `name`."""
+        return [
+            gathering
+            for gathering in self.gatherings.values()
+            if gathering.beside and gathering.fill.task is task and name in gathering.sizes
+        ]
+
+    def arrived(self, entry: Entry) -> None:
+        """The embeddings are in the entry's pages for everything that the device does from now on."""
+        entry.ready = True
+        self.wanters.pop(entry.hash, None)
+        for task in self.encoding.values():
+            if entry.hash in task.sizes and entry.hash not in task.held:  # its pixels go: it must not be evicted again
+                entry.holders.add(task)
+                task.held[entry.hash] = None
+            task.found(entry.hash)
+        self.stirred = True
+
+    def lacks(self, fill: Fill, cached: int) -> bool:
+        """Whether `fill`, with its first `cached` tokens in the prefix cache, needs embeddings that it does not hold."""
+        media = fill.sequence.media
+        if not media or media[-1].end <= cached:
+            return False
+        gathering = self.gatherings.get(fill.sequence.number)
+        held = gathering.sizes if gathering is not None and gathering.holds else {}
+        return any(
+            item.hash not in held or not self.store.is_ready(item.hash)
+            for item in overlapping(media, cached, media[-1].end)
+        )
+
+    def embedded(self, fill: Fill, start: int, end: int) -> tuple[Embedded, ...]:
+        """The runs of tokens [start, end) whose embeddings the row takes from the media pool."""
+        return tuple(
+            Embedded(
+                at=max(item.offset, start) - start,
+                count=min(item.end, end) - max(item.offset, start),
+                first=max(item.offset, start) - item.offset,
+                pages=self.store.entries[item.hash].pages,
+            )
+            for item in overlapping(fill.sequence.media, start, end)
+        )
+
+    def passed(self, number: int, computed: int) -> None:
+        """Plans compute the first `computed` tokens of a sequence: items that end there are needed no more."""
+        gathering = self.gatherings.get(number)
+        if gathering is None:
+            return
+        for name in [name for name, end in gathering.ends.items() if end <= computed]:
+            self._let_go(gathering, name)
+        if not gathering.sizes:
+            del self.gatherings[number]
+
+    def forget(self, number: int) -> None:
+        """A sequence needs nothing any more: it was given up or preempted."""
+        gathering = self.gatherings.pop(number, None)
+        if gathering is not None:
+            for name in list(gathering.sizes):
+                self._let_go(gathering, name)
+
+    def abandon(self, task: Task) -> list[InstanceMessage]:
+        """The task ends; its sequences are forgotten already. Others that waited for what it was to bring are looked at next."""
+        messages: list[InstanceMessage] = []
+        if isinstance(task, EncodeTask):
+            self.encoding.pop(task.serial, None)
+            for name in task.held:
+                self.store.drop(task, name)
+            task.held = {}
+            self.stirred = True
+        elif task.media is not None:
+            for key, feed in task.media.feeds.items():
+                if feed.pages is not None:
+                    messages.append(CancelPull(task.request.id, Pool.MEDIA, key))
+                    self.end_pull(feed)
+            task.media.feeds.clear()
+            for item in task.request.media:
+                if self.wanters.get(item.hash) is task:
+                    del self.wanters[item.hash]
+            self.stirred = True
+        return messages
+
+    def encodable(self, name: str) -> bool:
+        """Whether an encode task waits for the item, and its pixels are here."""
+        return name in self.shelf and self.awaited(name)
+
+    def awaited(self, name: str) -> bool:
+        """Whether an encode task waits for the item."""
+        return not self.store.is_ready(name) and any(name in task.sizes for task in self.encoding.values())
+
+    def cancel_pull(self, entry: Entry) -> list[InstanceMessage]:
+        """Nothing is pulled into `entry` any more. What else that pull was to bring is looked at next."""
+        (feed,) = (holder for holder in entry.holders if isinstance(holder, Feed))
+        task, key = feed.task, feed.source.key
+        for name in feed.fills:
+            if self.wanters.get(name) is task:
+                del self.wanters[name]
+        self.end_pull(feed)
+        if task.media is not None:
+            del task.media.feeds[key]
+        return [CancelPull(task.request.id, Pool.MEDIA, key)]
+
+    def end_pull(self, feed: Feed) -> None:
+        """A started pull is over, whatever came of it."""
+        for name in feed.fills:
+            self.store.entries[name].pull = None
+            self.store.drop(feed, name)
+        self.store.pool.release(feed.spare)
+        feed.fills = feed.spare = ()
+        self.stirred = True
+
+    def _let_go(self, gathering: Gathering, name: str) -> None:
+        if gathering.holds:
+            self.store.drop(gathering, name)
+        del gathering.sizes[name], gathering.index[name], gathering.ends[name]
+        self.stirred = True

@@ -1,0 +1,130 @@
+"""The media side of an instance being built: its pool, its encoder if it has the role, and what travels between such pools."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jax.sharding import Mesh
+
+from triptych.models.hub.bundle import ModelBundle
+from triptych.models.hub.encoder import load_model_encoder
+from triptych.models.hub.resolve import ResolvedModel
+from triptych.models.multimodal.config import MultimodalConfig
+from triptych.models.multimodal.plans import DynamicProcessing, plan_image
+from triptych.models.weights.vision import dummy_encoder
+from triptych.runtime.core.errors import ConfigError
+from triptych.runtime.core.instance import Role
+from triptych.runtime.engine.encoder import MediaEncoder
+from triptych.runtime.engine.media_pool import MediaPool, media_group
+from triptych.runtime.engine.media_stage import MediaStage
+from triptych.runtime.engine.page_programs import PageMover
+from triptych.runtime.engine.shelf import MediaShelf
+from triptych.runtime.engine.vision_encoder import VisionMediaEncoder
+from triptych.runtime.transfer.header import KvHeader, group_headers
+from triptych.runtime.worker.config import InstancePlan, WorkerConfig
+from triptych.sharding.rules import ShardingRules
+
+# Prompts of full length whose embeddings fit a media pool by default: they are small beside the KV of one.
+SEQUENCES = 4
+# Slots of the largest encode program by default, unless one item has more: a few pictures a step, so that decoding beside it goes on.
+ENCODE_PATCHES = 2048
+
+
+@dataclass(frozen=True)
+class WorkerModel:
+    """A model opened by a worker. `multimodal` is None for text models."""
+
+    resolved: ResolvedModel
+    bundle: ModelBundle
+    multimodal: MultimodalConfig | None = None
+
+
+def takes_media(config: WorkerConfig, model: WorkerModel) -> bool:
+    """Whether instances of this process have to do with media at all."""
+    return model.multimodal is not None and config.media_pages != 0
+
+
+def media_pages(config: WorkerConfig, plan: InstancePlan, model: WorkerModel, max_model_len: int) -> int:
+    """Pages of an instance's media pool, the null page included; 0 where it has none.
+
+    Raises ConfigError if it is to encode for a model without an encoder.
+    """
+    if not takes_media(config, model):
+        if Role.ENCODE in plan.possible:
+            raise ConfigError(
+                f"{plan.id} has the role encode, but {config.model} takes no media (media_pages is {config.media_pages}); "
+                "leave E out of the topology, or serve a multimodal model"
+            )
+        return 0
+    if not plan.possible & {Role.ENCODE, Role.PREFILL}:
+        return 0
+    pages = -(-max_model_len // config.page_size)
+    return config.media_pages or min(config.max_num_seqs, SEQUENCES) * pages + 1
+
+
+def encode_patches(config: WorkerConfig, plan: InstancePlan, model: WorkerModel) -> int:
+    """Slots of the largest encode program of an instance; 0 where it does not encode."""
+    if Role.ENCODE not in plan.possible or model.multimodal is None:
+        return 0
+    return config.encode_patches or max(ENCODE_PATCHES, _largest_item(model.multimodal))
+
+
+def _largest_item(model: MultimodalConfig) -> int:
+    """Encoder slots of the largest item that an image becomes."""
+    processing, vision = model.processing, model.vision
+    if isinstance(processing, DynamicProcessing):
+        return processing.max_pixels // vision.patch_size**2 + vision.class_token
+    # Others cut pieces of one size, whatever the image has.
+    return max(vision.slots(grid.rows, grid.columns) for grid in plan_image(processing, vision, 64, 64).grids)
+
+
+def media_stage(
+    config: WorkerConfig, plan: InstancePlan, model: WorkerModel, mesh: Mesh, pages: int
+) -> MediaStage | None:
+    """Pool and encoder (its weights are loaded here) of an instance with so many media pages; None for none."""
+    if not pages or model.multimodal is None:
+        return None
+    pool = MediaPool(
+        ShardingRules(mesh), model.multimodal.text.hidden_size, config.dtype, config.page_size, num_pages=pages
+    )
+    slots = encode_patches(config, plan, model)
+    if not slots:
+        return MediaStage(pool)
+    return MediaStage(pool, _encoder(config, model, model.multimodal, mesh), MediaShelf(config.media_bytes), slots)
+
+
+def _encoder(config: WorkerConfig, model: WorkerModel, multimodal: MultimodalConfig, mesh: Mesh) -> MediaEncoder:
+    if config.load_dummy:
+        return VisionMediaEncoder(dummy_encoder(multimodal.vision, mesh, config.dtype))
+    return VisionMediaEncoder(load_model_encoder(model.resolved, multimodal, mesh, config.dtype))
+
+
+def media_header(config: WorkerConfig, model: WorkerModel) -> KvHeader | None:
+    """What embeddings of this model are, wherever they are sharded; None where none are taken."""
+    if model.multimodal is None or not takes_media(config, model):
+        return None
+    return KvHeader(
+        model=config.served_model_name,
+        revision=f"{model.bundle.revision}/{config.dtype}",
+        groups=group_headers((media_group(model.multimodal.text.hidden_size, config.dtype),)),
+        dtype=config.dtype,
+        page_size=config.page_size,
+        granule=config.export_pages,
+        layer_groups=((0, 1),),
+    )
+
+
+def media_mover(config: WorkerConfig, mesh: Mesh, pool: MediaPool) -> PageMover:
+    """Page programs of a media pool, not compiled yet."""
+    ((keys, _),) = pool.structs
+    return PageMover(
+        mesh,
+        pool.layout,
+        1,
+        pool.num_pages,
+        pool.page_size,
+        pool.group.head_dim,
+        pool.dtype,
+        config.export_pages,
+        pool_sharding=keys.sharding,  # type: ignore[arg-type]
+    )
