@@ -276,7 +276,7 @@ def test_who_asks_right_after_the_last_one_has_gone_is_served():
             address, owner = c.scheduler.instances[0].address, InstanceRef("e0", 9)
             (item,) = c.scheduler.last.request.media
             content = bytes([3]) * PIECE_BYTES
-            piece = Piece(item.hash, item.kind, 4, 17, item.grid, (1, 4, 4), (16, 48), content, checksum(content))
+            piece = Piece(item.hash, item.kind, 4, 17, (1, 2, 2), (1, 4, 4), (16, 48), content, checksum(content))
             door.gate.clear()
             courier.bring(MediaNeeded("a", owner, address, (0,)), [piece], lambda: True)
             await until(lambda: len(door.headers) == 1)
