@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 
 import numpy as np
@@ -20,7 +20,7 @@ def _chunk(digits: np.ndarray, labels: np.ndarray, first: int) -> list[tuple[np.
 
 def draw(
     first: int, count: int, digits: np.ndarray, labels: np.ndarray, processes: int
-) -> Iterator[tuple[np.ndarray, Question]]:
+) -> Generator[tuple[np.ndarray, Question], None, None]:
     """(pixels, question) of the scenes with seeds first … first + count - 1, in that order. The processes are started afresh: nothing of a
     device runtime is inherited."""
     tasks = range(first, first + count, CHUNK)
