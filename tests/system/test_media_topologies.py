@@ -123,7 +123,7 @@ def expected() -> Iterator[dict[str, Result]]:
 def test_the_model_looks(expected: dict[str, Result]) -> None:
     """What the other tests rest on: another picture gives other numbers."""
     with cluster_of("EPD") as cluster, Client(cluster.address) as client:
-        request = REQUESTS["one picture"] | {"logprobs": 1}
+        request: dict[str, Any] = REQUESTS["one picture"] | {"logprobs": 1}
         first = client.complete(**request)
         other = client.complete(**(request | {"images": [picture(99)]}))
         again = client.complete(**request)
