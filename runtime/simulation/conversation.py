@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from triptych.runtime.core import generation
-from triptych.runtime.core.control import Completed, Failed, Interrupted, Placed, Progress
+from triptych.runtime.core.control import Completed, Failed, Interrupted, MediaNeeded, Placed, Progress
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.generation import Generation, Patience
 from triptych.runtime.core.request import Request, TokenOut
@@ -72,7 +72,7 @@ class Conversation:
         self._reported = True
         self._settle()
 
-    def notice(self, notice: Placed | Progress | Interrupted | Failed | Completed, now: float) -> None:
+    def notice(self, notice: Placed | MediaNeeded | Progress | Interrupted | Failed | Completed, now: float) -> None:
         """A notice of the scheduler about this request."""
         if not self.ended:
             self.generation.notice(notice, now)

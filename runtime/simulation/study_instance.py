@@ -305,6 +305,7 @@ class StudyInstance:
             case OpenStaging():
                 self._transfers.stage(message.key)
             case CompleteStaging():
+                assert message.continuation is not None, "no simulated instance takes media"
                 self._transfers.complete(message.key, message.continuation)
             case CloseStaging():
                 self._transfers.unstage(message.key)

@@ -58,4 +58,4 @@ def demo_config(text: ModelConfig, image_id: int) -> MultimodalConfig:
 
 def trained_file() -> Path:
     """The trained weights, inside the package."""
-    return Path(str(files(__package__).joinpath("trained.safetensors")))
+    return Path(str(files("triptych.models.multimodal.demo").joinpath("trained.safetensors")))
