@@ -125,7 +125,8 @@ def test_the_model_looks(expected: dict[str, Result]) -> None:
     with cluster_of("EPD") as cluster, Client(cluster.address) as client:
         request: dict[str, Any] = REQUESTS["one picture"] | {"logprobs": 1}
         first = client.complete(**request)
-        other = client.complete(**(request | {"images": [picture(99)]}))
+        changed: dict[str, Any] = request | {"images": [picture(99)]}
+        other = client.complete(**changed)
         again = client.complete(**request)
     numbers = [[token.logprob for token in result.samples[0].tokens] for result in (first, other, again)]
     assert numbers[0] == pytest.approx(numbers[2], abs=2e-4)
