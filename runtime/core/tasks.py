@@ -180,7 +180,7 @@ class EncodeStaged:
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Seconds a task spent: waiting on the instance, computing, and (decode) pulling; bytes and pages moved by the pull."""
+    """Seconds a task spent: waiting on the instance, computing, and pulling (decode: KV; prefill: embeddings); bytes and pages moved by pulls."""
 
     queue: float = 0.0
     compute: float = 0.0

@@ -52,6 +52,8 @@ def media_imported(state: InstanceState, event: MediaImported) -> list[InstanceM
         media.store.keep(entry)
         media.arrived(entry)
         media.counts.pulled += 1
+    feed.task.embedding_bytes += event.times.bytes_moved
+    feed.task.embedding_seconds += event.times.transfer
     media.end_pull(feed)
     return []
 

@@ -104,7 +104,12 @@ def _report_prompt(task: Task, finished: bool, now: float) -> list[InstanceMessa
         scored = tuple(zip(request.prompt, (None, *task.scores), strict=True))
     report = PromptReport(len(request.prompt), task.cached_tokens, scored)
     started = now if task.admitted is None else task.admitted
-    times = StageTimes(queue=started - task.arrived, compute=now - started)
+    times = StageTimes(
+        queue=started - task.arrived,
+        compute=now - started,
+        transfer=task.embedding_seconds,
+        bytes_moved=task.embedding_bytes,
+    )
     task.reported = True
     return [
         EmitPrompt(request.gateway, request.id, request.attempt, report, times),

@@ -140,6 +140,8 @@ class Task:
     admitted: float | None = None
     reported: bool = False  # the prompt's report was sent, here or by the instance that computed it
     preemptions: int = 0
+    embedding_bytes: int = 0  # of its media that came from other instances
+    embedding_seconds: float = 0.0  # that their pulls took, added up
     media: PromptMedia | None = None  # of a prompt with media that is computed here
 
     @property

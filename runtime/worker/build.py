@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import Mesh
 
+from triptych.models.errors import UnsupportedModelError
 from triptych.models.hub.bundle import ModelBundle, open_model
 from triptych.models.hub.media import open_multimodal
 from triptych.models.hub.resolve import resolve_model
@@ -73,9 +74,14 @@ class InstanceParts:
 
 
 def open_worker_model(config: WorkerConfig) -> WorkerModel:
-    """The model's parts; fetches it if it is not at hand. With `load_dummy` the weights are random ones of the same shapes."""
+    """The model's parts; fetches it if it is not at hand. With `load_dummy` the weights are random ones of the same shapes.
+
+    Raises UnsupportedModelError for a model whose positions have three parts (M-RoPE): programs have one.
+    """
     resolved = resolve_model(config.model, config.cache, progress=lambda text: log.info("%s", text))
     bundle = open_model(resolved)
+    if bundle.config.rope.sections is not None:
+        raise UnsupportedModelError(f"{resolved.name}: positions of three parts (M-RoPE) are not served yet")
     if config.load_dummy:
         bundle = dataclasses.replace(
             bundle, tensor_source=DummySource(bundle.config), revision=f"dummy-{bundle.config.fingerprint()}"

@@ -172,6 +172,7 @@ def test_a_picture_asked_about_by_many_is_encoded_once() -> None:
         assert first.usage is not None and second.usage is not None and second.timings is not None
         assert second.usage.cached_tokens >= 16
         assert second.timings.pages_skipped >= 1
+        assert second.timings.embedding_bytes == second.timings.encode_tasks == 0
 
 
 def test_several_pictures_are_encoded_by_all_encode_instances() -> None:
