@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from triptych.models.config import ModelConfig
 from triptych.models.errors import UnsupportedModelError
-from triptych.models.hub.demo import demo_text_source
+from triptych.models.hub.demo_weights import demo_text_source
 from triptych.models.hub.media import read_multimodal
 from triptych.models.hub.resolve import ModelKind, ResolvedModel
 from triptych.models.hub.text import open_text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jax.sharding import Mesh
 
-from triptych.models.hub.demo import demo_encoder_source
+from triptych.models.hub.demo_weights import demo_encoder_source
 from triptych.models.hub.resolve import ModelKind, ResolvedModel
 from triptych.models.multimodal.config import MultimodalConfig
 from triptych.models.vision.structure import LoadedEncoder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -232,8 +233,10 @@ def test_without_jax_a_device_command_says_what_to_install(capsys, monkeypatch):
 
 def test_a_reader_that_goes_away_is_no_error():
     command = [sys.executable, "-m", "triptych.tools.cli", "serve", "--dump-config", "-"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stderr is not None
-        process.stdout.close()
+    reading, writing = os.pipe()
+    os.close(reading)
+    with subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, text=True) as process:
+        os.close(writing)
+        assert process.stderr is not None
         assert process.wait(60) == 141
         assert process.stderr.read() == ""

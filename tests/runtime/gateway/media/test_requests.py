@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -232,6 +233,9 @@ def test_the_times_of_all_encode_tasks_of_the_last_attempt_are_added_up():
             if order.request.attempt == 1:
                 order.interrupt(2)
             else:
+                await asyncio.sleep(
+                    0.3
+                )  # notices and tokens come on two streams, of which the one may overtake the other
                 await serve_well(order)
 
         async with cluster(vlm(), processor=ToyProcessor()) as c:
