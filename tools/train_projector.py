@@ -266,9 +266,8 @@ def write(args: argparse.Namespace, trained: Any, history: list[dict[str, float]
     for path, (first, second) in trained["adapters"].items():
         tensors[f"{path}.a"], tensors[f"{path}.b"] = np.asarray(first, np.float16), np.asarray(second, np.float16)
     save_file(tensors, args.out / "trained.safetensors")
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    for name in ("vision", "digits", "out", "cache"):
-        settings.pop(name)
+    settings = {name: value for name, value in vars(args).items() if not isinstance(value, Path) and name != "cache"}
+    settings["model"] = Path(args.model).name
     log = {"settings": settings, "device": jax.devices()[0].device_kind, **report, "history": history}
     (args.out / "training.json").write_text(json.dumps(log, indent=1) + "\n")
     print(json.dumps({key: log[key] for key in ("accuracy", "asked", "swapped")}), flush=True)
