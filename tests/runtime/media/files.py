@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -93,7 +94,21 @@ def video_file(
     rate: int = 10,
     gop: int = 8,
 ) -> bytes:
-    """options: of the encoder; `movflags` of the container."""
+    """options: of the encoder; `movflags` of the container.
+
+    SVT-AV1 gives the thread that calls it real-time priority where it may, and never takes it back: all that this process runs afterwards
+    would starve everything else on the machine, itself included. So it is taken back here.
+    """
+    policy = os.sched_getscheduler(0)
+    try:
+        return _encoded(frames, codec, container, options, rate, gop)
+    finally:
+        os.sched_setscheduler(0, policy, os.sched_param(0))
+
+
+def _encoded(
+    frames: Sequence[np.ndarray], codec: str, container: str, options: Mapping[str, str] | None, rate: int, gop: int
+) -> bytes:
     chosen = {"preset": "ultrafast", "bf": "2", "sc_threshold": "0"} if codec == "libx264" else {}
     chosen |= options or {}
     muxing = {name: chosen.pop(name) for name in ("movflags",) if name in chosen}
