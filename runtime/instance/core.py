@@ -143,7 +143,7 @@ class InstanceCore:
             case ImportFailed():
                 return importing.import_failed(state, event)
             case MediaArrived():
-                return encoding.media_arrived(state, event.hash)
+                return encoding.media_arrived(state, event.hash, now)
             case MediaImported():
                 return feeding.media_imported(state, event)
             case StagedReleased():

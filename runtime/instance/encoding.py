@@ -50,6 +50,7 @@ def start_encode(state: InstanceState, command: StartEncode, now: float) -> list
         lease_seconds=command.lease,
         items=command.items,
         sizes={item.hash: item.tokens for item in items},
+        pixel_seconds=command.ttl,
         pixels_by=now + command.ttl,
     )
     store = media.store
@@ -72,7 +73,7 @@ def start_encode(state: InstanceState, command: StartEncode, now: float) -> list
     return [opened, Report(EncodeStaged(request.id, handle, lacking, request.attempt))]
 
 
-def media_arrived(state: InstanceState, name: str) -> list[InstanceMessage]:
+def media_arrived(state: InstanceState, name: str, now: float) -> list[InstanceMessage]:
     """The shell has the pixels of `name`; if nobody needs them (any more) it may drop them."""
     media = state.media
     if media is not None and name in media.shelf:
@@ -81,7 +82,7 @@ def media_arrived(state: InstanceState, name: str) -> list[InstanceMessage]:
         return [DropMedia(name)]
     media.shelf[name] = None
     for task in media.encoding.values():
-        task.found(name)
+        task.found(name, now)
     media.stirred = True
     return []
 

@@ -189,7 +189,8 @@ class EncodeTask(StagingTask):
     Attributes:
         items: indices into request.media.
         sizes: embeddings of each, by hash; two items of one hash are one here.
-        pixels_by: when what is `lacking` must be here; None once everything is.
+        pixel_seconds: how long the pixels of an item may take.
+        pixels_by: when the next of what is `lacking` must be here; None once everything is.
         room_by: when it must have got pages, set when it is first in line and finds none.
         lacking: hashes whose pixels have not come and whose embeddings are not here.
         held: hashes whose entries it holds.
@@ -199,6 +200,7 @@ class EncodeTask(StagingTask):
 
     items: tuple[int, ...]
     sizes: dict[str, int]
+    pixel_seconds: float
     pixels_by: float | None
     lacking: dict[str, None] = field(default_factory=dict)
     held: dict[str, None] = field(default_factory=dict)
@@ -206,11 +208,16 @@ class EncodeTask(StagingTask):
     exported: set[int] = field(default_factory=set)
     encoded: int = 0
 
-    def found(self, name: str) -> None:
-        """The pixels or the embeddings of `name` are here."""
-        self.lacking.pop(name, None)
+    def found(self, name: str, now: float | None = None) -> None:
+        """The pixels of `name` came at `now`, or (None) its embeddings are here. Pixels come one after another: after each the others have
+        their time again."""
+        if name not in self.lacking:
+            return
+        del self.lacking[name]
         if not self.lacking:
             self.pixels_by = None
+        elif now is not None:
+            self.pixels_by = now + self.pixel_seconds
 
     def wakes_at(self) -> float | None:
         return _sooner(StagingTask.wakes_at(self), _sooner(self.pixels_by, self.room_by))

@@ -28,15 +28,17 @@ class StoreConfig:
         store_bytes: all items together.
         owner_bytes: the items of one client; anonymous clients are one.
         ttl: seconds that an item is kept after it was last used.
+        record_bytes: what an item counts beside its own bytes, so that many tiny ones are not free.
     """
 
     store_bytes: int = 2**30
     owner_bytes: int = 2**28
     ttl: float = 3600.0
+    record_bytes: int = 1024
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value > 0:
+            if not (value >= 0 if name == "record_bytes" else value > 0):
                 raise ConfigError(f"media_store.{name} is {value!r}; expected a positive number")
 
 
@@ -76,7 +78,7 @@ class MediaStore:
     def put(self, item: MediaInput, owner: str, now: float) -> str:
         """Keep `item` and return its handle. Raises MediaLimitError for one that could never fit."""
         self.expire(now)
-        size, most = len(item.data), min(self._config.store_bytes, self._config.owner_bytes)
+        size, most = self._size(item), min(self._config.store_bytes, self._config.owner_bytes)
         if size > most:
             raise MediaLimitError(f"the item has {size} bytes; expected at most {most} for one to be kept")
         while self._bytes_of.get(owner, 0) + size > self._config.owner_bytes:
@@ -118,13 +120,16 @@ class MediaStore:
             )
         return kept
 
+    def _size(self, item: MediaInput) -> int:
+        return len(item.data) + self._config.record_bytes
+
     def _evict(self, handle: str) -> None:
         self._drop(handle)
         self.evicted += 1
 
     def _drop(self, handle: str) -> None:
         kept = self._items.pop(handle)
-        left = self._bytes_of[kept.owner] - len(kept.item.data)
+        left = self._bytes_of[kept.owner] - self._size(kept.item)
         if left:
             self._bytes_of[kept.owner] = left
         else:

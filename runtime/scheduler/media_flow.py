@@ -117,7 +117,7 @@ class MediaFlow:
         """The end of an encode task that nobody aborted. Raises ProtocolViolation if it ended well without having begun."""
         if report.status is Status.OK and not task.fed:
             raise ProtocolViolation("its encode task ended OK before anything was staged")
-        if report.status is not Status.OK:
+        if report.status is not Status.OK and task.patches:  # else it is done, and nobody came for it in time
             self._doubt(record, task, f"instance {task.ref.id}: {report.reason or report.status.name}")
         self._over(record, task, again=not task.fed, out=out)
 

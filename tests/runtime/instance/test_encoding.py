@@ -120,6 +120,21 @@ def test_items_of_several_requests_share_a_step_up_to_the_patches_it_holds():
     assert [[e.hash for e in plan.encodes] for plan in node.device.plans] == [["a", "b"], ["c"]]
 
 
+def test_each_arrival_gives_the_other_pixels_their_time_again():
+    node = _encoder()
+    encode(node, asked("a", item("x", 0), item("y", 8)), ttl=2.0)
+    node.now = 1.9
+    bring(node, "x")
+    node.run()
+    node.now = 3.8
+    node.send(Tick())
+    assert not node.reports(TaskEnded)
+    node.now = 3.95
+    node.send(Tick())
+    (end,) = node.reports(TaskEnded)
+    assert end.status is Status.UNAVAILABLE
+
+
 def test_pixels_that_do_not_come_end_the_task():
     node = _encoder()
     encode(node, asked("a", item("x", 0), item("y", 8)), ttl=2.0)

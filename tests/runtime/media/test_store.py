@@ -21,7 +21,7 @@ def item(size: int, fill: int = 0) -> MediaInput:
 
 
 def store(store_bytes: int = 100, owner_bytes: int = 100, ttl: float = 10.0) -> MediaStore:
-    return MediaStore(StoreConfig(store_bytes, owner_bytes, ttl))
+    return MediaStore(StoreConfig(store_bytes, owner_bytes, ttl, record_bytes=0))
 
 
 def test_an_upload_is_found_by_its_handle_as_often_as_wanted():
