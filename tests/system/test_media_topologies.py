@@ -44,7 +44,7 @@ WORKER: dict[str, Any] = {
 # (topology, transport, tensor-parallel sizes of encode, prefill, decode)
 ROWS = [
     ("1E1P1D", "grpc", (1, 2, 1)),
-    ("(E-P)-D", "device", (1, 1, 2)),
+    pytest.param(("(E-P)-D", "device", (1, 1, 2)), marks=pytest.mark.slow),
     pytest.param(("2E1PD", "local", (2, 1, 1)), marks=pytest.mark.slow),
     pytest.param(("EP-D", "grpc", (2, 2, 1)), marks=pytest.mark.slow),
     pytest.param(("E-PD", "device", (1, 2, 2)), marks=pytest.mark.slow),
