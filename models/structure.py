@@ -76,7 +76,7 @@ def flatten_module(make: Callable[[], nnx.Module], rules: ShardingRules) -> Flat
     """Trace a module's construction and take it apart. Nothing is allocated."""
     graphdef, state = nnx.split(nnx.eval_shape(make))
     with_paths, treedef = jax.tree_util.tree_flatten_with_path(state)
-    paths = tuple(dotted_path(path) for path, _ in with_paths)
+    paths = tuple(_dotted_path(path) for path, _ in with_paths)
     structs = tuple(
         jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rules.parameter(path))
         for path, (_, leaf) in zip(paths, with_paths, strict=True)
@@ -84,7 +84,7 @@ def flatten_module(make: Callable[[], nnx.Module], rules: ShardingRules) -> Flat
     return FlatModule(paths, structs, graphdef, treedef)
 
 
-def dotted_path(path: Sequence[Any]) -> str:
+def _dotted_path(path: Sequence[Any]) -> str:
     """The name of a parameter from its path in an nnx state: "layers.0.attention.qkv.weight"."""
     # nnx ends a path with the variable's own "value" attribute; only the dictionary keys name things.
     return ".".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))

@@ -17,7 +17,7 @@ from triptych.models.speech.config import WhisperConfig
 from triptych.models.speech.decoder import WhisperDecoder
 from triptych.models.speech.encoder import WhisperEncoder
 from triptych.models.speech.layers import whisper_heads
-from triptych.models.structure import Pools, dotted_path
+from triptych.models.structure import Pools, flatten_module
 from triptych.sharding.heads import HeadLayout
 from triptych.sharding.rules import POOL_AXES, ShardingRules
 
@@ -72,11 +72,7 @@ def _structure(
     half: str, build: Callable[[], ModuleT], config: WhisperConfig, rules: ShardingRules, dtype: str
 ) -> WhisperStructure[ModuleT]:
     layout = whisper_heads(config, rules)
-    graphdef, state = nnx.split(nnx.eval_shape(build))
-    with_paths, treedef = jax.tree_util.tree_flatten_with_path(state)
-    paths = tuple(dotted_path(path) for path, _ in with_paths)
-    structs = tuple(
-        jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rules.parameter(path))
-        for path, (_, leaf) in zip(paths, with_paths, strict=True)
+    flat = flatten_module(build, rules)
+    return WhisperStructure(
+        half, config, rules, layout, jnp.dtype(dtype), flat.paths, flat.abstract, flat.graphdef, flat.treedef
     )
-    return WhisperStructure(half, config, rules, layout, jnp.dtype(dtype), paths, structs, graphdef, treedef)

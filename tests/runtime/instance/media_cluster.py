@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from tests.runtime.instance.cluster import Node
 from tests.runtime.instance.fake_device import expected_outputs
-from tests.runtime.instance.media_wires import Wires
+from tests.runtime.instance.media_wires import Wires, seen_samples
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef, Role
 from triptych.runtime.core.request import Request, SampleState, TokenOut
@@ -60,15 +60,7 @@ class Journal:
 
     def seen(self) -> tuple[SampleState, ...]:
         """All samples as the client has seen them; what lies behind a gap never counts."""
-        states, first = [], len(self.request.prompt)
-        for sample in range(self.request.sampling.n):
-            tokens, outputs = self.tokens[sample], []
-            while (token := tokens.get(first + len(outputs))) is not None:
-                outputs.append(token)
-            self.tokens[sample] = {token.position: token for token in outputs}
-            finish = outputs[-1].finish if outputs else None
-            states.append(SampleState(sample, tuple(token.token for token in outputs), finish))
-        return tuple(states) if any(state.outputs for state in states) else ()
+        return seen_samples(self.request, self.tokens)
 
 
 class MediaCluster(Wires):

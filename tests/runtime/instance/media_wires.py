@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tests.runtime.instance.cluster import Node
 from triptych.runtime.core.errors import Status
-from triptych.runtime.core.request import Continuation, TokenOut
+from triptych.runtime.core.request import Continuation, Request, SampleState, TokenOut
 from triptych.runtime.core.tasks import StageTimes, TaskReport
 from triptych.runtime.instance.messages import (
     CancelPull,
@@ -46,6 +46,20 @@ class Staging:
     final: Continuation | None = None
     closed: str | None = None
     released: bool = False  # its puller gave up, so the rest need not be exported
+
+
+def seen_samples(request: Request, tokens: dict[int, dict[int, TokenOut]]) -> tuple[SampleState, ...]:
+    """All samples as the client has seen them, from `tokens` by sample and position. What lies behind a gap never counts, and is dropped
+    from `tokens`."""
+    states, first = [], len(request.prompt)
+    for sample in range(request.sampling.n):
+        outputs: list[TokenOut] = []
+        while (token := tokens[sample].get(first + len(outputs))) is not None:
+            outputs.append(token)
+        tokens[sample] = {token.position: token for token in outputs}
+        finish = outputs[-1].finish if outputs else None
+        states.append(SampleState(sample, tuple(token.token for token in outputs), finish))
+    return tuple(states) if any(state.outputs for state in states) else ()
 
 
 class Wires:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from tests.runtime.instance.cluster import Node
 from tests.runtime.instance.fake_device import expected_outputs
-from tests.runtime.instance.media_wires import Wires
+from tests.runtime.instance.media_wires import Wires, seen_samples
 from tests.runtime.scheduler.world import COMPATIBLE
 from triptych.runtime.core.control import (
     Cancel,
@@ -58,15 +58,7 @@ class Client:
 
     def seen(self) -> tuple[SampleState, ...]:
         """All samples up to the first gap of each."""
-        states, first = [], len(self.request.prompt)
-        for sample in range(self.request.sampling.n):
-            tokens, outputs = self.tokens[sample], []
-            while (token := tokens.get(first + len(outputs))) is not None:
-                outputs.append(token)
-            self.tokens[sample] = {token.position: token for token in outputs}
-            finish = outputs[-1].finish if outputs else None
-            states.append(SampleState(sample, tuple(token.token for token in outputs), finish))
-        return tuple(states) if any(state.outputs for state in states) else ()
+        return seen_samples(self.request, self.tokens)
 
 
 class Served(Wires):
