@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from triptych.models.config import PRESETS, ModelConfig
+from triptych.models.hub.media import read_multimodal
+from triptych.models.multimodal.presets import VLM_PRESETS
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.topology import parse as parse_topology
 from triptych.runtime.scheduler.policies.queue_order import QUEUE_ORDERS
@@ -29,7 +31,9 @@ from triptych.runtime.simulation.study import RateResult, Study, StudyResult, ru
 from triptych.runtime.simulation.study_fleet import Delays
 from triptych.runtime.simulation.study_layout import Device, Limits, layout, roofline_device, table_device
 from triptych.runtime.simulation.workload import Lengths, WorkloadError
+from triptych.runtime.simulation.workload_images import Images
 from triptych.runtime.simulation.workload_named import PROCESSES, SYNTHETIC, Workload
+from triptych.tools import simulate_media
 from triptych.tools.reports import check_outputs
 from triptych.tools.settings import parse_bytes
 
@@ -99,8 +103,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     load.add_argument("--turns", type=float, default=4.0, help="mean turns of --trace sessions (default 4)")
     load.add_argument("--think", type=float, default=30.0, help="mean seconds between turns (default 30)")
-    load.add_argument("--images", type=float, default=0.0, help="share of requests with an image (counted only)")
     load.add_argument("--seed", type=int, default=0)
+    simulate_media.add_arguments(parser)
     slo = parser.add_argument_group("objectives")
     slo.add_argument("--slo-ttft", type=float, metavar="SECONDS", help="time to the first token")
     slo.add_argument("--slo-tpot", type=float, metavar="SECONDS", help="mean time per further token")
@@ -158,28 +162,46 @@ def make_study(args: argparse.Namespace) -> tuple[Study, float | None]:
     ]:
         raise ConfigError(f"{', '.join(wrong)} must be positive")
     topology = parse_topology(args.topology)
-    decode = _device(args, args.hardware, args.table, args.tp, limits)
-    prefill = decode
-    if args.prefill_hardware or args.prefill_table or args.prefill_tp:
-        hardware, measured = args.prefill_hardware or args.hardware, args.prefill_table or args.table
-        prefill = _device(args, hardware, measured, args.prefill_tp or args.tp, limits)
-    if prefill.limits.page_size != decode.limits.page_size or prefill.token_bytes != decode.token_bytes:
-        raise ConfigError(
-            "prefill and decode instances differ in page size or KV bytes a token: they cannot exchange KV"
-        )
+    decode, prefill, encode, images = _devices(args, limits)
     cv = args.length_cv
     workload = Workload(
         args.trace, args.arrivals, Lengths(args.input_len, cv), Lengths(args.output_len, cv), turns=args.turns,
-        think=args.think, cv=args.burstiness, images=args.images, most=decode.limits.max_model_len, seed=args.seed,
+        think=args.think, cv=args.burstiness, images=images, most=decode.limits.max_model_len, seed=args.seed,
     )  # fmt: skip
-    kinds = layout(topology, prefill, decode)
-    prices = [(prefill if kind.name == "prefill" else decode).price for kind in kinds]
+    kinds = layout(topology, prefill, decode, encode)
+    prices = [{"prefill": prefill, "encode": encode}.get(kind.name, decode).price for kind in kinds]
     price = None if None in prices else sum(p * k.count for p, k in zip(prices, kinds, strict=True) if p is not None)
     study = Study(
         kinds, workload, tuple(args.rate), args.requests, Slo(args.slo_ttft, args.slo_tpot), args.router, args.queue_order,
         Delays(), args.warmup, args.seed, not args.every_step, jobs=args.jobs,
     )  # fmt: skip
     return study, price
+
+
+def _devices(args: argparse.Namespace, limits: Limits) -> tuple[Device, Device, Device, Images | None]:
+    """What decode, prefill and encode instances run on, and the images of the load."""
+    vision = simulate_media.find_vision(args, None if args.hardware is None else model_config(args.model))
+    encode_table = args.encode_table or (None if args.encode_hardware else args.table)
+    images = simulate_media.make_images(args, vision, simulate_media.encode_table(encode_table))
+
+    def device(hardware: str | None, measured: Path | None, tp: int) -> Device:
+        made = _device(args, hardware, measured, tp, limits)
+        table, value_bytes = simulate_media.encode_table(measured), _DTYPES[args.dtype]
+        media = simulate_media.media_device(args, hardware, table, tp, made.limits, vision, images, value_bytes)
+        return replace(made, media=media)
+
+    decode = prefill = device(args.hardware, args.table, args.tp)
+    if args.prefill_hardware or args.prefill_table or args.prefill_tp:
+        hardware, measured = args.prefill_hardware or args.hardware, args.prefill_table or args.table
+        prefill = device(hardware, measured, args.prefill_tp or args.tp)
+    encode = prefill
+    if args.encode_hardware or args.encode_table or args.encode_tp:
+        hardware, measured = args.encode_hardware or args.hardware, args.encode_table or args.table
+        encode = device(hardware, measured, args.encode_tp or args.tp)
+    for other in (decode, encode):
+        if prefill.limits.page_size != other.limits.page_size or prefill.token_bytes != other.token_bytes:
+            raise ConfigError("instances differ in page size or KV bytes a token: they cannot exchange KV or embeddings")
+    return decode, prefill, encode, images
 
 
 def _device(args: argparse.Namespace, hardware: str | None, measured: Path | None, tp: int, limits: Limits) -> Device:
@@ -197,9 +219,13 @@ def model_config(name: str) -> ModelConfig:
     preset = name.removeprefix("dummy:")
     if preset in PRESETS:
         return PRESETS[preset]
+    if preset in VLM_PRESETS:
+        return VLM_PRESETS[preset].text
     path = Path(name) / "config.json"
     if not path.is_file():
         raise ConfigError(f"no model {name!r}; presets are {', '.join(PRESETS)}; or name a folder with config.json")
+    if (both := read_multimodal(Path(name))) is not None:
+        return replace(both.text, name=name)
     return replace(ModelConfig.from_hf(json.loads(path.read_text())), name=name)
 
 
@@ -212,6 +238,8 @@ def table(study: Study, result: StudyResult, price: float | None) -> str:
         head += f"{kind.name + ' busy':>14}"
     lines = [f"{instances}{cost}; router {study.router}; {study.requests} requests a rate; milliseconds", head]
     lines += [_row(study, r) for r in result.results]
+    if study.workload.images is not None:
+        lines += ["", *simulate_media.table(result.results)]
     if study.slo.ttft is not None or study.slo.tpot is not None:
         best = result.goodput
         wanted = " and ".join(f"{n.upper()} <= {v:g} s" for n, v in asdict(study.slo).items() if v is not None)
