@@ -33,7 +33,7 @@ from triptych.runtime.simulation.study_layout import Device, Limits, layout, roo
 from triptych.runtime.simulation.workload import Lengths, WorkloadError
 from triptych.runtime.simulation.workload_images import Images
 from triptych.runtime.simulation.workload_named import PROCESSES, SYNTHETIC, Workload
-from triptych.tools import simulate_media
+from triptych.tools import simulate_fan_out, simulate_media
 from triptych.tools.reports import check_outputs
 from triptych.tools.settings import parse_bytes
 
@@ -105,6 +105,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--think", type=float, default=30.0, help="mean seconds between turns (default 30)")
     load.add_argument("--seed", type=int, default=0)
     simulate_media.add_arguments(parser)
+    load.add_argument(
+        "--encoders", type=_counts, metavar="LIST",
+        help="add so many encode instances to the topology, one study each, such as 1,2,4: how images fan out",
+    )  # fmt: skip
     slo = parser.add_argument_group("objectives")
     slo.add_argument("--slo-ttft", type=float, metavar="SECONDS", help="time to the first token")
     slo.add_argument("--slo-tpot", type=float, metavar="SECONDS", help="mean time per further token")
@@ -116,6 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument(
         "--plot", type=Path, metavar="FILE", help="attainment against rate, stages, occupancy (.png, .svg, .pdf)"
     )
+    out.add_argument("--memory", action="store_true", help="only print what instances hold in memory, from shapes")
     out.add_argument(
         "--jobs",
         type=int,
@@ -134,10 +139,18 @@ def run(args: argparse.Namespace) -> int:
 
         simulate_plot.check()
     check_outputs(args.out, args.plot)
-    try:
-        study, price = make_study(args)
-    except (WorkloadError, HardwareError, StepTableError, ValueError) as error:
-        raise ConfigError(str(error)) from error
+    if args.encoders:
+        fan_out = simulate_fan_out.run_fan_out(args, _checked_study)
+        print(simulate_fan_out.table(fan_out))
+        if args.out is not None:
+            args.out.write_text(json.dumps({str(n): asdict(r) for n, r in fan_out.results.items()}, indent=1) + "\n")
+        if args.plot is not None:
+            simulate_fan_out.draw(args.plot, fan_out)
+        return 0
+    study, price = _checked_study(args)
+    if args.memory:
+        print(simulate_media.memory(study.kinds))
+        return 0
     try:
         result = run_study(study, _Progress(study.requests))
     except WorkloadError as error:  # a load is read and checked as it is made
@@ -149,6 +162,14 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         simulate_plot.draw(args.plot, study, result)
     return 0
+
+
+def _checked_study(args: argparse.Namespace) -> tuple[Study, float | None]:
+    """`make_study`, and whatever is wrong with the flags as ConfigError."""
+    try:
+        return make_study(args)
+    except (WorkloadError, HardwareError, StepTableError, ValueError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def make_study(args: argparse.Namespace) -> tuple[Study, float | None]:
@@ -294,6 +315,16 @@ def _rates(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of rates such as 4,8,16") from None
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        counts = (0,)
+    if counts[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of counts such as 1,2,4")
+    return counts
 
 
 def _size(text: str) -> float:

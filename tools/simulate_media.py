@@ -19,6 +19,7 @@ from triptych.runtime.simulation.hardware import find_hardware
 from triptych.runtime.simulation.steptime_encode import EncoderShape, RooflineEncoder
 from triptych.runtime.simulation.steptime_table import EncodeTable, load_table
 from triptych.runtime.simulation.study import RateResult
+from triptych.runtime.simulation.study_fleet import Kind
 from triptych.runtime.simulation.study_layout import Limits, MediaDevice, table_media
 from triptych.runtime.simulation.workload_images import Images
 
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--image-share", type=float, default=0.0, help="share of requests with images (default 0)")
     group.add_argument("--images-per-request", type=int, default=1, help="of those that have any (default 1)")
     group.add_argument("--image-uses", type=float, default=1.0, help="how often an image comes, on average (default 1)")
-    group.add_argument("--image-size", type=_size, default=(1024, 1024), metavar="WxH", help="pixels (default 1024x1024)")
+    group.add_argument("--image-size", type=image_size, default=(1024, 1024), metavar="WxH", help="pixels (default 1024x1024)")
     group.add_argument("--image-tokens", type=int, help="embeddings of an image (default: as the encoder makes them)")
     group.add_argument("--image-patches", type=int, help="encoder positions of an image (default: as it takes them)")
     group.add_argument(
@@ -158,7 +159,18 @@ def table(results: Sequence[RateResult]) -> list[str]:
     return lines
 
 
-def _size(text: str) -> tuple[int, int]:
+def memory(kinds: Sequence[Kind]) -> str:
+    """Bytes that instances hold, by kind: what an encode instance does without is what another one has for KV."""
+    lines = [f"{'instance':<12}{'weights':>10}{'KV pool':>10}{'media pool':>12}{'all':>10}   GB of an instance"]
+    for kind in kinds:
+        parts = [kind.weight_bytes, kind.kv_bytes, kind.media_bytes]
+        cells = "".join(f"{value / 1e9:>{width}.2f}" for value, width in zip((*parts, sum(parts)), (10, 10, 12, 10), strict=True))
+        lines.append(f"{kind.name:<12}{cells}")
+    return "\n".join(lines)
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Width and height of "1024x768"."""
     try:
         width, height = map(int, text.lower().split("x"))
     except ValueError:
