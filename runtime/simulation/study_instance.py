@@ -162,7 +162,7 @@ class StudyInstance:
         self._waits = bool(flights)
         if not flights:
             return
-        if self._leaps and len(flights) == MAX_IN_FLIGHT:
+        if self._leaps and len(flights) == MAX_IN_FLIGHT and not (flights[0].exports or flights[1].exports):
             ends = (flights[0].done, flights[1].done)
             run = self._run = find_run(
                 self.core.state, self._composer, flights[1].shape, ends, self._times, self._around.draws

@@ -241,7 +241,7 @@ def take_quiet(state: InstanceState, draws: Draws) -> tuple[list[PlannedRow], bo
         outputs += drawn
         sequence.tokens += drawn
         quiet.append(row)
-    if loud or step.encodes:
+    if loud or step.encodes or (state.media is not None and state.media.stirred):  # word of the step is waited for
         step.rows = loud
         return quiet, False
     state.in_flight.popleft()
