@@ -201,6 +201,7 @@ def make_study(args: argparse.Namespace) -> tuple[Study, float | None]:
 
 def _devices(args: argparse.Namespace, limits: Limits) -> tuple[Device, Device, Device, Images | None]:
     """What decode, prefill and encode instances run on, and the images of the load."""
+    _check_one(args.hardware, args.table)
     vision = simulate_media.find_vision(args, None if args.hardware is None else model_config(args.model))
     encode_table = args.encode_table or (None if args.encode_hardware else args.table)
     images = simulate_media.make_images(args, vision, simulate_media.encode_table(encode_table))
@@ -226,13 +227,17 @@ def _devices(args: argparse.Namespace, limits: Limits) -> tuple[Device, Device, 
 
 
 def _device(args: argparse.Namespace, hardware: str | None, measured: Path | None, tp: int, limits: Limits) -> Device:
-    if (hardware is None) == (measured is None):
-        raise ConfigError("give --hardware NAME or --table FILE (one of them), also for prefill")
+    _check_one(hardware, measured)
     if measured is not None:
         return table_device(load_table(measured), limits, args.kv_bandwidth)
     assert hardware is not None
     model = ModelShape.of(model_config(args.model), _DTYPES[args.dtype])
     return roofline_device(Roofline(find_hardware(hardware), model, tp), limits, args.kv_bandwidth)
+
+
+def _check_one(hardware: str | None, measured: Path | None) -> None:
+    if (hardware is None) == (measured is None):
+        raise ConfigError("give --hardware NAME or --table FILE (one of them), also for prefill and encode")
 
 
 def model_config(name: str) -> ModelConfig:
