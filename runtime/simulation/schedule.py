@@ -53,6 +53,7 @@ STORM = (0.08, 1.3)  # seconds between which faults begin
 MANY = 50  # attempts, or requests: more than any schedule has
 UNHURRIED = 60.0  # seconds that a drain may take; longer than any schedule: one that is not answered shows as held
 MOST_IMAGES, LARGEST = 3, 5  # images of a request; embeddings and patches of an image
+ORPHANED = 10.0  # seconds; longer than any storm, shorter than the calm after it: prompts that wait for embeddings end by it
 PATIENCE = 30.0  # seconds; longer than any schedule: a request that can be served again is
 
 
@@ -172,7 +173,7 @@ def generate(seed: int, kinds: Sequence[Kind] = tuple(Kind)) -> Schedule:
         queue_order=luck.choice(list(QUEUE_ORDERS)),
         max_attempts=2 if luck.random() < 0.1 else MANY,
         switch_seconds=0.3 if luck.random() < 0.3 else UNHURRIED,
-        orphan_seconds=2.0 if luck.random() < 0.3 else PATIENCE,
+        orphan_seconds=2.0 if luck.random() < 0.3 else ORPHANED if encodes(topology) else PATIENCE,
         max_queued=luck.choice([1, 3]) if luck.random() < 0.1 else MANY,
         max_active=luck.choice([1, 2, 3]) if luck.random() < 0.1 else MANY,
         shares=luck.random() < 0.3,
