@@ -126,7 +126,12 @@ def seats(kinds: Sequence[Kind]) -> list[list[Seat]]:
     number = CONTROL
     for kind in kinds:
         capacity = Capacity(
-            kind.max_num_seqs, kind.num_pages, kind.page_size, kind.max_model_len, kind.media_pages, kind.encode_patches
+            kind.max_num_seqs,
+            kind.num_pages,
+            kind.page_size,
+            kind.max_model_len,
+            max(0, kind.media_pages - 1),
+            kind.encode_patches,
         )
         compatibility = Compatibility(1, MODEL, "study", "any", kind.page_size, "any")
         for place in range(kind.count):
@@ -230,8 +235,8 @@ class Fleet:
             instance.settle()
             load = instance.core.load()
             computed = min(instance.busy_seconds, instance.busy_seconds - max(0.0, instance.free_at - now))
-            capacity = seat.info.capacity
-            used, media = _used(load.free_pages, capacity.num_pages), _used(load.free_media_pages, capacity.media_pages)
+            kind = seat.kind
+            used, media = _used(load.free_pages, kind.num_pages), _used(load.free_media_pages, kind.media_pages)
             one = Sighting(
                 seat.number, seat.kind.name, load.running, load.waiting, used, computed, media, load.encoding
             )
