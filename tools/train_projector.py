@@ -10,7 +10,6 @@ images and combinations never trained on, on swapped images too).
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import random
@@ -39,7 +38,8 @@ from triptych.models.weights.vision import load_encoder
 from triptych.sharding.mesh import make_mesh
 from triptych.sharding.rules import ShardingRules
 from triptych.tools.demo_vlm.adapters import adapted, fresh_adapters
-from triptych.tools.demo_vlm.examples import Batch, Conversations, batch_of
+from triptych.tools.demo_vlm.digits import read_digits
+from triptych.tools.demo_vlm.examples import Batch, Conversations, batch_of, swaps
 from triptych.tools.demo_vlm.questions import Question, Skill
 from triptych.tools.demo_vlm.scenes import HELD_OUT, SIZE
 from triptych.tools.demo_vlm.scenes_pool import draw
@@ -119,14 +119,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
-
-
-def read_digits(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(images [n, 28, 28] uint8, labels [n]), in an order of their own: the file has them sorted by label."""
-    with gzip.open(path, "rt") as file:
-        rows = np.loadtxt(file, delimiter=",")
-    rows = rows[np.random.default_rng(0).permutation(len(rows))]
-    return rows[:, :-1].reshape(-1, 28, 28).astype(np.uint8), rows[:, -1].astype(np.int64)
 
 
 def load_frozen(args: argparse.Namespace) -> tuple[Frozen, Conversations]:
@@ -225,7 +217,7 @@ def evaluate(
         for skill, good in zip(batch.skills[:count], np.asarray(verdict)[:count], strict=True):
             asked[skill] += 1
             hits[skill] += int(good)
-    swapped = _swaps(pairs)
+    swapped = swaps(pairs)
     follow = 0
     for batch, count in _padded(swapped, args.batch, talk):
         verdict, _ = judge(trained, arrays(batch), batch.targets)
@@ -235,19 +227,6 @@ def evaluate(
         "asked": {skill.value: asked[skill] for skill in sorted(asked)},
         "swapped": {"asked": len(swapped), "follows the image": round(follow / max(1, len(swapped)), 4)},
     }
-
-
-def _swaps(pairs: Sequence[tuple[np.ndarray, Question]]) -> list[tuple[np.ndarray, Question]]:
-    """The same words asked about two images with different answers: both of each such pair."""
-    by_text: dict[str, tuple[np.ndarray, Question]] = {}
-    out: list[tuple[np.ndarray, Question]] = []
-    for pixels, question in pairs:
-        other = by_text.pop(question.text, None)
-        if other is not None and other[1].answer != question.answer:
-            out += [other, (pixels, question)]
-        else:
-            by_text[question.text] = (pixels, question)
-    return out
 
 
 def _padded(
