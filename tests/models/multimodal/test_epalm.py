@@ -1,15 +1,19 @@
 """eP-ALM: every level's class token through one linear layer, and where each of them goes."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
 from triptych.models.config import ModelConfig
 from triptych.models.errors import UnsupportedModelError
+from triptych.models.hub.demo_weights import PROMPT_ROWS
 from triptych.models.multimodal.config import MultimodalConfig
 from triptych.models.multimodal.epalm import DEMO_EPALM, injections
 from triptych.models.multimodal.presets import VLM_PRESETS
 from triptych.models.vision.packing import Grid, Piece, pack
+from triptych.models.weights.hf import SafetensorsSource
 from triptych.models.weights.vision import dummy_encoder
 from triptych.sharding.mesh import make_mesh
 
@@ -61,3 +65,19 @@ def test_an_image_is_one_token_behind_its_soft_prompt() -> None:
 def test_injections_that_do_not_fit_are_refused(where: tuple[tuple[int, int], ...], words: str) -> None:
     with pytest.raises(UnsupportedModelError, match=words):
         MultimodalConfig(TOY.text, TOY.vision, TOY.processing, TOY.markers, injections=where)
+
+
+def test_the_shipped_weights_are_a_linear_layer_and_a_soft_prompt() -> None:
+    trained = SafetensorsSource([DEMO_EPALM.trained_file()])
+    assert {name: tuple(trained.shape(name)) for name in trained.names()} == {
+        "connector.first.weight": (576, 384),
+        "connector.first.bias": (576,),
+        PROMPT_ROWS: (len(DEMO_EPALM.prompt), 576),
+    }
+
+
+def test_the_log_says_that_it_sees_more_than_nothing() -> None:
+    """Not what the demo model reaches: class tokens say little about which thing is where (docs/decisions/020-ep-alm.md)."""
+    log = json.loads(DEMO_EPALM.trained_file().with_name("training.json").read_text())
+    assert log["accuracy"]["digit"] > 0.8 and log["accuracy"]["count"] > 0.8
+    assert log["swapped"]["follows the image"] > 0.6
