@@ -165,7 +165,7 @@ class InstanceCore:
     def load(self) -> Load:
         """How busy the instance is; cheap enough for every heartbeat."""
         state, media = self._state, self._state.media
-        beside = [gathering.fill for gathering in media.beside()] if media is not None else []
+        beside = [gathering.fill for gathering in media.beside] if media is not None else []
         waiting = [*state.waiting.values(), *beside]
         return Load(
             running=len(state.running) + len(state.filling),

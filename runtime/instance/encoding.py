@@ -203,6 +203,8 @@ def _admit(state: InstanceState, media: MediaMemory, now: float) -> list[Instanc
             task.held.update(dict.fromkeys(rest))
             task.admitted, task.room_by = now, None
             task.advance(Trigger.ADMITTED)
+            for name in rest:
+                media.touch(name)
             media.stirred = True
         else:
             first = first or task
