@@ -159,6 +159,10 @@ def _audit_media(state: InstanceState, media: MediaMemory) -> None:
                 holders.setdefault(name, set()).add(feed)
                 _expect(media.store.entries[name].pull == key, "an entry is filled by another pull")
     _expect(all(task is state.by_serial.get(serial) for serial, task in media.encoding.items()), "encoding for no task")
+    by_item = {(name, serial) for serial, task in media.encoding.items() for name in task.sizes}
+    _expect(
+        by_item == {(name, serial) for name in media.encoders for serial in media.encoders[name]}, "who encodes what"
+    )
     _expect(all(task in tasks for task in media.wanters.values()), "an item is wanted for a task that has ended")
     _expect(all(entry.holders == holders.get(name) for name, entry in media.store.entries.items()), "holders differ")
     _expect(holders.keys() == media.store.entries.keys(), "an item is held that has no entry")

@@ -107,7 +107,7 @@ def coming(media: MediaMemory, name: str, held: bool) -> bool:
     entry, wanter = media.store.entries.get(name), media.wanters.get(name)
     if entry is not None and entry.pull is not None:
         return True
-    if any(name in task.sizes for task in media.encoding.values()):
+    if name in media.encoders:
         return True
     return wanter is not None and (not held or any(other.holds for other in media.waiting(wanter, name)))
 

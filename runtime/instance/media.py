@@ -65,6 +65,7 @@ class MediaMemory:
         gatherings: by sequence number.
         beside: those of them whose sequences wait beside the queue.
         encoding: encode tasks of which something is not encoded or not offered yet, by serial, oldest first.
+        encoders: the same ones by the items that they have, by hash.
         wanters: by hash, the prompt's task that last reported it in MediaWanted and has it not yet.
     """
 
@@ -75,6 +76,7 @@ class MediaMemory:
         self.gatherings: dict[int, Gathering] = {}
         self.beside = Beside()
         self.encoding: dict[int, EncodeTask] = {}
+        self.encoders: dict[str, dict[int, EncodeTask]] = {}
         self.wanters: dict[str, Task] = {}
         self.counts = MediaCounts()
         self.stirred = False
@@ -108,6 +110,22 @@ class MediaMemory:
             if gathering.fill.task is task and name in gathering.sizes
         ]
 
+    def tend(self, task: EncodeTask) -> None:
+        """An encode task begins."""
+        self.encoding[task.serial] = task
+        for name in task.sizes:
+            self.encoders.setdefault(name, {})[task.serial] = task
+        self.stirred = True
+
+    def tended(self, task: EncodeTask) -> None:
+        """Everything of it is encoded and offered, or it has ended."""
+        if self.encoding.pop(task.serial, None) is None:
+            return
+        for name in task.sizes:
+            del self.encoders[name][task.serial]
+            if not self.encoders[name]:
+                del self.encoders[name]
+
     def touch(self, name: str) -> None:
         """Something happened to the item, or to who was to bring it: who waits for it is looked at next."""
         self.beside.touch(name)
@@ -117,8 +135,8 @@ class MediaMemory:
         """The embeddings are in the entry's pages for everything that the device does from now on."""
         entry.ready = True
         self.wanters.pop(entry.hash, None)
-        for task in self.encoding.values():
-            if entry.hash in task.sizes and entry.hash not in task.held:  # its pixels go: it must not be evicted again
+        for task in self.encoders.get(entry.hash, {}).values():
+            if entry.hash not in task.held:  # its pixels go: it must not be evicted again
                 entry.holders.add(task)
                 task.held[entry.hash] = None
             task.found(entry.hash)
@@ -172,7 +190,7 @@ class MediaMemory:
         """The task ends; its sequences are forgotten already. Others that waited for what it was to bring are looked at next."""
         messages: list[InstanceMessage] = []
         if isinstance(task, EncodeTask):
-            self.encoding.pop(task.serial, None)
+            self.tended(task)
             for name in task.held:
                 self.store.drop(task, name)
             task.held = {}
@@ -198,7 +216,7 @@ class MediaMemory:
 
     def awaited(self, name: str) -> bool:
         """Whether an encode task waits for the item."""
-        return not self.store.is_ready(name) and any(name in task.sizes for task in self.encoding.values())
+        return name in self.encoders and not self.store.is_ready(name)
 
     def cancel_pull(self, entry: Entry) -> list[InstanceMessage]:
         """Nothing is pulled into `entry` any more. What else that pull was to bring is looked at next."""
