@@ -47,6 +47,7 @@ from triptych.runtime.instance import (
     feeding,
     gathering,
     importing,
+    renewing,
     results,
 )
 from triptych.runtime.instance.composer import DefaultComposer, StepComposer
@@ -160,7 +161,7 @@ class InstanceCore:
             state.media.stirred = False
             messages += encoding.tend(state, now)
             messages += gathering.gather(state)
-        return messages
+        return [*messages, *renewing.renew(state, now)]
 
     def load(self) -> Load:
         """How busy the instance is; cheap enough for every heartbeat."""

@@ -67,6 +67,7 @@ class MediaMemory:
         encoding: encode tasks of which something is not encoded or not offered yet, by serial, oldest first.
         encoders: the same ones by the items that they have, by hash.
         wanters: by hash, the prompt's task that last reported it in MediaWanted and has it not yet.
+        renew_at: when owners of what is waited for are told again (renewing.py).
     """
 
     def __init__(self, config: InstanceConfig):
@@ -80,6 +81,7 @@ class MediaMemory:
         self.wanters: dict[str, Task] = {}
         self.counts = MediaCounts()
         self.stirred = False
+        self.renew_at = float("-inf")
 
     @property
     def waiting_patches(self) -> int:
