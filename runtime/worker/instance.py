@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from triptych.runtime.core.errors import EngineError, InstanceLostError, Status
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, Role
+from triptych.runtime.core.media import MediaItem
 from triptych.runtime.core.tasks import AbortTask, HeldTask, PrefillDone, TaskCommand, TaskEnded, TaskReport
 from triptych.runtime.engine.compile_guard import compile_count
 from triptych.runtime.engine.shelf import Pixels
@@ -273,9 +274,9 @@ class LiveInstance:
             stage.encoder, stage.shelf, config.encode_patches, lambda: self._info.ref, self._lacking, self._store
         )
 
-    async def _lacking(self, owner: InstanceRef, hash: str) -> bool:
+    async def _lacking(self, owner: InstanceRef, hash: str) -> MediaItem | None:
         """See `media_door.Lacking`."""
-        return await self._asked(lambda: self._core.ref == owner and self._core.lacks_pixels(hash))
+        return await self._asked(lambda: self._core.lacks_pixels(hash) if self._core.ref == owner else None)
 
     def _store(self, owner: InstanceRef, hash: str, pixels: Pixels, told: Callable[[bool], object]) -> None:
         """See `media_door.Store`."""
