@@ -238,9 +238,11 @@ class InferenceService:
         self, messages: AsyncIterator[pb.UploadMediaRequest], context: Context
     ) -> pb.UploadMediaResponse:
         self._check_rate(context)
+        self._requests.check_taking()
         return await self._uploads().take(messages, owner_of(context))
 
     async def DeleteMedia(self, request: pb.DeleteMediaRequest, context: Context) -> pb.DeleteMediaResponse:
+        self._check_rate(context)
         self._uploads().delete(request.handle, owner_of(context))
         return pb.DeleteMediaResponse()
 

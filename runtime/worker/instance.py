@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from triptych.runtime.core.errors import EngineError, InstanceLostError, Status
+from triptych.runtime.core.errors import EngineError, InstanceLostError, StaleEpochError, Status
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, Role
 from triptych.runtime.core.media import MediaItem
 from triptych.runtime.core.tasks import AbortTask, HeldTask, PrefillDone, TaskCommand, TaskEnded, TaskReport
@@ -276,7 +276,10 @@ class LiveInstance:
 
     async def _lacking(self, owner: InstanceRef, hash: str) -> MediaItem | None:
         """See `media_door.Lacking`."""
-        return await self._asked(lambda: self._core.lacks_pixels(hash) if self._core.ref == owner else None)
+        now, item = await self._asked(lambda: (self._core.ref, self._core.lacks_pixels(hash)))
+        if now != owner:
+            raise StaleEpochError(f"{owner.id} is at epoch {now.epoch}; epoch {owner.epoch} is gone")
+        return item
 
     def _store(self, owner: InstanceRef, hash: str, pixels: Pixels, told: Callable[[bool], object]) -> None:
         """See `media_door.Store`."""

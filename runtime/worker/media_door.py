@@ -37,7 +37,7 @@ Store = Callable[[InstanceRef, str, Pixels, Callable[[bool], object]], None]
 
 
 Lacking = Callable[[InstanceRef, str], Awaitable[MediaItem | None]]
-"""Asks the core whether this incarnation lacks an item that it needs, and what it takes it for."""
+"""Asks the core whether this incarnation lacks an item that it needs, and what it takes it for. Raises StaleEpochError if it has ended."""
 
 
 class MediaDoor:
