@@ -92,7 +92,7 @@ class Codec:
             Pages: _pages,
             Gone: attrgetter("request", "key"),
             MediaArrived: lambda m: (m.hash,),
-            LeaseExtended: lambda m: (m.key,),
+            LeaseExtended: lambda m: (m.key, m.waiting),
             StagedReleased: lambda m: (m.key,),
         }
         self._decoders: dict[str, Callable[..., Any]] = {
