@@ -15,7 +15,18 @@ from triptych.runtime.core.request import Continuation
 from triptych.runtime.instance.messages import LeaseExtended, OpenStaging, StagedReleased
 from triptych.runtime.instance.plan import Export, Pool
 from triptych.runtime.simulation.network import End
-from triptych.runtime.simulation.transfer import Alive, Closed, Data, Final, Keep, Offer, Open, Opened, Release, Surroundings
+from triptych.runtime.simulation.transfer import (
+    Alive,
+    Closed,
+    Data,
+    Final,
+    Keep,
+    Offer,
+    Open,
+    Opened,
+    Release,
+    Surroundings,
+)
 
 
 @dataclass(slots=True)
