@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, find, given, settings
 
 from tests.runtime.simulation.plans import Plan, calm, die_for_good, plans
 from triptych.runtime.core.errors import Status
+from triptych.runtime.core.media import MediaItem, MediaKind
+from triptych.runtime.core.request import Request
+from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.scheduler.flow import Flow
 from triptych.runtime.simulation.run import Outcome, run, run_many, run_schedule
+from triptych.runtime.simulation.schedule import Arrival
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -63,6 +69,21 @@ def test_what_survivors_can_serve_completes(topology: str, victim: str):
             outcome = run(die_for_good(schedule, victim, at=0.3))
             assert outcome.passed, complain(outcome)
             assert {verdict.outcome for verdict in outcome.verdicts} == {"completed"}
+
+
+def test_samples_with_images_that_do_not_fit_together_all_end():
+    """A decode instance with room for one or two of three: whoever was preempted cannot be computed again there."""
+    image = MediaItem("image", MediaKind.IMAGE, 1, 4, 4, (1, 1, 4))
+    sampling = SamplingParams(max_tokens=20, seed=7, n=3, ignore_eos=True)
+    request = Request("r", "gateway-0", "m", (5, *(1,) * 4, *range(2, 21)), sampling, media=(image,))
+    schedule = calm(3, "1E1P1D")
+    shapes = tuple(
+        replace(s, num_pages=16, page_size=4, max_num_seqs=3, prefix_cache=False) for s in schedule.instances
+    )
+    shapes = tuple(replace(s, media_pages=4, encode_patches=4 * bool(s.encode_patches)) for s in shapes)
+    outcome = run(replace(schedule, instances=shapes, arrivals=(Arrival(0.1, request),), gateways=("gateway-0",)))
+    assert outcome.passed, complain(outcome)
+    assert [verdict.outcome for verdict in outcome.verdicts] == ["completed"]
 
 
 def test_a_bug_shrinks_to_the_fault_that_shows_it(monkeypatch: pytest.MonkeyPatch):
