@@ -209,7 +209,7 @@ def test_a_task_is_never_more_than_its_instance_can_hold() -> None:
     world = prefilling(small, media=tuple(image(f"h{i}", patches=1, tokens=5) for i in range(3)))  # two pages each
     assert want(world, 0, 1, 2) == [("e1", (0,))]
     for done in (0, 1):
-        live_on(world, 10.0)
+        live_on(world, 9.0)
         staged(world, small)
         assert started(world) == [], "one task an instance"
         live_on(world, 15.0)
