@@ -94,7 +94,7 @@ class MediaFlow:
     def done(self, record: Record, task: EncodeTask, member: Member, report: EncodeDone, out: Out) -> None:
         """Every item of `task` has its embeddings."""
         self._cluster.encoded(member, task)
-        self._life.notify(record, Progress(record.id, Role.ENCODE, report.times, report.attempt), out)
+        self._life.notify(record, Progress(record.id, Role.ENCODE, report.times, report.attempt, report.encoded), out)
 
     def refused(self, record: Record, task: EncodeTask, member: Member, report: Refused, out: Out) -> None:
         """Nothing is held for `task`: another instance, or this one later."""

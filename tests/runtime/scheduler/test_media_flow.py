@@ -61,7 +61,7 @@ def test_media_are_driven_in_the_order_of_the_protocol() -> None:
     assert world.now_sent() == [("p", FeedMedia("r", handle(E.ref), (0,)))]
     assert world.told(MediaNeeded) == [MediaNeeded("r", E.ref, "e1:1", (0,))]
     world.report(E, EncodeDone("r", 1, StageTimes(compute=0.5)))
-    assert world.told(Progress) == [Progress("r", Role.ENCODE, StageTimes(compute=0.5))]
+    assert world.told(Progress) == [Progress("r", Role.ENCODE, StageTimes(compute=0.5), encoded=1)]
     world.report(E, ended(Role.ENCODE))
     assert not world.now_sent() and world.terminal("r") is None
     world.report(P, DONE)
