@@ -26,7 +26,6 @@ LENGTH = 160
 ROWS = 16  # embeddings of a picture: one page
 WORKER: dict[str, Any] = {
     "scheduler": "set by the cluster",
-    "model": MODEL,
     "cache": NO_CACHE,
     "served_model_name": "toy-vlm",
     "num_pages": 129,
@@ -101,17 +100,25 @@ def plans_of(topology: str, tp: tuple[int, int, int] = (1, 1, 1)) -> tuple[Insta
 
 
 def cluster_of(
-    topology: str, transport: str = "local", tp: tuple[int, int, int] = (1, 1, 1), *, processes: str = "one", **changes: Any
-) -> LocalCluster:  # fmt: skip
+    topology: str,
+    transport: str = "local",
+    tp: tuple[int, int, int] = (1, 1, 1),
+    model: str = MODEL,
+    *,
+    processes: str = "one",
+    **changes: Any,
+) -> LocalCluster:
     """`processes` "one": all instances in one worker; "each": a worker for each (all of them still in this process)."""
     plans = plans_of(topology, tp)
     groups = [plans] if processes == "one" else [(plan,) for plan in plans]
-    return cluster_with(groups, topology, transports=(TransportKind(transport),), **changes)
+    return cluster_with(groups, topology, model, transports=(TransportKind(transport),), **changes)
 
 
-def cluster_with(groups: Sequence[Sequence[InstancePlan]], topology: str, **changes: Any) -> LocalCluster:
+def cluster_with(
+    groups: Sequence[Sequence[InstancePlan]], topology: str, model: str = MODEL, **changes: Any
+) -> LocalCluster:
     """A worker for each group of instances."""
-    resolved = resolve_model(MODEL, NO_CACHE)
+    resolved = resolve_model(model, NO_CACHE)
     front = FrontConfig(
         host="127.0.0.1",
         port=0,
@@ -121,7 +128,7 @@ def cluster_with(groups: Sequence[Sequence[InstancePlan]], topology: str, **chan
         gateway=GatewayConfig("set by the front"),
     )
     workers = [
-        WorkerConfig(**(WORKER | {"name": f"worker-{index}", "instances": tuple(group)} | changes))
+        WorkerConfig(**(WORKER | {"name": f"worker-{index}", "model": model, "instances": tuple(group)} | changes))
         for index, group in enumerate(groups)
     ]
     return LocalCluster(front, workers)
