@@ -9,6 +9,8 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
+from hypothesis import settings
+
 pytest_plugins = ["tests.timeouts", "tests.together"]
 
 FLAGS = {
@@ -31,3 +33,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.par
 os.environ.setdefault(
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0"
 )  # toy programs are small and many: keep them all
+
+# How long an example takes is the machine's business; tests/timeouts.py bounds the whole test.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
