@@ -83,11 +83,11 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 
 def cluster_of(
-    topology: str, transport: str = "local", tp: tuple[int, int, int] = (1, 1, 1), **changes: Any
+    topology: str, transport: str = "local", tp: tuple[int, int, int] = (1, 1, 1), model: str = MODEL, **changes: Any
 ) -> LocalCluster:
     """Every instance in one worker of this process."""
-    resolved = resolve_model(MODEL, NO_CACHE)
-    model = served_model(resolved, open_text(resolved), name="toy-vlm", max_model_len=LENGTH)
+    resolved = resolve_model(model, NO_CACHE)
+    served = served_model(resolved, open_text(resolved), name="toy-vlm", max_model_len=LENGTH)
     sizes = dict(zip("EPD", tp, strict=True))
     plans = tuple(
         InstancePlan(
@@ -98,11 +98,12 @@ def cluster_of(
         )
         for spec in parse(topology).instances()
     )
-    worker = WorkerConfig(**(WORKER | {"instances": plans, "transports": (TransportKind(transport),)} | changes))
+    settings = WORKER | {"model": model, "instances": plans, "transports": (TransportKind(transport),)}
+    worker = WorkerConfig(**(settings | changes))
     front = FrontConfig(
         host="127.0.0.1",
         port=0,
-        model=model,
+        model=served,
         facts=ServerFacts("test", topology),
         scheduler=SchedulerConfig(),
         gateway=GatewayConfig("set by the front"),

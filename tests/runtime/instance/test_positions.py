@@ -175,6 +175,7 @@ def test_prefill_hands_the_offset_on_and_decode_counts_from_it() -> None:
     pulled(prefill, req, pull, *(item.hash for item in MEDIA))
     prefill.run()
     (staged,) = [message for message in prefill.messages if isinstance(message, CompleteStaging)]
+    assert staged.continuation is not None
     behind = SPANS[-1].offset + SPANS[-1].count
     assert staged.continuation.position_offset == REFERENCE[0, behind] - behind != 0
 
