@@ -5,6 +5,7 @@ from dataclasses import replace
 from triptych.models.config import PRESETS
 from triptych.models.multimodal.config import MediaMarkers, MultimodalConfig
 from triptych.models.multimodal.plans import CropProcessing, DynamicProcessing
+from triptych.models.multimodal.video import VideoProcessing
 from triptych.models.vision.config import ConnectorConfig, VisionConfig
 
 # The toy vocabulary's pad token, which no text has unless it is spelt out.
@@ -62,5 +63,6 @@ VLM_PRESETS: dict[str, MultimodalConfig] = {
         processing=DynamicProcessing(min_pixels=4 * 64, max_pixels=24 * 64),
         markers=MediaMarkers(TOY_IMAGE_ID, "<|pad|>", TOY_IMAGE_ID, "<|pad|>"),
         tokens_per_second=2.0,
+        video=VideoProcessing(DynamicProcessing(min_pixels=4 * 64, max_pixels=6 * 64)),
     ),
 }
