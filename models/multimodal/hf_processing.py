@@ -77,7 +77,8 @@ def video_from_hf(settings: Json) -> VideoProcessing:
     """
     settings = settings.get("video_processor", settings)
     _refuse_unsupported(settings)
-    limits = settings.get("size") if isinstance(settings.get("size"), Mapping) else {}
+    size = settings.get("size")
+    limits = size if isinstance(size, Mapping) else {}
     least = settings.get("min_pixels") or limits.get("shortest_edge") or 128 * 28 * 28
     most = settings.get("max_pixels") or limits.get("longest_edge") or 768 * 28 * 28
     return VideoProcessing(
