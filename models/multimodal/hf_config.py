@@ -63,7 +63,7 @@ def multimodal_from_hf(
     if text.rope.sections is not None:
         seconds = float(config["vision_config"].get("tokens_per_second", 2))
     videos = video_from_hf(video or {}) if kind == "qwen2_5_vl" else None
-    return MultimodalConfig(text, vision, processing, markers, seconds, videos)
+    return MultimodalConfig(text, vision, processing, markers, seconds, video=videos)
 
 
 def _text(config: Json, generation: Json | None, tied: bool) -> ModelConfig:

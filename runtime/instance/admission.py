@@ -25,6 +25,7 @@ from triptych.runtime.core.tasks import (
     TaskEnded,
 )
 from triptych.runtime.instance import positions, spans
+from triptych.runtime.instance.agreement import disagreement
 from triptych.runtime.instance.gathering import begin
 from triptych.runtime.instance.lifecycle import Kind, State, Trigger
 from triptych.runtime.instance.messages import InstanceMessage, OpenStaging, Report
@@ -266,7 +267,7 @@ def _media_difference(state: InstanceState, request: Request) -> str | None:
     pages = sum(media.store.pages_for(tokens) for tokens in {item.hash: item.tokens for item in request.media}.values())
     if pages > media.store.usable_pages:
         return f"the media need {pages} pages of embeddings; the instance has {media.store.usable_pages}"
-    wrong = spans.difference(request.media, len(request.prompt))
+    wrong = spans.difference(request.media, len(request.prompt)) or disagreement(media, request.media)
     return positions.difference(request.media) if wrong is None and state.config.mrope else wrong
 
 
@@ -274,7 +275,7 @@ def _queue_full(state: InstanceState, request: Request, role: Role) -> Refused |
     """Those that wait beside the queue for media keep out others with media only."""
     waiting = len(state.waiting)
     if request.media and state.media is not None:
-        waiting = max(waiting, len(state.media.beside()))
+        waiting = max(waiting, len(state.media.beside))
     if waiting < state.config.max_waiting:
         return None
     reason = f"{waiting} sequences wait here already (max_waiting {state.config.max_waiting})"
