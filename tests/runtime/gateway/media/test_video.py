@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from tests.runtime.gateway.calls import run
-from tests.runtime.gateway.toy_cluster import TOKENIZER
+from tests.runtime.gateway.toy_cluster import TOKENIZER, toy_model
 from tests.runtime.media import files
 from triptych.models.multimodal.presets import TOY_IMAGE_ID, VLM_PRESETS
 from triptych.models.multimodal.processing import process_frames, process_image
+from triptych.models.text.chat import ChatTemplate
 from triptych.models.vision.packing import Piece as VisionPiece
+from triptych.proto.v1 import inference_pb2 as pb
 from triptych.runtime.core.errors import InvalidRequestError, TriptychError
 from triptych.runtime.core.media import MediaKind
 from triptych.runtime.gateway.media.expansion import expanded
@@ -21,6 +23,7 @@ from triptych.runtime.gateway.media.pieces import Medium, Piece, checksum
 from triptych.runtime.gateway.media.processor import PooledProcessor
 from triptych.runtime.gateway.media.video import VideoProcessor
 from triptych.runtime.gateway.model import MediaModel
+from triptych.runtime.gateway.prompt import prompt_ids
 from triptych.runtime.media.errors import CorruptMediaError, DecoderLostError, MediaKindError, MediaLimitError
 from triptych.runtime.media.limits import MediaLimits
 from triptych.runtime.media.pool import DecoderPool, PoolConfig
@@ -155,6 +158,23 @@ def test_a_video_has_one_place_or_one_for_each_frame() -> None:
     assert ids == (7, *[pad] * 6, 8)
     assert [(item.offset, item.later) for item in items] == [(1, None), (3, 1), (5, 2)]
     assert (model.part(MediaKind.VIDEO), qwen.part(MediaKind.VIDEO)) == ("image", "video")
+
+
+def test_in_a_chat_frames_are_pictures_where_the_model_knows_no_videos() -> None:
+    """Whatever a template knows of videos: it would leave them out, or write a token that stands for nothing."""
+    template = ChatTemplate(
+        "{% for m in messages %}{% for p in m['content'] %}"
+        "{% if p['type'] == 'image' %}<|pad|>{% elif p['type'] == 'text' %}{{ p['text'] }}{% endif %}"
+        "{% endfor %}{% endfor %}",
+        bos_token=None,
+        eos_token=None,
+    )
+    model = toy_model(media=MediaModel.of(LLAVA, TOKENIZER), chat_template=template)
+    parts = [pb.ContentPart(media=pb.Media(data=VIDEO)), pb.ContentPart(text="?")]
+    request = pb.GenerateRequest(chat=pb.Chat(messages=[pb.ChatMessage(role="user", parts=parts)]))
+    ids, items = prompt_ids(request, model, 100, [medium("v", MediaKind.VIDEO, 2, 2)])
+    assert ids == (*[TOY_IMAGE_ID] * 4, ord("?"))
+    assert [item.offset for item in items] == [0, 2]
 
 
 def test_a_place_is_for_its_kind() -> None:
