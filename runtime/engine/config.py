@@ -27,6 +27,7 @@ class EngineConfig:
         compile_threads: programs compiled at once.
         media_pages: pages of the media pool, the null page 0 included; 0: there is none.
         encode_patches: slots of the largest encode program, and so of one item; 0: nothing is encoded.
+        mrope: tokens of programs that take media have three positions.
     """
 
     page_size: int
@@ -42,6 +43,7 @@ class EngineConfig:
     compile_threads: int = 2
     media_pages: int = 0
     encode_patches: int = 0
+    mrope: bool = False
 
     def __post_init__(self) -> None:
         for name in (
@@ -114,6 +116,7 @@ def engine_config(
     compile_threads: int = 2,
     media_pages: int = 0,
     encode_patches: int = 0,
+    mrope: bool = False,
 ) -> EngineConfig:
     """An EngineConfig with the default buckets for its limits and roles."""
     buckets = default_buckets(
@@ -137,4 +140,5 @@ def engine_config(
         compile_threads=compile_threads,
         media_pages=media_pages,
         encode_patches=encode_patches,
+        mrope=mrope,
     )

@@ -24,13 +24,13 @@ from triptych.runtime.core.tasks import (
     StartPrefill,
     TaskEnded,
 )
+from triptych.runtime.instance import positions, spans
 from triptych.runtime.instance.agreement import disagreement
 from triptych.runtime.instance.gathering import begin
 from triptych.runtime.instance.lifecycle import Kind, State, Trigger
 from triptych.runtime.instance.messages import InstanceMessage, OpenStaging, Report
 from triptych.runtime.instance.resuming import least_pages, room, try_reserve
 from triptych.runtime.instance.sequence import Sequence
-from triptych.runtime.instance.spans import difference
 from triptych.runtime.instance.state import InstanceState, end_task
 from triptych.runtime.instance.tasks import ROLES, DecodeTask, Fill, LocalTask, PrefillTask, Task, live_samples
 
@@ -210,6 +210,8 @@ def _queue(state: InstanceState, task: Task) -> None:
     if task.kind is not Kind.PREFILL or not task.resumed:
         task.streams = state.streams_for(task)
     task.sequence = _new_sequence(state, task.request)
+    if state.config.mrope:
+        task.position_offset = positions.offset_at(task.request.media, len(task.request.prompt))
     fill = Fill(task, task.sequence, task.streams, False, task.score_top)
     if not begin(state, fill):
         state.waiting[task.sequence.number] = fill
@@ -275,7 +277,8 @@ def _media_difference(state: InstanceState, request: Request) -> str | None:
     pages = sum(media.store.pages_for(tokens) for tokens in {item.hash: item.tokens for item in request.media}.values())
     if pages > media.store.usable_pages:
         return f"the media need {pages} pages of embeddings; the instance has {media.store.usable_pages}"
-    return difference(request.media, len(request.prompt)) or disagreement(media, request.media)
+    wrong = spans.difference(request.media, len(request.prompt)) or disagreement(media, request.media)
+    return positions.difference(request.media) if wrong is None and state.config.mrope else wrong
 
 
 def _queue_full(state: InstanceState, request: Request, role: Role) -> Refused | None:

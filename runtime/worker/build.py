@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import Mesh
 
-from triptych.models.errors import UnsupportedModelError
 from triptych.models.hub.bundle import ModelBundle, open_model
 from triptych.models.hub.media import open_multimodal
 from triptych.models.hub.resolve import resolve_model
@@ -74,14 +73,9 @@ class InstanceParts:
 
 
 def open_worker_model(config: WorkerConfig) -> WorkerModel:
-    """The model's parts; fetches it if it is not at hand. With `load_dummy` the weights are random ones of the same shapes.
-
-    Raises UnsupportedModelError for a model whose positions have three parts (M-RoPE): programs have one.
-    """
+    """The model's parts; fetches it if it is not at hand. With `load_dummy` the weights are random ones of the same shapes."""
     resolved = resolve_model(config.model, config.cache, progress=lambda text: log.info("%s", text))
     bundle = open_model(resolved)
-    if bundle.config.rope.sections is not None:
-        raise UnsupportedModelError(f"{resolved.name}: positions of three parts (M-RoPE) are not served yet")
     if config.load_dummy:
         bundle = dataclasses.replace(
             bundle, tensor_source=DummySource(bundle.config), revision=f"dummy-{bundle.config.fingerprint()}"
@@ -133,6 +127,7 @@ def build_instance(
         compile_threads=config.compile_threads,
         media_pages=pages,
         encode_patches=encode_patches(config, plan, model),
+        mrope=bundle.config.rope.sections is not None,
     )
     engine = _engine(config, limits, loaded, mesh, stage)
 
@@ -252,6 +247,7 @@ def make_core(
             media_pages=config.media_pages,
             encode_patches=config.encode_patches,
             media_digest="" if parts.media is None else parts.media.header.digest(),
+            mrope=config.mrope,
         ),
         stop_probe=stop_probe,
         random=random.Random(secrets.randbits(128)),
