@@ -108,8 +108,8 @@ class PoolEnds:
             case CancelPull():
                 self.consumer.cancel(message.request, message.key)
 
-    def on_export(self, export: Export) -> None:
-        self.producer.export(export.key, export.first_page, export.pages)
+    def on_export(self, export: Export, layer_group: int | None = None) -> None:
+        self.producer.export(export.key, export.first_page, export.pages, layer_group)
 
     def restart(self, ref: InstanceRef) -> None:
         """The instance goes on as `ref`, without what was staged."""

@@ -1,0 +1,188 @@
+"""`triptych bench-overlap`: how much of the KV transfer hides behind prefill, by the number of layers that go into one offer.
+
+A prefill and a decode instance of this process, on emulated CPU devices or on two accelerators, and a link on which every offer costs a hand-shake.
+Offers of one layer are too many hand-shakes, offers of all layers come when the prompt is done; in between lies the size that
+`smallest_hidden_group` chooses from the measured times (`transfer/layer_groups.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from triptych.runtime.core.errors import ConfigError
+from triptych.runtime.core.instance import TransportKind
+from triptych.runtime.transfer.layer_groups import KvTimes, cut_layers, smallest_hidden_group
+from triptych.tools.bench.intervals import Overlap, overlap
+from triptych.tools.config import ServeConfig
+from triptych.tools.reports import check_outputs
+
+if TYPE_CHECKING:
+    from triptych.tools.bench.overlap_run import Workload
+
+DEFAULT_CACHE = ServeConfig().cache_dir
+PAGE = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default="dummy:smollm2-135m",
+        help="what to run (default dummy:smollm2-135m, random weights of its shape)",
+    )
+    parser.add_argument("--groups", default="1,2,3,5,10,all", help="layers an offer (default 1,2,3,5,10,all)")
+    link = parser.add_mutually_exclusive_group()
+    link.add_argument("--handshake-ms", type=float, help="what each offer costs before its bytes move")
+    link.add_argument(
+        "--handshake-layers",
+        type=float,
+        default=2.5,
+        help="the same in layers' compute time, measured first (default 2.5: more than a layer hides)",
+    )
+    parser.add_argument("--requests", type=int, default=4, help="prompts, one behind the other (default 4)")
+    parser.add_argument("--chunks", type=int, default=4, help="steps a prompt (default 4)")
+    parser.add_argument("--chunk-tokens", type=int, default=128, help=f"tokens a step, a multiple of {PAGE}")
+    parser.add_argument("--transport", choices=tuple(TransportKind), default=TransportKind.LOCAL)
+    parser.add_argument("--cache-dir", default=DEFAULT_CACHE, help=f"models and programs (default {DEFAULT_CACHE})")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw exposed and hidden time (needs matplotlib)")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.chunk_tokens < PAGE or args.chunk_tokens % PAGE or args.requests < 1 or args.chunks < 1:
+        raise ConfigError(f"--requests and --chunks must be positive, --chunk-tokens a multiple of {PAGE}")
+    if min(args.handshake_ms or 0.0, args.handshake_layers) < 0:
+        raise ConfigError("a hand-shake takes no less than no time")
+    sizes = parse_groups(args.groups)
+    check_outputs(args.json, args.plot)
+    import jax  # late: a wrong flag is reported without waiting for it
+
+    jax.config.update("jax_num_cpu_devices", 2)
+    from triptych.tools.bench import overlap_run
+
+    work = overlap_run.Workload(
+        args.model,
+        Path(args.cache_dir).expanduser(),
+        TransportKind(args.transport),
+        args.requests,
+        args.chunks,
+        args.chunk_tokens,
+    )
+    report = measure(work, sizes, args.handshake_ms, args.handshake_layers)
+    print(describe(report))
+    if args.json is not None:
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if args.plot is not None:
+        draw(report, args.plot)
+    return 0 if report["same_tokens"] else 1
+
+
+def parse_groups(text: str) -> list[int | None]:
+    """Layers a group, None for all. Raises ConfigError for what is neither."""
+    sizes: list[int | None] = []
+    for part in text.split(","):
+        if part.strip() != "all" and not (part.strip().isdigit() and int(part) > 0):
+            raise ConfigError(f"--groups {text}: {part.strip()!r} is neither a number of layers nor 'all'")
+        sizes.append(None if part.strip() == "all" else int(part))
+    return sizes
+
+
+def measure(
+    work: Workload, sizes: list[int | None], handshake_ms: float | None, handshake_layers: float
+) -> dict[str, Any]:
+    """The report: layer time and link first, from offers of all layers without a hand-shake, then a run for each size."""
+    from triptych.models.hub.bundle import open_model
+    from triptych.models.hub.resolve import resolve_model
+    from triptych.tools.bench import overlap_run
+
+    layers = open_model(resolve_model(work.model, work.cache)).config.num_layers
+    with overlap_run.running(work, None) as runner:
+        runner.run(0.0, "measure")
+        measured = runner.times(layers, 0.0)
+    handshake = handshake_layers * measured.layer_seconds if handshake_ms is None else handshake_ms * 1e-3
+    times = KvTimes(**(asdict(measured) | {"handshake_seconds": handshake}))
+    chosen = smallest_hidden_group(times, layers)
+    _tell(f"a layer takes {times.layer_seconds * 1e3:.2f} ms, a hand-shake {handshake * 1e3:.2f} ms: groups of {chosen}")
+    rows, tokens = [], []
+    wanted = sorted({min(layers if size is None else size, layers) for size in sizes} | {chosen})
+    for size in wanted:
+        with overlap_run.running(work, size) as runner:
+            found = overlap(runner.run(handshake, "run"))
+            tokens.append(runner.tokens)
+            rows.append(_row(size, layers, found, runner.step_seconds(), chosen))
+        _tell(f"groups of {size}: {rows[-1]['overlap_in_run']:.1%} hidden in the run")
+    return {
+        "model": work.model,
+        "layers": layers,
+        "transport": str(work.transport),
+        "requests": work.requests,
+        "prompt_tokens": work.prompt_tokens,
+        "chunk_tokens": work.chunk_tokens,
+        "times": asdict(times),
+        "chosen": chosen,
+        "same_tokens": all(one == tokens[0] for one in tokens),
+        "rows": rows,
+    }
+
+
+def _row(size: int, layers: int, found: Overlap, step_seconds: float, chosen: int) -> dict[str, Any]:
+    return asdict(found) | {
+        "layers_per_offer": size,
+        "groups": len(cut_layers(layers, size)),
+        "step_seconds": step_seconds,
+        "overlap_of_requests": found.of_requests,
+        "overlap_in_run": found.in_run,
+        "chosen": size == chosen,
+    }
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The table."""
+    times = report["times"]
+    lines = [
+        f"{report['model']}, {report['layers']} layers, {report['requests']} prompts of {report['prompt_tokens']} tokens in steps of "
+        f"{report['chunk_tokens']}, transport {report['transport']}",
+        f"layer {times['layer_seconds'] * 1e3:.2f} ms, hand-shake {times['handshake_seconds'] * 1e3:.2f} ms an offer, "
+        f"link {times['bytes_per_second'] / 1e9:.2f} GB/s, KV of a layer {times['layer_bytes'] / 1e3:.0f} kB a step",
+        "",
+        f"{'':>22}{'':>9}{'':>10}{'after own prefill':>30}{'no prefill computes':>22}",
+        f"{'layers':>8}{'offers':>8}{'step':>9}{'KV time':>10}{'exposed':>10}{'overlap':>9}{'late':>9}{'exposed':>12}{'overlap':>9}",
+    ]
+    for row in report["rows"]:
+        lines.append(
+            f"{row['layers_per_offer']:>8}{row['offers']:>8}{row['step_seconds'] * 1e3:>7.0f}ms{row['transfer']:>9.3f}s"
+            f"{row['exposed_of_requests']:>9.3f}s{row['overlap_of_requests']:>9.1%}{row['late'] * 1e3:>7.0f}ms"
+            f"{row['exposed_in_run']:>11.3f}s{row['overlap_in_run']:>9.1%}{'  <- chosen' if row['chosen'] else ''}"
+        )
+    same = "the same tokens for every size" if report["same_tokens"] else "THE TOKENS DIFFER BETWEEN SIZES"
+    return "\n".join([*lines, "", same])
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Hidden and exposed KV time of each size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = report["rows"]
+    names = [f"{row['layers_per_offer']}{'*' if row['chosen'] else ''}" for row in rows]
+    figure, axes = pyplot.subplots(figsize=(6, 3.5))
+    axes.bar(names, [row["transfer"] for row in rows], label="hidden", color="#9dc3a5")
+    axes.bar(names, [row["exposed_of_requests"] for row in rows], label="after own prefill", color="#e8c07d")
+    axes.bar(names, [row["exposed_in_run"] for row in rows], label="no prefill computes", color="#c0504d")
+    axes.set_xlabel("layers an offer (* chosen)")
+    axes.set_ylabel("KV time, s")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
