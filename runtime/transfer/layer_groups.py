@@ -48,6 +48,20 @@ class KvTimes:
         return self.handshake_seconds + layers * self.layer_bytes / self.bytes_per_second
 
 
+def fit_link(small: tuple[float, float], large: tuple[float, float]) -> tuple[float, float]:
+    """(hand-shake in seconds, bytes per second) of a link on which offers of two sizes took so long; each is (bytes, seconds).
+
+    Where the larger one was no slower, size costs nothing that could be measured: the hand-shake is all, and the link as fast as it was seen.
+    """
+    (few, short), (many, long) = small, large
+    if not 0 < few < many:
+        raise ConfigError(f"a link is fitted to offers of two sizes, the smaller first; got {few:g} and {many:g} bytes")
+    if long <= short:
+        return min(short, long), many / long
+    rate = (many - few) / (long - short)
+    return max(0.0, short - few / rate), rate
+
+
 def smallest_hidden_group(times: KvTimes, num_layers: int) -> int:
     """The fewest layers a group whose offer takes no longer than the next group's computation; all layers if none does.
 

@@ -144,8 +144,9 @@ class DeviceLoop(threading.Thread):
             self._feed(Tick())
         if self._advance():
             return True
-        whole = not (self._in_flight and isinstance(self._in_flight[-1], PartialStep))
-        dispatched = whole and len(self._in_flight) < MAX_IN_FLIGHT and self._feed(DeviceReady())
+        dispatched = not self._partial and len(self._in_flight) < MAX_IN_FLIGHT and self._feed(DeviceReady())
+        if dispatched and self._partial:
+            return True  # its second group goes out before anything is waited for
         if self._in_flight and (not dispatched or len(self._in_flight) == MAX_IN_FLIGHT):
             self._owner.on_flush()  # what was heard and answered since the last step must not wait for this one
             started = self._clock.now()
@@ -161,10 +162,16 @@ class DeviceLoop(threading.Thread):
             self._idle = True
         return True
 
+    @property
+    def _partial(self) -> PartialStep | None:
+        """The newest step, if it has layer groups that are still to be dispatched."""
+        newest = self._in_flight[-1] if self._in_flight else None
+        return newest if isinstance(newest, PartialStep) else None
+
     def _advance(self) -> bool:
         """Dispatch the next layer group of a step that has more; False if there is none, or an older step is to be read first."""
-        step = self._in_flight[-1] if self._in_flight else None
-        if not isinstance(step, PartialStep) or (len(self._in_flight) > 1 and step.run.must_wait):
+        step = self._partial
+        if step is None or (len(self._in_flight) > 1 and step.run.must_wait):
             return False
         if step.run.must_wait:
             self._owner.on_flush()

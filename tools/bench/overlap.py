@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import TransportKind
-from triptych.runtime.transfer.layer_groups import KvTimes, cut_layers, smallest_hidden_group
-from triptych.tools.bench.intervals import Overlap, overlap
+from triptych.runtime.transfer.layer_groups import KvTimes, cut_layers, fit_link, smallest_hidden_group
+from triptych.tools.bench.intervals import overlap
 from triptych.tools.config import ServeConfig
 from triptych.tools.reports import check_outputs
 
@@ -95,27 +95,44 @@ def parse_groups(text: str) -> list[int | None]:
 def measure(
     work: Workload, sizes: list[int | None], handshake_ms: float | None, handshake_layers: float
 ) -> dict[str, Any]:
-    """The report: layer time and link first, from offers of all layers without a hand-shake, then a run for each size."""
+    """The report, with a run for each size. Offers of all layers and of one give the layer's time and the link's own hand-shake, which the
+    injected one comes on top of."""
     from triptych.models.hub.bundle import open_model
     from triptych.models.hub.resolve import resolve_model
     from triptych.tools.bench import overlap_run
 
     layers = open_model(resolve_model(work.model, work.cache)).config.num_layers
+    rows: dict[int, dict[str, Any]] = {}
+    tokens: list[list[list[int]]] = []
+
+    def run(runner: overlap_run.Runner, size: int, injected: float) -> None:
+        found = overlap(runner.run(injected, "run"))
+        tokens.append(runner.tokens)
+        rows[size] = asdict(found) | {
+            "layers_per_offer": size,
+            "groups": len(cut_layers(layers, size)),
+            "step_seconds": runner.step_seconds(),
+            "overlap_of_requests": found.of_requests,
+            "overlap_in_run": found.in_run,
+        }
+        _tell(f"offers of {size} layers: {found.in_run:.1%} hidden in the run")
+
     with overlap_run.running(work, None) as runner:
         runner.run(0.0, "measure")
-        measured = runner.times(layers, 0.0)
-    handshake = handshake_layers * measured.layer_seconds if handshake_ms is None else handshake_ms * 1e-3
-    times = KvTimes(**(asdict(measured) | {"handshake_seconds": handshake}))
+        layer_seconds, large = runner.step_seconds() / layers, runner.offer()
+        injected = handshake_layers * layer_seconds if handshake_ms is None else handshake_ms * 1e-3
+        run(runner, layers, injected)
+    with overlap_run.running(work, 1) as runner:
+        runner.run(0.0, "measure")
+        own, rate = fit_link(runner.offer(), large)
+        run(runner, 1, injected)
+    times = KvTimes(layer_seconds, own + injected, large[0] / layers, rate)
     chosen = smallest_hidden_group(times, layers)
-    _tell(f"a layer takes {times.layer_seconds * 1e3:.2f} ms, a hand-shake {handshake * 1e3:.2f} ms: groups of {chosen}")
-    rows, tokens = [], []
-    wanted = sorted({min(layers if size is None else size, layers) for size in sizes} | {chosen})
-    for size in wanted:
-        with overlap_run.running(work, size) as runner:
-            found = overlap(runner.run(handshake, "run"))
-            tokens.append(runner.tokens)
-            rows.append(_row(size, layers, found, runner.step_seconds(), chosen))
-        _tell(f"groups of {size}: {rows[-1]['overlap_in_run']:.1%} hidden in the run")
+    _tell(f"a layer takes {layer_seconds * 1e3:.2f} ms, a hand-shake {(own + injected) * 1e3:.2f} ms: {chosen} layers")
+    for size in {min(size, layers) for size in sizes if size is not None} | {chosen}:
+        if size not in rows:
+            with overlap_run.running(work, size) as runner:
+                run(runner, size, injected)
     return {
         "model": work.model,
         "layers": layers,
@@ -123,32 +140,28 @@ def measure(
         "requests": work.requests,
         "prompt_tokens": work.prompt_tokens,
         "chunk_tokens": work.chunk_tokens,
+        "injected_seconds": injected,
         "times": asdict(times),
         "chosen": chosen,
         "same_tokens": all(one == tokens[0] for one in tokens),
-        "rows": rows,
-    }
-
-
-def _row(size: int, layers: int, found: Overlap, step_seconds: float, chosen: int) -> dict[str, Any]:
-    return asdict(found) | {
-        "layers_per_offer": size,
-        "groups": len(cut_layers(layers, size)),
-        "step_seconds": step_seconds,
-        "overlap_of_requests": found.of_requests,
-        "overlap_in_run": found.in_run,
-        "chosen": size == chosen,
+        "rows": [rows[size] | {"chosen": size == chosen} for size in sorted(rows)],
     }
 
 
 def describe(report: dict[str, Any]) -> str:
     """The table."""
     times = report["times"]
-    lines = [
+    what = (
         f"{report['model']}, {report['layers']} layers, {report['requests']} prompts of {report['prompt_tokens']} tokens in steps of "
-        f"{report['chunk_tokens']}, transport {report['transport']}",
-        f"layer {times['layer_seconds'] * 1e3:.2f} ms, hand-shake {times['handshake_seconds'] * 1e3:.2f} ms an offer, "
-        f"link {times['bytes_per_second'] / 1e9:.2f} GB/s, KV of a layer {times['layer_bytes'] / 1e3:.0f} kB a step",
+        f"{report['chunk_tokens']}, transport {report['transport']}"
+    )
+    link = (
+        f"layer {times['layer_seconds'] * 1e3:.2f} ms, hand-shake {times['handshake_seconds'] * 1e3:.2f} ms an offer "
+        f"({report['injected_seconds'] * 1e3:.2f} ms of it injected), KV of a layer {times['layer_bytes'] / 1e3:.0f} kB a step"
+    )
+    lines = [
+        what,
+        link,
         "",
         f"{'':>22}{'':>9}{'':>10}{'after own prefill':>30}{'no prefill computes':>22}",
         f"{'layers':>8}{'offers':>8}{'step':>9}{'KV time':>10}{'exposed':>10}{'overlap':>9}{'late':>9}{'exposed':>12}{'overlap':>9}",

@@ -19,7 +19,6 @@ from typing import Any
 from triptych.runtime.cluster.llm import LLM
 from triptych.runtime.core.instance import TransportKind
 from triptych.runtime.instance.plan import Pool, StepPlan
-from triptych.runtime.transfer.layer_groups import KvTimes
 from triptych.runtime.transfer.transports.base import Transport
 from triptych.runtime.transfer.transports.handshake import Fetched, HandshakeTransport
 from triptych.tools.bench.intervals import Interval, Request
@@ -103,12 +102,13 @@ class Runner:
         """Median step of the last run."""
         return statistics.median(end - begin for _, (begin, end) in self._record.steps)
 
-    def times(self, layers: int, handshake: float) -> KvTimes:
-        """What the last run says of layers and of the link, beyond the hand-shake that it was given. All offers cost what the median one does."""
+    def offer(self) -> tuple[float, float]:
+        """(bytes, seconds) of the median offer of the last run."""
         fetched = self._record.fetched
-        seconds = statistics.median(one.end - one.begin for one in fetched) - handshake
-        size = statistics.median(one.nbytes for one in fetched)
-        return KvTimes(self.step_seconds() / layers, handshake, size / layers, size / max(seconds, 1e-9))
+        return (
+            statistics.median(one.nbytes for one in fetched),
+            statistics.median(one.end - one.begin for one in fetched),
+        )
 
 
 @contextmanager

@@ -60,7 +60,9 @@ def two_prompts(at: Engine, **plan: Any) -> tuple[list[list[int]], Any, list[np.
     return tokens, result.rows[0].scores, [np.asarray(half)[1:] for pair in at.pools for half in pair]
 
 
-@pytest.mark.parametrize(("layers", "tp"), [(1, 1), (2, 1), (3, 2), pytest.param(4, 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("layers", "tp"), [(1, 1), (2, 1), *(pytest.param(*cut, marks=pytest.mark.slow) for cut in ((3, 2), (4, 4)))]
+)
 def test_every_cut_gives_the_numbers_of_the_whole(layers: int, tp: int) -> None:
     expected, scores, whole = two_prompts(engine(LAYERS, tp))
     tokens, again, pools = two_prompts(engine(layers, tp))

@@ -28,9 +28,10 @@ ITEMS = {3: (9, (7, 2, 5)), 14: (5, (9, 4))}
 MEDIA = {3: embeddings(CAT), 14: embeddings(DOG)}
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[(1, 2), (2, 1)], ids=["tp1", "tp2-layer-by-layer"])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    return rig.media_engine(request.param)
+    tp, layers = request.param
+    return rig.media_engine(tp, layers=layers)
 
 
 @pytest.fixture
