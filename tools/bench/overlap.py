@@ -103,36 +103,43 @@ def measure(
 
     layers = open_model(resolve_model(work.model, work.cache)).config.num_layers
     rows: dict[int, dict[str, Any]] = {}
+    measured: dict[int, tuple[float, tuple[float, float]]] = {}
     tokens: list[list[list[int]]] = []
 
-    def run(runner: overlap_run.Runner, size: int, injected: float) -> None:
+    def run(runner: overlap_run.Runner, size: int) -> None:
+        """A run of its own gives each size its layer time: a machine that does other work besides is not always as fast."""
+        runner.run(0.0, "measure")
+        layer_seconds = runner.step_seconds() / layers
+        measured[size] = (layer_seconds, runner.offer())
+        injected = handshake_layers * layer_seconds if handshake_ms is None else handshake_ms * 1e-3
         found = overlap(runner.run(injected, "run"))
         tokens.append(runner.tokens)
         rows[size] = asdict(found) | {
             "layers_per_offer": size,
             "groups": len(cut_layers(layers, size)),
+            "injected_seconds": injected,
             "step_seconds": runner.step_seconds(),
             "overlap_of_requests": found.of_requests,
             "overlap_in_run": found.in_run,
         }
         _tell(f"offers of {size} layers: {found.in_run:.1%} hidden in the run")
 
-    with overlap_run.running(work, None) as runner:
-        runner.run(0.0, "measure")
-        layer_seconds, large = runner.step_seconds() / layers, runner.offer()
-        injected = handshake_layers * layer_seconds if handshake_ms is None else handshake_ms * 1e-3
-        run(runner, layers, injected)
-    with overlap_run.running(work, 1) as runner:
-        runner.run(0.0, "measure")
-        own, rate = fit_link(runner.offer(), large)
-        run(runner, 1, injected)
-    times = KvTimes(layer_seconds, own + injected, large[0] / layers, rate)
-    chosen = smallest_hidden_group(times, layers)
-    _tell(f"a layer takes {layer_seconds * 1e3:.2f} ms, a hand-shake {(own + injected) * 1e3:.2f} ms: {chosen} layers")
-    for size in {min(size, layers) for size in sizes if size is not None} | {chosen}:
+    def run_size(size: int) -> None:
         if size not in rows:
             with overlap_run.running(work, size) as runner:
-                run(runner, size, injected)
+                run(runner, size)
+
+    for size in (layers, 1):
+        run_size(size)
+    (layer_seconds, large), (_, small) = measured[layers], measured[1]
+    own, rate = fit_link(small, large)
+    times = KvTimes(layer_seconds, own + rows[layers]["injected_seconds"], large[0] / layers, rate)
+    chosen = smallest_hidden_group(times, layers)
+    _tell(
+        f"a layer takes {layer_seconds * 1e3:.2f} ms, a hand-shake {times.handshake_seconds * 1e3:.2f} ms: {chosen} layers"
+    )
+    for size in [*(min(size, layers) for size in sizes if size is not None), chosen]:
+        run_size(size)
     return {
         "model": work.model,
         "layers": layers,
@@ -140,7 +147,7 @@ def measure(
         "requests": work.requests,
         "prompt_tokens": work.prompt_tokens,
         "chunk_tokens": work.chunk_tokens,
-        "injected_seconds": injected,
+        "injected_seconds": rows[layers]["injected_seconds"],
         "times": asdict(times),
         "chosen": chosen,
         "same_tokens": all(one == tokens[0] for one in tokens),
@@ -163,12 +170,12 @@ def describe(report: dict[str, Any]) -> str:
         what,
         link,
         "",
-        f"{'':>22}{'':>9}{'':>10}{'after own prefill':>30}{'no prefill computes':>22}",
-        f"{'layers':>8}{'offers':>8}{'step':>9}{'KV time':>10}{'exposed':>10}{'overlap':>9}{'late':>9}{'exposed':>12}{'overlap':>9}",
+        f"{'':>45}{'after own prefill':>28}{'no prefill computes':>21}",
+        f"{'layers':>8}{'offers':>8}{'injected':>10}{'step':>9}{'KV time':>10}{'exposed':>10}{'overlap':>9}{'late':>9}{'exposed':>12}{'overlap':>9}",
     ]
     for row in report["rows"]:
         lines.append(
-            f"{row['layers_per_offer']:>8}{row['offers']:>8}{row['step_seconds'] * 1e3:>7.0f}ms{row['transfer']:>9.3f}s"
+            f"{row['layers_per_offer']:>8}{row['offers']:>8}{row['injected_seconds'] * 1e3:>8.1f}ms{row['step_seconds'] * 1e3:>7.0f}ms{row['transfer']:>9.3f}s"
             f"{row['exposed_of_requests']:>9.3f}s{row['overlap_of_requests']:>9.1%}{row['late'] * 1e3:>7.0f}ms"
             f"{row['exposed_in_run']:>11.3f}s{row['overlap_in_run']:>9.1%}{'  <- chosen' if row['chosen'] else ''}"
         )
