@@ -147,7 +147,7 @@ class Engine:
         state = self._usable()
         try:
             step.run.wait()
-            self.pools = step.run.advance(self.pools)
+            self.pools = step.run.advance(self.pools, self._embeddings)
             return step if step.run.left else self._end(step, state)
         except Exception as error:
             raise self.fail(error) from error
@@ -192,7 +192,7 @@ class Engine:
         step = PartialStep(plan, self, run, batch, draws, encoded)
         exports = any(export.pool is Pool.KV for export in plan.exports)
         while run.left and not (exports and run.dispatched):
-            self.pools = run.advance(self.pools)
+            self.pools = run.advance(self.pools, self._embeddings)
         return step if run.left else self._end(step, state)
 
     def _end(self, step: PartialStep, state: SamplerState) -> PendingStep:

@@ -25,7 +25,7 @@ from triptych.models.structure import DecoderStructure, Pools
 from triptych.runtime.engine.batch import extend_packing
 from triptych.runtime.engine.buckets import ExtendShape
 from triptych.runtime.engine.config import EngineConfig
-from triptych.runtime.engine.media_pool import MediaPool
+from triptych.runtime.engine.media_pool import Embeddings, MediaPool
 
 ExtendOutputs = tuple[Float[Array, "slots hidden"], Float[Array, "prefill_tokens hidden"] | None, Pools]
 
@@ -56,10 +56,8 @@ def build_extend(
         tokens = known_tokens(inputs, last_tokens, config)
         batch = ragged(inputs, tokens, shape)
         decoder = structure.merge(params)
-        x = decoder.embed(tokens)
-        if media is not None:
-            x = media.replace(x, embeddings, inputs["media_index"])
-        hidden, pools = extend(decoder, x, pools, batch)
+        seen = None if media is None else media.read(embeddings, inputs["media_index"])
+        hidden, pools = extend(decoder, decoder.embed(tokens), pools, batch, seen)
         picked = hidden.at[inputs["picks"]].get(mode="clip")
         return picked, hidden[shape.decode_rows :] if scored else None, pools
 
@@ -90,15 +88,20 @@ def ragged(inputs: dict[str, jax.Array], tokens: Int32[Array, "tokens"], shape: 
 
 
 def extend(
-    decoder: Decoder, x: Float[Array, "tokens hidden"], pools: Pools, batch: Ragged
+    decoder: Decoder, x: Float[Array, "tokens hidden"], pools: Pools, batch: Ragged, seen: Embeddings | None = None
 ) -> tuple[Float[Array, "tokens hidden"], Pools]:
-    """`models.decoder.extend` from embedded tokens on, with each kind of layer traced once."""
-    x, written = extend_range(decoder, x, pools, batch, range(decoder.config.num_layers))
+    """`models.decoder.extend` from embedded tokens on, with each kind of layer traced once; `seen` are the media among the tokens."""
+    x, written = extend_range(decoder, x, pools, batch, range(decoder.config.num_layers), seen)
     return decoder.norm(x), written
 
 
 def extend_range(
-    decoder: Decoder, x: Float[Array, "tokens hidden"], pools: Pools, batch: Ragged, layers: range
+    decoder: Decoder,
+    x: Float[Array, "tokens hidden"],
+    pools: Pools,
+    batch: Ragged,
+    layers: range,
+    seen: Embeddings | None = None,
 ) -> tuple[Float[Array, "tokens hidden"], Pools]:
     """`models.decoder.extend_layers`, with each kind of layer traced once. `pools` are those of `layers`."""
     scale, tp = decoder.config.head_dim**-0.5, decoder.rules.tp
@@ -111,8 +114,9 @@ def extend_range(
 
     by = decoder.rotation(batch.positions)
     written: list[KV] = []
-    for at, kv in zip(layers, pools, strict=True):
-        definition, arrays = nnx.split(decoder.layers[at])
+    for number, kv in zip(layers, pools, strict=True):
+        x = x if seen is None else seen.into(number, x)
+        definition, arrays = nnx.split(decoder.layers[number])
         x, kv = layer(definition, arrays, x, by, kv, batch)
         written.append(kv)
     return x, tuple(written)

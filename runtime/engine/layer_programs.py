@@ -31,10 +31,15 @@ Params = tuple[jax.Array, ...]
 
 @dataclass(frozen=True)
 class LayerCut:
-    """A decoder's parameters, layer group by layer group. `groups` are half-open ranges that cover the layers in order."""
+    """A decoder's parameters, layer group by layer group.
+
+    `groups` are half-open ranges that cover the layers in order. `injections` are the media pool's pairs of (layer, part): those at layer 0
+    belong to the embedding, the others to the group of their layer.
+    """
 
     structure: DecoderStructure
     groups: tuple[tuple[int, int], ...]
+    injections: tuple[tuple[int, int], ...] = ()
 
     @cached_property
     def _layers(self) -> tuple[tuple[int, ...], ...]:
@@ -64,7 +69,17 @@ class LayerCut:
     def _kind(self, group: int) -> Any:
         start, stop = self.groups[group]
         arrays = (self.structure.abstract[at] for at in self._places(group))
-        return self.structure.config.layer_windows[start:stop], tuple((a.shape, a.dtype, a.sharding) for a in arrays)
+        shapes = tuple((array.shape, array.dtype, array.sharding) for array in arrays)
+        injected = tuple((layer - start, part) for layer, part in self._injected(group))
+        return self.structure.config.layer_windows[start:stop], shapes, injected
+
+    def _injected(self, group: int) -> tuple[tuple[int, int], ...]:
+        start, stop = self.groups[group]
+        return tuple((layer, part) for layer, part in self.injections if layer > 0 and start <= layer < stop)
+
+    def reads_media(self, group: int) -> bool:
+        """Whether the group's program takes the media pool, too: some of its layers have embeddings of media as their input."""
+        return bool(self._injected(group))
 
     def layers(self, params: Params, group: int) -> Params:
         """The group's arrays out of all parameters."""
@@ -99,22 +114,24 @@ def build_embed(
         inputs = packing.unpack(packed)
         x = cut.over_outer(outer).embed(known_tokens(inputs, last_tokens, config))
         if media is not None:
-            x = media.replace(x, embeddings, inputs["media_index"])
+            x = media.read(embeddings, inputs["media_index"]).into(0, x)
         return x, packed
 
     return run
 
 
 def build_layers(
-    cut: LayerCut, group: int, shape: ExtendShape, config: EngineConfig
+    cut: LayerCut, group: int, shape: ExtendShape, config: EngineConfig, media: MediaPool | None
 ) -> Callable[..., tuple[Float[Array, "tokens hidden"], Pools]]:
-    """(params, pools) of the group, hidden states, packed -> (hidden states, the group's pools)."""
+    """(params, pools) of the group, hidden states, packed[, media pool] -> (hidden states, the group's pools)."""
     packing = extend_packing(shape, config)
     layers = range(*cut.groups[group])
 
-    def run(params: Params, pools: Pools, x: jax.Array, packed: jax.Array) -> Any:
+    def run(params: Params, pools: Pools, x: jax.Array, packed: jax.Array, embeddings: Pools = ()) -> Any:
         inputs = packing.unpack(packed)
-        return extend_range(cut.over_layers(params, group), x, pools, ragged(inputs, inputs["tokens"], shape), layers)
+        seen = None if media is None else media.read(embeddings, inputs["media_index"])
+        batch = ragged(inputs, inputs["tokens"], shape)
+        return extend_range(cut.over_layers(params, group), x, pools, batch, layers, seen)
 
     return run
 
@@ -153,6 +170,7 @@ class LayerRun:
         *media: Pools,
     ) -> None:
         self._programs, self._cut, self._shape, self._params = programs, cut, shape, params
+        self._takes_media = bool(media)
         self._x, self._packed = programs["embed", shape](cut.outer(params), packed, last_tokens, *media)
         self._unfinished: deque[jax.Array] = deque()
         self.dispatched = 0
@@ -172,11 +190,16 @@ class LayerRun:
         if self.must_wait:
             self._unfinished.popleft().block_until_ready()
 
-    def advance(self, pools: Pools) -> Pools:
-        """Dispatch the next group, whose pools are donated; returns all pools. Does not wait."""
+    def advance(self, pools: Pools, embeddings: Pools) -> Pools:
+        """Dispatch the next group, whose pools are donated; returns all pools. Does not wait.
+
+        `embeddings` is the media pool as it is now, if there is one: what arrives between two groups replaces its arrays.
+        """
         group, (start, stop) = self.dispatched, self._cut.groups[self.dispatched]
         program = self._programs["layers", self._shape, self._cut.alike[group]]
-        self._x, written = program(self._cut.layers(self._params, group), pools[start:stop], self._x, self._packed)
+        media = (embeddings,) if self._takes_media and self._cut.reads_media(group) else ()
+        params = self._cut.layers(self._params, group)
+        self._x, written = program(params, pools[start:stop], self._x, self._packed, *media)
         self._unfinished.append(self._x)
         self.dispatched += 1
         return (*pools[:start], *written, *pools[stop:])

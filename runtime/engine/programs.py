@@ -42,7 +42,7 @@ class Programs:
         self.head: HeadParams = head_params(structure)
         pool = structure.pool_struct(group, config.num_pages, config.page_size)
         self._pools = tuple((pool, pool) for _ in group.layers)
-        self._cut = LayerCut(structure, config.layer_groups)
+        self._cut = LayerCut(structure, config.layer_groups, () if media is None else media.injections)
         self._compiled: dict[Key, Executable] = {}
 
     def __getitem__(self, key: Key) -> Executable:
@@ -116,10 +116,12 @@ class Programs:
 
         def layers(group: int) -> Program:
             pools = self._pools[slice(*cut.groups[group])]
+            inner = media if cut.reads_media(group) else None
+            params = cut.layers(self._structure.abstract, group)
             return Program(
                 key=("layers", shape, group),
-                run=build_layers(cut, group, shape, config),
-                arguments=(cut.layers(self._structure.abstract, group), pools, hidden, packed),
+                run=build_layers(cut, group, shape, config, inner),
+                arguments=(params, pools, hidden, packed, *(() if inner is None else (inner.structs,))),
                 outputs=(small, self._shardings(pools)),
                 donated=(1,),
             )

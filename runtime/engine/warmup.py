@@ -43,7 +43,7 @@ def run_each_once(
         if config.by_layer_groups(shape):
             run = programs.by_layer_groups(shape, params, packed, last_tokens, *media)
             while run.left:
-                pools = run.advance(pools)
+                pools = run.advance(pools, embeddings)
             picked, hidden = run.end()
         else:
             picked, hidden, pools = programs[("extend", shape)](params, pools, packed, last_tokens, *media)
