@@ -1,4 +1,4 @@
-"""The same tokens everywhere: every pair of {topology, processes, transport, TP pair, chunk size, prefix cache, pool size} against the monolith.
+"""The same tokens everywhere: every pair of {topology, processes, transport, TP pair, chunk size, prefix cache, pool size, layers an offer} against the monolith.
 
 Each row of the pairwise matrix is a cluster; on each, the same requests run cold, again (prefix cache warm), and all at once (mixed steps, and
 preemption where the pool is small). What comes back must be what one monolithic instance gives to one request at a time: tokens, text, finish
@@ -29,6 +29,7 @@ FACTORS: dict[str, list[Any]] = {
     "chunk_tokens": [16, 64],
     "prefix_cache": [True, False],
     "num_pages": [129, 21],
+    "kv_layer_groups": [1, None],  # the toy has two layers
 }
 
 
