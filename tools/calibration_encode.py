@@ -49,7 +49,13 @@ def picture_of(model: MultimodalConfig, width: int, height: int) -> Picture:
 
 
 def make_engine(
-    resolved: ResolvedModel, model: MultimodalConfig, mesh: Mesh, dtype: str, page_size: int, patches: int, picture: Picture
+    resolved: ResolvedModel,
+    model: MultimodalConfig,
+    mesh: Mesh,
+    dtype: str,
+    page_size: int,
+    patches: int,
+    picture: Picture,
 ) -> EncodeEngine:
     """An encode instance's engine with `patches` slots in its largest program, not compiled; the picture is on its shelf."""
     if patches < picture.slots:

@@ -222,7 +222,9 @@ def _devices(args: argparse.Namespace, limits: Limits) -> tuple[Device, Device, 
         encode = device(hardware, measured, args.encode_tp or args.tp)
     for other in (decode, encode):
         if prefill.limits.page_size != other.limits.page_size or prefill.token_bytes != other.token_bytes:
-            raise ConfigError("instances differ in page size or KV bytes a token: they cannot exchange KV or embeddings")
+            raise ConfigError(
+                "instances differ in page size or KV bytes a token: they cannot exchange KV or embeddings"
+            )
     return decode, prefill, encode, images
 
 

@@ -35,10 +35,14 @@ class FanOut:
         return self.median(count, "gather") / self.median(min(self.results), "gather")
 
 
-def run_fan_out(args: argparse.Namespace, make_study: Callable[[argparse.Namespace], tuple[Study, float | None]]) -> FanOut:
+def run_fan_out(
+    args: argparse.Namespace, make_study: Callable[[argparse.Namespace], tuple[Study, float | None]]
+) -> FanOut:
     """One study for each number in `args.encoders`, at the first rate. Raises ConfigError for a topology that has an E."""
     if any(Role.ENCODE in group.roles for group in parse(args.topology).groups):
-        raise ConfigError(f"--encoders adds encode instances to --topology, which is {args.topology}: leave E out there")
+        raise ConfigError(
+            f"--encoders adds encode instances to --topology, which is {args.topology}: leave E out there"
+        )
     if not args.image_share:
         raise ConfigError("--encoders needs requests with images: --image-share")
     results: dict[int, RateResult] = {}
@@ -52,8 +56,10 @@ def run_fan_out(args: argparse.Namespace, make_study: Callable[[argparse.Namespa
 def table(fan_out: FanOut) -> str:
     """A line a number of instances."""
     lines = [
-        f"{'encoders':>8}{'TTFT':>9}{'gather':>9}{'enc wait':>10}{'encode':>9}{'E to P':>9}{'of TTFT':>9}{'gather/first':>14}{'1/n':>8}"
-        "   medians, milliseconds"
+        (
+            f"{'encoders':>8}{'TTFT':>9}{'gather':>9}{'enc wait':>10}{'encode':>9}{'E to P':>9}{'of TTFT':>9}{'gather/first':>14}{'1/n':>8}"
+            "   medians, milliseconds"
+        )
     ]
     fewest = min(fan_out.results)
     for count in fan_out.results:

@@ -23,7 +23,10 @@ from triptych.runtime.simulation.study_fleet import Kind
 from triptych.runtime.simulation.study_layout import Limits, MediaDevice, table_media
 from triptych.runtime.simulation.workload_images import Images
 
-SEQUENCES, ENCODE_PATCHES = 4, 2048  # defaults of a worker (runtime/worker/media_parts.py), so that a study has them too
+SEQUENCES, ENCODE_PATCHES = (
+    4,
+    2048,
+)  # defaults of a worker (runtime/worker/media_parts.py), so that a study has them too
 
 
 @dataclass(frozen=True)
@@ -61,18 +64,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--image-share", type=float, default=0.0, help="share of requests with images (default 0)")
     group.add_argument("--images-per-request", type=int, default=1, help="of those that have any (default 1)")
     group.add_argument("--image-uses", type=float, default=1.0, help="how often an image comes, on average (default 1)")
-    group.add_argument("--image-size", type=image_size, default=(1024, 1024), metavar="WxH", help="pixels (default 1024x1024)")
+    group.add_argument(
+        "--image-size", type=image_size, default=(1024, 1024), metavar="WxH", help="pixels (default 1024x1024)"
+    )
     group.add_argument("--image-tokens", type=int, help="embeddings of an image (default: as the encoder makes them)")
     group.add_argument("--image-patches", type=int, help="encoder positions of an image (default: as it takes them)")
     group.add_argument(
         "--vision", metavar="NAME",
         help=f"encoder: {', '.join(VISIONS)}, or a folder with config.json (default: that of --model or --encode-table)",
     )  # fmt: skip
-    group.add_argument("--encode-hardware", metavar="NAME", help="what encode instances run on, if it is something else")
-    group.add_argument("--encode-table", type=Path, metavar="FILE", help="step times of encode instances, if they differ")
+    group.add_argument(
+        "--encode-hardware", metavar="NAME", help="what encode instances run on, if it is something else"
+    )
+    group.add_argument(
+        "--encode-table", type=Path, metavar="FILE", help="step times of encode instances, if they differ"
+    )
     group.add_argument("--encode-tp", type=int, help="chips an encode instance, if different")
     group.add_argument("--media-pages", type=int, help="pages of embeddings an instance (default: as a worker has)")
-    group.add_argument("--encode-patches", type=int, help="most patches of a step (default: 2048, or the largest image)")
+    group.add_argument(
+        "--encode-patches", type=int, help="most patches of a step (default: 2048, or the largest image)"
+    )
 
 
 def find_vision(args: argparse.Namespace, text: ModelConfig | None) -> Vision | None:
@@ -92,7 +103,9 @@ def find_vision(args: argparse.Namespace, text: ModelConfig | None) -> Vision | 
     if preset is not None:
         return Vision(preset.vision, preset.processing)
     if args.vision is not None:
-        raise ConfigError(f"no encoder {name!r}; there are {', '.join(VISIONS)}, or name a folder of a multimodal model")
+        raise ConfigError(
+            f"no encoder {name!r}; there are {', '.join(VISIONS)}, or name a folder of a multimodal model"
+        )
     return None
 
 
@@ -150,7 +163,9 @@ def encode_table(path: Path | None) -> EncodeTable | None:
 def table(results: Sequence[RateResult]) -> list[str]:
     """What requests with images waited for, a line a rate; means in milliseconds."""
     names = ("gather", "encode_wait", "encode", "feed")
-    lines = [f"{'req/s':>8}{'gather':>9}{'enc wait':>10}{'encode':>9}{'E to P':>9}{'of TTFT':>9}   means of requests with images"]
+    lines = [
+        f"{'req/s':>8}{'gather':>9}{'enc wait':>10}{'encode':>9}{'E to P':>9}{'of TTFT':>9}   means of requests with images"
+    ]
     for r in results:
         times = [r.latencies[name].mean * 1e3 if name in r.latencies else math.nan for name in names]
         share = r.latencies["share"].mean if "share" in r.latencies else math.nan
@@ -164,7 +179,9 @@ def memory(kinds: Sequence[Kind]) -> str:
     lines = [f"{'instance':<12}{'weights':>10}{'KV pool':>10}{'media pool':>12}{'all':>10}   GB of an instance"]
     for kind in kinds:
         parts = [kind.weight_bytes, kind.kv_bytes, kind.media_bytes]
-        cells = "".join(f"{value / 1e9:>{width}.2f}" for value, width in zip((*parts, sum(parts)), (10, 10, 12, 10), strict=True))
+        cells = "".join(
+            f"{value / 1e9:>{width}.2f}" for value, width in zip((*parts, sum(parts)), (10, 10, 12, 10), strict=True)
+        )
         lines.append(f"{kind.name:<12}{cells}")
     return "\n".join(lines)
 

@@ -206,7 +206,11 @@ def frame(scheduler: str, before: Look, now: Look) -> str:
     ]
     lines += [_row(one) for one in sorted(shown["instances"], key=lambda one: (one["roles"], one["id"]))]
     if media := [one for one in shown["instances"] if one["media_pages"]]:
-        lines += ["", MEDIA_HEADER, *(_media_row(one) for one in sorted(media, key=lambda one: (one["roles"], one["id"])))]
+        lines += [
+            "",
+            MEDIA_HEADER,
+            *(_media_row(one) for one in sorted(media, key=lambda one: (one["roles"], one["id"]))),
+        ]
     roles = {role for one in shown["instances"] for role in one["roles"]}
     if missing := sorted({"prefill", "decode"} - roles, reverse=True):
         lines += ["", f"cannot serve now: no instance for {' and '.join(missing)}"]

@@ -53,7 +53,9 @@ STORM = (0.08, 1.3)  # seconds between which faults begin
 MANY = 50  # attempts, or requests: more than any schedule has
 UNHURRIED = 60.0  # seconds that a drain may take; longer than any schedule: one that is not answered shows as held
 MOST_IMAGES, LARGEST = 3, 5  # images of a request; embeddings and patches of an image
-ORPHANED = 10.0  # seconds; longer than any storm, shorter than the calm after it: prompts that wait for embeddings end by it
+ORPHANED = (
+    10.0  # seconds; longer than any storm, shorter than the calm after it: prompts that wait for embeddings end by it
+)
 PATIENCE = 30.0  # seconds; longer than any schedule: a request that can be served again is
 
 
@@ -229,9 +231,7 @@ def _with_encoders(shapes: tuple[InstanceShape, ...], luck: random.Random) -> tu
         if lean:
             shape, switchable = replace(shape, num_pages=1, max_num_seqs=0), ENCODE
         turns = len(shape.roles) > 1 and luck.random() < 0.4
-        out.append(
-            replace(shape, media_pages=pages, encode_patches=patches, switchable=switchable, taking_turns=turns)
-        )
+        out.append(replace(shape, media_pages=pages, encode_patches=patches, switchable=switchable, taking_turns=turns))
     return tuple(out)
 
 

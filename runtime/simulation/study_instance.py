@@ -38,7 +38,7 @@ from triptych.runtime.instance.messages import (
     StepDone,
     Tick,
 )
-from triptych.runtime.instance.plan import Drawn, Export, Pool, RowResult, StepPlan, StepResult
+from triptych.runtime.instance.plan import Drawn, Export, RowResult, StepPlan, StepResult
 from triptych.runtime.instance.state import PlannedRow
 from triptych.runtime.instance.termination import StopProbe
 from triptych.runtime.simulation.events import EventLoop

@@ -128,7 +128,9 @@ def _kind(name: str, count: int, loops: Loops, device: Device) -> Kind:
     composer = TakingTurns if len(loops) > 1 else DefaultComposer
     media, encodes, computes = device.media, Role.ENCODE in roles, bool(roles & {Role.PREFILL, Role.DECODE})
     if encodes and media is None:
-        raise ConfigError(f"instances {name} are to encode, but nothing is said of an encoder; leave E out, or name one")
+        raise ConfigError(
+            f"instances {name} are to encode, but nothing is said of an encoder; leave E out, or name one"
+        )
     kind = Kind(
         name, count, roles, device.times, device.pages if computes else 1, limits.page_size,
         limits.max_num_seqs if computes else 0, limits.max_model_len, limits.chunk_tokens, limits.max_prefill_rows,
@@ -150,5 +152,7 @@ def _squeezed(kind: Kind, taken: int) -> Kind:
         return kind
     pages = kind.num_pages - -(-taken // (kind.page_size * kind.token_bytes))
     if pages < 2:
-        raise ConfigError(f"an encoder and a media pool of {taken / 1e9:.1f} GB leave {kind.name} instances no KV pages")
+        raise ConfigError(
+            f"an encoder and a media pool of {taken / 1e9:.1f} GB leave {kind.name} instances no KV pages"
+        )
     return replace(kind, num_pages=pages)

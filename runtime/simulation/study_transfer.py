@@ -208,7 +208,9 @@ class Transfers:
         pull = self._pulls.pop((message.request, message.key), None)
         if pull is not None:
             reason = "the embeddings are not staged any more"
-            failed = ImportFailed(message.request, Status.UNAVAILABLE, reason, pull.message.attempt, Pool.MEDIA, message.key)
+            failed = ImportFailed(
+                message.request, Status.UNAVAILABLE, reason, pull.message.attempt, Pool.MEDIA, message.key
+            )
             self._door(failed)
 
     def _arrived(self, what: tuple[Pull, Continuation | None]) -> None:

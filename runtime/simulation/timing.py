@@ -25,4 +25,9 @@ class AffineStepTime:
     patch: float = 0.001
 
     def seconds(self, plan: StepPlan, core: InstanceCore) -> float:
-        return self.step + self.token * plan.tokens + self.row * len(plan.rows) + self.patch * sum(e.patches for e in plan.encodes)
+        return (
+            self.step
+            + self.token * plan.tokens
+            + self.row * len(plan.rows)
+            + self.patch * sum(e.patches for e in plan.encodes)
+        )

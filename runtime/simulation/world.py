@@ -205,9 +205,7 @@ class World:
             media_digest=media,
         )
         composer = TakingTurns() if shape.taking_turns else DefaultComposer()
-        core = InstanceCore(
-            config, stop_probe=_no_probe, random=random.Random(luck.getrandbits(64)), composer=composer
-        )
+        core = InstanceCore(config, stop_probe=_no_probe, random=random.Random(luck.getrandbits(64)), composer=composer)
         info = InstanceInfo(
             ref=ref,
             worker=shape.worker,

@@ -131,11 +131,25 @@ def test_images_over_one_two_and_four_encode_instances(tmp_path: Path, capsys):
 
 
 def test_memory_of_instances_by_role(capsys):
-    call = ("simulate", "--hardware", "h100", "--model", "llama-8b", "--vision", "clip-l-336", "--topology", "1E1P1D1EPD")
+    call = (
+        "simulate",
+        "--hardware",
+        "h100",
+        "--model",
+        "llama-8b",
+        "--vision",
+        "clip-l-336",
+        "--topology",
+        "1E1P1D1EPD",
+    )
     assert main((*call, "--memory")) == 0
-    table = {line.split()[0]: [float(cell) for cell in line.split()[1:]] for line in capsys.readouterr().out.splitlines()[1:]}
+    table = {
+        line.split()[0]: [float(cell) for cell in line.split()[1:]] for line in capsys.readouterr().out.splitlines()[1:]
+    }
     weights, kv, media, _ = range(4)
     assert table["epd"][weights] == pytest.approx(table["encode"][weights] + table["decode"][weights], abs=0.02)
-    assert 0.58 < table["encode"][weights] < 0.68 and table["encode"][kv] == 0  # 300M parameters of CLIP-L, and a projector
+    assert (
+        0.58 < table["encode"][weights] < 0.68 and table["encode"][kv] == 0
+    )  # 300M parameters of CLIP-L, and a projector
     assert table["decode"][media] == 0 < table["encode"][media] == table["prefill"][media]
     assert table["epd"][kv] < table["prefill"][kv] < table["decode"][kv]

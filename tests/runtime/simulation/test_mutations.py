@@ -211,7 +211,9 @@ def pixels_are_brought_once(patch: pytest.MonkeyPatch) -> None:
 
 def with_images(seed: int) -> Schedule:
     """The first random schedule from a seed of this one's own on that encodes."""
-    return next(schedule for schedule in map(generate, range(1000 * seed, 1000 * seed + 100)) if encodes(schedule.topology))
+    return next(
+        schedule for schedule in map(generate, range(1000 * seed, 1000 * seed + 100)) if encodes(schedule.topology)
+    )
 
 
 def alone(seed: int) -> Schedule:

@@ -52,7 +52,10 @@ def test_in_fair_weather_every_request_completes(topology: str):
         assert {verdict.outcome for verdict in outcome.verdicts} == {"completed"}
 
 
-@pytest.mark.parametrize(("topology", "victim"), [("1P2D", "worker-d1"), ("2P2D", "worker-p0"), ("2PD", "worker-pd1"), ("2E1PD", "worker-e0")])
+@pytest.mark.parametrize(
+    ("topology", "victim"),
+    [("1P2D", "worker-d1"), ("2P2D", "worker-p0"), ("2PD", "worker-pd1"), ("2E1PD", "worker-e0")],
+)
 def test_what_survivors_can_serve_completes(topology: str, victim: str):
     for seed in range(10):
         schedule = calm(seed, topology)

@@ -34,7 +34,9 @@ def test_the_roofline_reads_weights_or_computes_and_attends_within_items():
     few, many = times.seconds(1, 1), times.seconds(10_000, 10_000**2)
     assert few == pytest.approx(1e-3 + 2e6 / 1e9, rel=1e-3)
     assert many == pytest.approx(1e-3 + 2e10 / 1e12 + (1e10 + 1e7) / 1e12)
-    assert RooflineEncoder(CHIP, times.encoder, tp=2).seconds(10_000, 10_000**2) == pytest.approx(1e-3 + (many - 1e-3) / 2)
+    assert RooflineEncoder(CHIP, times.encoder, tp=2).seconds(10_000, 10_000**2) == pytest.approx(
+        1e-3 + (many - 1e-3) / 2
+    )
 
 
 def test_shapes_of_published_encoders():

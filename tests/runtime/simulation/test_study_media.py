@@ -143,7 +143,10 @@ def test_leaps_change_nothing(topology, pages, media_pages, count, uses, rate, s
         seed=seed,
     )  # fmt: skip
     limits = Limits(4, 6, 130, 32, 2, pages)
-    odd = {"times": Affine(4.03e-3, 2.1e-4, 1e-6, 5e-5), "encoder": PerPatch(1.37e-3, 1.03e-5)}  # no two things at one time
+    odd = {
+        "times": Affine(4.03e-3, 2.1e-4, 1e-6, 5e-5),
+        "encoder": PerPatch(1.37e-3, 1.03e-5),
+    }  # no two things at one time
     one = study(topology, images, limits, workload=load, media_pages=media_pages, patches=90, delays=Delays(), **odd)
     assert outcome(one, rate, 20) == outcome(replace(one, leaps=False), rate, 20)
 
