@@ -28,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show this image to the model, before the prompt's text; may be given several times",
     )
     parser.add_argument(
+        "--video",
+        dest="videos",
+        action="append",
+        metavar="FILE",
+        help="show frames of this video to the model, after the images; may be given several times",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print one JSON object at the end instead of text as it comes"
     )
     parser.add_argument("--verbose", "-v", action="store_true", help="print usage and timings to stderr")
@@ -66,14 +73,16 @@ def _start(client: Client, args: argparse.Namespace) -> Stream:
         raise ConfigError("--system needs --chat: a prompt to complete has no system message")
     sampling = sampling_of(args)
     if args.token_ids is not None:
-        return client.generate(token_ids=_ids(args.token_ids), images=args.images, **sampling)
+        return client.generate(token_ids=_ids(args.token_ids), images=args.images, videos=args.videos, **sampling)
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     if not args.chat:
-        return client.generate(prompt, images=args.images, **sampling)
+        return client.generate(prompt, images=args.images, videos=args.videos, **sampling)
     system = [{"role": "system", "content": args.system}] if args.system else []
     content: Any = prompt
-    if args.images:
-        content = [*({"type": "image", "image": path} for path in args.images), {"type": "text", "text": prompt}]
+    if args.images or args.videos:
+        shown = [{"type": "image", "image": path} for path in args.images or ()]
+        shown += [{"type": "video", "video": path} for path in args.videos or ()]
+        content = [*shown, {"type": "text", "text": prompt}]
     return client.generate(messages=[*system, {"role": "user", "content": content}], **sampling)
 
 

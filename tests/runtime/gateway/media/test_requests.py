@@ -168,7 +168,7 @@ def test_the_model_tells_what_it_takes_and_media_cannot_be_tokenised():
     async def body():
         async with cluster(vlm(), processor=ToyProcessor()) as c:
             info = await c.stub.GetModelInfo(pb.GetModelInfoRequest())
-            assert (list(info.media_kinds), info.media_placeholder) == (["image"], "<|pad|>")
+            assert (list(info.media_kinds), info.media_placeholder) == (["image", "video"], "<|pad|>")
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await c.stub.Tokenize(pb.TokenizeRequest(chat=chat([shown(1)])))
             assert caught.value.code() is INVALID
