@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.runtime.media import files
 from tests.system.toy import NO_CACHE, shape_of
 from triptych.models.hub.resolve import resolve_model
 from triptych.models.hub.text import open_text
@@ -77,6 +78,12 @@ REQUESTS: dict[str, dict[str, Any]] = {
         "temperature": 1.0,
         "seed": 5,
         "n": 2,
+    },
+    "a video, as three pictures": {
+        "prompt": "What happens? <|pad|>",
+        "videos": [files.video_file(files.video_frames(30, 32, 24))],
+        "max_tokens": 6,
+        "temperature": 0,
     },
     "no picture": {"prompt": "just text here", "max_tokens": 10, "temperature": 0},
 }
