@@ -136,6 +136,14 @@ class ServeConfig:
         "table of `triptych calibrate`: steps wait until they have taken as long as it says, to stand in for another device",
         group="engine",
     )
+    kv_layer_groups: str = setting(
+        "all",
+        "layers whose KV travels together while a prompt is computed: a number, all, or auto, which takes --kv-times",
+        group="engine",
+    )
+    kv_times: str | None = setting(
+        None, "report of `triptych bench-overlap --json` from which --kv-layer-groups auto chooses", group="engine"
+    )
     kv_cache_dtype: str = setting(
         "auto", "dtype of KV pages; auto is that of the model", choices=("auto", "float32", "bfloat16"), group="engine"
     )
@@ -310,6 +318,9 @@ def _out_of_range(c: ServeConfig) -> list[str]:
         value = getattr(c, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             problems.append(f"{name} is {value}; expected a positive number")
+    groups = c.kv_layer_groups
+    if groups not in ("all", "auto") and not (groups.isdecimal() and int(groups) > 0):
+        problems.append(f"kv_layer_groups is {groups!r}; expected a positive number of layers, all or auto")
     for name in ("encode_patches", "media_memory"):
         if getattr(c, name) is not None and getattr(c, name) < 1:
             problems.append(f"{name} is {getattr(c, name)}; expected a positive number")
@@ -356,6 +367,10 @@ def _contradictions(c: ServeConfig) -> list[str]:
         problems.append(
             f"heartbeat_timeout ({c.heartbeat_timeout} s) must be at least twice heartbeat_interval ({c.heartbeat_interval} s), "
             "or one late heartbeat ends a worker"
+        )
+    if c.kv_layer_groups == "auto" and c.kv_times is None:
+        problems.append(
+            "kv_layer_groups auto chooses from measured times: name them with kv_times (triptych bench-overlap)"
         )
     if c.max_prompt_tokens is not None and c.max_model_len is not None and c.max_prompt_tokens >= c.max_model_len:
         problems.append(

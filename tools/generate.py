@@ -119,7 +119,7 @@ def describe(result: Result) -> str:
         if t.media_items:
             tokens = f"{result.usage.media_tokens if result.usage else 0} tokens"
             parts.append(
-                f"media {t.media * 1e3:.1f} ms, {t.media_items} pieces ({tokens}), encode {t.encode * 1e3:.1f} ms on {t.encode_tasks} instances"
+                f"media {t.media * 1e3:.1f} ms, {t.media_items} pieces ({tokens}, {t.encoded_items} encoded), encode {t.encode * 1e3:.1f} ms on {t.encode_tasks} instances"
             )
         if t.attempts > 1:
             parts.append(f"went on {t.attempts - 1} times after a loss: attempt {t.attempts} finished it")

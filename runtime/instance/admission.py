@@ -130,14 +130,15 @@ class _Admission(Enum):
 
 def admit_waiting(state: InstanceState, now: float) -> list[InstanceMessage]:
     """Move sequences from the head of the queue into memory, as many as the next step can start on. Strictly in order:
-    none overtakes. One whose media the prefix cache no longer covers goes beside the queue, or ends where it can get none."""
+    none overtakes. One whose media the prefix cache no longer covers goes beside the queue. Where it can get none its task ends,
+    once its other samples have: or a request of several that do not fit together would be interrupted again and again."""
     config = state.config
     messages: list[InstanceMessage] = []
     budget = config.chunk_tokens - sum(fill.left for fill in state.filling.values())
     while state.waiting and budget > 0 and len(state.filling) < config.max_prefill_rows:
         number, fill = next(iter(state.waiting.items()))
         admission = _admit(state, fill, now)
-        if admission is _Admission.NO_ROOM:
+        if admission is _Admission.NO_ROOM or (admission is _Admission.LACKS_MEDIA and _others_go_on(state, fill)):
             break
         del state.waiting[number]
         if admission is _Admission.DONE:
@@ -147,6 +148,15 @@ def admit_waiting(state: InstanceState, now: float) -> list[InstanceMessage]:
             reason = "a sample was preempted; the embeddings of its media are not on this instance to compute it again"
             messages += end_task(state, fill.task, Trigger.FAILED, Status.UNAVAILABLE, reason)
     return messages
+
+
+def _others_go_on(state: InstanceState, fill: Fill) -> bool:
+    """Whether `fill` cannot get its embeddings here, and other samples of its task do not need any."""
+    if fill.task.kind is not Kind.DECODE and state.media is not None:
+        return False
+    return any(stream.task is fill.task for stream in state.running) or any(
+        other.task is fill.task for other in state.filling.values()
+    )
 
 
 def _admit(state: InstanceState, fill: Fill, now: float) -> _Admission:

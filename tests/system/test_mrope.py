@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.models.multimodal.forward import encode, logits
 from tests.runtime.media import files
-from tests.system.test_media_topologies import cluster_of, encoded, picture
+from tests.system.toy_media import cluster_of, encoded, picture
 from triptych.models.multimodal.mrope import MediaGrid, media_grid, mrope_positions
 from triptych.models.multimodal.plans import plan_image
 from triptych.models.multimodal.presets import TOY_IMAGE_ID, VLM_PRESETS

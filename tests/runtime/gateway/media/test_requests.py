@@ -294,7 +294,7 @@ def test_the_times_of_all_encode_tasks_of_the_last_attempt_are_added_up():
         async def script(order: Order) -> None:
             for seconds in (0.5, 0.25):
                 times = StageTimes(compute=seconds, bytes_moved=100)
-                order.notice(Progress(order.request.id, Role.ENCODE, times, order.request.attempt))
+                order.notice(Progress(order.request.id, Role.ENCODE, times, order.request.attempt, encoded=2))
             if order.request.attempt == 1:
                 order.interrupt(2)
             else:
@@ -308,6 +308,6 @@ def test_the_times_of_all_encode_tasks_of_the_last_attempt_are_added_up():
             outcome = await finish(c.stub.Generate(ask("a", media=[pb.Media(data=image(1))], **SOME)))
             timings = outcome.timings
             assert (timings.encode, timings.encode_tasks, timings.embedding_bytes) == (0.75, 2, 200)
-            assert timings.attempts == 2
+            assert (timings.attempts, timings.encoded_items) == (2, 4)
 
     run(body())
