@@ -6,10 +6,12 @@ import asyncio
 
 import pytest
 
+from triptych.runtime.core.errors import Status
 from triptych.tools.trials import chaos, fuzz, soak
 from triptych.tools.trials.deployment import deployed
 from triptych.tools.trials.faults import Fault
 from triptych.tools.trials.losses import Report
+from triptych.tools.trials.media_load import MODEL
 
 
 @pytest.mark.slow
@@ -34,8 +36,38 @@ def test_every_kind_of_process_is_killed_and_nothing_is_lost() -> None:
 
     report = asyncio.run(scenario())
     assert report.problems == [], report.table()
-    assert {(event.role, event.fault) for event in report.events} >= {(role, Fault.KILL) for role in chaos.ROLES}
+    assert {(event.role, event.fault) for event in report.events} >= {
+        (role, Fault.KILL) for role in chaos.roles_of("1P1D")
+    }
     assert any(outcome.attempts > 1 for outcome in report.outcomes), "no request was hurt: the test shows nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.limit(600)
+def test_encoders_are_killed_and_cut_off_and_nothing_is_lost() -> None:
+    """Pixels and embeddings on links that break, a killed encoder: every answer as one instance gives it, and none fails."""
+
+    async def scenario() -> tuple[Report, dict[str, int]]:
+        async with deployed([*MODEL, "--topology=EPD"]) as deployment:
+            traffic = await chaos.learned(deployment, "1E1P1D", seed=4)
+        async with deployed([*MODEL, "--topology=1E1P1D"]) as deployment:
+            report = await chaos.trial(
+                deployment,
+                "1E1P1D",
+                seconds=15.0,
+                seed=4,
+                clients=4,
+                faults=(Fault.KILL, Fault.PARTITION),
+                victims=("encode", "gateway/encode", "encode/prefill"),
+                traffic=traffic,
+            )
+            return report, dict((await deployment.states())["encode-0"].counters)
+
+    report, counters = asyncio.run(scenario())
+    assert report.problems == [], report.table()
+    assert {event.role for event in report.events} == {"encode", "gateway/encode", "encode/prefill"}
+    assert all(outcome.status is Status.OK for outcome in report.outcomes)
+    assert counters["encoded_items"] > 10, "nothing was encoded: the test shows nothing"
 
 
 @pytest.mark.slow
