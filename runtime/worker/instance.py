@@ -37,6 +37,7 @@ from triptych.runtime.instance.messages import (
 from triptych.runtime.instance.plan import Export, Pool
 from triptych.runtime.transfer.producer import TransferProducer
 from triptych.runtime.worker.build import InstanceParts
+from triptych.runtime.worker.device_bytes import device_bytes
 from triptych.runtime.worker.device_loop import DeviceLoop
 from triptych.runtime.worker.ends import PoolEnds
 from triptych.runtime.worker.media_door import MediaDoor
@@ -85,6 +86,7 @@ class LiveInstance:
         self.door = self._open_door()
         """Where pixels come in; None on an instance without an encoder."""
         self._load, self._load_due = core.load(), 0.0
+        self._device_bytes = device_bytes(engine)
         self._compiled_before = compile_count()
 
     @property
@@ -244,7 +246,8 @@ class LiveInstance:
         return InstanceSnapshot(
             self._info,
             self._core.load(),
-            resources=occupancy(self._core.resources(), self._parts.engine.config, self._ends, self._shelf),
+            resources=self._device_bytes
+            | occupancy(self._core.resources(), self._parts.engine.config, self._ends, self._shelf),
             counters={
                 "steps": self._loop.steps,
                 "device_wait_us": int(self._loop.wait_seconds * 1e6),

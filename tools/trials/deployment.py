@@ -77,9 +77,10 @@ class Deployment:
             ask = control_pb2_grpc.ControlStub(channel).GetCluster
             return await ask(control_pb2.GetClusterRequest(), timeout=ASK_LIMIT, metadata=self._inside)
 
-    async def states(self) -> dict[str, worker_pb2.InstanceState]:
-        """What every instance that the scheduler knows holds now, by instance id."""
-        addresses = {instance.info.address for instance in (await self.cluster()).instances}
+    async def states(self, names: frozenset[str] | None = None) -> dict[str, worker_pb2.InstanceState]:
+        """What every instance that the scheduler knows, or these of them, holds now, by instance id; and others in the same processes."""
+        instances = [one.info for one in (await self.cluster()).instances if names is None or one.info.ref.id in names]
+        addresses = {info.address for info in instances}
         replies = await asyncio.gather(*map(self._inspect, sorted(addresses)))
         return {state.info.ref.id: state for reply in replies for state in reply.instances}
 

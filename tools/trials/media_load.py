@@ -26,10 +26,9 @@ SEEDED: dict[str, Any] = {"temperature": 1.0, "ignore_eos": True}
 GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
 
 
-def media_kinds(rng: random.Random) -> list[Spec]:
-    """Requests about a few pictures that come again and again."""
+def media_kinds(rng: random.Random, show: str = PLACEHOLDER) -> list[Spec]:
+    """Requests about a few pictures that come again and again. `show`: the model's placeholder."""
     one, two, three, many = (tuple(picture(rng.getrandbits(32)) for _ in range(count)) for count in (1, 2, 1, 6))
-    show = PLACEHOLDER
     return [
         Spec("picture", {"prompt": f"{show}What is this?", "max_tokens": 60, **GREEDY}, images=one),
         Spec("two pictures", {"prompt": f"First {show} then {show}: which?", "max_tokens": 40, **GREEDY}, images=two),
@@ -40,12 +39,12 @@ def media_kinds(rng: random.Random) -> list[Spec]:
     ]  # fmt: skip
 
 
-def fresh_kinds(rng: random.Random, count: int = FRESH) -> list[Spec]:
+def fresh_kinds(rng: random.Random, count: int = FRESH, show: str = PLACEHOLDER) -> list[Spec]:
     """`count` requests of one or two pictures that no other request has."""
     found = []
     for number in range(count):
         images = tuple(picture(rng.getrandbits(32)) for _ in range(rng.choice([1, 1, 2])))
-        prompt = PLACEHOLDER * len(images) + "new"
+        prompt = show * len(images) + "new"
         name = f"new picture {number}"
         found.append(Spec(name, {"prompt": prompt, "max_tokens": rng.randint(2, 12), **GREEDY}, images=images))
     return found

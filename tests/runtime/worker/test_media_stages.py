@@ -88,6 +88,22 @@ def test_three_instances_give_the_tokens_of_a_dense_forward_pass(bench: MediaBen
     assert "kv_bytes_offered" not in after["e"].counters and "media_pages_total" not in after["d"].resources
 
 
+def test_an_instance_that_encodes_has_no_decoder_and_no_kv_on_its_device(bench: MediaBench) -> None:
+    """Bytes follow from shapes: embeddings of the toy model are 64 numbers of float32, and so are keys and values of a layer."""
+    states = bench.snapshots()
+    e, p, d, epd = (states[name].resources for name in ("e", "p", "d", "epd"))
+    page = MediaBench.OPTIONS["page_size"] * 64 * 4
+    pool = MediaBench.OPTIONS["media_pages"] * page
+    assert [state["device_media_pool_bytes"] for state in (e, p, d, epd)] == [pool, pool, 0, pool]
+    assert [state["device_encoder_bytes"] > 0 for state in (e, p, d, epd)] == [True, False, False, True]
+    assert e["device_encoder_bytes"] == epd["device_encoder_bytes"]
+    assert (e["device_decoder_bytes"], e["device_kv_pool_bytes"]) == (0, 0)
+    assert [state["device_kv_pool_bytes"] for state in (p, d, epd)] == [64 * 2 * 2 * page] * 3
+    assert d["device_decoder_bytes"] == epd["device_decoder_bytes"] < p["device_decoder_bytes"], (
+        "norms are on both devices"
+    )
+
+
 def test_what_is_known_is_neither_brought_nor_encoded_again(bench: MediaBench) -> None:
     """The prompt's store has the picture; the encoder's has, too; and the prefix cache has the prompt."""
     first, second = ask(3, text=9), ask(3, text=10)
