@@ -97,7 +97,8 @@ class InferenceService:
                         await self._generate(request, write, entry, arrived, deadline, ())
                     else:
                         with self._desk.holding() as holding:
-                            await self._desk.fill(holding, asked, owner_of(context), deadline - arrived)
+                            filling = self._desk.fill(holding, asked, owner_of(context), deadline - arrived)
+                            await entry.unless_failed(filling)
                             entry.pieces = holding.pieces
                             await self._generate(request, write, entry, arrived, deadline, holding.media)
                 finally:
@@ -141,8 +142,7 @@ class InferenceService:
             deadline=deadline,
             media=media,
         )
-        admitted = await self._text.run(build, timeout=deadline - began)
-        entry.check()
+        admitted = await entry.unless_failed(self._text.run(build, timeout=deadline - began))
         options = request.sampling
         text = TextOptions(
             first_position=len(admitted.prompt),

@@ -271,7 +271,7 @@ def _queue_full(state: InstanceState, request: Request, role: Role) -> Refused |
     """Those that wait beside the queue for media keep out others with media only."""
     waiting = len(state.waiting)
     if request.media and state.media is not None:
-        waiting = max(waiting, len(state.media.beside()))
+        waiting = max(waiting, len(state.media.beside))
     if waiting < state.config.max_waiting:
         return None
     reason = f"{waiting} sequences wait here already (max_waiting {state.config.max_waiting})"

@@ -47,6 +47,7 @@ from triptych.runtime.instance import (
     feeding,
     gathering,
     importing,
+    renewing,
     results,
 )
 from triptych.runtime.instance.composer import DefaultComposer, StepComposer
@@ -160,12 +161,12 @@ class InstanceCore:
             state.media.stirred = False
             messages += encoding.tend(state, now)
             messages += gathering.gather(state)
-        return messages
+        return [*messages, *renewing.renew(state, now)]
 
     def load(self) -> Load:
         """How busy the instance is; cheap enough for every heartbeat."""
         state, media = self._state, self._state.media
-        beside = [gathering.fill for gathering in media.beside()] if media is not None else []
+        beside = [gathering.fill for gathering in media.beside] if media is not None else []
         waiting = [*state.waiting.values(), *beside]
         return Load(
             running=len(state.running) + len(state.filling),

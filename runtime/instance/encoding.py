@@ -64,8 +64,7 @@ def start_encode(state: InstanceState, command: StartEncode, now: float) -> list
     first = {request.media[index].hash: index for index in reversed(command.items)}
     lacking = tuple(sorted(first[name] for name in task.lacking))
     state.staged[key] = task
-    media.encoding[task.serial] = task
-    media.stirred = True
+    media.tend(task)
     state.add(task)
     pages = sum(store.pages_for(item.tokens) for item in items)
     handle = Handle(state.ref, config.address, key, config.media_digest)
@@ -81,7 +80,7 @@ def media_arrived(state: InstanceState, name: str, now: float) -> list[InstanceM
     if media is None or not media.awaited(name):
         return [DropMedia(name)]
     media.shelf[name] = None
-    for task in media.encoding.values():
+    for task in media.encoders[name].values():
         task.found(name, now)
     media.stirred = True
     return []
@@ -124,7 +123,7 @@ def ready_items(media: MediaMemory) -> Iterator[tuple[EncodeTask, MediaItem]]:
 
 def encode(media: MediaMemory, patches: int) -> Iterator[tuple[Encode, Entry]]:
     """Items for a plan, as many of the first ones as have at most `patches` patches together."""
-    for task, item in list(ready_items(media)):
+    for task, item in ready_items(media):
         patches -= item.patches
         if patches < 0:
             return
@@ -203,6 +202,8 @@ def _admit(state: InstanceState, media: MediaMemory, now: float) -> list[Instanc
             task.held.update(dict.fromkeys(rest))
             task.admitted, task.room_by = now, None
             task.advance(Trigger.ADMITTED)
+            for name in rest:
+                media.touch(name)
             media.stirred = True
         else:
             first = first or task
@@ -231,7 +232,7 @@ def _untangle(state: InstanceState, media: MediaMemory, first: EncodeTask) -> li
 def _stage(state: InstanceState, media: MediaMemory, task: EncodeTask, now: float) -> list[InstanceMessage]:
     """Everything is there and offered: the lease begins."""
     task.advance(Trigger.COMPUTED)
-    del media.encoding[task.serial]
+    media.tended(task)
     started = now if task.admitted is None else task.admitted
     times = StageTimes(queue=started - task.arrived, compute=now - started)
     request = task.request

@@ -2,8 +2,8 @@
 
 A prompt of which some item is not covered by the prefix cache goes beside the queue (media.Gathering). What the store lacks
 and nobody is bringing is reported in MediaWanted; feeding.py brings it. What another task brings is waited for, and wanted by
-whoever is left if that task ends. `gather` looks at all of that in order of age; whatever changes something only says so
-(`MediaMemory.stirred`), and InstanceCore calls it once the event is done.
+whoever is left if that task ends. `gather` looks, in order of age, at the prompts that something happened to (beside.py); whatever changes
+something only says so (`MediaMemory.stirred`, `touch`), and InstanceCore calls it once the event is done.
 """
 
 from __future__ import annotations
@@ -37,22 +37,26 @@ def begin(state: InstanceState, fill: Fill) -> bool:
     if task.media is None:
         task.media = PromptMedia()
     media.forget(sequence.number)
-    media.gatherings[sequence.number] = gathering
-    media.stirred = True
+    media.wait(gathering)
     return True
 
 
 def gather(state: InstanceState) -> list[InstanceMessage]:
-    """Give room, start pulls, queue what has everything and ask for what nobody brings: all prompts beside the queue, oldest first."""
+    """Give room, start pulls, queue what has everything and ask for what nobody brings: oldest first, whoever something happened to."""
     media = state.media
     assert media is not None
     _give_room(media)
+    touched = media.beside.take()
     messages: list[InstanceMessage] = []
-    for task in {gathering.fill.task.serial: gathering.fill.task for gathering in media.beside()}.values():
-        messages += use_feeds(state, task)
-    for gathering in media.beside():
+    for task in {gathering.fill.task.serial: gathering.fill.task for gathering in touched}.values():
+        if media.waits(task):  # it has not ended since
+            messages += use_feeds(state, task)
+    for gathering in touched:
+        if media.gatherings.get(gathering.fill.sequence.number) is not gathering:
+            continue
         if gathering.holds and all(map(media.store.is_ready, gathering.sizes)):
             gathering.beside = False
+            media.beside.remove(gathering)
             _queue(state, gathering.fill)
             messages += settle_feeds(state, gathering.fill.task)
         elif gathering.holds or not gathering.asked:
@@ -62,16 +66,24 @@ def gather(state: InstanceState) -> list[InstanceMessage]:
 
 def _give_room(media: MediaMemory) -> None:
     """First come, first served; but what needs no new page takes nothing from those before it."""
-    full = False
-    for gathering in media.beside():
-        if gathering.holds or (full and media.store.missing(gathering.sizes)):
-            continue
-        if media.store.can_hold(gathering.sizes):
-            media.counts.found += sum(media.store.resident(*size) for size in gathering.sizes.items())
-            media.store.hold(gathering, gathering.sizes)
-            gathering.holds = True
-        else:
-            full = True
+    while (first := media.beside.first_roomless) is not None and media.store.can_hold(first.sizes):
+        _hold(media, first)
+    looked: set[int] = set()
+    while others := [gathering for gathering in media.beside.touched if id(gathering) not in looked]:
+        for gathering in others:
+            looked.add(id(gathering))
+            if not gathering.holds and not media.store.missing(gathering.sizes):
+                _hold(media, gathering)
+
+
+def _hold(media: MediaMemory, gathering: Gathering) -> None:
+    """Pages for all that it needs. Where an entry is new, others that need the same need no page for it any more."""
+    fresh = [name for name in gathering.sizes if name not in media.store.entries]
+    media.counts.found += sum(media.store.resident(*size) for size in gathering.sizes.items())
+    media.store.hold(gathering, gathering.sizes)
+    media.beside.got_room(gathering)
+    for name in fresh:
+        media.touch(name)
 
 
 def _ask(media: MediaMemory, gathering: Gathering) -> list[InstanceMessage]:
@@ -81,7 +93,7 @@ def _ask(media: MediaMemory, gathering: Gathering) -> list[InstanceMessage]:
     wanted: list[int] = []
     for name, tokens in gathering.sizes.items():
         here = store.is_ready(name) if gathering.holds else store.resident(name, tokens)
-        if here or _coming(media, name, gathering.holds):
+        if here or coming(media, name, gathering.holds):
             continue
         media.wanters[name] = task
         wanted.append(gathering.index[name])
@@ -90,11 +102,12 @@ def _ask(media: MediaMemory, gathering: Gathering) -> list[InstanceMessage]:
     return [Report(MediaWanted(task.request.id, tuple(sorted(wanted)), task.request.attempt))]
 
 
-def _coming(media: MediaMemory, name: str, held: bool) -> bool:
+def coming(media: MediaMemory, name: str, held: bool) -> bool:
+    """Whether an item that is not here is under way; `held`: for a prompt that has room for it."""
     entry, wanter = media.store.entries.get(name), media.wanters.get(name)
     if entry is not None and entry.pull is not None:
         return True
-    if any(name in task.sizes for task in media.encoding.values()):
+    if name in media.encoders:
         return True
     return wanter is not None and (not held or any(other.holds for other in media.waiting(wanter, name)))
 

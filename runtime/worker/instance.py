@@ -29,6 +29,7 @@ from triptych.runtime.instance.messages import (
     Emit,
     EmitPrompt,
     InstanceMessage,
+    KeepStaged,
     MediaArrived,
     OpenStaging,
     Report,
@@ -204,7 +205,7 @@ class LiveInstance:
 
     def on_message(self, message: InstanceMessage) -> None:
         match message:
-            case OpenStaging() | CompleteStaging() | CloseStaging() | StartPull() | CancelPull():
+            case OpenStaging() | CompleteStaging() | CloseStaging() | StartPull() | CancelPull() | KeepStaged():
                 self._ends[message.pool].on_message(message)
             case DropMedia():
                 if self._shelf is not None:

@@ -230,6 +230,32 @@ def test_a_lease_that_runs_out_ends_the_task_and_signs_of_life_extend_it():
     _assert_free(node)
 
 
+def test_what_is_waited_for_is_kept_until_others_have_waited_for_its_room_as_long_as_a_lease():
+    node = _encoder(media_pages=4)  # three pages
+    first, second, pulling = _stage(node, "x", 4), _stage(node, "y", 4), _stage(node, "z", 4)
+
+    def time_passes(seconds: float) -> None:
+        for _ in range(int(seconds * 2)):
+            node.now += 0.5
+            for key in (first, second):
+                node.send(LeaseExtended(key, waiting=True))
+            node.send(LeaseExtended(pulling))
+            node.send(Tick())
+
+    time_passes(20.0)
+    assert not node.reports(TaskEnded), "nobody needs the room"
+    encode(node, asked("b", item("w", 0, tokens=4)))
+    bring(node, "w")
+    time_passes(4.5)
+    assert not node.reports(TaskEnded)
+    time_passes(1.0)
+    (end,) = node.reports(TaskEnded)
+    assert (end.request, end.status) == ("ry", Status.UNAVAILABLE), "the youngest, and not what is being pulled"
+    assert "no room" in end.reason
+    node.run()
+    assert node.reports(EncodeDone)[-1].request == "b"
+
+
 def test_an_abort_at_any_moment_frees_everything():
     for moment in range(4):
         node = _encoder()

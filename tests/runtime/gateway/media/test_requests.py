@@ -224,6 +224,23 @@ def test_a_client_that_goes_away_while_its_media_are_processed_leaves_nothing():
     run(body())
 
 
+def test_an_abort_ends_a_request_whose_media_wait_to_be_decoded_at_once():
+    async def body():
+        processor = ToyProcessor()
+        async with cluster(vlm(), processor=processor) as c:
+            processor.gate.clear()
+            media = [pb.Media(data=image(1)), pb.Media(data=image(2))]
+            call = asyncio.create_task(finish(c.stub.Generate(ask("a", media=media, request_id="r"))))
+            await until(lambda: len(processor.calls) == 2)
+            await c.stub.Abort(pb.AbortRequest(request_id="r"))
+            outcome = await call
+            assert outcome.code is grpc.StatusCode.CANCELLED and "'r' was aborted" in outcome.details
+            assert processor.cancelled == 2 and c.gateway.open_requests == 0, "nobody decodes for it"
+            assert not c.scheduler.orders
+
+    run(body())
+
+
 def test_the_times_of_all_encode_tasks_of_the_last_attempt_are_added_up():
     async def body():
         async def script(order: Order) -> None:
