@@ -190,6 +190,10 @@ class InstanceCore:
         media = self._state.media
         return media is not None and media.awaited(name) and name not in media.shelf
 
+    def pixels_refused(self, name: str, now: float) -> bool:
+        """The shell has no room for the pixels of an item: whether it must take them all the same; if not, tasks give them their time again."""
+        return encoding.pixels_refused(self._state, name, now)
+
     def held(self) -> tuple[HeldTask, ...]:
         """Every task, as it is declared to a scheduler that does not know it."""
         return attempts.held(self._state)

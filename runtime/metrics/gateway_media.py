@@ -34,6 +34,8 @@ class Pushes(Protocol):
     @property
     def not_wanted(self) -> int: ...
     @property
+    def crowded(self) -> int: ...
+    @property
     def failed(self) -> int: ...
     @property
     def bytes(self) -> int: ...
@@ -67,8 +69,12 @@ class GatewayMedia:
         }
         for name, (help, value) in gauges.items():
             yield GaugeMetricFamily(name, help, value=value)
-        ended = CounterMetricFamily("gateway_media_pushed", "Pushes that are over, by how", labels=("outcome",))
-        for outcome in ("brought", "not_wanted", "failed"):
+        ended = CounterMetricFamily(
+            "gateway_media_pushed",
+            "Tries to bring an item to an encode instance, by what came of them",
+            labels=("outcome",),
+        )
+        for outcome in ("brought", "not_wanted", "crowded", "failed"):
             ended.add_metric((outcome,), getattr(counts, outcome))
         yield ended
         yield CounterMetricFamily("gateway_media_pushed_bytes", "Bytes that were brought", value=counts.bytes)

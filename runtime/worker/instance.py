@@ -273,12 +273,23 @@ class LiveInstance:
         if stage is None or stage.encoder is None or stage.shelf is None:
             return None
         return MediaDoor(
-            stage.encoder, stage.shelf, config.encode_patches, lambda: self._info.ref, self._lacking, self._store
+            stage.encoder,
+            stage.shelf,
+            config.encode_patches,
+            lambda: self._info.ref,
+            self._lacking,
+            self._store,
+            self._crowded,
         )
 
     async def _lacking(self, owner: InstanceRef, hash: str) -> bool:
         """See `media_door.Lacking`."""
         return await self._asked(lambda: self._core.ref == owner and self._core.lacks_pixels(hash))
+
+    async def _crowded(self, owner: InstanceRef, hash: str) -> bool:
+        """See `media_door.Crowded`."""
+        now = self._around.clock.now()
+        return await self._asked(lambda: self._core.ref == owner and self._core.pixels_refused(hash, now))
 
     def _store(self, owner: InstanceRef, hash: str, pixels: Pixels, told: Callable[[bool], object]) -> None:
         """See `media_door.Store`."""

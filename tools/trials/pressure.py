@@ -187,12 +187,13 @@ async def trial(
 async def holdings(deployment: Deployment) -> list[Holding]:
     """Device bytes of every instance, and the resident memory of its process."""
     pids = deployment.processes()
+    alone = pids.get("worker", 0)  # what serve calls the process of all instances
     return [
         Holding(
             name,
             "+".join(sorted(state.info.roles)),
             *(state.resources[f"device_{what}_bytes"] for what in ("decoder", "encoder", "kv_pool", "media_pool")),
-            rss=sample.rss if name in pids and (sample := look(pids[name])) is not None else 0,
+            rss=0 if (sample := look(pids.get(name, alone))) is None else sample.rss,
         )
         for name, state in sorted((await deployment.states()).items())
     ]

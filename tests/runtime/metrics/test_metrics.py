@@ -162,6 +162,7 @@ class OneDesk:
 class OnePushes:
     brought: int = 5
     not_wanted: int = 4
+    crowded: int = 3
     failed: int = 1
     bytes: int = 4000
 
