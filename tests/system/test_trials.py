@@ -18,13 +18,14 @@ from triptych.tools.trials.media_load import MODEL
 @pytest.mark.limit(300)
 def test_strange_input_to_every_rpc_and_route() -> None:
     async def scenario() -> fuzz.Findings:
-        async with deployed(["--topology=1P1D", "--http-port=0"]) as deployment:
+        async with deployed([*MODEL, "--topology=1E1P1D", "--http-port=0"]) as deployment:
             return await fuzz.trial(deployment, seconds=20.0, seed=0)
 
     findings = asyncio.run(scenario())
     # Twenty seconds are no time to judge memory by: allocators and caches still fill.
     assert [problem for problem in findings.problems if " rss grew " not in problem] == [], fuzz.report(findings)
-    assert findings.statuses["POST /v1/completions", "200"] and findings.statuses["Inference.Generate", "OK"]
+    assert findings.statuses["POST /v1/chat/completions", "200"] and findings.statuses["Inference.Generate", "OK"]
+    assert findings.statuses["Worker.PutMedia", "INVALID_ARGUMENT"] and findings.probes > 1
 
 
 @pytest.mark.slow

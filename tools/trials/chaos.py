@@ -34,7 +34,7 @@ from triptych.tools.trials.flags import add_arguments as add_trial_arguments
 from triptych.tools.trials.flags import opened
 from triptych.tools.trials.load import Load, Spec, kinds, learn
 from triptych.tools.trials.losses import RECOVERY_LIMIT, Event, Report
-from triptych.tools.trials.media_load import MODEL, fresh_kinds, media_kinds
+from triptych.tools.trials.media_load import MODEL, fresh_kinds, media_kinds, sees
 
 PLANES = ("scheduler", "gateway")
 LEAD = (0.3, 2.0)  # seconds of load before a fault, so that it meets requests at every stage
@@ -62,11 +62,6 @@ def links_of(topology: str) -> tuple[str, ...]:
         for one, its in roles.items():
             found += [f"{one}/{other}" for other, theirs in roles.items() if giver in its and taker in theirs - its]
     return tuple(dict.fromkeys(found))
-
-
-def sees(topology: str) -> bool:
-    """Whether someone encodes."""
-    return any(Role.ENCODE in spec.roles for spec in parse(topology).instances())
 
 
 @dataclass(frozen=True)

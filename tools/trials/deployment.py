@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from triptych.runtime.wire.tls import Tls, open_channel
 from triptych.tools.supervisor import Supervisor
 
 START_LIMIT = 300.0  # seconds; four jax processes that compile on two shared cores
+DECODER = "triptych.runtime.media.child"
 ASK_LIMIT = 10.0  # seconds for one question to a service
 
 TOY = (
@@ -109,6 +110,14 @@ class Deployment:
         """Pids of the processes that live now, by name; none for a deployment that runs elsewhere."""
         return {} if self.pid is None else {"serve": self.pid, **children(self.pid)}
 
+    def decoders(self) -> dict[str, int]:
+        """Pids of the processes in which the gateway decodes media now, by their order."""
+        gateway = self.processes().get("gateway")
+        if gateway is None:
+            return {}
+        pids = (pid for pid, argv in _children(gateway) if DECODER in argv)
+        return {f"decoder-{number}": pid for number, pid in enumerate(sorted(pids))}
+
     @property
     def _inside(self) -> Any:
         return bearer_metadata(self.access.cluster_token or self.access.token)
@@ -139,6 +148,15 @@ async def deployed(
 def children(parent: int) -> dict[str, int]:
     """The triptych processes that `parent` has started, by name: that of the command, or what --name says."""
     found: dict[str, int] = {}
+    for pid, argv in _children(parent):
+        if "triptych.tools.cli" in argv:
+            command = argv[argv.index("triptych.tools.cli") + 1]
+            found[argv[argv.index("--name") + 1] if "--name" in argv else command] = pid
+    return found
+
+
+def _children(parent: int) -> Iterator[tuple[int, list[str]]]:
+    """Pid and arguments of the processes that `parent` has started and that live."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -146,10 +164,8 @@ def children(parent: int) -> dict[str, int]:
             status, argv = (entry / "stat").read_text(), (entry / "cmdline").read_text().split("\0")
         except OSError:  # it ended meanwhile
             continue
-        if int(status.rpartition(")")[2].split()[1]) == parent and "triptych.tools.cli" in argv:
-            command = argv[argv.index("triptych.tools.cli") + 1]
-            found[argv[argv.index("--name") + 1] if "--name" in argv else command] = int(entry.name)
-    return found
+        if int(status.rpartition(")")[2].split()[1]) == parent:
+            yield int(entry.name), argv
 
 
 def leaks(state: worker_pb2.InstanceState) -> dict[str, int]:

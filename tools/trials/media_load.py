@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from triptych.runtime.core.instance import Role
+from triptych.runtime.core.topology import parse
 from triptych.tools.trials.load import Spec
 from triptych.tools.trials.pictures import picture
 
@@ -24,6 +26,11 @@ FRESH = 100  # three times what the media pool holds
 PLACEHOLDER = "<|pad|>"
 SEEDED: dict[str, Any] = {"temperature": 1.0, "ignore_eos": True}
 GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
+
+
+def sees(topology: str) -> bool:
+    """Whether someone encodes."""
+    return any(Role.ENCODE in spec.roles for spec in parse(topology).instances())
 
 
 def media_kinds(rng: random.Random, show: str = PLACEHOLDER) -> list[Spec]:

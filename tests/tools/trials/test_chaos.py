@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from triptych.runtime.core.errors import ConfigError
-from triptych.tools.trials.chaos import aimed, kind_of, links_of, roles_of, sees
+from triptych.tools.trials.chaos import aimed, kind_of, links_of, roles_of
+from triptych.tools.trials.media_load import sees
 
 PLANES = ("scheduler", "gateway")
 
