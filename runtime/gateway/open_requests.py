@@ -97,6 +97,13 @@ class OpenRequests:
         """The server is about to stop: from now on `enter` raises InstanceLostError."""
         self.refusing = True
 
+    def check_taking(self) -> None:
+        """Raises InstanceLostError after `refuse_new`."""
+        if self.refusing:
+            raise InstanceLostError(
+                "this server is shutting down; retry elsewhere or later", retry_after=self._config.retry_after
+            )
+
     @property
     def open(self) -> int:
         """Generate calls that have arrived and not ended."""
@@ -109,10 +116,7 @@ class OpenRequests:
         Raises OverloadedError when all places are taken, InvalidRequestError when `public_id` is open already, InstanceLostError after
         `refuse_new`.
         """
-        if self.refusing:
-            raise InstanceLostError(
-                "this server is shutting down; retry elsewhere or later", retry_after=self._config.retry_after
-            )
+        self.check_taking()
         if len(self._entries) >= self._config.max_in_flight:
             raise OverloadedError(
                 f"{self._config.max_in_flight} requests are open, the most this gateway takes; retry later",

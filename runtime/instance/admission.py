@@ -24,6 +24,7 @@ from triptych.runtime.core.tasks import (
     StartPrefill,
     TaskEnded,
 )
+from triptych.runtime.instance.agreement import disagreement
 from triptych.runtime.instance.gathering import begin
 from triptych.runtime.instance.lifecycle import Kind, State, Trigger
 from triptych.runtime.instance.messages import InstanceMessage, OpenStaging, Report
@@ -264,7 +265,7 @@ def _media_difference(state: InstanceState, request: Request) -> str | None:
     pages = sum(media.store.pages_for(tokens) for tokens in {item.hash: item.tokens for item in request.media}.values())
     if pages > media.store.usable_pages:
         return f"the media need {pages} pages of embeddings; the instance has {media.store.usable_pages}"
-    return difference(request.media, len(request.prompt))
+    return difference(request.media, len(request.prompt)) or disagreement(media, request.media)
 
 
 def _queue_full(state: InstanceState, request: Request, role: Role) -> Refused | None:

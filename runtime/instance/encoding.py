@@ -20,6 +20,7 @@ from triptych.runtime.core.instance import Role
 from triptych.runtime.core.media import MediaItem
 from triptych.runtime.core.tasks import EncodeDone, EncodeStaged, Refused, StageTimes, StartEncode
 from triptych.runtime.instance.admission import KEY_BITS, conflict
+from triptych.runtime.instance.agreement import disagreement
 from triptych.runtime.instance.embeddings import Entry
 from triptych.runtime.instance.lifecycle import Kind, State, Trigger
 from triptych.runtime.instance.media import MediaMemory
@@ -194,6 +195,8 @@ def _refusal(state: InstanceState, command: StartEncode) -> Refused | None:
             wrong = f"an item has {largest} patches; the instance encodes at most {config.encode_patches} at once"
         elif pages > media.store.usable_pages:
             wrong = f"the items need {pages} pages of embeddings; the instance has {media.store.usable_pages}"
+        else:
+            wrong = disagreement(media, items)
     if wrong is not None:
         return Refused(request.id, Role.ENCODE, wrong, permanent=True, attempt=request.attempt)
     if len(media.encoding) >= config.max_waiting:

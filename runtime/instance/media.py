@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from triptych.runtime.core.media import MediaItem
 from triptych.runtime.instance.beside import Beside
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.embeddings import EmbeddingStore, Entry
@@ -215,6 +216,12 @@ class MediaMemory:
     def encodable(self, name: str) -> bool:
         """Whether an encode task waits for the item, and its pixels are here."""
         return name in self.shelf and self.awaited(name)
+
+    def encoded_item(self, name: str) -> MediaItem | None:
+        """The item as the first encode task that has it says it is."""
+        for task in self.encoders.get(name, {}).values():
+            return next(item for index in task.items if (item := task.request.media[index]).hash == name)
+        return None
 
     def awaited(self, name: str) -> bool:
         """Whether an encode task waits for the item."""

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from triptych.runtime.core.errors import EngineError, InstanceLostError, Status
+from triptych.runtime.core.errors import EngineError, InstanceLostError, StaleEpochError, Status
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, Role
+from triptych.runtime.core.media import MediaItem
 from triptych.runtime.core.tasks import AbortTask, HeldTask, PrefillDone, TaskCommand, TaskEnded, TaskReport
 from triptych.runtime.engine.compile_guard import compile_count
 from triptych.runtime.engine.shelf import Pixels
@@ -282,9 +283,12 @@ class LiveInstance:
             self._crowded,
         )
 
-    async def _lacking(self, owner: InstanceRef, hash: str) -> bool:
+    async def _lacking(self, owner: InstanceRef, hash: str) -> MediaItem | None:
         """See `media_door.Lacking`."""
-        return await self._asked(lambda: self._core.ref == owner and self._core.lacks_pixels(hash))
+        now, item = await self._asked(lambda: (self._core.ref, self._core.lacks_pixels(hash)))
+        if now != owner:
+            raise StaleEpochError(f"{owner.id} is at epoch {now.epoch}; epoch {owner.epoch} is gone")
+        return item
 
     async def _crowded(self, owner: InstanceRef, hash: str) -> bool:
         """See `media_door.Crowded`."""

@@ -10,7 +10,7 @@ from tests.runtime.instance.cluster import Node
 from tests.runtime.instance.media import asked, bring, encode, item, media_config
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef, Role
-from triptych.runtime.core.tasks import AbortTask, EncodeDone, EncodeStaged, Refused, StartEncode, TaskEnded
+from triptych.runtime.core.tasks import AbortTask, EncodeDone, EncodeStaged, Refused, StartEncode, StartLocal, TaskEnded
 from triptych.runtime.instance.messages import (
     CloseStaging,
     CompleteStaging,
@@ -235,6 +235,22 @@ def _stage(node: Node, name: str, tokens: int) -> int:
     bring(node, name)
     node.run()
     return staged.handle.key
+
+
+def test_requests_that_say_different_things_of_one_item_are_refused_and_break_nothing():
+    node = Node(media_config("i", "EPD"))
+    encode(node, asked("a", item("x", 0, tokens=4, patches=8)))
+    for name, other in (("b", {"tokens": 5}), ("c", {"patches": 9}), ("d", {"tokens": 8})):
+        wrong = asked(name, item("x", 0, **({"tokens": 4, "patches": 8} | other)))
+        for command in (StartEncode(wrong, (0,), 2.0, 5.0), StartLocal(wrong)):
+            node.command(command)
+            refused = node.reports(Refused)[-1]
+            assert (refused.request, refused.permanent) == (name, True) and "item x" in refused.reason
+    node.command(StartLocal(asked("e", item("y", 0, tokens=4), item("y", 6, tokens=5))))
+    assert node.reports(Refused)[-1].request == "e"
+    bring(node, "x")
+    node.run()
+    assert [done.request for done in node.reports(EncodeDone)] == ["a"]
 
 
 def test_a_lease_that_runs_out_ends_the_task_and_signs_of_life_extend_it():
