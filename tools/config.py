@@ -202,6 +202,11 @@ class ServeConfig:
         "media that all open requests of the gateway hold, in MB, processed; and likewise as they came",
         group="limits",
     )
+    spare_media_mb: int = setting(
+        128,
+        "processed media that the gateway keeps after their requests, in MB, for the next about the same",
+        group="limits",
+    )
     max_media_item_mb: int = setting(32, "largest image, sound or video, in MB as the client sends it", group="limits")
     max_image_pixels: int = setting(50_000_000, "largest image, in pixels", group="limits")
     media_processes: int = setting(2, "processes of the gateway that decode and process media", group="limits")
@@ -303,7 +308,7 @@ def _out_of_range(c: ServeConfig) -> list[str]:
         "max_model_len", "tensor_parallel_size", "prefill_tp", "decode_tp", "encode_tp", "emulate_devices", "max_num_seqs", "max_num_batched_tokens",
         "page_size", "num_pages", "kv_cache_memory", "max_message_mb", "max_waiting", "max_prompt_tokens", "request_timeout",
         "heartbeat_interval", "heartbeat_timeout", "lease_seconds", "startup_timeout", "max_attempts", "patience",
-        "max_in_flight", "rate_limit", "rate_burst", "max_media_mb", "max_media_item_mb", "max_image_pixels", "media_processes",
+        "max_in_flight", "rate_limit", "rate_burst", "max_media_mb", "spare_media_mb", "max_media_item_mb", "max_image_pixels", "media_processes",
     )  # fmt: skip
     for name in positive:
         value = getattr(c, name)

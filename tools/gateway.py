@@ -148,6 +148,7 @@ def gateway_config(config: ServeConfig, scheduler: str) -> GatewayConfig:
         ),
         media_pool=PoolConfig(processes=config.media_processes),
         max_media_bytes=config.max_media_mb * 10**6,
+        spare_media_bytes=config.spare_media_mb * 10**6,
         max_in_flight=config.max_in_flight,
         rate=None if config.rate_limit is None else Rate(config.rate_limit, config.rate_burst),
         max_receive_bytes=config.max_message_mb * 10**6,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 
 from triptych.runtime.core.errors import Status
-from triptych.tools.trials import chaos, fuzz, soak
+from triptych.tools.trials import chaos, fuzz, pressure, soak
 from triptych.tools.trials.deployment import deployed
 from triptych.tools.trials.faults import Fault
+from triptych.tools.trials.levelling import Finding, judged, series
+from triptych.tools.trials.load import learn
 from triptych.tools.trials.losses import Report
-from triptych.tools.trials.media_load import MODEL
+from triptych.tools.trials.media_load import MODEL, fresh_kinds
+from triptych.tools.trials.scrape import free_ports
 
 
 @pytest.mark.slow
@@ -69,6 +73,22 @@ def test_encoders_are_killed_and_cut_off_and_nothing_is_lost() -> None:
     assert {event.role for event in report.events} == {"encode", "gateway/encode", "encode/prefill"}
     assert all(outcome.status is Status.OK for outcome in report.outcomes)
     assert counters["encoded_items"] > 10, "nothing was encoded: the test shows nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.limit(600)
+def test_memory_before_a_slow_prefill_levels_off_and_everything_completes_afterwards() -> None:
+    async def scenario() -> Finding:
+        async with deployed([*pressure.FLAGS, "--topology=EPD"]) as deployment, deployment.client() as client:
+            specs = await learn(client, fresh_kinds(random.Random(1), 60))
+        port = free_ports(5)
+        async with deployed([*pressure.FLAGS, "--topology=1E1P1D", f"--metrics-port={port}"]) as deployment:
+            return await pressure.trial(deployment, "1E1P1D", specs, 15.0, 0.05, clients=50, port=port + 1)
+
+    found = asyncio.run(scenario())
+    # Fifteen seconds are no time to judge a process's memory by; pools and queues have their bounds at once.
+    assert [problem for problem in judged(found) if "_rss grew " not in problem] == [], series(found.readings)
+    assert found.readings[-1].refused > 0, "the gateway refuses what is beyond its bounds"
 
 
 @pytest.mark.slow

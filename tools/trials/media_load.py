@@ -19,8 +19,9 @@ MODEL = (
     "--served-model-name=toy-vlm",
     "--max-model-len=256",
     "--media-pages=33",
+    "--spare-media-mb=1",
 )
-"""Flags of `triptych serve`: the toy model that sees, with a media pool of 32 pictures."""
+"""Flags of `triptych serve`: the toy model that sees, with a media pool of 32 pictures, and a gateway that keeps about a thousand of the last ones."""
 
 FRESH = 100  # three times what the media pool holds
 PLACEHOLDER = "<|pad|>"

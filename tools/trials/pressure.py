@@ -51,7 +51,6 @@ FLAGS = (
 PERIOD = 2.0  # seconds; its stopped part must stay well below the heartbeat timeout
 FLOW = 5.0  # seconds of load before prefill is slowed down
 EVERY = 0.5  # seconds between readings
-PICTURES = 200  # requests with pictures of their own before they begin again
 PATIENCE = 120.0  # seconds after which what has not completed never will
 AGAIN = (0.2, 0.6)  # seconds until a refused request is sent again
 
@@ -203,6 +202,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="how long prefill is slow (default 60)")
     parser.add_argument("--share", type=float, default=0.05, help="of the time that prefill runs then (default 0.05)")
     parser.add_argument("--clients", type=int, default=60, help="clients that send at once (default 60)")
+    parser.add_argument(
+        "--requests", type=int, default=200, help="with pictures of their own, before they begin again (default 200)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of all pictures")
     parser.add_argument("--json", type=Path, help="write readings and device bytes to this file")
     add_trial_arguments(parser, topology="1E1P1D")
@@ -219,7 +221,7 @@ async def _run(args: argparse.Namespace) -> int:
     whole = argparse.Namespace(**{**vars(args), "topology": "EPD"})
     async with opened(whole, *FLAGS) as deployment, deployment.client() as client:
         model = await client.model_info()
-        kinds = fresh_kinds(random.Random(f"{args.seed}/pressure"), PICTURES, model.media_placeholder)
+        kinds = fresh_kinds(random.Random(f"{args.seed}/pressure"), args.requests, model.media_placeholder)
         specs, held = await learn(client, kinds), await holdings(deployment)
     port = free_ports(2 + len(parse(args.topology).instances()))
     async with opened(args, *FLAGS, f"--metrics-port={port}") as deployment:
