@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from tests.runtime.worker.media_bench import SLOTS, TOKENS, MediaBench, expected, item
+from tests.runtime.worker.media_bench import SLOTS, TOKENS, TOY, MediaBench, expected, item
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.request import Request
@@ -226,3 +226,37 @@ def test_a_pool_full_of_staged_embeddings_stops_encoding_until_they_are_pulled(b
     for request in requests[1:]:
         bench.send("e", AbortTask(request.id, Status.OK, "not needed", Role.ENCODE))
     bench.wait_idle()
+
+
+def test_a_shelf_full_of_pixels_that_wait_for_pages_takes_those_that_have_pages(bench: MediaBench) -> None:
+    """Two tasks hold all eight pages and lack a picture each; the shelf, which has room for one, has one of a third task."""
+    bench.wait_idle()
+    instance = next(one for one in bench.process.instances if one.info.ref.id == "e")
+    assert instance.door is not None
+    shelf = instance.door._shelf
+    limit, shelf._limit = shelf._limit, TOKENS * TOY.vision.patch_dim
+    pairs = [(30, 31), (32, 33), (34,), (35,)]
+    requests = [ask(*pair) for pair in pairs]
+    try:
+        for request, pair in zip(requests, pairs, strict=True):
+            bench.send("e", StartEncode(request, tuple(range(len(pair))), 20.0, 20.0))
+            bench.report(request, EncodeStaged)
+        for seed in (30, 32):
+            assert bench.bring("e", seed) == (True, True)
+            while bench.snapshots()["e"].resources["shelf_bytes"]:  # until it is encoded
+                time.sleep(0.01)
+        assert bench.bring("e", 34) == (True, True)
+        with pytest.raises(grpc.aio.AioRpcError, match="media shelf has 0 of 768 bytes left"):
+            bench.bring("e", 35)
+        for request, seed in zip(requests, (31, 33), strict=False):
+            assert bench.bring("e", seed) == (True, True), "it has pages"
+            bench.report(request, EncodeDone)
+        bench.send("e", AbortTask(requests[0].id, Status.OK, "not needed", Role.ENCODE))
+        bench.report(requests[2], EncodeDone)
+        assert bench.bring("e", 35) == (True, True)
+        bench.report(requests[3], EncodeDone)
+    finally:
+        shelf._limit = limit
+        for request in requests[1:]:
+            bench.send("e", AbortTask(request.id, Status.OK, "not needed", Role.ENCODE))
+    assert bench.wait_idle()["e"].resources["shelf_bytes"] == 0
