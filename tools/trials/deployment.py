@@ -21,9 +21,10 @@ from triptych.runtime.client import AsyncClient
 from triptych.runtime.wire.auth import bearer_metadata
 from triptych.runtime.wire.tls import Tls, open_channel
 from triptych.tools.supervisor import Supervisor
+from triptych.tools.trials import watch
 
 START_LIMIT = 300.0  # seconds; four jax processes that compile on two shared cores
-DECODER = "triptych.runtime.media.child"
+DECODER = "triptych.runtime.media.child"  # the module that a process which decodes media runs
 ASK_LIMIT = 10.0  # seconds for one question to a service
 
 TOY = (
@@ -116,7 +117,7 @@ class Deployment:
         if gateway is None:
             return {}
         pids = (pid for pid, argv in _children(gateway) if DECODER in argv)
-        return {f"decoder-{number}": pid for number, pid in enumerate(sorted(pids))}
+        return {f"{watch.DECODER}{number}": pid for number, pid in enumerate(sorted(pids))}
 
     @property
     def _inside(self) -> Any:
