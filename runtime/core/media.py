@@ -29,6 +29,8 @@ class MediaItem:
         tokens: embeddings, and so prompt tokens, one after another from `offset`.
         patches: what the encoder computes (its input positions): the cost of encoding.
         grid: (time, rows, columns) of embeddings, for positions; (1, 1, tokens) where nothing asks.
+        later: None for the first or only item of a medium. Another step of a video is placed in time as many positions after the
+            medium's first item (M-RoPE), and directly follows the item before it in the prompt.
     """
 
     hash: str
@@ -37,6 +39,7 @@ class MediaItem:
     tokens: int
     patches: int
     grid: tuple[int, ...]
+    later: int | None = None
 
     @property
     def end(self) -> int:

@@ -43,6 +43,8 @@ COUNTERS: dict[str, tuple[str, float]] = {
     "media_items_pulled": ("media_items_pulled", 1.0),
     "media_bytes_offered": ("media_bytes_offered", 1.0),
     "media_bytes_received": ("media_bytes_received", 1.0),
+    "kv_pull_us": ("kv_pull_seconds", 1e-6),
+    "kv_pull_exposed_us": ("kv_pull_exposed_seconds", 1e-6),
 }
 """Names of a snapshot's counters, and of their metrics with the factor to its unit."""
 

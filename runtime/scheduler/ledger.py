@@ -18,6 +18,7 @@ class Due(StrEnum):
     ADOPTION = "the instance that runs it to register"
     CLAIM = "its gateway to come back and declare it"
     ENCODING = "encode instances to take the media that its prompt wants"
+    ANSWER = "the encode instance that was asked first to answer"
 
 
 class Ledger:
@@ -94,6 +95,7 @@ class Ledger:
             record.encoding.wanted.clear()
             self.wanting.pop(record.id, None)
             self.timers[Due.ENCODING].discard(record.id)
+            self.timers[Due.ANSWER].discard(record.id)
 
     def end(self, record: Record) -> None:
         """The request has failed: it waits for nothing but its tasks' ends. Its phase is ENDING."""

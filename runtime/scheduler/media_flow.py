@@ -94,7 +94,7 @@ class MediaFlow:
     def done(self, record: Record, task: EncodeTask, member: Member, report: EncodeDone, out: Out) -> None:
         """Every item of `task` has its embeddings."""
         self._cluster.encoded(member, task)
-        self._life.notify(record, Progress(record.id, Role.ENCODE, report.times, report.attempt), out)
+        self._life.notify(record, Progress(record.id, Role.ENCODE, report.times, report.attempt, report.encoded), out)
 
     def refused(self, record: Record, task: EncodeTask, member: Member, report: Refused, out: Out) -> None:
         """Nothing is held for `task`: another instance, or this one later."""
@@ -144,6 +144,21 @@ class MediaFlow:
         self._life.abort(record, task, Status.UNAVAILABLE, reason, out)
         if again:
             self._want(record, task.items, out)
+
+    def unanswered(self, record: Record, out: Out) -> None:
+        """Some encode instance has not answered in time: what it was asked for is wanted from others."""
+        limit, left = self._config.encode_answer, list[float]()
+        for task in list(record.encodes.values()):
+            if task.state is not TaskState.ASKED:
+                continue
+            if out.now < task.asked + limit:
+                left.append(task.asked + limit)
+                continue
+            reason = f"instance {task.ref.id} did not answer within {limit:g} s"
+            self._doubt(record, task, reason)
+            self.take_back(record, task, reason, out)
+        if left:
+            self._ledger.timers[Due.ANSWER].put(record.id, min(left))
 
     def impatient(self, record: Record, out: Out) -> None:
         """No encode instance took what `record` wants in time."""
@@ -203,7 +218,10 @@ class MediaFlow:
             self._affinity.put(media[item].hash, member.ref)
             encoding.tries[item] += 1
             del encoding.wanted[item]
+        if tasks and record.id not in self._ledger.timers[Due.ANSWER]:
+            self._ledger.timers[Due.ANSWER].put(record.id, out.now + self._config.encode_answer)
         for ref, task in tasks.items():
+            task.asked = out.now
             self._counters.add(Count.ENCODES_STARTED)
             items, config = tuple(task.items), self._config
             self._life.send(ref, StartEncode(record.request, items, config.pixel_ttl, config.lease_seconds), out)

@@ -124,6 +124,7 @@ class EncodeTask(Task):
         pages: what the embeddings of all items take.
         fed: whether the instance that computes the prompt was told where to pull from.
         lacking: items whose pixels the gateway was told to bring.
+        asked: when the instance was told to start it, in seconds.
     """
 
     items: list[int] = field(default_factory=list)
@@ -131,6 +132,7 @@ class EncodeTask(Task):
     pages: int = 0
     fed: bool = False
     lacking: tuple[int, ...] = ()
+    asked: float = 0.0
 
 
 def encode_task(ref: InstanceRef) -> EncodeTask:
