@@ -69,6 +69,9 @@ COMMANDS = {
     "chaos": Command(
         "triptych.tools.trials.chaos", "kill, freeze and cut off processes of a toy deployment under load"
     ),
+    "pressure": Command(
+        "triptych.tools.trials.pressure", "slow prefill down under requests with pictures and see memory level off"
+    ),
     "soak": Command("triptych.tools.trials.soak", "send many requests through a toy deployment and see what grows"),
     "version": Command("triptych.tools.version", "show the versions of Triptych and of what it runs on"),
 }

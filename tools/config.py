@@ -204,10 +204,9 @@ class ServeConfig:
     )
 
     max_media_mb: int = setting(
-        1024,
-        "media that all open requests of the gateway hold, in MB, processed; and likewise as they came",
-        group="limits",
+        1024, "media that all open requests of the gateway hold, in MB, processed; and as they came", group="limits"
     )
+    spare_media_mb: int = setting(128, "processed media that is kept for later requests, in MB", group="limits")
     max_media_item_mb: int = setting(32, "largest image, sound or video, in MB as the client sends it", group="limits")
     max_image_pixels: int = setting(50_000_000, "largest image, in pixels", group="limits")
     max_video_frames: int = setting(768, "most frames that are taken from one video", group="limits")
@@ -237,9 +236,7 @@ class ServeConfig:
     max_attempts: int = setting(
         5, "times that a request is begun, when what runs it is lost, before it fails", group="limits"
     )
-    patience: float = setting(
-        30.0, "seconds that a request waits for a missing stage, or for a scheduler, before it fails", group="limits"
-    )
+    patience: float = setting(30.0, "seconds that a request waits for a missing stage or scheduler", group="limits")
     heartbeat_interval: float = setting(1.0, "seconds between heartbeats of a worker", group="limits")
     heartbeat_timeout: float = setting(5.0, "seconds of silence after which a worker counts as dead", group="limits")
     lease_seconds: float = setting(
@@ -308,9 +305,9 @@ def _out_of_range(c: ServeConfig) -> list[str]:
     problems = []
     positive = (
         "max_model_len", "tensor_parallel_size", "prefill_tp", "decode_tp", "encode_tp", "emulate_devices", "max_num_seqs", "max_num_batched_tokens",
-        "page_size", "num_pages", "kv_cache_memory", "max_message_mb", "max_waiting", "max_prompt_tokens", "request_timeout",
+        "page_size", "num_pages", "kv_cache_memory", "max_message_mb", "max_waiting", "max_prompt_tokens", "request_timeout", "media_processes",
         "heartbeat_interval", "heartbeat_timeout", "lease_seconds", "startup_timeout", "max_attempts", "patience",
-        "max_in_flight", "rate_limit", "rate_burst", "max_media_mb", "max_media_item_mb", "max_image_pixels", "max_video_frames", "media_processes",
+        "max_in_flight", "rate_limit", "rate_burst", "max_media_mb", "spare_media_mb", "max_media_item_mb", "max_image_pixels", "max_video_frames",
     )  # fmt: skip
     for name in positive:
         value = getattr(c, name)

@@ -30,6 +30,7 @@ from triptych.runtime.gateway.server import Gateway, start_server
 from triptych.runtime.media.limits import MediaLimits
 from triptych.runtime.media.pool import PoolConfig
 from triptych.runtime.metrics.gateway import DroppedTokens
+from triptych.runtime.metrics.gateway_media import GatewayMedia
 from triptych.runtime.metrics.observer import RequestObserver
 from triptych.runtime.metrics.registry import Metrics
 from triptych.runtime.metrics.requests import RequestMetrics
@@ -114,6 +115,7 @@ async def _serve(config: ServeConfig, model: ServedModel, scheduler: str) -> int
         observer=RequestObserver(RequestMetrics(metrics, clock), tracer, clock, model.name),
     )
     metrics.add(DroppedTokens(lambda: gateway.counts))
+    metrics.add(GatewayMedia(lambda: gateway.media, lambda: gateway.courier))
     shown = await open_port(config, metrics, ready=lambda: None if gateway.serving else "no request could be placed")
     server, port = await start_server(
         gateway,
@@ -147,6 +149,7 @@ def gateway_config(config: ServeConfig, scheduler: str) -> GatewayConfig:
         ),
         media_pool=PoolConfig(processes=config.media_processes),
         max_media_bytes=config.max_media_mb * 10**6,
+        spare_media_bytes=config.spare_media_mb * 10**6,
         max_in_flight=config.max_in_flight,
         rate=None if config.rate_limit is None else Rate(config.rate_limit, config.rate_burst),
         max_receive_bytes=config.max_message_mb * 10**6,

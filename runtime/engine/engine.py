@@ -103,6 +103,11 @@ class Engine:
         self._broken = None
 
     @property
+    def params(self) -> tuple[jax.Array, ...]:
+        """The decoder's weights."""
+        return self._params
+
+    @property
     def broken(self) -> str | None:
         """Why the engine cannot run a plan, or None."""
         return self._broken

@@ -193,6 +193,10 @@ class InstanceCore:
             return None
         return media.encoded_item(name)
 
+    def pixels_refused(self, name: str, now: float) -> bool:
+        """The shell has no room for the pixels of an item: whether it must take them all the same; if not, tasks give them their time again."""
+        return encoding.pixels_refused(self._state, name, now)
+
     def held(self) -> tuple[HeldTask, ...]:
         """Every task, as it is declared to a scheduler that does not know it."""
         return attempts.held(self._state)

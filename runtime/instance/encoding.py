@@ -87,6 +87,20 @@ def media_arrived(state: InstanceState, name: str, now: float) -> list[InstanceM
     return []
 
 
+def pixels_refused(state: InstanceState, name: str, now: float) -> bool:
+    """The shell has no room for the pixels of `name`. True: pages are held for it, so that it is encoded as soon as it comes; pixels that wait for
+    pages must not keep it out. False: who brings it will come again, and it is not late because of that."""
+    media = state.media
+    if media is None:
+        return False
+    if name in media.store.entries:
+        return media.awaited(name)
+    for task in media.encoding.values():
+        if name in task.lacking and task.pixels_by is not None:
+            task.pixels_by = now + task.pixel_seconds
+    return False
+
+
 def tend(state: InstanceState, now: float) -> list[InstanceMessage]:
     """Give room to tasks, complete those that are encoded, drop pixels that nobody needs."""
     media = state.media

@@ -97,7 +97,7 @@ class Deployment:
 
 HELD = (
     "pages_sequence", "pages_staged", "pages_reserved", "staged_keys", "tasks", "waiting", "running", "pulls", "staging_keys",
-    "staging_bytes",
+    "staging_bytes", "media_pages_held", "media_gathering", "shelf_items", "shelf_bytes",
 )  # fmt: skip
 
 
