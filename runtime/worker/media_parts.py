@@ -15,7 +15,7 @@ from triptych.models.weights.vision import dummy_encoder
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.engine.encoder import MediaEncoder
-from triptych.runtime.engine.media_pool import MediaPool, media_group
+from triptych.runtime.engine.media_pool import EmbeddingPool, media_group
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.page_programs import PageMover
 from triptych.runtime.engine.shelf import MediaShelf
@@ -84,7 +84,7 @@ def media_stage(
     """Pool and encoder (its weights are loaded here) of an instance with so many media pages; None for none."""
     if not pages or model.multimodal is None:
         return None
-    pool = MediaPool(
+    pool = EmbeddingPool.of(
         ShardingRules(mesh), model.multimodal.text.hidden_size, config.dtype, config.page_size, num_pages=pages
     )
     slots = encode_patches(config, plan, model)

@@ -16,7 +16,7 @@ from triptych.runtime.core.instance import Role
 from triptych.runtime.engine.buckets import Buckets, ExtendShape
 from triptych.runtime.engine.encode_engine import EncodeEngine
 from triptych.runtime.engine.engine import Engine
-from triptych.runtime.engine.media_pool import MediaPool
+from triptych.runtime.engine.media_pool import EmbeddingPool
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.shelf import MediaShelf, Pixels
 from triptych.runtime.instance.plan import Embedded, Encode
@@ -30,7 +30,7 @@ SMALL = Buckets((ExtendShape(4, 0, 16), ExtendShape(4, 16, 16), ExtendShape(0, 6
 
 def media_stage(tp: int, encodes: bool = True, *, hidden: int = HIDDEN) -> MediaStage:
     rules = oracle.toy(tp).rules
-    pool = MediaPool(rules, hidden, "float32", PAGE, MEDIA_PAGES)
+    pool = EmbeddingPool.of(rules, hidden, "float32", PAGE, MEDIA_PAGES)
     if not encodes:
         return MediaStage(pool)
     return MediaStage(pool, ToyEncoder(rules.mesh, hidden), MediaShelf(1 << 20), PATCHES)
