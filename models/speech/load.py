@@ -91,7 +91,9 @@ def load_encoder(config: WhisperConfig, source: TensorSource, mesh: Mesh, dtype:
     return _load(encoder_structure(config, ShardingRules(mesh), dtype), source)
 
 
-def load_listener(config: WhisperConfig, source: TensorSource, mesh: Mesh, dtype: str) -> LoadedWhisper[WhisperListener]:
+def load_listener(
+    config: WhisperConfig, source: TensorSource, mesh: Mesh, dtype: str
+) -> LoadedWhisper[WhisperListener]:
     """Place the encoder and the decoder's cross projections on `mesh`, as `load_encoder` does the encoder."""
     return _load(listener_structure(config, ShardingRules(mesh), dtype), source)
 

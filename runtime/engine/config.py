@@ -27,6 +27,8 @@ class EngineConfig:
         compile_threads: programs compiled at once.
         media_pages: pages of the media pool, the null page 0 included; 0: there is none.
         encode_patches: slots of the largest encode program, and so of one item; 0: nothing is encoded.
+        attended: most entries of the media pool that a row attends to; 0: the model has no cross-attention.
+        suppressed: token ids that are never drawn.
     """
 
     page_size: int
@@ -42,6 +44,8 @@ class EngineConfig:
     compile_threads: int = 2
     media_pages: int = 0
     encode_patches: int = 0
+    attended: int = 0
+    suppressed: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in (
@@ -67,6 +71,8 @@ class EngineConfig:
             )
         if self.encode_patches and not self.media_pages:
             raise ConfigError("an engine that encodes needs a media pool for what it encodes: raise media_pages")
+        if self.attended and not self.media_pages:
+            raise ConfigError("a decoder that attends to media needs a pool of them: raise media_pages")
         if self.decodes:
             self._check_decoder()
 
@@ -92,7 +98,12 @@ class EngineConfig:
     @property
     def takes_media(self) -> bool:
         """Whether prompts may contain embeddings."""
-        return self.media_pages > 0 and Role.PREFILL in self.roles
+        return self.media_pages > 0 and not self.attended and Role.PREFILL in self.roles
+
+    @property
+    def attended_pages(self) -> int:
+        """Media pages that a row attends to."""
+        return -(-self.attended // self.page_size)
 
     @property
     def pages_per_sequence(self) -> int:
@@ -114,6 +125,8 @@ def engine_config(
     compile_threads: int = 2,
     media_pages: int = 0,
     encode_patches: int = 0,
+    attended: int = 0,
+    suppressed: tuple[int, ...] = (),
 ) -> EngineConfig:
     """An EngineConfig with the default buckets for its limits and roles."""
     buckets = default_buckets(
@@ -137,4 +150,6 @@ def engine_config(
         compile_threads=compile_threads,
         media_pages=media_pages,
         encode_patches=encode_patches,
+        attended=attended,
+        suppressed=suppressed,
     )

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from triptych.models.kv import KVGroup
-from triptych.models.structure import DecoderStructure
 from triptych.runtime.engine.batch import extend_packing, takes_media
 from triptych.runtime.engine.buckets import ExtendShape
 from triptych.runtime.engine.compiling import Executable, Key, Program
 from triptych.runtime.engine.config import EngineConfig
+from triptych.runtime.engine.decoders import ServedStructure
 from triptych.runtime.engine.extend import build_extend, copy_pages
-from triptych.runtime.engine.head import Head, HeadParams, head_params
+from triptych.runtime.engine.head import Head, HeadParams, head_params, without
 from triptych.runtime.engine.media_pool import MediaPool
 from triptych.runtime.engine.sample import Variant, sample_full, sample_packing, sample_plain
 from triptych.runtime.engine.score import score
@@ -32,10 +32,10 @@ COPY_PAGES = 8
 
 
 class Programs:
-    """The compiled programs of one engine's decoder. `media` is the pool of embeddings, if prompts may have some."""
+    """The compiled programs of one engine's decoder. `media` is the pool of what was encoded, if requests may have media."""
 
     def __init__(
-        self, structure: DecoderStructure, group: KVGroup, config: EngineConfig, media: MediaPool | None = None
+        self, structure: ServedStructure, group: KVGroup, config: EngineConfig, media: MediaPool | None = None
     ) -> None:
         self._structure, self._config, self._media = structure, config, media
         self.head: HeadParams = head_params(structure)
@@ -97,7 +97,7 @@ class Programs:
         state = self._state()
 
         def run(head: tuple[jax.Array, ...], picked: jax.Array, packed: jax.Array, state: Any) -> Any:
-            logits = self.head.over(head)(picked[:draws])
+            logits = without(self._config.suppressed, self.head.over(head)(picked[:draws]))
             inputs = packing.unpack(packed)
             if variant is Variant.FULL:
                 return sample_full(logits, inputs, state)

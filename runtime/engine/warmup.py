@@ -36,10 +36,9 @@ def run_each_once(
     for shape in config.buckets.extend:
         packed, views = extend_packing(shape, config).host()
         views["carried"].fill(slots)
-        media: tuple[Pools, ...] = ()
-        if takes_media(shape, config):
+        if "media_index" in views:
             views["media_index"].fill(NO_MEDIA)
-            media = (embeddings,)
+        media = (embeddings,) if takes_media(shape, config) else ()
         picked, hidden, pools = programs[("extend", shape)](params, pools, packed, last_tokens, *media)
         if hidden is not None:
             targets = np.zeros(shape.prefill_tokens, np.int32)

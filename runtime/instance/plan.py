@@ -57,7 +57,8 @@ class Attended:
 class Seat:
     """A sample takes a sampler slot: its parameters, and the tokens its penalties count.
 
-    `forbidden` token ids may not be drawn at positions below `forbidden_until` (min_tokens: EOS and stop ids).
+    `forbidden` token ids may not be drawn at positions below `forbidden_until` (min_tokens: EOS and stop ids), `forbidden_first` not at position `first`,
+    that of the first output (what a transcript cannot begin with).
     `prompt`/`outputs` are empty unless `params.penalised`.
     """
 
@@ -68,6 +69,8 @@ class Seat:
     outputs: tuple[int, ...] = ()
     forbidden: tuple[int, ...] = ()
     forbidden_until: int = 0
+    forbidden_first: tuple[int, ...] = ()
+    first: int = 0
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,17 @@ class PlanBuilder:
         assert stream.slot is not None
         prompt, outputs = (request.prompt, tuple(stream.outputs)) if params.penalised else ((), ())
         self._seats.append(
-            Seat(stream.slot, stream.sample, params, prompt, outputs, end.forbidden, end.forbidden_until)
+            Seat(
+                stream.slot,
+                stream.sample,
+                params,
+                prompt,
+                outputs,
+                end.forbidden,
+                end.forbidden_until,
+                self._state.config.forbidden_first,
+                len(request.prompt),
+            )
         )
         stream.seated = True
 
