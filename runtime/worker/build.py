@@ -20,12 +20,15 @@ from triptych.models.errors import UnsupportedModelError
 from triptych.models.hub.bundle import ModelBundle, open_model
 from triptych.models.hub.media import open_multimodal
 from triptych.models.hub.resolve import resolve_model
-from triptych.models.kv import KVGroup, kv_groups
+from triptych.models.kv import KVGroup
+from triptych.models.speech.bundle import SpeechBundle, is_speech
+from triptych.models.speech.load import load_decoder as load_speech_decoder
 from triptych.models.weights.dummy import DummySource
-from triptych.models.weights.load import LoadedDecoder, load_decoder
+from triptych.models.weights.load import load_decoder
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Compatibility, InstanceInfo, Role
 from triptych.runtime.engine.config import EngineConfig, engine_config
+from triptych.runtime.engine.decoders import ServedDecoder, self_group
 from triptych.runtime.engine.encode_engine import EncodeEngine
 from triptych.runtime.engine.engine import Engine
 from triptych.runtime.engine.media_stage import MediaStage
@@ -46,6 +49,7 @@ from triptych.runtime.worker.media_parts import (
     media_pages,
     media_stage,
 )
+from triptych.runtime.worker.speech_parts import open_speech_bundle
 from triptych.sharding.devices import Device
 from triptych.sharding.mesh import make_mesh
 
@@ -79,6 +83,8 @@ def open_worker_model(config: WorkerConfig) -> WorkerModel:
     Raises UnsupportedModelError for a model whose positions have three parts (M-RoPE): programs have one.
     """
     resolved = resolve_model(config.model, config.cache, progress=lambda text: log.info("%s", text))
+    if is_speech(resolved):
+        return WorkerModel(resolved, open_speech_bundle(resolved, config.load_dummy))
     bundle = open_model(resolved)
     if bundle.config.rope.sections is not None:
         raise UnsupportedModelError(f"{resolved.name}: positions of three parts (M-RoPE) are not served yet")
@@ -118,7 +124,7 @@ def build_instance(
         log.warning("max_model_len %d is more than the model's %d, which holds", config.max_model_len, max_model_len)
     pages = media_pages(config, plan, model, max_model_len)
     decodes = bool(plan.possible & {Role.PREFILL, Role.DECODE})
-    loaded = load_decoder(bundle.config, bundle.tensor_source, mesh, config.dtype) if decodes else None
+    loaded = _load_decoder(config, model, mesh) if decodes else None
     stage = media_stage(config, plan, model, mesh, pages)
     progress(f"{plan.id}: weights on {plan.tp} device(s) in {time.monotonic() - started:.1f} s")
     limits = engine_config(
@@ -133,6 +139,8 @@ def build_instance(
         compile_threads=config.compile_threads,
         media_pages=pages,
         encode_patches=encode_patches(config, plan, model),
+        attended=0 if model.speech is None else model.speech.config.audio_positions,
+        suppressed=() if model.speech is None else model.speech.tokens.suppressed,
     )
     engine = _engine(config, limits, loaded, mesh, stage)
 
@@ -142,7 +150,7 @@ def build_instance(
     report = engine.compile(compiled)
     kv = media = None
     if loaded is not None:
-        (group,) = kv_groups(bundle.config, config.kv_dtype)
+        group = self_group(bundle.config, config.kv_dtype)
         kv = PoolParts(_kv_mover(config, loaded, group, limits.num_pages), kv_header(config, bundle, group))
         kv.mover.compile(compiled)
     header = media_header(config, model)
@@ -153,8 +161,15 @@ def build_instance(
     return InstanceParts(plan, mesh, engine, kv, media)
 
 
+def _load_decoder(config: WorkerConfig, model: WorkerModel, mesh: Mesh) -> ServedDecoder:
+    bundle = model.bundle
+    if isinstance(bundle, SpeechBundle):
+        return load_speech_decoder(bundle.config, bundle.tensor_source, mesh, config.dtype)
+    return load_decoder(bundle.config, bundle.tensor_source, mesh, config.dtype)
+
+
 def _kv_pages(
-    config: WorkerConfig, loaded: LoadedDecoder, devices: Sequence[Device], max_model_len: int, stage: MediaStage | None
+    config: WorkerConfig, loaded: ServedDecoder, devices: Sequence[Device], max_model_len: int, stage: MediaStage | None
 ) -> int:
     """Pages of the KV pool: what is asked for, or what fits. A media pool comes out of an accelerator's memory first."""
     if config.num_pages:
@@ -170,7 +185,7 @@ def _kv_pages(
 
 
 def _engine(
-    config: WorkerConfig, limits: EngineConfig, loaded: LoadedDecoder | None, mesh: Mesh, stage: MediaStage | None
+    config: WorkerConfig, limits: EngineConfig, loaded: ServedDecoder | None, mesh: Mesh, stage: MediaStage | None
 ) -> Engine | EncodeEngine:
     if loaded is None:
         assert stage is not None, "media_pages refuses an encode role without a pool"
@@ -180,7 +195,7 @@ def _engine(
     return PacedEngine(limits, loaded, mesh, config.pace, stage)
 
 
-def _kv_mover(config: WorkerConfig, loaded: LoadedDecoder, group: KVGroup, num_pages: int) -> PageMover:
+def _kv_mover(config: WorkerConfig, loaded: ServedDecoder, group: KVGroup, num_pages: int) -> PageMover:
     return PageMover(
         loaded.rules.mesh,
         loaded.head_layout,
@@ -208,7 +223,7 @@ def compatibility(config: WorkerConfig, model: WorkerModel) -> Compatibility:
     )
 
 
-def kv_header(config: WorkerConfig, bundle: ModelBundle, group: KVGroup) -> KvHeader:
+def kv_header(config: WorkerConfig, bundle: ModelBundle | SpeechBundle, group: KVGroup) -> KvHeader:
     """What this instance's KV is, wherever it is sharded."""
     return KvHeader(
         model=config.served_model_name,
@@ -217,7 +232,7 @@ def kv_header(config: WorkerConfig, bundle: ModelBundle, group: KVGroup) -> KvHe
         dtype=config.kv_dtype,
         page_size=config.page_size,
         granule=config.export_pages,
-        layer_groups=((0, bundle.config.num_layers),),
+        layer_groups=((0, len(group.layers)),),
     )
 
 
@@ -229,6 +244,7 @@ def make_core(
     prefix_cache: bool,
     eos_ids: tuple[int, ...],
     stop_probe: StopProbeFactory,
+    forbidden_first: tuple[int, ...] = (),
 ) -> InstanceCore:
     """The pure half for these parts."""
     config = parts.engine.config
@@ -248,6 +264,7 @@ def make_core(
             max_waiting=max_waiting,
             export_pages=next(pool.header.granule for pool in (parts.kv, parts.media) if pool is not None),
             eos_ids=eos_ids,
+            forbidden_first=forbidden_first,
             prefix_cache=prefix_cache,
             media_pages=config.media_pages,
             encode_patches=config.encode_patches,

@@ -21,6 +21,7 @@ class Piece:
         pixel_grid: (time, rows, columns) of its patches, before any merging.
         shape: of the array whose bytes are `data`; the encoder knows the type of its numbers.
         checksum: CRC-32 of `data`.
+        attended: as in MediaItem.
     """
 
     hash: str
@@ -32,10 +33,11 @@ class Piece:
     shape: tuple[int, ...]
     data: bytes
     checksum: int
+    attended: bool = False
 
     def at(self, offset: int) -> MediaItem:
         """The item, whose embeddings begin at prompt token `offset`."""
-        return MediaItem(self.hash, self.kind, offset, self.tokens, self.patches, self.grid)
+        return MediaItem(self.hash, self.kind, offset, self.tokens, self.patches, self.grid, self.attended)
 
 
 @dataclass(frozen=True)
