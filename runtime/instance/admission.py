@@ -13,6 +13,7 @@ from enum import Enum, auto
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.handle import Handle
 from triptych.runtime.core.instance import Role
+from triptych.runtime.core.media import MediaItem
 from triptych.runtime.core.request import Request, SampleState
 from triptych.runtime.core.tasks import (
     Accepted,
@@ -24,14 +25,14 @@ from triptych.runtime.core.tasks import (
     StartPrefill,
     TaskEnded,
 )
-from triptych.runtime.instance.gathering import begin
+from triptych.runtime.instance.gathering import attend, begin, can_attend
 from triptych.runtime.instance.lifecycle import Kind, State, Trigger
 from triptych.runtime.instance.messages import InstanceMessage, OpenStaging, Report
 from triptych.runtime.instance.resuming import least_pages, room, try_reserve
 from triptych.runtime.instance.sequence import Sequence
-from triptych.runtime.instance.spans import difference
+from triptych.runtime.instance.spans import attended, difference
 from triptych.runtime.instance.state import InstanceState, end_task
-from triptych.runtime.instance.tasks import ROLES, DecodeTask, Fill, LocalTask, PrefillTask, Task, live_samples
+from triptych.runtime.instance.tasks import DecodeTask, EncodeTask, Fill, LocalTask, PrefillTask, Task, live_samples
 
 _PREFILLS, _DECODES = frozenset({Role.PREFILL}), frozenset({Role.DECODE})
 
@@ -39,8 +40,8 @@ KEY_BITS = 63  # a handle's key is random and unguessable; 63 bits fit every sig
 
 
 def reserve_decode(state: InstanceState, command: ReserveDecode, now: float) -> list[InstanceMessage]:
-    """Hold pages for the prompt and each live sample's outputs so far and next one, and a slot per live sample; or
-    refuse."""
+    """Hold pages for the prompt and each live sample's outputs so far and next one, a slot per live sample, and room for the media that it
+    attends to; or refuse."""
     request, resumed = command.request, command.resumed
     refused = _refusal(state, request, Role.DECODE, _DECODES, resumed)
     if refused is not None:
@@ -52,6 +53,8 @@ def reserve_decode(state: InstanceState, command: ReserveDecode, now: float) -> 
     if state.slots.free < slots:
         return [_refused(request, Role.DECODE, f"{slots} slots were asked for, {state.slots.free} are free")]
     sequence = _new_sequence(state, request)
+    if request.media and not can_attend(state, sequence):
+        return [_refused(request, Role.DECODE, "too few pages are free for the media that it attends to")]
     cached = sequence.pin_prefix(len(request.prompt))
     if not try_reserve(state, sequence, *room(state.config, request, resumed)):
         sequence.evict()
@@ -72,6 +75,8 @@ def reserve_decode(state: InstanceState, command: ReserveDecode, now: float) -> 
     task.streams = state.streams_for(task)
     for stream in task.streams:
         state.seat(stream)
+    if request.media:
+        attend(state, task)
     state.add(task)
     return [Report(Granted(request.id, cached, request.attempt))]
 
@@ -206,7 +211,8 @@ def _queue(state: InstanceState, task: Task) -> None:
 
 
 def _new_sequence(state: InstanceState, request: Request) -> Sequence:
-    return Sequence(state.memory, list(request.prompt), state.memory.roots(request.cache_salt), request.media)
+    names = tuple(item.hash for item in attended(request.media)) if request.media else ()
+    return Sequence(state.memory, list(request.prompt), state.memory.roots(request.cache_salt, names), request.media)
 
 
 def _refusal(
@@ -217,7 +223,8 @@ def _refusal(
     held = conflict(state, request, role)
     if held is not None:
         return held
-    media = _media_difference(state, request) if request.media and Role.PREFILL in roles else None
+    held_here = request.media if Role.PREFILL in roles else attended(request.media) if request.media else ()
+    media = _media_difference(state, request, held_here) if held_here else None
     if role is Role.DECODE:
         slots, pages = len(live_samples(request, resumed)), least_pages(config, request, resumed)
     else:
@@ -246,22 +253,22 @@ def _refusal(
     return Refused(request.id, role, reason, permanent=True, attempt=request.attempt)
 
 
-def conflict(state: InstanceState, request: Request, role: Role) -> Refused | None:
-    """Why `request` cannot have another task of `role` here now, if so."""
-    for other in ROLES:
-        live = state.tasks.get((request.id, other))
-        if live is not None and (other is role or live.request.attempt > request.attempt):
-            reason = f"request {request.id} already has a {other} task here, of attempt {live.request.attempt}"
-            return Refused(request.id, role, reason, attempt=request.attempt)
+def conflict(state: InstanceState, request: Request, role: Role, for_decode: bool = False) -> Refused | None:
+    """Why `request` cannot have another task of `role` here now, if so. `for_decode` tells its two encode tasks apart."""
+    for live in state.tasks_of(request.id):
+        same = live.role is role and (not isinstance(live, EncodeTask) or live.for_decode is for_decode)
+        if same or live.request.attempt > request.attempt:
+            reason = f"request {request.id} already has a {live.role} task here, of attempt {live.request.attempt}"
+            return Refused(request.id, role, reason, attempt=request.attempt, for_decode=for_decode)
     return None
 
 
-def _media_difference(state: InstanceState, request: Request) -> str | None:
-    """Why the media of `request` can never be taken, if so."""
+def _media_difference(state: InstanceState, request: Request, items: tuple[MediaItem, ...]) -> str | None:
+    """Why `items` of `request`, whose embeddings are needed here, can never be taken, if so."""
     media = state.media
     if media is None:
-        return f"the prompt has {len(request.media)} media items; instance {state.ref.id} takes none"
-    pages = sum(media.store.pages_for(tokens) for tokens in {item.hash: item.tokens for item in request.media}.values())
+        return f"{len(items)} media items are needed to compute it; instance {state.ref.id} takes none"
+    pages = sum(media.store.pages_for(tokens) for tokens in {item.hash: item.tokens for item in items}.values())
     if pages > media.store.usable_pages:
         return f"the media need {pages} pages of embeddings; the instance has {media.store.usable_pages}"
     return difference(request.media, len(request.prompt))
@@ -271,7 +278,7 @@ def _queue_full(state: InstanceState, request: Request, role: Role) -> Refused |
     """Those that wait beside the queue for media keep out others with media only."""
     waiting = len(state.waiting)
     if request.media and state.media is not None:
-        waiting = max(waiting, len(state.media.beside()))
+        waiting = max(waiting, len(state.media.prompts_beside()))
     if waiting < state.config.max_waiting:
         return None
     reason = f"{waiting} sequences wait here already (max_waiting {state.config.max_waiting})"

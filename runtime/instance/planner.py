@@ -153,7 +153,9 @@ class PlanBuilder:
         tokens = () if stream.pending else (sequence.tokens[start],)
         stream.pending += 1
         position = start + stream.task.position_offset
-        self.rows.append(Row(sequence.number, tokens, start, position, sequence.pages, slot, (Draw(slot, end),)))
+        media, draws = self._state.media, (Draw(slot, end),)
+        attended = media.attended(sequence) if sequence.media and media is not None else ()
+        self.rows.append(Row(sequence.number, tokens, start, position, sequence.pages, slot, draws, attended=attended))
         self._planned.append(PlannedRow(sequence, sequence.generation, end, ((stream, stream.generation),)))
 
     def chunk(self, fill: Fill, tokens: int) -> None:
@@ -184,6 +186,7 @@ class PlanBuilder:
             embedded=self._state.media.embedded(fill, start, end)
             if sequence.media and self._state.media is not None
             else (),
+            attended=self._state.media.attended(sequence) if sequence.media and self._state.media is not None else (),
         )
         if sequence.media and self._state.media is not None:
             self._state.media.passed(sequence.number, end)
@@ -254,6 +257,8 @@ class PlanBuilder:
         state, task = self._state, fill.task
         del state.filling[fill.sequence.number]
         if task.kind is Kind.PREFILL:
+            if state.media is not None:  # nothing is computed of it any more
+                state.media.forget(fill.sequence.number)
             return
         if not fill.drawing:
             task.sequence = None
@@ -265,6 +270,8 @@ class PlanBuilder:
             first.sequence, task.sequence = fill.sequence, None
             for stream in others:
                 stream.sequence = fill.sequence.fork()
+            if state.media is not None:
+                state.media.share(fill.sequence, fill.streams)
             task.advance(Trigger.COMPUTED)
         for stream in fill.streams:
             insort(state.running, stream, key=lambda running: running.order)
