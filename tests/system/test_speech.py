@@ -113,7 +113,9 @@ def test_transcripts_are_the_references(row: tuple[str, str, tuple[int, int, int
                 for (name, tongue, _), job in jobs.items():
                     assert job.result().text == expected[name, tongue], (name, tongue)
         usage = ask(client, "four seconds").usage
-        assert usage is not None and usage.prompt_tokens == 4 * len(WINDOWS["four seconds"]) and usage.audio_seconds == 4.0
+        assert (
+            usage is not None and usage.prompt_tokens == 4 * len(WINDOWS["four seconds"]) and usage.audio_seconds == 4.0
+        )
         check_errors(client)
         for snapshot in cluster.snapshots():
             assert snapshot.resources["tasks"] == 0, snapshot

@@ -14,6 +14,7 @@ from triptych.runtime.gateway.http.errors import CLIENT_CLOSED_REQUEST, HttpErro
 T = TypeVar("T")
 
 JSON_TYPE = "application/json"
+TEXT_TYPE = "text/plain; charset=utf-8"
 EVENTS_TYPE = "text/event-stream; charset=utf-8"
 
 
@@ -30,10 +31,15 @@ def header(scope: Scope, name: bytes) -> list[bytes]:
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int, timeout: float) -> bytes:
-    """The whole body. Raises HttpError 413, 415 or 408, or ClientGoneError."""
+    """The whole body, which must be JSON. Raises HttpError 413, 415 or 408, or ClientGoneError."""
     kind = next(iter(header(scope, b"content-type")), b"").split(b";")[0].strip().lower()
     if kind and kind != JSON_TYPE.encode() and not kind.endswith(b"+json"):
         raise HttpError(415, f"the content type is {kind.decode('latin-1')}; expected {JSON_TYPE}", close=True)
+    return await read_bytes(scope, receive, limit, timeout)
+
+
+async def read_bytes(scope: Scope, receive: Receive, limit: int, timeout: float) -> bytes:
+    """The whole body, whatever its type. Raises HttpError 413 or 408, or ClientGoneError."""
     too_large = HttpError(413, f"the body is larger than {limit} bytes", close=True)
     declared = next(iter(header(scope, b"content-length")), b"0")
     if declared.isdigit() and int(declared) > limit:
