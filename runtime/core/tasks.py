@@ -191,8 +191,7 @@ class EncodeStaged:
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Seconds a task spent: waiting on the instance, computing, and pulling (decode: KV, and what it attends to; prefill: embeddings); bytes
-    moved by pulls, and pages of KV."""
+    """Seconds a task spent: waiting on the instance, computing, and pulling (decode: KV; prefill: embeddings); bytes and pages moved by pulls."""
 
     queue: float = 0.0
     compute: float = 0.0

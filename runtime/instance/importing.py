@@ -84,12 +84,6 @@ def _go_on(state: InstanceState, task: Task, event: Imported) -> list[InstanceMe
     task.position_offset = event.continuation.position_offset
     pages = task.cached_tokens // state.config.page_size
     times = event.times if event.times.pages_skipped == pages else replace(event.times, pages_skipped=pages)
-    if task.embedding_bytes or task.embedding_seconds:
-        times = replace(
-            times,
-            transfer=times.transfer + task.embedding_seconds,
-            bytes_moved=times.bytes_moved + task.embedding_bytes,
-        )
     started = DecodeStarted(task.request.id, times, task.request.attempt)
     going = go_on(state, task, sequence, event.continuation.samples)
     return [Report(started), *going] if event.continuation.live else going

@@ -53,7 +53,9 @@ class Journal:
     resumed: tuple[SampleState, ...] = ()
     live: set[tuple[Node, Role]] = field(default_factory=set)
     wanted: set[Want] = field(default_factory=set)
-    encodes: dict[tuple[Node, bool], tuple[tuple[int, ...], bool]] = field(default_factory=dict)  # items, whether they were fed
+    encodes: dict[tuple[Node, bool], tuple[tuple[int, ...], bool]] = field(
+        default_factory=dict
+    )  # items, whether they were fed
     tokens: dict[int, dict[int, TokenOut]] = field(default_factory=lambda: defaultdict(dict))
     over: Status | None = None
     reason: str = ""
