@@ -110,6 +110,8 @@ class Lifecycle:
         else:
             del record.tasks[task.kind]
             self._withdraw_with(record, task)
+            if task.kind is TaskKind.DECODE and record.encoding is not None:
+                record.encoding.reservation_over()
             if member is not None:
                 self._cluster.release(member, record.id, task)
                 self.room(member)

@@ -117,7 +117,7 @@ class Encoding:
         tasks: the live encode tasks. The decode task has its own, so that neither puller waits for the other; what they share is encoded once,
             because the instance's store has it.
         wanted: what waits for an encode instance, in the order in which it was wanted.
-        tries: how often each was given to an instance that did not refuse it for lack of room.
+        tries: how often each was given to an instance that did not refuse it for lack of room; a decode task's begin with its reservation.
         never: instances that refused some of them for good, with their reasons.
         doubted: instances whose tasks failed, or were pulled from in vain; others are asked first.
         trouble: how the last encode task failed, for the reason that a client is shown.
@@ -131,6 +131,11 @@ class Encoding:
     doubted: dict[InstanceRef, None] = field(default_factory=dict)
     trouble: str = ""
     computed: bool = False
+
+    def reservation_over(self) -> None:
+        """The decode task is gone; should there be another one, it begins anew."""
+        for want in [want for want in self.tries if want.for_decode]:
+            del self.tries[want]
 
 
 @dataclass
