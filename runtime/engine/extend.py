@@ -25,7 +25,7 @@ from triptych.models.structure import DecoderStructure, Pools
 from triptych.runtime.engine.batch import extend_packing
 from triptych.runtime.engine.buckets import ExtendShape
 from triptych.runtime.engine.config import EngineConfig
-from triptych.runtime.engine.media_pool import MediaPool
+from triptych.runtime.engine.media_pool import Embeddings, MediaPool
 
 ExtendOutputs = tuple[Float[Array, "slots hidden"], Float[Array, "prefill_tokens hidden"] | None, Pools]
 
@@ -67,10 +67,8 @@ def build_extend(
             max_q_len=max(1, shape.prefill_tokens),
         )
         decoder = structure.merge(params)
-        x = decoder.embed(tokens)
-        if media is not None:
-            x = media.replace(x, embeddings, inputs["media_index"])
-        hidden, pools = extend(decoder, x, pools, batch)
+        seen = None if media is None else media.read(embeddings, inputs["media_index"])
+        hidden, pools = extend(decoder, decoder.embed(tokens), pools, batch, seen)
         picked = hidden.at[inputs["picks"]].get(mode="clip")
         return picked, hidden[shape.decode_rows :] if scored else None, pools
 
@@ -78,9 +76,9 @@ def build_extend(
 
 
 def extend(
-    decoder: Decoder, x: Float[Array, "tokens hidden"], pools: Pools, batch: Ragged
+    decoder: Decoder, x: Float[Array, "tokens hidden"], pools: Pools, batch: Ragged, seen: Embeddings | None = None
 ) -> tuple[Float[Array, "tokens hidden"], Pools]:
-    """`models.decoder.extend` from embedded tokens on, with each kind of layer traced once."""
+    """`models.decoder.extend` from embedded tokens on, with each kind of layer traced once; `seen` are the media among the tokens."""
     scale, tp = decoder.config.head_dim**-0.5, decoder.rules.tp
 
     @partial(jax.jit, static_argnums=0)
@@ -91,7 +89,8 @@ def extend(
 
     by = decoder.rotation(batch.positions)
     written: list[KV] = []
-    for module, kv in zip(decoder.layers, pools, strict=True):
+    for number, (module, kv) in enumerate(zip(decoder.layers, pools, strict=True)):
+        x = x if seen is None else seen.into(number, x)
         definition, arrays = nnx.split(module)
         x, kv = layer(definition, arrays, x, by, kv, batch)
         written.append(kv)

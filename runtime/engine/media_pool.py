@@ -9,11 +9,12 @@ checksums and resharding between tensor-parallel sizes hold for embeddings as th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from triptych.models.kv import DTYPE_BYTES, KVGroup
 from triptych.models.structure import Pools
@@ -39,14 +40,34 @@ def media_group(hidden: int, dtype: str) -> KVGroup:
 
 
 @dataclass(frozen=True)
+class Embeddings:
+    """What a step's media tokens are: `given` says which tokens are some, `inputs` what goes into which layers for them."""
+
+    rules: ShardingRules
+    given: Bool[Array, "tokens"]
+    inputs: Mapping[int, Float[Array, "tokens hidden"]]
+
+    def into(self, layer: int, x: Float[Array, "tokens hidden"]) -> Float[Array, "tokens hidden"]:
+        """`x`, the input of `layer`, with what media tokens have for that layer in their places."""
+        if layer not in self.inputs:
+            return x
+        merged = jnp.where(self.given[:, None], self.inputs[layer].astype(x.dtype), x)
+        return self.rules.constrain(merged, "tokens", "hidden")
+
+
+@dataclass(frozen=True)
 class MediaPool:
-    """The geometry of one engine's media pool: `num_pages` pages, the null page 0 included."""
+    """The geometry of one engine's media pool: `num_pages` pages, the null page 0 included; and what embeddings are for.
+
+    `injections` are pairs of (layer, part), see `MultimodalConfig`: an embedding is as many parts of equal size as they name.
+    """
 
     rules: ShardingRules
     hidden: int
     dtype: str
     page_size: int
     num_pages: int
+    injections: tuple[tuple[int, int], ...] = ((0, 0),)
 
     @property
     def group(self) -> KVGroup:
@@ -76,15 +97,13 @@ class MediaPool:
         group = self.group
         return 2 * self.page_size * self.layout.kv_heads_per_device * group.head_dim * DTYPE_BYTES[self.dtype]
 
-    def replace(
-        self, x: Float[Array, "tokens hidden"], pools: Pools, index: Int32[Array, "tokens"]
-    ) -> Float[Array, "tokens hidden"]:
-        """`x` with the embedding in slot `index` where that is not negative. Inside a traced program."""
+    def read(self, pools: Pools, index: Int32[Array, "tokens"]) -> Embeddings:
+        """The embeddings in slots `index`; a token whose index is negative has none. Inside a traced program."""
         page, offset = jnp.divmod(jnp.maximum(index, 0), self.page_size)
         heads = self.group.num_kv_heads
-        halves = [half.at[page, offset].get(mode="clip")[:, :heads].reshape(x.shape[0], -1) for half in pools[0]]
-        embedded = jnp.concatenate(halves, axis=1).astype(x.dtype)
-        return self.rules.constrain(jnp.where((index >= 0)[:, None], embedded, x), "tokens", "hidden")
+        halves = [half.at[page, offset].get(mode="clip")[:, :heads].reshape(index.shape[0], -1) for half in pools[0]]
+        parts = jnp.split(jnp.concatenate(halves, axis=1), 1 + max(part for _, part in self.injections), axis=1)
+        return Embeddings(self.rules, index >= 0, {layer: parts[part] for layer, part in self.injections})
 
     def write(self, pools: Pools, rows: Float[Array, "rows hidden"], index: Int32[Array, "rows"]) -> Pools:
         """The pool with each row in slot `index`; rows whose index is `slots` are dropped. Inside a traced program."""

@@ -81,7 +81,7 @@ class Flow:
             queued=self._ledger.waiting,
             longest=self._cluster.reach.longest,
             live=None if live is None else live.phase,
-            media=self._cluster.media_reach.too_large(request.media) if request.media else None,
+            media=self._cluster.media_reach.refused(request.media) if request.media else None,
         )
         if refused is None and request.gateway not in self._ledger.connected:
             refused = Refusal(

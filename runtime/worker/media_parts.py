@@ -85,7 +85,12 @@ def media_stage(
     if not pages or model.multimodal is None:
         return None
     pool = MediaPool(
-        ShardingRules(mesh), model.multimodal.text.hidden_size, config.dtype, config.page_size, num_pages=pages
+        ShardingRules(mesh),
+        model.multimodal.vision.output_size,
+        config.dtype,
+        config.page_size,
+        pages,
+        model.multimodal.injections,
     )
     slots = encode_patches(config, plan, model)
     if not slots:
@@ -106,7 +111,7 @@ def media_header(config: WorkerConfig, model: WorkerModel) -> KvHeader | None:
     return KvHeader(
         model=config.served_model_name,
         revision=f"{model.bundle.revision}/{config.dtype}",
-        groups=group_headers((media_group(model.multimodal.text.hidden_size, config.dtype),)),
+        groups=group_headers((media_group(model.multimodal.vision.output_size, config.dtype),)),
         dtype=config.dtype,
         page_size=config.page_size,
         granule=config.export_pages,

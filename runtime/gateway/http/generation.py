@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from triptych.runtime.client import AsyncClient, AsyncStream, Chunk, Result
-from triptych.runtime.client.requests import Message, Sampling
+from triptych.runtime.client.requests import Message, Sampling, generate_request
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,11 @@ class Prompt:
     text: str | None = None
     token_ids: tuple[int, ...] | None = None
     messages: tuple[Message, ...] | None = None
+
+    @property
+    def has_media(self) -> bool:
+        """Whether its messages may have media: those of text alone are strings by now."""
+        return any(not isinstance(message.get("content"), str) for message in self.messages or ())
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,8 @@ async def started(client: AsyncClient, generation: Generation, timeout: float) -
     async with AsyncExitStack() as stack:
         streams = []
         for index, prompt in enumerate(generation.prompts):
-            stream = client.generate(
+            made = partial(
+                generate_request,
                 prompt.text,
                 messages=prompt.messages,
                 token_ids=prompt.token_ids,
@@ -86,10 +93,11 @@ async def started(client: AsyncClient, generation: Generation, timeout: float) -
                 timeout=timeout,
                 priority=generation.priority,
                 cache_salt=generation.cache_salt,
-                traceparent=generation.traceparent,
-                **generation.sampling,
+                sampling=generation.sampling,
             )
-            streams.append(await stack.enter_async_context(stream))
+            # Media are decoded from base64 here, which takes long enough to be felt by others.
+            request = await asyncio.to_thread(made) if prompt.has_media else made()
+            streams.append(await stack.enter_async_context(client.stream(request, generation.traceparent)))
         yield streams
 
 
