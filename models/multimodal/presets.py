@@ -35,4 +35,27 @@ VLM_PRESETS: dict[str, MultimodalConfig] = {
         processing=CropProcessing((16, 16), shortest=16),
         markers=MediaMarkers(TOY_IMAGE_ID, "<|pad|>"),
     ),
+    # For tests: eP-ALM, the class tokens after two layers into two layers of the toy decoder.
+    "toy-epalm": MultimodalConfig(
+        text=replace(_TOY, name="toy-epalm"),
+        vision=VisionConfig(
+            family="dinov2",
+            hidden_size=32,
+            stored_layers=3,
+            feature_layers=(2, 3),
+            num_heads=4,
+            intermediate_size=64,
+            patch_size=4,
+            activation="gelu",
+            position_grid=4,
+            class_token=True,
+            final_norm=True,
+            layer_scale=True,
+            output="class",
+            connector=ConnectorConfig(outputs=_TOY.hidden_size, hidden_size=None, levels=2),
+        ),
+        processing=CropProcessing((16, 16), shortest=16),
+        markers=MediaMarkers(TOY_IMAGE_ID, "<|pad|>"),
+        injections=((0, 0), (1, 1)),
+    ),
 }

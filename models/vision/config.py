@@ -29,6 +29,8 @@ class ConnectorConfig:
 
     `merge` x `merge` neighbouring patches become one row, their features side by side in raster order. `patch_norm` is
     over a patch before merging, `merged_norm` over the merged row. Without `hidden_size` there is one projection only.
+    With several `levels` the features of so many layers are projected each by itself, with the same weights, and their
+    outputs lie side by side (eP-ALM).
     """
 
     outputs: int
@@ -39,6 +41,7 @@ class ConnectorConfig:
     norm_eps: float = 1e-5
     activation: Activation = "gelu"
     bias: bool = True
+    levels: int = 1
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,10 @@ class VisionConfig:
             raise UnsupportedModelError("an encoder needs either a position table or rotary positions")
         if self.output != "patches" and (not self.class_token or self.merge > 1):
             raise UnsupportedModelError(f"output {self.output!r} needs a class token and no merging of patches")
+        if self.connector is not None and self.connector.levels not in (1, len(self.feature_layers)):
+            raise UnsupportedModelError(
+                f"{self.connector.levels} levels to project of {len(self.feature_layers)} feature layers"
+            )
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise UnsupportedModelError(f"mean and std need one number for each of {self.channels} channels")
 
@@ -135,8 +142,8 @@ class VisionConfig:
 
     @property
     def output_size(self) -> int:
-        """Numbers in an output row: the language model's hidden size where there is a connector."""
-        return self.connector.outputs if self.connector else self.feature_size
+        """Numbers in an output row: the language model's hidden size, once a level, where there is a connector."""
+        return self.connector.outputs * self.connector.levels if self.connector else self.feature_size
 
     @property
     def position_taps(self) -> int:
@@ -182,8 +189,9 @@ class VisionConfig:
         connector = self.connector
         if connector is None:
             return 0
-        merged = self.feature_size * connector.merge**2
-        norms = [(connector.patch_norm, self.feature_size), (connector.merged_norm, merged)]
+        features = self.feature_size // connector.levels
+        merged = features * connector.merge**2
+        norms = [(connector.patch_norm, features), (connector.merged_norm, merged)]
         total = sum(size * (2 if norm == "layer" else 1) for norm, size in norms if norm)
         sizes = [merged, *([connector.hidden_size] if connector.hidden_size else []), connector.outputs]
         for inputs, outputs in pairwise(sizes):

@@ -144,17 +144,25 @@ class VisionLayer(nnx.Module):
 
 
 class Connector(nnx.Module):
-    """Merges neighbouring patches and projects them to the language model's hidden size."""
+    """Merges neighbouring patches and projects them, level by level, to the language model's hidden size."""
 
     def __init__(self, config: ConnectorConfig, features: int, dtype: jnp.dtype) -> None:
+        features //= config.levels
         merged, eps = features * config.merge**2, config.norm_eps
         self.patch_norm = _norm(config.patch_norm, features, eps, dtype) if config.patch_norm else None
         self.merged_norm = _norm(config.merged_norm, merged, eps, dtype) if config.merged_norm else None
         self.first = Linear(merged, config.hidden_size or config.outputs, config.bias, dtype)
         self.second = Linear(config.hidden_size, config.outputs, config.bias, dtype) if config.hidden_size else None
         self.activation: Activation = config.activation
+        self.levels = config.levels
 
     def __call__(
+        self, features: Float[Array, "slots features"], output_slots: Int[Array, "rows merged"]
+    ) -> Float[Array, "rows outputs"]:
+        levels = jnp.split(features, self.levels, axis=-1)
+        return jnp.concatenate([self._project(level, output_slots) for level in levels], axis=-1)
+
+    def _project(
         self, features: Float[Array, "slots features"], output_slots: Int[Array, "rows merged"]
     ) -> Float[Array, "rows outputs"]:
         features = features if self.patch_norm is None else self.patch_norm(features)

@@ -274,7 +274,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model", "architecture", "revision", "vocab_size", "max_model_len", "eos_token_ids", "has_chat_template", "parameters", "media_kinds", "media_placeholder")
+    __slots__ = ("model", "architecture", "revision", "vocab_size", "max_model_len", "eos_token_ids", "has_chat_template", "parameters", "media_kinds", "media_placeholder", "transcribes", "languages")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -285,6 +285,8 @@ class ModelInfo(_message.Message):
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     MEDIA_KINDS_FIELD_NUMBER: _ClassVar[int]
     MEDIA_PLACEHOLDER_FIELD_NUMBER: _ClassVar[int]
+    TRANSCRIBES_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGES_FIELD_NUMBER: _ClassVar[int]
     model: str
     architecture: str
     revision: str
@@ -295,7 +297,9 @@ class ModelInfo(_message.Message):
     parameters: int
     media_kinds: _containers.RepeatedScalarFieldContainer[str]
     media_placeholder: str
-    def __init__(self, model: _Optional[str] = ..., architecture: _Optional[str] = ..., revision: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: bool = ..., parameters: _Optional[int] = ..., media_kinds: _Optional[_Iterable[str]] = ..., media_placeholder: _Optional[str] = ...) -> None: ...
+    transcribes: bool
+    languages: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., architecture: _Optional[str] = ..., revision: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: bool = ..., parameters: _Optional[int] = ..., media_kinds: _Optional[_Iterable[str]] = ..., media_placeholder: _Optional[str] = ..., transcribes: bool = ..., languages: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()

@@ -180,3 +180,15 @@ class Outcome(_message.Message):
 class ReleaseReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ExtendRequest(_message.Message):
+    __slots__ = ("owner", "keys")
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    owner: _common_pb2.InstanceRef
+    keys: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, owner: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., keys: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ExtendReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -49,6 +49,11 @@ class TransferStub(object):
                 request_serializer=triptych_dot_proto_dot_v1_dot_transfer__pb2.ReleaseRequest.SerializeToString,
                 response_deserializer=triptych_dot_proto_dot_v1_dot_transfer__pb2.ReleaseReply.FromString,
                 _registered_method=True)
+        self.Extend = channel.unary_unary(
+                '/triptych.v1.Transfer/Extend',
+                request_serializer=triptych_dot_proto_dot_v1_dot_transfer__pb2.ExtendRequest.SerializeToString,
+                response_deserializer=triptych_dot_proto_dot_v1_dot_transfer__pb2.ExtendReply.FromString,
+                _registered_method=True)
 
 
 class TransferServicer(object):
@@ -76,6 +81,13 @@ class TransferServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Extend(self, request, context):
+        """Stagings that will be pulled as soon as the puller has room: their leases are extended. What is not staged (any more) is passed over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TransferServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +105,11 @@ def add_TransferServicer_to_server(servicer, server):
                     servicer.Release,
                     request_deserializer=triptych_dot_proto_dot_v1_dot_transfer__pb2.ReleaseRequest.FromString,
                     response_serializer=triptych_dot_proto_dot_v1_dot_transfer__pb2.ReleaseReply.SerializeToString,
+            ),
+            'Extend': grpc.unary_unary_rpc_method_handler(
+                    servicer.Extend,
+                    request_deserializer=triptych_dot_proto_dot_v1_dot_transfer__pb2.ExtendRequest.FromString,
+                    response_serializer=triptych_dot_proto_dot_v1_dot_transfer__pb2.ExtendReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -176,6 +193,33 @@ class Transfer(object):
             '/triptych.v1.Transfer/Release',
             triptych_dot_proto_dot_v1_dot_transfer__pb2.ReleaseRequest.SerializeToString,
             triptych_dot_proto_dot_v1_dot_transfer__pb2.ReleaseReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Extend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.Transfer/Extend',
+            triptych_dot_proto_dot_v1_dot_transfer__pb2.ExtendRequest.SerializeToString,
+            triptych_dot_proto_dot_v1_dot_transfer__pb2.ExtendReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,9 +9,9 @@ Everything runs in this interpreter, so a busy script slows decoding down; for s
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +23,7 @@ from triptych.models.hub.resolve import DEFAULT_MODEL, resolve_model
 from triptych.runtime.client import AsyncClient, Result
 from triptych.runtime.cluster.front import FrontConfig, open_served
 from triptych.runtime.cluster.local import LocalCluster
+from triptych.runtime.cluster.turns import in_turns
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.topology import parse
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
@@ -119,14 +120,10 @@ class LLM:
 
     def _run(self, requests: list[dict[str, Any]], sampling: dict[str, Any]) -> list[Result]:
         async def all_of_them() -> list[Result]:
-            slots = asyncio.Semaphore(IN_FLIGHT)
-
-            async def one(request: dict[str, Any]) -> Result:
-                async with slots:
-                    return await client.complete(**request, **sampling)
-
             async with AsyncClient(self._cluster.address) as client:
-                return list(await asyncio.gather(*(one(request) for request in requests)))
+                return await in_turns(
+                    [partial(client.complete, **request, **sampling) for request in requests], IN_FLIGHT
+                )
 
         return self._cluster.run(all_of_them())
 

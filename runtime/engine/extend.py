@@ -28,7 +28,7 @@ from triptych.runtime.engine.buckets import ExtendShape
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.cross_extend import cross_extend
 from triptych.runtime.engine.decoders import ServedStructure
-from triptych.runtime.engine.media_pool import EmbeddingPool, MediaPool
+from triptych.runtime.engine.media_pool import EmbeddingPool, Embeddings, MediaPool
 
 ExtendOutputs = tuple[Float[Array, "slots hidden"], Float[Array, "prefill_tokens hidden"] | None, Pools]
 
@@ -74,10 +74,8 @@ def build_extend(
             cross = CrossRows(inputs["attended_lens"], inputs["attended_pages"])
             hidden, pools = cross_extend(decoder, pools, embeddings, batch, cross)
         else:
-            x = decoder.embed(tokens)
-            if isinstance(media, EmbeddingPool):
-                x = media.replace(x, embeddings, inputs["media_index"])
-            hidden, pools = extend(decoder, x, pools, batch)
+            seen = media.read(embeddings, inputs["media_index"]) if isinstance(media, EmbeddingPool) else None
+            hidden, pools = extend(decoder, decoder.embed(tokens), pools, batch, seen)
         picked = hidden.at[inputs["picks"]].get(mode="clip")
         return picked, hidden[shape.decode_rows :] if scored else None, pools
 
@@ -85,9 +83,9 @@ def build_extend(
 
 
 def extend(
-    decoder: Decoder, x: Float[Array, "tokens hidden"], pools: Pools, batch: Ragged
+    decoder: Decoder, x: Float[Array, "tokens hidden"], pools: Pools, batch: Ragged, seen: Embeddings | None = None
 ) -> tuple[Float[Array, "tokens hidden"], Pools]:
-    """`models.decoder.extend` from embedded tokens on, with each kind of layer traced once."""
+    """`models.decoder.extend` from embedded tokens on, with each kind of layer traced once; `seen` are the media among the tokens."""
     scale, tp = decoder.config.head_dim**-0.5, decoder.rules.tp
 
     @partial(jax.jit, static_argnums=0)
@@ -98,7 +96,8 @@ def extend(
 
     by = decoder.rotation(batch.positions)
     written: list[KV] = []
-    for module, kv in zip(decoder.layers, pools, strict=True):
+    for number, (module, kv) in enumerate(zip(decoder.layers, pools, strict=True)):
+        x = x if seen is None else seen.into(number, x)
         definition, arrays = nnx.split(module)
         x, kv = layer(definition, arrays, x, by, kv, batch)
         written.append(kv)

@@ -12,12 +12,13 @@ both as they are. `slot` below is page * page_size + offset in the pool.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from triptych.models.kv import DTYPE_BYTES, KVGroup
 from triptych.models.speech.decoder import States, write_cross
@@ -41,6 +42,22 @@ def media_group(hidden: int, dtype: str) -> KVGroup:
     half = hidden // 2
     heads = min(MAX_HEADS, half & -half)  # the largest power of two that divides it
     return KVGroup(GROUP, "full", (0,), heads, half // heads, dtype)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What a step's media tokens are: `given` says which tokens are some, `inputs` what goes into which layers for them."""
+
+    rules: ShardingRules
+    given: Bool[Array, "tokens"]
+    inputs: Mapping[int, Float[Array, "tokens hidden"]]
+
+    def into(self, layer: int, x: Float[Array, "tokens hidden"]) -> Float[Array, "tokens hidden"]:
+        """`x`, the input of `layer`, with what media tokens have for that layer in their places."""
+        if layer not in self.inputs:
+            return x
+        merged = jnp.where(self.given[:, None], self.inputs[layer].astype(x.dtype), x)
+        return self.rules.constrain(merged, "tokens", "hidden")
 
 
 @dataclass(frozen=True)
@@ -86,25 +103,36 @@ class MediaPool(ABC):
         return 2 * numbers * DTYPE_BYTES[self.dtype]
 
 
+@dataclass(frozen=True)
 class EmbeddingPool(MediaPool):
-    """Embeddings that take the place of prompt tokens; its group is a `media_group`."""
+    """Embeddings that take the place of prompt tokens; its group is a `media_group`.
+
+    `injections` are pairs of (layer, part), see `MultimodalConfig`: an embedding is as many parts of equal size as they name.
+    """
+
+    injections: tuple[tuple[int, int], ...] = ((0, 0),)
 
     @staticmethod
-    def of(rules: ShardingRules, hidden: int, dtype: str, page_size: int, num_pages: int) -> EmbeddingPool:
+    def of(
+        rules: ShardingRules,
+        hidden: int,
+        dtype: str,
+        page_size: int,
+        num_pages: int,
+        injections: tuple[tuple[int, int], ...] = ((0, 0),),
+    ) -> EmbeddingPool:
         """For embeddings of `hidden` numbers. Raises ConfigError as `media_group` does."""
         group = media_group(hidden, dtype)
         layout = head_layout(group.num_kv_heads, group.num_kv_heads, rules.tp)
-        return EmbeddingPool(rules, group, layout, page_size, num_pages)
+        return EmbeddingPool(rules, group, layout, page_size, num_pages, injections)
 
-    def replace(
-        self, x: Float[Array, "tokens hidden"], pools: Pools, index: Int32[Array, "tokens"]
-    ) -> Float[Array, "tokens hidden"]:
-        """`x` with the embedding in slot `index` where that is not negative. Inside a traced program."""
+    def read(self, pools: Pools, index: Int32[Array, "tokens"]) -> Embeddings:
+        """The embeddings in slots `index`; a token whose index is negative has none. Inside a traced program."""
         page, offset = jnp.divmod(jnp.maximum(index, 0), self.page_size)
         heads = self.group.num_kv_heads
-        halves = [half.at[page, offset].get(mode="clip")[:, :heads].reshape(x.shape[0], -1) for half in pools[0]]
-        embedded = jnp.concatenate(halves, axis=1).astype(x.dtype)
-        return self.rules.constrain(jnp.where((index >= 0)[:, None], embedded, x), "tokens", "hidden")
+        halves = [half.at[page, offset].get(mode="clip")[:, :heads].reshape(index.shape[0], -1) for half in pools[0]]
+        parts = jnp.split(jnp.concatenate(halves, axis=1), 1 + max(part for _, part in self.injections), axis=1)
+        return Embeddings(self.rules, index >= 0, {layer: parts[part] for layer, part in self.injections})
 
     def write(self, pools: Pools, encoded: Float[Array, "rows hidden"], index: Int32[Array, "rows"]) -> Pools:
         page, offset = jnp.divmod(index, self.page_size)

@@ -6,11 +6,13 @@ internal one that no earlier request had, so that a late token of an earlier req
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from triptych.runtime.core.clock import Clock
 from triptych.runtime.core.control import Cancel, Completed, Failed, Interrupted, MediaNeeded, Placed, Progress
@@ -29,6 +31,8 @@ from triptych.runtime.gateway.live import LiveRequest, SchedulerPort
 from triptych.runtime.gateway.media.bringing import MediaCourier
 from triptych.runtime.gateway.media.pieces import Piece
 
+T = TypeVar("T")
+
 
 @dataclass
 class GatewayCounts:
@@ -43,7 +47,7 @@ class GatewayCounts:
 
 
 class Entry:
-    """One open request. Without a live session while its input is being tokenised; an abort is then remembered."""
+    """One open request. Without a live session while its input is being made a prompt; a failure then ends what is under way."""
 
     def __init__(self, public_id: str, internal_id: str):
         self.public_id = public_id
@@ -52,12 +56,14 @@ class Entry:
         self.pieces: tuple[Piece, ...] = ()  # of its media: piece i is item i of the request
         self.parts: list[Entry] = []  # what it was taken apart into: windows of a long sound
         self.early_error: TriptychError | None = None
+        self._failed = asyncio.Event()
 
     def fail(self, error: TriptychError) -> None:
         if self.live is not None:
             self.live.fail(error)
         elif self.early_error is None:
             self.early_error = error
+            self._failed.set()
         for part in self.parts:
             part.fail(error)
 
@@ -65,6 +71,18 @@ class Entry:
         """Raises the error that came before there was a session."""
         if self.early_error is not None:
             raise self.early_error
+
+    async def unless_failed(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` gives. If the request fails first, `work` is cancelled and the failure raised at once."""
+        doing, failing = asyncio.create_task(work), asyncio.create_task(self._failed.wait())
+        try:
+            await asyncio.wait((doing, failing), return_when=asyncio.FIRST_COMPLETED)
+            self.check()
+            return doing.result()
+        finally:
+            for task in (doing, failing):
+                task.cancel()
+            await asyncio.gather(doing, failing, return_exceptions=True)
 
 
 class OpenRequests:
@@ -82,6 +100,13 @@ class OpenRequests:
         """The server is about to stop: from now on `enter` raises InstanceLostError."""
         self.refusing = True
 
+    def check_taking(self) -> None:
+        """Raises InstanceLostError after `refuse_new`."""
+        if self.refusing:
+            raise InstanceLostError(
+                "this server is shutting down; retry elsewhere or later", retry_after=self._config.retry_after
+            )
+
     @property
     def open(self) -> int:
         """Generate calls that have arrived and not ended."""
@@ -94,10 +119,7 @@ class OpenRequests:
         Raises OverloadedError when all places are taken, InvalidRequestError when `public_id` is open already, InstanceLostError after
         `refuse_new`.
         """
-        if self.refusing:
-            raise InstanceLostError(
-                "this server is shutting down; retry elsewhere or later", retry_after=self._config.retry_after
-            )
+        self.check_taking()
         if len(self._public) >= self._config.max_in_flight:
             raise OverloadedError(
                 f"{self._config.max_in_flight} requests are open, the most this gateway takes; retry later",

@@ -27,7 +27,7 @@ from triptych.runtime.core.errors import CancelledByClientError, InvalidRequestE
 from triptych.runtime.gateway.assemble import TextOptions
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
 from triptych.runtime.gateway.live import LiveRequest, Write
-from triptych.runtime.gateway.media.asking import Asked, asked_media, check_text_only
+from triptych.runtime.gateway.media.asking import Asked, asked_media, check_text_only, without_data
 from triptych.runtime.gateway.media.bringing import MediaCourier
 from triptych.runtime.gateway.media.desk import MediaDesk
 from triptych.runtime.gateway.media.pieces import Medium, Piece
@@ -103,7 +103,11 @@ class InferenceService:
                         await self._generate(request, write, entry, arrived, deadline, ())
                     else:
                         with self._desk.holding() as holding:
-                            await self._desk.fill(holding, asked, owner_of(context), deadline - arrived)
+                            filling = self._desk.fill(holding, asked, owner_of(context), deadline - arrived)
+                            await entry.unless_failed(filling)
+                            if asked:
+                                asked.clear()
+                                request = without_data(request)
                             if self._model.speech is not None:
                                 await self._transcribe(request, write, entry, arrived, deadline, holding.pieces)
                             else:
@@ -175,8 +179,7 @@ class InferenceService:
             media=media,
             window=window,
         )
-        admitted = await self._text.run(build, timeout=deadline - began)
-        entry.check()
+        admitted = await entry.unless_failed(self._text.run(build, timeout=deadline - began))
         options = request.sampling
         text = TextOptions(
             first_position=len(admitted.prompt),
@@ -222,6 +225,8 @@ class InferenceService:
             has_chat_template=model.chat_template is not None,
             parameters=model.parameters,
             media_kinds=[] if self._desk is None else [kind.value for kind in model.media_kinds],
+            transcribes=model.speech is not None,
+            languages=[] if model.speech is None else [code for code, _ in model.speech.tokens.languages],
             media_placeholder="" if model.media is None or self._desk is None else model.media.placeholder,
         )
 
@@ -269,9 +274,11 @@ class InferenceService:
         self, messages: AsyncIterator[pb.UploadMediaRequest], context: Context
     ) -> pb.UploadMediaResponse:
         self._check_rate(context)
+        self._requests.check_taking()
         return await self._uploads().take(messages, owner_of(context))
 
     async def DeleteMedia(self, request: pb.DeleteMediaRequest, context: Context) -> pb.DeleteMediaResponse:
+        self._check_rate(context)
         self._uploads().delete(request.handle, owner_of(context))
         return pb.DeleteMediaResponse()
 

@@ -25,6 +25,7 @@ from triptych.runtime.core.tasks import (
     StartPrefill,
     TaskEnded,
 )
+from triptych.runtime.instance.agreement import disagreement
 from triptych.runtime.instance.gathering import attend, begin, can_attend
 from triptych.runtime.instance.lifecycle import Kind, State, Trigger
 from triptych.runtime.instance.messages import InstanceMessage, OpenStaging, Report
@@ -271,13 +272,13 @@ def _media_difference(state: InstanceState, request: Request, items: tuple[Media
     pages = sum(media.store.pages_for(tokens) for tokens in {item.hash: item.tokens for item in items}.values())
     if pages > media.store.usable_pages:
         return f"the media need {pages} pages of embeddings; the instance has {media.store.usable_pages}"
-    return difference(request.media, len(request.prompt))
+    return difference(request.media, len(request.prompt)) or disagreement(media, items)
 
 
 def _queue_full(state: InstanceState, request: Request, role: Role) -> Refused | None:
     """Those that wait beside the queue for media keep out others with media only."""
     waiting = len(state.waiting)
-    if request.media and state.media is not None:
+    if request.media and state.media is not None and len(state.media.beside) >= state.config.max_waiting:
         waiting = max(waiting, len(state.media.prompts_beside()))
     if waiting < state.config.max_waiting:
         return None

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from triptych.runtime.instance.gathering import coming
 from triptych.runtime.instance.lifecycle import Kind, State
 from triptych.runtime.instance.media import MediaMemory
 from triptych.runtime.instance.sequence import Sequence
@@ -167,6 +168,10 @@ def _audit_media(state: InstanceState, media: MediaMemory) -> None:
                 holders.setdefault(name, set()).add(feed)
                 _expect(media.store.entries[name].pull == key, "an entry is filled by another pull")
     _expect(all(task is state.by_serial.get(serial) for serial, task in media.encoding.items()), "encoding for no task")
+    by_item = {(name, serial) for serial, task in media.encoding.items() for name in task.sizes}
+    _expect(
+        by_item == {(name, serial) for name in media.encoders for serial in media.encoders[name]}, "who encodes what"
+    )
     _expect(all(task in tasks for task in media.wanters.values()), "an item is wanted for a task that has ended")
     for task in tasks:
         if attended(task.request.media) and task.kind in (Kind.DECODE, Kind.LOCAL):
@@ -183,8 +188,27 @@ def _audit_media(state: InstanceState, media: MediaMemory) -> None:
     pages = Counter(page for entry in media.store.entries.values() for page in entry.pages)
     pages.update(spare)
     media.store.pool.audit(dict(pages))
+    _audit_beside(media)
     planned = Counter(entry.hash for step in state.in_flight for entry in step.encodes)
     _expect(planned == media.in_plans, "encodes in flight are miscounted")
+
+
+def _audit_beside(media: MediaMemory) -> None:
+    """Nobody beside the queue was overlooked: looking at all of them would change nothing."""
+    waiting = {gathering for gathering in media.gatherings.values() if gathering.beside}
+    _expect(set(media.beside) == waiting, "who waits beside the queue is miscounted")
+    if media.stirred:
+        return  # they are looked at next
+    _expect(not media.beside.touched, "somebody is to be looked at, and nobody says so")
+    roomless = sorted((each for each in waiting if not each.holds), key=lambda each: each.fill.age)
+    _expect(media.beside.first_roomless is (roomless[0] if roomless else None), "who is next to get room is not known")
+    for place, gathering in enumerate(roomless):
+        room = media.store.can_hold(gathering.sizes) if not place else not media.store.missing(gathering.sizes)
+        _expect(gathering.asked and not room, "a prompt waits though there is room for it")
+    for gathering in waiting - set(roomless):
+        lacking = [name for name in gathering.sizes if not media.store.is_ready(name)]
+        _expect(bool(lacking), "a prompt waits though it has everything")
+        _expect(all(coming(media, name, True) for name in lacking), "nobody brings what a prompt waits for")
 
 
 def _sequences(task: Task) -> Iterator[Sequence]:

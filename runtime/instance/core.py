@@ -27,6 +27,7 @@ from dataclasses import replace
 
 from triptych.runtime.core.errors import Status, TriptychError
 from triptych.runtime.core.instance import InstanceRef, Load, Role
+from triptych.runtime.core.media import MediaItem
 from triptych.runtime.core.tasks import (
     AbortTask,
     FeedMedia,
@@ -47,6 +48,7 @@ from triptych.runtime.instance import (
     feeding,
     gathering,
     importing,
+    renewing,
     results,
 )
 from triptych.runtime.instance.composer import DefaultComposer, StepComposer
@@ -161,7 +163,7 @@ class InstanceCore:
             messages += encoding.tend(state, now)
             messages += gathering.gather(state)
             messages += importing.gathered(state)
-        return messages
+        return [*messages, *renewing.renew(state, now)]
 
     def load(self) -> Load:
         """How busy the instance is; cheap enough for every heartbeat."""
@@ -185,10 +187,12 @@ class InstanceCore:
         """Items encoded, pulled and found since the last reset."""
         return self._state.media.counts if self._state.media is not None else MediaCounts()
 
-    def lacks_pixels(self, name: str) -> bool:
-        """Whether some task waits for the pixels of an item that the shell has not reported (MediaArrived)."""
+    def lacks_pixels(self, name: str) -> MediaItem | None:
+        """The item of this hash if some task waits for its pixels and the shell has not reported them (MediaArrived)."""
         media = self._state.media
-        return media is not None and media.awaited(name) and name not in media.shelf
+        if media is None or not media.awaited(name) or name in media.shelf:
+            return None
+        return media.encoded_item(name)
 
     def held(self) -> tuple[HeldTask, ...]:
         """Every task, as it is declared to a scheduler that does not know it."""

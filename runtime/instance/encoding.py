@@ -20,6 +20,7 @@ from triptych.runtime.core.instance import Role
 from triptych.runtime.core.media import MediaItem
 from triptych.runtime.core.tasks import EncodeDone, EncodeStaged, Refused, StageTimes, StartEncode
 from triptych.runtime.instance.admission import KEY_BITS, conflict
+from triptych.runtime.instance.agreement import disagreement
 from triptych.runtime.instance.embeddings import Entry
 from triptych.runtime.instance.lifecycle import Kind, State, Trigger
 from triptych.runtime.instance.media import MediaMemory
@@ -65,8 +66,7 @@ def start_encode(state: InstanceState, command: StartEncode, now: float) -> list
     first = {request.media[index].hash: index for index in reversed(command.items)}
     lacking = tuple(sorted(first[name] for name in task.lacking))
     state.staged[key] = task
-    media.encoding[task.serial] = task
-    media.stirred = True
+    media.tend(task)
     state.add(task)
     pages = sum(store.pages_for(item.tokens) for item in items)
     handle = Handle(state.ref, config.address, key, config.media_digest)
@@ -82,7 +82,7 @@ def media_arrived(state: InstanceState, name: str, now: float) -> list[InstanceM
     if media is None or not media.awaited(name):
         return [DropMedia(name)]
     media.shelf[name] = None
-    for task in media.encoding.values():
+    for task in media.encoders[name].values():
         task.found(name, now)
     media.stirred = True
     return []
@@ -125,7 +125,7 @@ def ready_items(media: MediaMemory) -> Iterator[tuple[EncodeTask, MediaItem]]:
 
 def encode(media: MediaMemory, patches: int) -> Iterator[tuple[Encode, Entry]]:
     """Items for a plan, as many of the first ones as have at most `patches` patches together."""
-    for task, item in list(ready_items(media)):
+    for task, item in ready_items(media):
         patches -= item.patches
         if patches < 0:
             return
@@ -182,6 +182,8 @@ def _refusal(state: InstanceState, command: StartEncode) -> Refused | None:
             wrong = f"an item has {largest} patches; the instance encodes at most {config.encode_patches} at once"
         elif pages > media.store.usable_pages:
             wrong = f"the items need {pages} pages of embeddings; the instance has {media.store.usable_pages}"
+        else:
+            wrong = disagreement(media, items)
     if wrong is not None:
         return _refused(command, wrong, permanent=True)
     if len(media.encoding) >= config.max_waiting:
@@ -209,6 +211,8 @@ def _admit(state: InstanceState, media: MediaMemory, now: float) -> list[Instanc
             task.held.update(dict.fromkeys(rest))
             task.admitted, task.room_by = now, None
             task.advance(Trigger.ADMITTED)
+            for name in rest:
+                media.touch(name)
             media.stirred = True
         else:
             first = first or task
@@ -237,7 +241,7 @@ def _untangle(state: InstanceState, media: MediaMemory, first: EncodeTask) -> li
 def _stage(state: InstanceState, media: MediaMemory, task: EncodeTask, now: float) -> list[InstanceMessage]:
     """Everything is there and offered: the lease begins."""
     task.advance(Trigger.COMPUTED)
-    del media.encoding[task.serial]
+    media.tended(task)
     started = now if task.admitted is None else task.admitted
     times = StageTimes(queue=started - task.arrived, compute=now - started)
     request = task.request

@@ -17,12 +17,27 @@ def expire(state: InstanceState, now: float) -> list[InstanceMessage]:
         task = state.by_serial.get(serial)
         if task is None:
             continue
+        if isinstance(task, EncodeTask):
+            messages += _make_room(state, task, now)
         expired = _expired(task, now)
         if expired is None:
             state.watch(task)  # a lease was extended since
         else:
             messages += end_task(state, task, Trigger.FAILED, *expired)
     return messages
+
+
+def _make_room(state: InstanceState, task: EncodeTask, now: float) -> list[InstanceMessage]:
+    """Nothing was pulled for as long as a lease, and `task` has no room: of what is staged for pullers that have none themselves the youngest
+    gives way. One of these may be waiting, in the end, for `task`."""
+    if task.room_by is None or task.room_by > now:
+        return []
+    staged = [other for other in state.staged.values() if isinstance(other, EncodeTask) and other.waited_for]
+    if not staged:
+        return []
+    task.room_by = now + task.lease_seconds
+    reason = "its puller had no room for it for as long as a lease, and others need the room"
+    return end_task(state, max(staged, key=lambda other: other.serial), Trigger.FAILED, Status.UNAVAILABLE, reason)
 
 
 def _expired(task: Task, now: float) -> tuple[Status, str] | None:
@@ -50,6 +65,7 @@ def extend_lease(state: InstanceState, event: LeaseExtended, now: float) -> list
     task = state.staged.get(event.key)
     if task is not None and task.lease is not None:
         task.lease = task.lease.extended(now, task.lease_seconds)
+        task.waited_for = event.waiting
     return []
 
 

@@ -38,6 +38,7 @@ def feed_media(state: InstanceState, command: FeedMedia) -> list[InstanceMessage
     if task.media is None or key in task.media.feeds or not all(index < known for index in command.items):
         return []
     task.media.feeds[key] = Feed(task, command.source, command.items, local)
+    media.beside.touch_request(task.request.id)
     media.stirred = True
     return [] if media.waits(task) else settle_feeds(state, task)
 
@@ -181,8 +182,10 @@ def _missed(state: InstanceState, task: Task, names: Iterable[str], reason: str)
     media = state.media
     assert media is not None and task.media is not None
     media.stirred = True
+    media.beside.touch_request(task.request.id)
     tries = task.media.tries
     for name in names:
+        media.touch(name)
         tries[name] = tries.get(name, 0) + 1
         if media.wanters.get(name) is task:
             del media.wanters[name]

@@ -4,8 +4,8 @@ A prompt of which some item is not covered by the prefix cache, or that attends 
 that attends to media gathers them as soon as it is reserved; it has room for them from the start, and its samples go on when its KV is there too
 (importing.py). What the store lacks
 and nobody is bringing is reported in MediaWanted; feeding.py brings it. What another task brings is waited for, and wanted by
-whoever is left if that task ends. `gather` looks at all of that in order of age; whatever changes something only says so
-(`MediaMemory.stirred`), and InstanceCore calls it once the event is done.
+whoever is left if that task ends. `gather` looks, in order of age, at the prompts that something happened to (beside.py); whatever changes
+something only says so (`MediaMemory.stirred`, `touch`), and InstanceCore calls it once the event is done.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ def begin(state: InstanceState, fill: Fill) -> bool:
         return False
     if task.media is None:
         task.media = PromptMedia()
-    media.gatherings[sequence.number] = gathering
-    media.stirred = True
+    media.wait(gathering)
     return True
 
 
@@ -54,8 +53,7 @@ def can_attend(state: InstanceState, sequence: Sequence) -> bool:
     if media is None or not items:
         return True
     sizes = {item.hash: item.tokens for item in items}
-    first = not any(not gathering.holds for gathering in media.beside())
-    return media.store.can_hold(sizes) and (first or not media.store.missing(sizes))
+    return media.store.can_hold(sizes) and (media.beside.first_roomless is None or not media.store.missing(sizes))
 
 
 def attend(state: InstanceState, task: DecodeTask) -> None:
@@ -65,9 +63,8 @@ def attend(state: InstanceState, task: DecodeTask) -> None:
         return
     task.media = PromptMedia()
     gathering = _gathering(Fill(task, sequence, task.streams, False), len(task.request.prompt))
-    media.gatherings[sequence.number] = gathering
+    media.wait(gathering)
     media.hold(gathering)
-    media.stirred = True
 
 
 def _gathering(fill: Fill, cached: int) -> Gathering:
@@ -85,16 +82,21 @@ def _gathering(fill: Fill, cached: int) -> Gathering:
 
 
 def gather(state: InstanceState) -> list[InstanceMessage]:
-    """Give room, start pulls, queue what has everything and ask for what nobody brings: all prompts beside the queue, oldest first."""
+    """Give room, start pulls, queue what has everything and ask for what nobody brings: oldest first, whoever something happened to."""
     media = state.media
     assert media is not None
     _give_room(media)
+    touched = media.beside.take()
     messages: list[InstanceMessage] = []
-    for task in {gathering.fill.task.serial: gathering.fill.task for gathering in media.beside()}.values():
-        messages += use_feeds(state, task)
-    for gathering in media.beside():
+    for task in {gathering.fill.task.serial: gathering.fill.task for gathering in touched}.values():
+        if media.waits(task):  # it has not ended since
+            messages += use_feeds(state, task)
+    for gathering in touched:
+        if media.gatherings.get(gathering.fill.sequence.number) is not gathering:
+            continue
         if gathering.holds and all(map(media.store.is_ready, gathering.sizes)):
             gathering.beside = False
+            media.beside.remove(gathering)
             if gathering.fill.task.kind is not Kind.DECODE:
                 _queue(state, gathering.fill)
             messages += settle_feeds(state, gathering.fill.task)
@@ -105,14 +107,14 @@ def gather(state: InstanceState) -> list[InstanceMessage]:
 
 def _give_room(media: MediaMemory) -> None:
     """First come, first served; but what needs no new page takes nothing from those before it."""
-    full = False
-    for gathering in media.beside():
-        if gathering.holds or (full and media.store.missing(gathering.sizes)):
-            continue
-        if media.store.can_hold(gathering.sizes):
-            media.hold(gathering)
-        else:
-            full = True
+    while (first := media.beside.first_roomless) is not None and media.store.can_hold(first.sizes):
+        media.hold(first)
+    looked: set[int] = set()
+    while others := [gathering for gathering in media.beside.touched if id(gathering) not in looked]:
+        for gathering in others:
+            looked.add(id(gathering))
+            if not gathering.holds and not media.store.missing(gathering.sizes):
+                media.hold(gathering)
 
 
 def _ask(media: MediaMemory, gathering: Gathering) -> list[InstanceMessage]:
@@ -122,7 +124,7 @@ def _ask(media: MediaMemory, gathering: Gathering) -> list[InstanceMessage]:
     wanted: list[int] = []
     for name, tokens in gathering.sizes.items():
         here = store.is_ready(name) if gathering.holds else store.resident(name, tokens)
-        if here or _coming(media, name, gathering.holds):
+        if here or coming(media, name, gathering.holds):
             continue
         media.wanters[name] = task
         wanted.append(gathering.index[name])
@@ -131,11 +133,12 @@ def _ask(media: MediaMemory, gathering: Gathering) -> list[InstanceMessage]:
     return [Report(MediaWanted(task.request.id, tuple(sorted(wanted)), task.request.attempt))]
 
 
-def _coming(media: MediaMemory, name: str, held: bool) -> bool:
+def coming(media: MediaMemory, name: str, held: bool) -> bool:
+    """Whether an item that is not here is under way; `held`: for a prompt that has room for it."""
     entry, wanter = media.store.entries.get(name), media.wanters.get(name)
     if entry is not None and entry.pull is not None:
         return True
-    if any(name in task.sizes for task in media.encoding.values()):
+    if name in media.encoders:
         return True
     return wanter is not None and (not held or any(other.holds for other in media.waiting(wanter, name)))
 

@@ -8,7 +8,7 @@ each other's pages. What all its tokens attend to a sequence holds as long as it
 
 Who brings an item that is needed is known at any time: an encode task here, a pull, or the task that last reported it in
 MediaWanted (`wanters`). Where nobody does, gathering.py wants it again. `stirred` says that something changed, so that both
-sides must be looked at; text never sets it.
+sides must be looked at; text never sets it. Which prompts that concerns is noted in `beside`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from triptych.runtime.core.media import MediaItem
+from triptych.runtime.instance.beside import Beside
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.embeddings import EmbeddingStore, Entry
 from triptych.runtime.instance.lifecycle import Kind
@@ -68,9 +70,12 @@ class MediaMemory:
         shelf: hashes whose pixels are in the shell's hands.
         in_plans: how many plans in flight encode each hash.
         gatherings: by sequence number.
+        beside: those of them whose sequences wait beside the queue.
         encoding: encode tasks of which something is not encoded or not offered yet, by serial, oldest first.
+        encoders: the same ones by the items that they have, by hash.
         wanters: by hash, the task that last reported it in MediaWanted and has it not yet.
         imported: decode tasks whose KV came before their media, with what was said of it.
+        renew_at: when owners of what is waited for are told again (renewing.py).
     """
 
     def __init__(self, config: InstanceConfig):
@@ -78,11 +83,14 @@ class MediaMemory:
         self.shelf: dict[str, None] = {}
         self.in_plans: Counter[str] = Counter()
         self.gatherings: dict[int, Gathering] = {}
+        self.beside = Beside()
         self.encoding: dict[int, EncodeTask] = {}
+        self.encoders: dict[str, dict[int, EncodeTask]] = {}
         self.wanters: dict[str, Task] = {}
         self.imported: dict[Task, Imported] = {}
         self.counts = MediaCounts()
         self.stirred = False
+        self.renew_at = float("-inf")
 
     @property
     def waiting_patches(self) -> int:
@@ -95,37 +103,59 @@ class MediaMemory:
         }
         return sum(waiting.values())
 
-    def beside(self) -> list[Gathering]:
-        """Those whose sequences wait beside the queue, oldest first."""
-        waiting = [gathering for gathering in self.gatherings.values() if gathering.beside]
-        return sorted(waiting, key=lambda gathering: gathering.fill.age)
+    def wait(self, gathering: Gathering) -> None:
+        """Its sequence goes beside the queue."""
+        self.gatherings[gathering.fill.sequence.number] = gathering
+        self.beside.add(gathering)
+        self.stirred = True
 
     def prompts_beside(self) -> list[Gathering]:
         """As `beside`, without reservations: those wait for their KV, too, and in no queue."""
-        return [gathering for gathering in self.beside() if gathering.fill.task.kind is not Kind.DECODE]
+        return [gathering for gathering in self.beside if gathering.fill.task.kind is not Kind.DECODE]
 
     def waits(self, task: Task) -> bool:
         """Whether a sequence of `task` waits for embeddings, beside the queue."""
-        return any(gathering.beside and gathering.fill.task is task for gathering in self.gatherings.values())
+        return any(gathering.fill.task is task for gathering in self.beside.of_request(task.request.id))
 
     def waiting(self, task: Task, name: str) -> list[Gathering]:
         """The sequences of `task` that wait beside the queue and need `name`."""
         return [
             gathering
-            for gathering in self.gatherings.values()
-            if gathering.beside and gathering.fill.task is task and name in gathering.sizes
+            for gathering in self.beside.of_request(task.request.id)
+            if gathering.fill.task is task and name in gathering.sizes
         ]
+
+    def tend(self, task: EncodeTask) -> None:
+        """An encode task begins."""
+        self.encoding[task.serial] = task
+        for name in task.sizes:
+            self.encoders.setdefault(name, {})[task.serial] = task
+        self.stirred = True
+
+    def tended(self, task: EncodeTask) -> None:
+        """Everything of it is encoded and offered, or it has ended."""
+        if self.encoding.pop(task.serial, None) is None:
+            return
+        for name in task.sizes:
+            del self.encoders[name][task.serial]
+            if not self.encoders[name]:
+                del self.encoders[name]
+
+    def touch(self, name: str) -> None:
+        """Something happened to the item, or to who was to bring it: who waits for it is looked at next."""
+        self.beside.touch(name)
+        self.stirred = True
 
     def arrived(self, entry: Entry) -> None:
         """The embeddings are in the entry's pages for everything that the device does from now on."""
         entry.ready = True
         self.wanters.pop(entry.hash, None)
-        for task in self.encoding.values():
-            if entry.hash in task.sizes and entry.hash not in task.held:  # its pixels go: it must not be evicted again
+        for task in self.encoders.get(entry.hash, {}).values():
+            if entry.hash not in task.held:  # its pixels go: it must not be evicted again
                 entry.holders.add(task)
                 task.held[entry.hash] = None
             task.found(entry.hash)
-        self.stirred = True
+        self.touch(entry.hash)
 
     def lacks(self, fill: Fill, cached: int) -> bool:
         """Whether `fill`, with its first `cached` tokens in the prefix cache, needs embeddings that it does not hold."""
@@ -136,14 +166,18 @@ class MediaMemory:
         )
 
     def hold(self, gathering: Gathering) -> None:
-        """Take the entries of all that it needs, for which there is room."""
+        """Take the entries of all that it needs, for which there is room. Where one is new, others that need the same need no page for it any
+        more."""
         store = self.store
+        fresh = [name for name in gathering.sizes if name not in store.entries]
         self.counts.found += sum(store.resident(*size) for size in gathering.sizes.items())
         store.hold(gathering, gathering.sizes)
-        gathering.holds = True
+        self.beside.got_room(gathering)
         gathering.attended = tuple(
             Attended(item.tokens, store.entries[item.hash].pages) for item in attended(gathering.fill.sequence.media)
         )
+        for name in fresh:
+            self.touch(name)
 
     def holds(self, wanted: Gathering) -> bool:
         """Whether the sequence of `wanted` holds all of it, and it attends to some: who does not asks for the rest and this at once."""
@@ -206,18 +240,23 @@ class MediaMemory:
         """A sequence needs nothing any more: it was given up, or needs other things than before."""
         gathering = self.gatherings.pop(number, None)
         if gathering is not None:
+            self.beside.remove(gathering)
             for name in list(gathering.sizes):
                 self._let_go(gathering, name)
+                if self.wanters.get(name) is gathering.fill.task:
+                    self.touch(name)  # what a prompt without room has wanted is not under way for one that has it
 
     def abandon(self, task: Task) -> list[InstanceMessage]:
         """The task ends; its sequences are forgotten already. Others that waited for what it was to bring are looked at next."""
         messages: list[InstanceMessage] = []
         if isinstance(task, EncodeTask):
-            self.encoding.pop(task.serial, None)
+            self.tended(task)
             for name in task.held:
                 self.store.drop(task, name)
             task.held = {}
-            self.stirred = True
+            for name in task.sizes:
+                self.touch(name)
+            self.beside.touch_request(task.request.id)
         elif task.media is not None:
             self.imported.pop(task, None)
             for key, feed in task.media.feeds.items():
@@ -228,6 +267,7 @@ class MediaMemory:
             for item in task.request.media:
                 if self.wanters.get(item.hash) is task:
                     del self.wanters[item.hash]
+                    self.touch(item.hash)
             self.stirred = True
         return messages
 
@@ -235,9 +275,15 @@ class MediaMemory:
         """Whether an encode task waits for the item, and its pixels are here."""
         return name in self.shelf and self.awaited(name)
 
+    def encoded_item(self, name: str) -> MediaItem | None:
+        """The item as the first encode task that has it says it is."""
+        for task in self.encoders.get(name, {}).values():
+            return next(item for index in task.items if (item := task.request.media[index]).hash == name)
+        return None
+
     def awaited(self, name: str) -> bool:
         """Whether an encode task waits for the item."""
-        return not self.store.is_ready(name) and any(name in task.sizes for task in self.encoding.values())
+        return name in self.encoders and not self.store.is_ready(name)
 
     def cancel_pull(self, entry: Entry) -> list[InstanceMessage]:
         """Nothing is pulled into `entry` any more. What else that pull was to bring is looked at next."""
@@ -256,6 +302,8 @@ class MediaMemory:
         for name in feed.fills:
             self.store.entries[name].pull = None
             self.store.drop(feed, name)
+            self.touch(name)
+        self.beside.touch_request(feed.task.request.id)
         self.store.pool.release(feed.spare)
         feed.fills = feed.spare = ()
         self.stirred = True

@@ -79,9 +79,10 @@ class StagedReleased:
 
 @dataclass(frozen=True)
 class LeaseExtended:
-    """The puller of `key` showed a sign of life."""
+    """The puller of `key` showed a sign of life. `waiting`: it has not begun, because it has no room yet."""
 
     key: int
+    waiting: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,16 @@ class CancelPull:
 
 
 @dataclass(frozen=True)
+class KeepStaged:
+    """For the transfer consumer: tell `owner` at `address` that its stagings of embeddings `keys` will be pulled once there is room here."""
+
+    address: str
+    owner: InstanceRef
+    keys: tuple[int, ...]
+    pool: Pool = Pool.MEDIA
+
+
+@dataclass(frozen=True)
 class DropMedia:
     """For the shell: the pixels of `hash` are not needed any more."""
 
@@ -205,5 +216,14 @@ class DropMedia:
 
 
 InstanceMessage = (
-    Report | Emit | EmitPrompt | OpenStaging | CompleteStaging | CloseStaging | StartPull | CancelPull | DropMedia
+    Report
+    | Emit
+    | EmitPrompt
+    | OpenStaging
+    | CompleteStaging
+    | CloseStaging
+    | StartPull
+    | CancelPull
+    | KeepStaged
+    | DropMedia
 )

@@ -165,12 +165,14 @@ class Task:
 
 @dataclass(eq=False, kw_only=True)
 class StagingTask(Task):
-    """One whose result is staged for a puller. `released`: the puller is done with it, perhaps early."""
+    """One whose result is staged for a puller. `released`: the puller is done with it, perhaps early; `waited_for`: it has not begun, for want of
+    room, but it lives."""
 
     staging_key: int
     lease_seconds: float
     lease: Lease | None = None
     released: bool = False
+    waited_for: bool = False
 
     def wakes_at(self) -> float | None:
         return _sooner(self.request.deadline, None if self.lease is None else self.lease.expires)

@@ -26,7 +26,8 @@ class PoolConfig:
 
     Attributes:
         processes: decoder processes.
-        waiting_items: jobs that may wait for one; more are refused.
+        waiting_items: jobs that may wait for one, of all callers together; more are refused. A gateway takes as many requests, and each
+            lets only a few of its media wait here.
         waiting_bytes: bytes of those jobs' files together.
         memory_bytes: address space of a process beyond what it has when idle; an image takes about 12 bytes a pixel while it is decoded.
         reply_bytes: largest result; a process that sends more is taken for broken.
@@ -38,7 +39,7 @@ class PoolConfig:
     """
 
     processes: int = 2
-    waiting_items: int = 64
+    waiting_items: int = 1024
     waiting_bytes: int = 512 * 2**20
     memory_bytes: int = 3 * 2**30
     reply_bytes: int = 2**30

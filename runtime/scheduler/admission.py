@@ -38,7 +38,7 @@ def refusal(
         queued: requests that wait already.
         longest: tokens of the longest sequence that the cluster can serve; 0 if it can serve none.
         live: the phase of a live request with the same id, if there is one.
-        media: why the cluster can never hold the request's media; None if it can.
+        media: why the cluster can never hold or encode the request's media; None if it can.
     """
     if live is Phase.ENDING:
         return Refusal(

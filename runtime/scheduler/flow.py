@@ -81,7 +81,7 @@ class Flow:
             queued=self._ledger.waiting,
             longest=self._cluster.reach.longest,
             live=None if live is None else live.phase,
-            media=self._cluster.media_reach.too_large(request.media) if request.media else None,
+            media=self._cluster.media_reach.refused(request.media) if request.media else None,
         )
         if refused is None and request.gateway not in self._ledger.connected:
             refused = Refusal(
@@ -310,11 +310,11 @@ def _task_of(record: Record, ref: InstanceRef, report: TaskReport) -> Task | Non
     local = tasks.get(TaskKind.LOCAL)
     if local is not None and local.ref == ref and role is not Role.ENCODE:
         return local
-    if isinstance(report, MediaWanted):
-        return next((task for task in tasks.values() if task.ref == ref), None)
     kind = kind_of(role)
     task = None if kind is None else tasks.get(kind)
     if task is None:
+        if isinstance(report, MediaWanted):
+            return next((task for task in tasks.values() if task.ref == ref), None)
         return record.encodes.get(EncodeKey(ref, _for_decode(report))) if role is Role.ENCODE else None
     return task if task.ref is ref or task.ref == ref else None
 

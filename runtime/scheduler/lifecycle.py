@@ -110,7 +110,7 @@ class Lifecycle:
         else:
             del record.tasks[task.kind]
             self._withdraw_with(record, task)
-            if task.kind is TaskKind.DECODE and record.encoding is not None:
+            if record.encoding is not None and task.kind is TaskKind.DECODE:
                 record.encoding.reservation_over()
             if member is not None:
                 self._cluster.release(member, record.id, task)

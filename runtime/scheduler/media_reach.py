@@ -109,6 +109,11 @@ class MediaReach:
             reason = _too_large(self._decoders, "decode{}", items)
         return reason
 
+    def refused(self, media: Sequence[MediaItem]) -> str | None:
+        """Why `media`, which is not empty, can never be served by what is here: it is too large for every instance of a stage. None if one can
+        hold it and each item can be encoded, or nothing encodes at present."""
+        return self.too_large(media) or (self._not_encodable(media) if self._encoders else None)
+
     def shortage(self, length: int, media: Sequence[MediaItem]) -> str:
         """Why nothing can serve a sequence of `length` tokens with `media`, which is not empty."""
         reason = self.too_large(media) or self._not_encodable(media)
@@ -120,9 +125,14 @@ class MediaReach:
     def _not_encodable(self, media: Sequence[MediaItem]) -> str | None:
         if not self._encoders:
             return "no encode instance"
-        for item in media:
+        for index, item in enumerate(media):
             if not any(can_encode(kind, item) for kind in self._encoders):
-                return f"no encode instance takes a media item of {item.patches} patches and {item.tokens} embeddings"
+                patches = max(kind.max_patches for kind in self._encoders)
+                embeddings = max(kind.media_pages * kind.page_size for kind in self._encoders)
+                return (
+                    f"media item {index} has {item.patches} patches and {item.tokens} embeddings; an instance that encodes here takes at most "
+                    f"{patches} patches and {embeddings} embeddings"
+                )
         return None
 
 

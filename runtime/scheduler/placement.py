@@ -95,10 +95,11 @@ class PlacementView:
             if self._usable(member.info) and (not self._attended or can_hold(member.info.capacity, self._attended)):
                 yield member
 
-    def can_pair(self, prefill: InstanceInfo, decode: InstanceInfo) -> bool:
-        """Whether the two may wait for each other. Two that do both may not if the request attends to media: either could wait for room that a
-        reservation for a prompt on the other holds, and so for ever. Each can serve alone whatever they could together."""
-        return not self._attended or not (_BOTH <= prefill.roles and _BOTH <= decode.roles)
+    def is_apart(self, decode: InstanceInfo) -> bool:
+        """Whether no instance of both roles may prefill for `decode`: it has both itself, and the request attends to media. Each of two such could wait
+        for room that a reservation holds whose prompt waits for room on the other, and so for ever. Either can serve alone what they could together.
+        """
+        return bool(self._attended) and _BOTH <= decode.roles
 
     def after(self, pool: Pool, instance_id: str) -> Iterator[Candidate]:
         """Usable members of `pool` in order of name, starting behind `instance_id` ("" for the first) and going round once."""
@@ -122,7 +123,7 @@ def best_prefill(view: PlacementView, decode: InstanceInfo) -> Candidate | None:
     """The least loaded instance that can prefill for `decode`; among equals the one with the better transport to it."""
     best: Candidate | None = None
     best_key = (math.inf, 0)
-    for pool in (Pool.PREFILL, Pool.LOCAL):
+    for pool in (Pool.PREFILL,) if view.is_apart(decode) else (Pool.PREFILL, Pool.LOCAL):
         compared = 0
         for candidate in view.by_load(pool):
             if candidate.pressure > best_key[0]:
@@ -130,7 +131,7 @@ def best_prefill(view: PlacementView, decode: InstanceInfo) -> Candidate | None:
             info = candidate.info
             kind = shared_transport(info, decode)
             wanted = info.compatibility is decode.compatibility or info.compatibility == decode.compatibility
-            if kind is None or not wanted or info.ref == decode.ref or not view.can_pair(info, decode):
+            if kind is None or not wanted or info.ref == decode.ref:
                 continue
             key = (candidate.pressure, _RANK[kind])
             if best is None or key < best_key:

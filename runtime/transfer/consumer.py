@@ -11,12 +11,15 @@ import logging
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import grpc
+
+from triptych.proto.v1 import common_pb2, transfer_pb2, transfer_pb2_grpc
 from triptych.runtime.core.clock import Clock
 from triptych.runtime.core.errors import InvalidRequestError, Status, TransferError, TriptychError
 from triptych.runtime.core.instance import TransportKind
-from triptych.runtime.instance.messages import StartPull
+from triptych.runtime.instance.messages import KeepStaged, StartPull
 from triptych.runtime.instance.plan import Pool
 from triptych.runtime.transfer.delivery import Delivery
 from triptych.runtime.transfer.header import KvHeader
@@ -77,6 +80,7 @@ class TransferConsumer:
         self._lock = threading.Lock()
         self._pulls: dict[PullName, Pull] = {}
         self._tasks: dict[Pull, asyncio.Task[None]] = {}
+        self._keeping: set[asyncio.Task[None]] = set()
         self._ended_bytes = 0
 
     @property
@@ -97,6 +101,25 @@ class TransferConsumer:
                 raise InvalidRequestError(f"request {message.request} is being pulled already")
             self._pulls[name] = pull
         self._loop.call_soon_threadsafe(self._begin, pull)
+
+    def keep(self, message: KeepStaged) -> None:
+        """Tells an owner that these of its stagings will be pulled later; returns at once. From any thread. Whether that got through shows
+        when they are pulled: it is said again before their leases end."""
+        self._loop.call_soon_threadsafe(self._begin_keeping, message)
+
+    def _begin_keeping(self, message: KeepStaged) -> None:
+        task = self._loop.create_task(self._keep(message), name=f"keep what {message.owner.id} staged")
+        self._keeping.add(task)
+        task.add_done_callback(self._keeping.discard)
+
+    async def _keep(self, message: KeepStaged) -> None:
+        owner = common_pb2.InstanceRef(id=message.owner.id, epoch=message.owner.epoch)
+        stub: Any = transfer_pb2_grpc.TransferStub(self._setting.channels(message.address))  # type: ignore[no-untyped-call]
+        try:
+            request = transfer_pb2.ExtendRequest(owner=owner, keys=message.keys)
+            await stub.Extend(request, timeout=self._setting.limits.release_seconds)
+        except grpc.aio.AioRpcError as error:
+            log.debug("what %s staged may not be kept: %s", message.owner.id, error.details())
 
     def cancel(self, request: str, key: int = 0) -> bool:
         """Ends a pull from any thread: once this returned True, no page is written and nothing is reported. False if there was none.
@@ -119,7 +142,7 @@ class TransferConsumer:
     async def close(self) -> None:
         """Cancels every pull and waits until their calls are ended."""
         self.cancel_all()
-        tasks = tuple(self._tasks.values())
+        tasks = (*self._tasks.values(), *self._keeping)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -17,7 +17,7 @@ import asyncio
 import logging
 import secrets
 import threading
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -49,6 +49,10 @@ class ProducerEvents(Protocol):
 
     def alive(self, key: int) -> None:
         """The puller showed a sign of life: extend the lease."""
+        ...
+
+    def awaited(self, key: int) -> None:
+        """A puller that has no room yet showed a sign of life: extend the lease."""
         ...
 
     def released(self, key: int) -> None:
@@ -302,6 +306,15 @@ class TransferProducer:
             status, reason = outcome
             if self.close(key, status, reason or "released by the puller"):
                 self._events.released(key)
+
+    def extend(self, keys: Iterable[int], epoch: int) -> None:
+        """Whoever is to pull these will do so once there is room. What is gone, or being pulled already, is passed over."""
+        with self._lock:
+            if epoch == self.ref.epoch:
+                for key in keys:
+                    staging = self._stagings.get(key)
+                    if staging is not None and staging.opening is None:
+                        self._events.awaited(key)
 
     def check_offer(self, key: int, epoch: int, offer_id: int) -> None:
         """Whether `key` gives the right to fetch this offer: StaleEpochError or NotFoundError if not."""

@@ -85,6 +85,13 @@ class TransferServicer:
         )
         return transfer_pb2.ReleaseReply()
 
+    async def Extend(
+        self, request: transfer_pb2.ExtendRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> transfer_pb2.ExtendReply:
+        for producer in self._producers.get(request.owner.id, ()):
+            producer.extend(request.keys, request.owner.epoch)
+        return transfer_pb2.ExtendReply()
+
     def _owner(self, ref: common_pb2.InstanceRef, key: int) -> TransferProducer:
         """The producer that holds or held `key`; any of the instance's, which says why not, if none did."""
         producers = self._producers.get(ref.id)

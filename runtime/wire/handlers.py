@@ -34,6 +34,21 @@ _MAKERS = {
 """By whether the client streams, and whether the server does."""
 
 
+class _Held:
+    """A message of which only the method is to hold on to: gRPC keeps what a deserializer gave until the call has ended."""
+
+    __slots__ = ("message",)
+
+    def __init__(self, message: Message | _Malformed):
+        self.message: Message | _Malformed | None = message
+
+    def take(self) -> Message | _Malformed:
+        """Once."""
+        message, self.message = self.message, None
+        assert message is not None, "a message is taken once"
+        return message
+
+
 @dataclass(frozen=True)
 class _Malformed:
     """Stands for a message that does not parse, because gRPC lets a deserializer choose no status."""
@@ -54,7 +69,7 @@ def service_handler(servicer: object, service: ServiceDescriptor) -> grpc.Generi
 def _handler(method: Callable[[Any, Any], Any], descriptor: MethodDescriptor) -> grpc.RpcMethodHandler:
     def parsed(request: Any) -> Any:
         """Raises InvalidRequestError; for a stream, when it comes to the message that does not parse."""
-        return _stream(request, descriptor) if descriptor.client_streaming else _checked(request, descriptor)
+        return _stream(request, descriptor) if descriptor.client_streaming else _checked(request.take(), descriptor)
 
     async def guarded(request: Any, context: grpc.aio.ServicerContext) -> Message | None:
         try:
@@ -101,18 +116,16 @@ def _checked(message: Message | _Malformed, descriptor: MethodDescriptor) -> Mes
     return message
 
 
-async def _stream(
-    messages: AsyncIterator[Message | _Malformed], descriptor: MethodDescriptor
-) -> AsyncIterator[Message]:
+async def _stream(messages: AsyncIterator[_Held], descriptor: MethodDescriptor) -> AsyncIterator[Message]:
     async for message in messages:
-        yield _checked(message, descriptor)
+        yield _checked(message.take(), descriptor)
 
 
-def _deserializer(message_class: type[Message]) -> Callable[[bytes], Message | _Malformed]:
-    def parse(data: bytes) -> Message | _Malformed:
+def _deserializer(message_class: type[Message]) -> Callable[[bytes], _Held]:
+    def parse(data: bytes) -> _Held:
         try:
-            return message_class.FromString(data)
+            return _Held(message_class.FromString(data))
         except DecodeError as error:
-            return _Malformed(str(error))
+            return _Held(_Malformed(str(error)))
 
     return parse

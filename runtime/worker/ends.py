@@ -21,6 +21,7 @@ from triptych.runtime.instance.messages import (
     CompleteStaging,
     Imported,
     ImportFailed,
+    KeepStaged,
     LeaseExtended,
     MediaImported,
     OpenStaging,
@@ -95,7 +96,9 @@ class PoolEnds:
 
     # ---- what the core says ---------------------------------------------------------------------------------------------------------
 
-    def on_message(self, message: OpenStaging | CompleteStaging | CloseStaging | StartPull | CancelPull) -> None:
+    def on_message(
+        self, message: OpenStaging | CompleteStaging | CloseStaging | StartPull | CancelPull | KeepStaged
+    ) -> None:
         match message:
             case OpenStaging():
                 self.producer.open_staging(message)
@@ -107,6 +110,8 @@ class PoolEnds:
                 self._start_pull(message)
             case CancelPull():
                 self.consumer.cancel(message.request, message.key)
+            case KeepStaged():
+                self.consumer.keep(message)
 
     def on_export(self, export: Export) -> None:
         self.producer.export(export.key, export.first_page, export.pages)
@@ -141,6 +146,9 @@ class PoolEnds:
 
     def alive(self, key: int) -> None:
         self._loop.post(LeaseExtended(key))
+
+    def awaited(self, key: int) -> None:
+        self._loop.post(LeaseExtended(key, waiting=True))
 
     def released(self, key: int) -> None:
         self._loop.post(StagedReleased(key))

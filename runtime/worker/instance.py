@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from triptych.runtime.core.errors import EngineError, InstanceLostError, Status
+from triptych.runtime.core.errors import EngineError, InstanceLostError, StaleEpochError, Status
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load, Role
+from triptych.runtime.core.media import MediaItem
 from triptych.runtime.core.tasks import AbortTask, HeldTask, PrefillDone, TaskCommand, TaskEnded, TaskReport
 from triptych.runtime.engine.compile_guard import compile_count
 from triptych.runtime.engine.shelf import Pixels
@@ -29,6 +30,7 @@ from triptych.runtime.instance.messages import (
     Emit,
     EmitPrompt,
     InstanceMessage,
+    KeepStaged,
     MediaArrived,
     OpenStaging,
     Report,
@@ -202,7 +204,7 @@ class LiveInstance:
 
     def on_message(self, message: InstanceMessage) -> None:
         match message:
-            case OpenStaging() | CompleteStaging() | CloseStaging() | StartPull() | CancelPull():
+            case OpenStaging() | CompleteStaging() | CloseStaging() | StartPull() | CancelPull() | KeepStaged():
                 self._ends[message.pool].on_message(message)
             case DropMedia():
                 if self._shelf is not None:
@@ -272,9 +274,12 @@ class LiveInstance:
             stage.encoder, stage.shelf, config.encode_patches, lambda: self._info.ref, self._lacking, self._store
         )
 
-    async def _lacking(self, owner: InstanceRef, hash: str) -> bool:
+    async def _lacking(self, owner: InstanceRef, hash: str) -> MediaItem | None:
         """See `media_door.Lacking`."""
-        return await self._asked(lambda: self._core.ref == owner and self._core.lacks_pixels(hash))
+        now, item = await self._asked(lambda: (self._core.ref, self._core.lacks_pixels(hash)))
+        if now != owner:
+            raise StaleEpochError(f"{owner.id} is at epoch {now.epoch}; epoch {owner.epoch} is gone")
+        return item
 
     def _store(self, owner: InstanceRef, hash: str, pixels: Pixels, told: Callable[[bool], object]) -> None:
         """See `media_door.Store`."""

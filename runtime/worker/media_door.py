@@ -1,6 +1,6 @@
 """Where pixels come in: the receiving end of Worker.PutMedia for one instance.
 
-    header -> checked -> device loop: does the core lack it? -> pieces -> size and checksum -> device loop: on the shelf, and the core hears of it
+    header -> checked -> device loop: does the core lack it? -> is it what its task wants? -> pieces -> size and checksum -> device loop: on the shelf, and the core hears of it
 
 Of several who bring the same item at once the first one is asked for the bytes, and the others wait: if it fails, the next one is asked. A
 call that ends early, for whatever reason, leaves nothing behind. Lives on the worker's event loop.
@@ -24,18 +24,20 @@ from triptych.runtime.core.errors import (
     TransferError,
 )
 from triptych.runtime.core.instance import InstanceRef
+from triptych.runtime.core.media import MediaItem
 from triptych.runtime.engine.encoder import MediaEncoder
 from triptych.runtime.engine.shelf import MediaShelf, Pixels
 
 IDLE = 20.0  # seconds between two messages; a gateway that is slower than that blocks the others who have the item
 MAX_HASH = 128  # characters; SHA-512 in hexadecimal
+MAX_COUNTS = 256  # grids whose embeddings are known without counting again
 
 Store = Callable[[InstanceRef, str, Pixels, Callable[[bool], object]], None]
 """Takes over an item and its room on the shelf; calls back on the event loop whether the incarnation still lived, and it was put there."""
 
 
-Lacking = Callable[[InstanceRef, str], Awaitable[bool]]
-"""Asks the core whether this incarnation lacks an item that it needs. Raises StaleEpochError if it has ended."""
+Lacking = Callable[[InstanceRef, str], Awaitable[MediaItem | None]]
+"""Asks the core whether this incarnation lacks an item that it needs, and what it takes it for. Raises StaleEpochError if it has ended."""
 
 
 class MediaDoor:
@@ -60,6 +62,7 @@ class MediaDoor:
         self._encoder, self._shelf, self._max_slots = encoder, shelf, max_slots
         self._ref, self._lacking, self._store = ref, lacking, store
         self._coming: dict[str, asyncio.Event] = {}
+        self._counts: dict[tuple[int, int, int], int] = {}
 
     async def receive(
         self, header: worker_pb2.MediaHeader, messages: AsyncIterator[worker_pb2.PutMediaRequest]
@@ -68,7 +71,8 @@ class MediaDoor:
 
         Raises:
             StaleEpochError: the incarnation that needed it is gone.
-            InvalidRequestError: the encoder does not take this, or other bytes came than the header says.
+            InvalidRequestError: the encoder does not take this, the task that needs it is of another item, or other bytes came than
+                the header says.
             OverloadedError: no room now.
             ChecksumError: the bytes are damaged.
         """
@@ -79,9 +83,11 @@ class MediaDoor:
             await coming.wait()
         ours = self._coming[header.hash] = asyncio.Event()
         try:
-            if not await self._lacking(owner, header.hash):
+            wanted = await self._lacking(owner, header.hash)
+            if wanted is None:
                 yield worker_pb2.PutMediaReply(wanted=False)
                 return
+            await self._check_same(wanted, shape, grid)
             async with aclosing(self._brought(owner, header, shape, grid, messages)) as replies:
                 async for reply in replies:
                     yield reply
@@ -135,6 +141,31 @@ class MediaDoor:
                 f"item {header.hash} with grid {list(grid)} must have shape {list(expected)}, got {list(header.shape)}"
             )
         return expected, grid
+
+    async def _check_same(self, wanted: MediaItem, shape: tuple[int, ...], grid: tuple[int, int, int]) -> None:
+        """Whether an item of this shape gives what the task that needs it has planned with: anything else would fail on the device, and take
+        down whatever is computed beside it. Raises InvalidRequestError."""
+        slots = self._encoder.slots(grid)
+        counted = self._counts.get(grid)
+        if counted is None:
+            try:
+                counted = await asyncio.to_thread(self._count, shape, grid, slots)
+            except ValueError as error:
+                raise InvalidRequestError(f"item {wanted.hash}: {error}") from error
+            self._counts[grid] = counted
+            if len(self._counts) > MAX_COUNTS:
+                del self._counts[next(iter(self._counts))]
+        if (slots, counted) != (wanted.patches, wanted.tokens):
+            raise InvalidRequestError(
+                f"item {wanted.hash} with grid {list(grid)} takes {slots} slots and gives {counted} embeddings; the request that needs it has "
+                f"{wanted.patches} and {wanted.tokens}"
+            )
+
+    def _count(self, shape: tuple[int, ...], grid: tuple[int, int, int], slots: int) -> int:
+        """Embeddings of an item of this shape, as the encoder itself counts them when it packs one."""
+        blank = np.broadcast_to(np.zeros((), self._encoder.pixel_dtype), shape)
+        _, (count,) = self._encoder.pack([Pixels(blank, grid)], slots)
+        return count
 
     def _check_lives(self, owner: InstanceRef) -> None:
         if owner != self._ref():

@@ -109,7 +109,12 @@ def media_stage(
     if not pages or model.multimodal is None:
         return None
     pool = EmbeddingPool.of(
-        ShardingRules(mesh), model.multimodal.text.hidden_size, config.dtype, config.page_size, num_pages=pages
+        ShardingRules(mesh),
+        model.multimodal.vision.output_size,
+        config.dtype,
+        config.page_size,
+        pages,
+        model.multimodal.injections,
     )
     slots = encode_patches(config, plan, model)
     if not slots:
@@ -144,7 +149,7 @@ def _group(config: WorkerConfig, model: WorkerModel) -> KVGroup | None:
         return cross_group(config, model.speech.config)
     if model.multimodal is None or not takes_media(config, model):
         return None
-    return media_group(model.multimodal.text.hidden_size, config.dtype)
+    return media_group(model.multimodal.vision.output_size, config.dtype)
 
 
 def media_mover(config: WorkerConfig, mesh: Mesh, pool: MediaPool) -> PageMover:

@@ -16,7 +16,7 @@ from triptych.runtime.simulation.steptime_table import HostTime, Limits, Measure
 from triptych.tools import fidelity
 from triptych.tools.bench.metrics import Arrival, Record
 from triptych.tools.cli import main
-from triptych.tools.fidelity_fit import NOTHING, Model, fit, predict
+from triptych.tools.fidelity_fit import NOTHING, Model, contended, fit, predict
 from triptych.tools.fidelity_live import Cores, Probe, assign_cores
 
 TABLE = StepTable(
@@ -75,6 +75,23 @@ def test_an_instance_that_does_both_needs_no_pull():
     model = fit("PD", TABLE, TABLE, probes(truth, [20, 100] * 2, 1), probes(truth, [20] * 2, 4))
     assert model.delays.admit == pytest.approx(2e-3, rel=0.1)
     assert model.prefill == model.decode and model.pull.latency == 0
+
+
+def test_steps_are_slower_in_the_proportion_in_which_the_neighbour_is_busy():
+    """Prefill is busy half of the time, decode next to never; each is twice as slow beside the other one at work."""
+    programs = tuple(
+        replace(p, low=replace(p.low, median=2 * p.low.median), high=replace(p.high, median=2 * p.high.median))
+        for p in TABLE.programs
+    )
+    beside = replace(TABLE, programs=programs)
+    model = Model("1P1D", TABLE, TABLE)
+    sent = [(n * 0.02, 64, 1) for n in range(200)]
+    busy = predict(model, sent).busy
+    assert 0.4 < busy["prefill"] < 0.6 and busy["decode"] == 0
+    slower = contended(model, (beside, beside), sent)
+    shape = StepShape(1, 20, longest=20, draws=1)
+    assert slower.prefill.seconds(shape) == pytest.approx(TABLE.seconds(shape))
+    assert slower.decode.seconds(shape) == pytest.approx((1 + busy["prefill"]) * TABLE.seconds(shape), rel=0.01)
 
 
 def record(at: float, ttft: float, gap: float, tokens: int, status: str = "OK") -> Record:

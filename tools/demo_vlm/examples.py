@@ -18,6 +18,9 @@ from triptych.tools.demo_vlm.scenes import Scene, digit_scene, shapes_scene
 DIGIT_SHARE = 0.25  # of the images
 ANSWER_TOKENS = 4  # room for the longest answer and the end of the turn
 
+Pair = tuple[np.ndarray, Question]
+"""An image's pixels [side, side, 3] uint8, and one question about it."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -72,6 +75,19 @@ def examples(
     for seed in range(first, first + count):
         scene = scene_of(seed, digits, labels)
         yield scene.pixels, pick(questions(scene, seed), random.Random(f"pick {seed}"))
+
+
+def swaps(pairs: Sequence[Pair]) -> list[Pair]:
+    """The same words asked about two images with different answers: both of each such pair."""
+    by_text: dict[str, Pair] = {}
+    out: list[Pair] = []
+    for pixels, question in pairs:
+        other = by_text.pop(question.text, None)
+        if other is not None and other[1].answer != question.answer:
+            out += [other, (pixels, question)]
+        else:
+            by_text[question.text] = (pixels, question)
+    return out
 
 
 def batch_of(pairs: Sequence[tuple[np.ndarray, Question]], conversations: Conversations, length: int) -> Batch:

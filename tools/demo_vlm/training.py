@@ -6,7 +6,7 @@ batch of equally long rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,20 +32,24 @@ def dense_attend(rows: int, scale: float) -> Attend:
 
 def answer_logits(
     decoder: Decoder,
-    images: Float[Array, "rows embeddings hidden"],
+    images: Float[Array, "rows embeddings parts*hidden"],
     tokens: Int[Array, "rows length"],
     image_at: Int[Array, "rows"],
     places: Int[Array, "rows answer"],
+    injections: Sequence[tuple[int, int]] = ((0, 0),),
 ) -> Float[Array, "rows answer vocab"]:
-    """Logits of each answer token, given everything before it."""
+    """Logits of each answer token, given everything before it. `injections` as in `MultimodalConfig`."""
     rows, length = tokens.shape
-    x = decoder.embed(tokens.reshape(-1)).reshape(rows, length, -1)
     put = jax.vmap(lambda row, image, at: jax.lax.dynamic_update_slice(row, image.astype(row.dtype), (at, 0)))
-    x = put(x, images, image_at).reshape(rows * length, -1)
+    parts = jnp.split(images, 1 + max(part for _, part in injections), axis=-1)
+    seen = {layer: parts[part] for layer, part in injections}
+    x = decoder.embed(tokens.reshape(-1))
     by = decoder.rotation(jnp.tile(jnp.arange(length), rows))
     attend = dense_attend(rows, decoder.config.head_dim**-0.5)
     nothing: Any = None
-    for layer in decoder.layers:
+    for number, layer in enumerate(decoder.layers):
+        if number in seen:
+            x = put(x.reshape(rows, length, -1), seen[number], image_at).reshape(rows * length, -1)
         x, _ = layer(x, by, nothing, attend)
     x = x.reshape(rows, length, -1)
     picked = jnp.take_along_axis(x, places[:, :, None], axis=1)

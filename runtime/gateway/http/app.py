@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router
@@ -29,7 +29,7 @@ from triptych.runtime.gateway.http.errors import HttpError, from_runtime
 from triptych.runtime.gateway.http.fields import parse_json
 from triptych.runtime.gateway.http.forms import read_form
 from triptych.runtime.gateway.http.generation import Generation
-from triptych.runtime.gateway.http.limits import Keys, Places
+from triptych.runtime.gateway.http.limits import Bodies, Keys, Places, Room
 from triptych.runtime.gateway.http.probes import Readiness
 from triptych.runtime.gateway.http.transcriptions import TranscriptionFormat
 from triptych.runtime.gateway.http.wire import header, read_body, send_body, send_json
@@ -42,6 +42,8 @@ from triptych.runtime.wire.rate import RateLimiter
 logger = logging.getLogger(__name__)
 
 LOADS_TIMEOUT = 2.0  # seconds that a scrape waits for the gateway; Prometheus gives up after ten
+LARGE = 2**18  # bytes; a smaller body is parsed in less time than a thread takes to be woken up in a busy process
+T = TypeVar("T")
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -76,6 +78,7 @@ class Api:
         metrics.add(self._instances)
         self._created = int(time.time())
         self._places = Places(service.config.max_in_flight)
+        self._bodies = Bodies(service.config.max_bodies_bytes)
         self._readiness = readiness
 
     def routes(self) -> list[Route]:
@@ -99,27 +102,29 @@ class Api:
         return [Route(path, _Endpoint(path, handler), methods=methods) for path, handler, methods in table]
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await self._body(scope, receive)
-        generation = chat.parse(body, f"chatcmpl-{secrets.token_hex(16)}")
-        form = ChatFormat(generation, generation.model or await self._name())
-        await self._generate(scope, generation, form, receive, send)
+        id = f"chatcmpl-{secrets.token_hex(16)}"
+        with self._bodies.room() as room:
+            generation = await self._parsed(scope, receive, room, lambda body: chat.parse(body, id))
+            form = ChatFormat(generation, generation.model or await self._name())
+            await self._generate(scope, generation, form, receive, send)
 
     async def completions(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await self._body(scope, receive)
-        config = self._service.config
-        generation, echo = completions.parse(body, f"cmpl-{secrets.token_hex(16)}", config.max_prompts)
-        try:
-            texts = await completions.echoed_texts(self._service.client, generation) if echo.wanted else []
-        except TriptychError as error:
-            raise from_runtime(error, generation.fields) from error
-        form = CompletionFormat(generation, generation.model or await self._name(), echo, texts)
-        await self._generate(scope, generation, form, receive, send)
+        id, most = f"cmpl-{secrets.token_hex(16)}", self._service.config.max_prompts
+        with self._bodies.room() as room:
+            generation, echo = await self._parsed(scope, receive, room, lambda body: completions.parse(body, id, most))
+            try:
+                texts = await completions.echoed_texts(self._service.client, generation) if echo.wanted else []
+            except TriptychError as error:
+                raise from_runtime(error, generation.fields) from error
+            form = CompletionFormat(generation, generation.model or await self._name(), echo, texts)
+            await self._generate(scope, generation, form, receive, send)
 
     async def transcribe(self, scope: Scope, receive: Receive, send: Send, *, translate: bool) -> None:
         config = self._service.config
-        form = await read_form(scope, receive, config.max_body_bytes, config.body_timeout)
-        generation, wanted = transcriptions.parse(form, f"transcript-{secrets.token_hex(16)}", translate)
-        await self._generate(scope, generation, TranscriptionFormat(generation, wanted), receive, send)
+        with self._bodies.room() as room:
+            form = await read_form(scope, receive, config.max_body_bytes, config.body_timeout, room)
+            generation, wanted = transcriptions.parse(form, f"transcript-{secrets.token_hex(16)}", translate)
+            await self._generate(scope, generation, TranscriptionFormat(generation, wanted), receive, send)
 
     async def models(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_json(send, 200, {"object": "list", "data": [self._card(await self._name())]})
@@ -162,9 +167,13 @@ class Api:
     async def version(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_json(send, 200, {"version": __version__})
 
-    async def _body(self, scope: Scope, receive: Receive) -> dict[str, Any]:
+    async def _parsed(self, scope: Scope, receive: Receive, room: Room, parse: Callable[[dict[str, Any]], T]) -> T:
+        """What `parse` makes of the body; of a large one on a thread, so that the other requests' tokens go on."""
         config = self._service.config
-        return parse_json(await read_body(scope, receive, config.max_body_bytes, config.body_timeout))
+        data = await read_body(scope, receive, config.max_body_bytes, config.body_timeout, room)
+        if len(data) <= LARGE:
+            return parse(parse_json(data))
+        return await asyncio.to_thread(lambda: parse(parse_json(data)))
 
     async def _generate(self, scope: Scope, generation: Generation, form: Format, receive: Receive, send: Send) -> None:
         scope["state"]["generation"] = generation.id

@@ -30,6 +30,7 @@ class HttpConfig:
         tls: HTTPS with these files; None: HTTP.
         api_keys: what clients may present as bearer token; empty: none is asked for.
         max_body_bytes: largest request body; more is 413.
+        max_bodies_bytes: bodies of all open requests together; more are 429, before they are read where they say how long they are.
         body_timeout: seconds that a body may take to arrive; more is 408.
         max_in_flight: requests that are generated at once; more are 429.
         max_prompts: prompts in one completion request.
@@ -48,6 +49,7 @@ class HttpConfig:
     target_tls: Tls | None = None
     tls: TlsFiles | None = None
     max_body_bytes: int = 32 * 2**20
+    max_bodies_bytes: int = 2**29
     body_timeout: float = 30.0
     max_in_flight: int = 512
     max_prompts: int = 64
@@ -58,7 +60,7 @@ class HttpConfig:
     shutdown_timeout: float = 10.0
 
     def __post_init__(self) -> None:
-        positive = ("max_body_bytes", "body_timeout", "max_in_flight", "max_prompts", "request_timeout", "ready_ttl", "ready_timeout")  # fmt: skip
+        positive = ("max_body_bytes", "max_bodies_bytes", "body_timeout", "max_in_flight", "max_prompts", "request_timeout", "ready_ttl", "ready_timeout")  # fmt: skip
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"http.{name} is {getattr(self, name)!r}; expected a positive number")

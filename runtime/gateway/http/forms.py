@@ -10,6 +10,7 @@ from email.message import Message
 from starlette.types import Receive, Scope
 
 from triptych.runtime.gateway.http.errors import HttpError, bad_field
+from triptych.runtime.gateway.http.limits import Room
 from triptych.runtime.gateway.http.wire import header, read_bytes
 
 FORM_TYPE = "multipart/form-data"
@@ -28,15 +29,15 @@ Form = Mapping[str, str | File]
 """Fields by name, each once; a name that ends in [] may come several times, and is refused then if it is used."""
 
 
-async def read_form(scope: Scope, receive: Receive, limit: int, timeout: float) -> Form:
-    """The whole form. Raises HttpError 400, 413, 415 or 408, or ClientGoneError."""
+async def read_form(scope: Scope, receive: Receive, limit: int, timeout: float, room: Room) -> Form:
+    """The whole form, counted in `room`. Raises HttpError 400, 413, 415, 429 or 408, or ClientGoneError."""
     given = next(iter(header(scope, b"content-type")), b"").decode("latin-1")
     kind = Message()
     kind["content-type"] = given
     boundary = kind.get_boundary()
     if kind.get_content_type() != FORM_TYPE or not boundary:
         raise HttpError(415, f"the content type is {given[:100]!r}; expected {FORM_TYPE} with a boundary", close=True)
-    body = await read_bytes(scope, receive, limit, timeout)
+    body = await read_bytes(scope, receive, limit, timeout, room)
     return parse_form(body, boundary)
 
 

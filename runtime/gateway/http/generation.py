@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from triptych.proto.v1 import inference_pb2 as pb
@@ -30,6 +31,13 @@ class Prompt:
     token_ids: tuple[int, ...] | None = None
     messages: tuple[Message, ...] | None = None
     sound: Sound | None = None
+
+    @property
+    def has_media(self) -> bool:
+        """Whether it is a sound, or its messages may have media: those of text alone are strings by now."""
+        return self.sound is not None or any(
+            not isinstance(message.get("content"), str) for message in self.messages or ()
+        )
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,9 @@ async def started(client: AsyncClient, generation: Generation, timeout: float) -
         streams = []
         for index, prompt in enumerate(generation.prompts):
             request_id = generation.id if len(generation.prompts) == 1 else f"{generation.id}-{index}"
-            request = _request(generation, prompt, request_id, timeout)
+            made = partial(_request, generation, prompt, request_id, timeout)
+            # Media are decoded from base64 here, which takes long enough to be felt by others.
+            request = await asyncio.to_thread(made) if prompt.has_media else made()
             streams.append(await stack.enter_async_context(client.stream(request, generation.traceparent)))
         yield streams
 

@@ -29,6 +29,51 @@ class Keys:
         return self._keys[matches.index(True)].decode()
 
 
+class Bodies:
+    """Bytes of all request bodies that are here, from their first part until their requests have ended."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self.held = 0
+
+    @contextmanager
+    def room(self) -> Iterator[Room]:
+        """For one body; what it has taken is given back when the context is left."""
+        room = Room(self)
+        try:
+            yield room
+        finally:
+            self.held -= room.taken
+
+    def check(self, more: int) -> None:
+        """Raises HttpError 429 if `more` bytes do not fit."""
+        if self.held + more > self._limit:
+            raise HttpError(
+                429,
+                f"the bodies of open requests have {self.held} of at most {self._limit} bytes, and {more} more do not fit; retry later",
+                retry_after=1.0,
+                close=True,
+            )
+
+
+class Room:
+    """What one body has taken of the bound on all."""
+
+    def __init__(self, bodies: Bodies):
+        self._bodies = bodies
+        self.taken = 0
+
+    def expect(self, size: int) -> None:
+        """A body of `size` bytes is announced. Nothing is taken yet: who only announces keeps nobody out. Raises HttpError 429."""
+        self._bodies.check(size)
+
+    def take(self, size: int) -> None:
+        """`size` more bytes are here. Raises HttpError 429."""
+        self._bodies.check(size)
+        self._bodies.held += size
+        self.taken += size
+
+
 class Places:
     """At most so many requests generate at once."""
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from starlette.types import Receive, Scope, Send
 
 from triptych.runtime.gateway.http.errors import CLIENT_CLOSED_REQUEST, HttpError
+from triptych.runtime.gateway.http.limits import Room
 
 T = TypeVar("T")
 
@@ -30,20 +31,22 @@ def header(scope: Scope, name: bytes) -> list[bytes]:
     return [value for key, value in scope["headers"] if key == name]
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int, timeout: float) -> bytes:
-    """The whole body, which must be JSON. Raises HttpError 413, 415 or 408, or ClientGoneError."""
+async def read_body(scope: Scope, receive: Receive, limit: int, timeout: float, room: Room) -> bytes:
+    """The whole body, which must be JSON, counted in `room`. Raises HttpError 413, 415, 429 or 408, or ClientGoneError."""
     kind = next(iter(header(scope, b"content-type")), b"").split(b";")[0].strip().lower()
     if kind and kind != JSON_TYPE.encode() and not kind.endswith(b"+json"):
         raise HttpError(415, f"the content type is {kind.decode('latin-1')}; expected {JSON_TYPE}", close=True)
-    return await read_bytes(scope, receive, limit, timeout)
+    return await read_bytes(scope, receive, limit, timeout, room)
 
 
-async def read_bytes(scope: Scope, receive: Receive, limit: int, timeout: float) -> bytes:
-    """The whole body, whatever its type. Raises HttpError 413 or 408, or ClientGoneError."""
+async def read_bytes(scope: Scope, receive: Receive, limit: int, timeout: float, room: Room) -> bytes:
+    """The whole body, whatever its type, counted in `room`. Raises HttpError 413, 429 or 408, or ClientGoneError."""
     too_large = HttpError(413, f"the body is larger than {limit} bytes", close=True)
     declared = next(iter(header(scope, b"content-length")), b"0")
-    if declared.isdigit() and int(declared) > limit:
-        raise too_large
+    if declared.isdigit():
+        if int(declared) > limit:
+            raise too_large
+        room.expect(int(declared))
     parts, size = [], 0
     try:
         async with asyncio.timeout(timeout):
@@ -55,6 +58,7 @@ async def read_bytes(scope: Scope, receive: Receive, limit: int, timeout: float)
                 size += len(parts[-1])
                 if size > limit:
                     raise too_large
+                room.take(len(parts[-1]))
                 if not message.get("more_body", False):
                     return b"".join(parts)
     except TimeoutError:

@@ -28,6 +28,40 @@ def asked_media(request: pb.GenerateRequest) -> list[Asked]:
     return list(_chat_media(request.chat))
 
 
+def without_data(request: pb.GenerateRequest) -> pb.GenerateRequest:
+    """The request without the bytes of its media, which are at the desk by then: they need not be held until it ends. The prompt's parts stay,
+    for they say where media belong."""
+    lighter = pb.GenerateRequest()
+    for field, value in request.ListFields():
+        if field.name == "media":
+            for media in value:
+                lighter.media.append(_named(media))
+        elif field.name == "chat":
+            _copy_chat(value, lighter.chat)
+        elif field.type == field.TYPE_MESSAGE:
+            getattr(lighter, field.name).CopyFrom(value)
+        else:
+            setattr(lighter, field.name, value)
+    return lighter
+
+
+def _copy_chat(chat: pb.Chat, lighter: pb.Chat) -> None:
+    for field, value in chat.ListFields():
+        if field.name != "messages":
+            setattr(lighter, field.name, value)
+    for message in chat.messages:
+        copied = lighter.messages.add(role=message.role, content=message.content)
+        for part in message.parts:
+            if part.WhichOneof("kind") == "media":
+                copied.parts.add(media=_named(part.media))
+            else:
+                copied.parts.add().CopyFrom(part)
+
+
+def _named(media: pb.Media) -> pb.Media:
+    return media if media.WhichOneof("source") != "data" else pb.Media(type=media.type)
+
+
 def check_text_only(chat: pb.Chat) -> None:
     """Raises InvalidRequestError if a conversation has media, where only text can be read."""
     for media in _chat_media(chat):

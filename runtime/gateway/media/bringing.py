@@ -61,6 +61,7 @@ class _Push:
     """One piece on its way to one instance.
 
     `sent`: all of it was written, and the answer is awaited. `late`: a request asked after that; what it lacks may be what came before.
+    `asked`: requests that have asked for it so far.
     """
 
     address: str
@@ -69,6 +70,7 @@ class _Push:
     task: asyncio.Task[None] | None = None
     sent: bool = False
     late: bool = False
+    asked: int = 0
 
     @property
     def wanted(self) -> bool:
@@ -112,6 +114,7 @@ class MediaCourier:
                 push = self._pushes[key] = _Push(needed.address, pieces[index])
                 push.task = asyncio.create_task(self._run(key, push), name=f"push {pieces[index].hash}")
             push.late = push.late or push.sent
+            push.asked += 1
             push.claims[needed.request] = Claim(needed.request, alive)
 
     def forget(self, request: str) -> None:
@@ -171,6 +174,13 @@ class MediaCourier:
             self.counts.failed += 1
             logger.warning("media for %s at %s: %s", owner.id, push.address, describe(error))
             return error.code() in HOPELESS
+        except asyncio.CancelledError:  # so grpc also says that the channel was closed
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self.counts.failed += 1
+            logger.warning("media for %s at %s: its channel was closed", owner.id, push.address)
+            return False
         except Exception:  # a defect must not leave the push without its end
             self.counts.failed += 1
             logger.exception("media for %s at %s", owner.id, push.address)
@@ -180,7 +190,7 @@ class MediaCourier:
 
     async def _send(self, call: Any, owner: InstanceRef, push: _Push) -> bool:
         """Ask, and send what is wanted. Raises AioRpcError."""
-        piece = push.piece
+        piece, asked = push.piece, push.asked
         header = worker_pb2.MediaHeader(
             owner=common_pb2.InstanceRef(id=owner.id, epoch=owner.epoch),
             hash=piece.hash,
@@ -192,7 +202,7 @@ class MediaCourier:
         answer = await _read(call)
         if answer is not None and not answer.wanted:
             self.counts.not_wanted += 1
-            return True
+            return push.asked == asked  # who asked since may lack what nobody lacked when that was answered
         if answer is None:
             self.counts.failed += 1
             return False

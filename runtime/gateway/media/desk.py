@@ -5,7 +5,8 @@
     look up    processed before, or being processed for another request           keep.py
     process    decoded and cut into pieces in the processor's own processes       the Processor
 
-Every failure names the part of the request that it is about.
+Every failure names the part of the request that it is about. Of one request a few media are processed at a time and the others wait in line for as
+long as it has time: what is refused for lack of room is refused for what all requests bring together.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from triptych.runtime.gateway.media.keep import PixelKeep
 from triptych.runtime.gateway.media.pieces import Medium, Piece
 
 Pieces = tuple[Piece, ...]
+
+AT_ONCE = 8  # media of one request that are processed, or wait for a process, at a time: enough to keep the processes of a host busy
 
 
 class Processor(Protocol):
@@ -125,8 +128,9 @@ class MediaDesk:
         self._admit(holding, sum(len(one.data) for one in asked))
         found = [self._found(one, owner) for one in asked]
         self._processor.check_total([len(data) for data, _ in found])
+        line = asyncio.Semaphore(AT_ONCE)
         tasks = [
-            asyncio.create_task(self._one(holding, one.field, data, kind))
+            asyncio.create_task(self._one(holding, one.field, data, kind, line))
             for one, (data, kind) in zip(asked, found, strict=True)
         ]
         try:
@@ -160,14 +164,15 @@ class MediaDesk:
         except TriptychError as error:
             raise at_field(asked.field, error) from error
 
-    async def _one(self, holding: Holding, field: str, data: bytes, kind: MediaKind) -> Medium:
+    async def _one(self, holding: Holding, field: str, data: bytes, kind: MediaKind, line: asyncio.Semaphore) -> Medium:
         try:
-            identity = await asyncio.to_thread(self._processor.identity, data)
-            pieces = self.keep.hold(identity)
-            if pieces is None:
-                self.keep.check_room()
-                pieces = self.keep.put(identity, await self._processed(identity, data, kind))
-            holding.identities.append(identity)
+            async with line:
+                identity = await asyncio.to_thread(self._processor.identity, data)
+                pieces = self.keep.hold(identity)
+                if pieces is None:
+                    self.keep.check_room()
+                    pieces = self.keep.put(identity, await self._processed(identity, data, kind))
+                holding.identities.append(identity)
         except TriptychError as error:
             raise at_field(field, error) from error
         if not pieces:

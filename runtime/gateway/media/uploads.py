@@ -6,6 +6,7 @@ A handle is good for whoever uploaded it: the same bearer token, or, where none 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import grpc
@@ -21,6 +22,7 @@ from triptych.runtime.media.store import owner_of as store_owner
 from triptych.runtime.wire.auth import client_of
 
 MAX_COMING = 16  # uploads at once: each may hold as much memory as one item
+MAX_OWN = 4  # of one client: it cannot keep out all others
 TAKES_AT_MOST = 120.0  # seconds; a client that sends more slowly makes room for others
 
 
@@ -44,22 +46,28 @@ class UploadShelf:
         self._ttl = config.ttl
         self._clock = clock
         self.store = MediaStore(config)
-        self._coming = 0
+        self._coming: Counter[str] = Counter()  # by owner
 
     async def take(self, messages: AsyncIterator[pb.UploadMediaRequest], owner: str) -> pb.UploadMediaResponse:
         """Store what a stream brings. Raises InvalidRequestError, OverloadedError, DeadlineError, and what the store and the limits raise."""
-        if self._coming >= MAX_COMING:
-            raise OverloadedError(
-                f"{self._coming} uploads are coming in, which is the most; retry later", retry_after=1.0
-            )
-        self._coming += 1
+        for coming, most, whose in (
+            (self._coming.total(), MAX_COMING, ""),
+            (self._coming[owner], MAX_OWN, " from this client"),
+        ):
+            if coming >= most:
+                raise OverloadedError(
+                    f"{coming} uploads are coming in{whose}, which is the most; retry later", retry_after=1.0
+                )
+        self._coming[owner] += 1
         try:
             async with asyncio.timeout(TAKES_AT_MOST):
                 return await self._take(messages, owner)
         except TimeoutError:
             raise DeadlineError(f"the upload did not arrive within {TAKES_AT_MOST:g} s") from None
         finally:
-            self._coming -= 1
+            self._coming[owner] -= 1
+            if not self._coming[owner]:
+                del self._coming[owner]
 
     async def _take(self, messages: AsyncIterator[pb.UploadMediaRequest], owner: str) -> pb.UploadMediaResponse:
         first = await anext(messages, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,16 +29,18 @@ ALL = frozenset(Role)
 SMALL = Buckets((ExtendShape(4, 0, 16), ExtendShape(4, 16, 16), ExtendShape(0, 6, 16)), draws=(4,))
 
 
-def media_stage(tp: int, encodes: bool = True, *, hidden: int = HIDDEN) -> MediaStage:
+def media_stage(
+    tp: int, encodes: bool = True, *, hidden: int = HIDDEN, injections: tuple[tuple[int, int], ...] = ((0, 0),)
+) -> MediaStage:
     rules = oracle.toy(tp).rules
-    pool = EmbeddingPool.of(rules, hidden, "float32", PAGE, MEDIA_PAGES)
+    pool = EmbeddingPool.of(rules, hidden, "float32", PAGE, MEDIA_PAGES, injections)
     if not encodes:
         return MediaStage(pool)
     return MediaStage(pool, ToyEncoder(rules.mesh, hidden), MediaShelf(1 << 20), PATCHES)
 
 
-def media_engine(tp: int = 1, roles: frozenset[Role] = ALL) -> Engine:
-    """The toy decoder with a media pool and, if it has the role, the toy encoder."""
+def media_engine(tp: int = 1, roles: frozenset[Role] = ALL, **stage: Any) -> Engine:
+    """The toy decoder with a media pool and, if it has the role, the toy encoder; `stage` is for `media_stage`."""
     loaded, encodes = oracle.toy(tp), Role.ENCODE in roles
     config = toy_config(
         buckets=SMALL,
@@ -45,7 +48,7 @@ def media_engine(tp: int = 1, roles: frozenset[Role] = ALL) -> Engine:
         media_pages=MEDIA_PAGES,
         encode_patches=PATCHES if encodes else 0,
     )
-    engine = Engine(config, loaded, loaded.rules.mesh, media_stage(tp, encodes))
+    engine = Engine(config, loaded, loaded.rules.mesh, media_stage(tp, encodes, **stage))
     engine.compile()
     return engine
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import jax
@@ -27,8 +28,13 @@ def toy(tp: int = 1) -> LoadedDecoder:
     return load_decoder(TOY, DummySource(TOY, seed=3), make_mesh(jax.devices()[:tp], tp), "float32")
 
 
-def forward(decoder: Decoder, x: jax.Array, positions: jax.Array) -> jax.Array:
-    """[tokens, vocab] from embeddings [tokens, hidden]: the decoder with dense attention; traced."""
+def forward(
+    decoder: Decoder,
+    x: jax.Array,
+    positions: jax.Array,
+    into: Callable[[int, jax.Array], jax.Array] = lambda layer, x: x,
+) -> jax.Array:
+    """[tokens, vocab] from embeddings [tokens, hidden]: the decoder with dense attention; traced. `into` may change a layer's input."""
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, kv: KV, window: int | None):
         group = q.shape[1] // k.shape[1]
@@ -38,8 +44,8 @@ def forward(decoder: Decoder, x: jax.Array, positions: jax.Array) -> jax.Array:
         return jnp.einsum("hqk,khd->qhd", jax.nn.softmax(scores, axis=-1), v), kv
 
     by, unused = decoder.rotation(positions), jnp.zeros(())
-    for layer in decoder.layers:
-        x, _ = layer(x, by, (unused, unused), attend)
+    for number, layer in enumerate(decoder.layers):
+        x, _ = layer(into(number, x), by, (unused, unused), attend)
     return decoder.head(decoder.norm(x))
 
 

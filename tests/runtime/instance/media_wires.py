@@ -22,6 +22,8 @@ from triptych.runtime.instance.messages import (
     ImportFailed,
     InstanceEvent,
     InstanceMessage,
+    KeepStaged,
+    LeaseExtended,
     MediaArrived,
     MediaImported,
     OpenStaging,
@@ -128,6 +130,11 @@ class Wires:
                     and (message.pool is Pool.KV or pull.message.source_key == message.key)
                 )
                 self.pulls.remove(pull)
+            case KeepStaged():
+                for key in message.keys:
+                    staging = self.stagings[key]
+                    if staging.owner.core.ref == message.owner and staging.closed is None:
+                        self.send(staging.owner, LeaseExtended(key, waiting=True))
             case _:
                 pass
 

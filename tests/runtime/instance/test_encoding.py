@@ -10,7 +10,7 @@ from tests.runtime.instance.cluster import Node
 from tests.runtime.instance.media import asked, bring, encode, item, media_config
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef, Role
-from triptych.runtime.core.tasks import AbortTask, EncodeDone, EncodeStaged, Refused, StartEncode, TaskEnded
+from triptych.runtime.core.tasks import AbortTask, EncodeDone, EncodeStaged, Refused, StartEncode, StartLocal, TaskEnded
 from triptych.runtime.instance.messages import (
     CloseStaging,
     CompleteStaging,
@@ -215,6 +215,22 @@ def _stage(node: Node, name: str, tokens: int) -> int:
     return staged.handle.key
 
 
+def test_requests_that_say_different_things_of_one_item_are_refused_and_break_nothing():
+    node = Node(media_config("i", "EPD"))
+    encode(node, asked("a", item("x", 0, tokens=4, patches=8)))
+    for name, other in (("b", {"tokens": 5}), ("c", {"patches": 9}), ("d", {"tokens": 8})):
+        wrong = asked(name, item("x", 0, **({"tokens": 4, "patches": 8} | other)))
+        for command in (StartEncode(wrong, (0,), 2.0, 5.0), StartLocal(wrong)):
+            node.command(command)
+            refused = node.reports(Refused)[-1]
+            assert (refused.request, refused.permanent) == (name, True) and "item x" in refused.reason
+    node.command(StartLocal(asked("e", item("y", 0, tokens=4), item("y", 6, tokens=5))))
+    assert node.reports(Refused)[-1].request == "e"
+    bring(node, "x")
+    node.run()
+    assert [done.request for done in node.reports(EncodeDone)] == ["a"]
+
+
 def test_a_lease_that_runs_out_ends_the_task_and_signs_of_life_extend_it():
     node = _encoder()
     key = _stage(node, "x", 4)
@@ -228,6 +244,32 @@ def test_a_lease_that_runs_out_ends_the_task_and_signs_of_life_extend_it():
     (end,) = node.reports(TaskEnded)
     assert end.status is Status.UNAVAILABLE and "lease" in end.reason and "embeddings" in end.reason
     _assert_free(node)
+
+
+def test_what_is_waited_for_is_kept_until_others_have_waited_for_its_room_as_long_as_a_lease():
+    node = _encoder(media_pages=4)  # three pages
+    first, second, pulling = _stage(node, "x", 4), _stage(node, "y", 4), _stage(node, "z", 4)
+
+    def time_passes(seconds: float) -> None:
+        for _ in range(int(seconds * 2)):
+            node.now += 0.5
+            for key in (first, second):
+                node.send(LeaseExtended(key, waiting=True))
+            node.send(LeaseExtended(pulling))
+            node.send(Tick())
+
+    time_passes(20.0)
+    assert not node.reports(TaskEnded), "nobody needs the room"
+    encode(node, asked("b", item("w", 0, tokens=4)))
+    bring(node, "w")
+    time_passes(4.5)
+    assert not node.reports(TaskEnded)
+    time_passes(1.0)
+    (end,) = node.reports(TaskEnded)
+    assert (end.request, end.status) == ("ry", Status.UNAVAILABLE), "the youngest, and not what is being pulled"
+    assert "no room" in end.reason
+    node.run()
+    assert node.reports(EncodeDone)[-1].request == "b"
 
 
 def test_an_abort_at_any_moment_frees_everything():

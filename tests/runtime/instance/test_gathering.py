@@ -37,9 +37,11 @@ from triptych.runtime.core.tasks import (
 from triptych.runtime.instance.messages import (
     CancelPull,
     ImportFailed,
+    KeepStaged,
     MediaImported,
     Report,
     StartPull,
+    Tick,
 )
 from triptych.runtime.instance.plan import Pool
 
@@ -180,6 +182,30 @@ def test_a_pull_waits_for_room_first_come_first_served():
     for req in reqs:
         check(node, req)
     assert_free(node)
+
+
+def test_the_owner_of_what_waits_for_room_here_is_told_so_again_and_again():
+    node = prompt_node(media_pages=4)  # three pages: one request at a time
+    reqs = [asked(name, item(name, 1, tokens=12)) for name in "abc"]
+    for req in reqs:
+        local(node, req)
+    (pull,) = feed(node, reqs[0], 0, key=1)
+    feed(node, reqs[1], 0, key=2)
+    feed(node, reqs[2], 0, key=3, owner=InstanceRef("f", 4))
+
+    def kept(seconds: float) -> list[tuple[str, tuple[int, ...]]]:
+        told = []
+        for _ in range(int(seconds * 4)):
+            node.now += 0.25
+            told += [(m.owner.id, m.keys) for m in node.send(Tick()) if isinstance(m, KeepStaged)]
+        return told
+
+    assert kept(3.0) == [("e", (2,)), ("f", (3,))] * 3
+    node.command(AbortTask("c", Status.CANCELLED, "gone"))
+    assert kept(2.0) == [("e", (2,))] * 2
+    pulled(node, reqs[0], pull, "a")
+    node.run()
+    assert kept(2.0) == [], "its pull has begun, and says so itself"
 
 
 def test_what_is_in_the_store_goes_before_those_that_wait_for_room():

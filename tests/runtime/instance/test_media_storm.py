@@ -10,10 +10,11 @@ import pytest
 
 from tests.runtime.instance.cluster import Node
 from tests.runtime.instance.media import asked, heard, item, media_config
-from tests.runtime.instance.media_cluster import MediaCluster
+from tests.runtime.instance.media_cluster import LEASE, MediaCluster
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.request import Request
 from triptych.runtime.instance.composer import DefaultComposer, TakingTurns
+from triptych.runtime.instance.messages import Command
 
 TOPOLOGIES = (
     ("E", "P", "D"),
@@ -61,6 +62,39 @@ def _request(luck: random.Random, name: str) -> Request:
         params["prompt_logprobs"] = 1
     least = 0 if any(not one.attended for one in items) else 1
     return asked(luck.choice(["q", "q", name]), *items, text=luck.randint(least, 3), **params)
+
+
+def test_what_a_slow_prefill_has_no_room_for_is_encoded_once_however_long_it_waits():
+    names = ["E", "P", "D"]
+    sizes = ({"media_pages": 40}, {"media_pages": 4}, {"media_pages": 0})
+    nodes = [
+        Node(media_config(f"i{index}", roles, num_pages=64, max_num_seqs=24, max_model_len=48, **size), seed=index)
+        for index, (roles, size) in enumerate(zip(names, sizes, strict=True))
+    ]
+    cluster = MediaCluster(nodes, random.Random(1))
+    journals = [
+        cluster.submit(asked(f"r{number}", item(f"m{number}", 0, tokens=9), max_tokens=2)) for number in range(8)
+    ]
+    encoder, prompts, _ = nodes
+    for _ in range(200):  # everything but the steps of the prefill instance, for five leases
+        for node in nodes:
+            while cluster.commands[node]:
+                cluster.send(node, Command(cluster.commands[node].popleft()))
+            while cluster.reports[node]:
+                cluster._report(node, cluster.reports[node].popleft())
+        while cluster.pixels:
+            cluster.bring(cluster.pixels.pop(0))
+        cluster.ready(encoder)
+        cluster.done(encoder)
+        for pull in list(cluster.pulls):
+            cluster.move(pull)
+        cluster.advance(5 * LEASE / 200)
+    assert cluster.counts["encoded"] == 8 and prompts.core.load().waiting == 8
+    cluster.settle()
+    for journal in journals:
+        assert journal.over is Status.OK, journal.reason
+        cluster.check(journal)
+    assert cluster.counts["encoded"] == cluster.counts["wanted"] == cluster.counts["pulled"] == 8
 
 
 @pytest.mark.parametrize("seed", range(28))

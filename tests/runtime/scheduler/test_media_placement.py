@@ -141,12 +141,10 @@ def test_media_wait_beside_the_queue_for_an_encode_instance() -> None:
     ("encoders", "reason"),
     [
         ((), "no encode instance"),
-        ((E,), "no encode instance takes a media item of 101 patches and 4 embeddings"),
         ((info("e0", "e"),), "no encode instance"),
-        ((info("e0", "e", max_patches=500),), "no encode instance takes a media item of 16 patches and 4 embeddings"),
     ],
 )
-def test_without_an_encode_instance_for_its_largest_item_a_request_is_unavailable_in_the_end(encoders, reason) -> None:
+def test_without_an_encode_instance_a_request_is_unavailable_in_the_end(encoders, reason) -> None:
     world = driver(P, D, *encoders)
     world.submit("r", media=(CAT, image("large", patches=101)))
     live_on(world, 29.9)
@@ -155,6 +153,25 @@ def test_without_an_encode_instance_for_its_largest_item_a_request_is_unavailabl
     failure = world.terminal("r")
     assert isinstance(failure, Failed) and failure.status is Status.UNAVAILABLE
     assert failure.reason.endswith(reason) and failure.retry_after is not None
+
+
+@pytest.mark.parametrize(
+    ("encoders", "reason"),
+    [
+        ((E,), "media item 1 has 101 patches and 4 embeddings; an instance that encodes here takes at most 100 patches and 128 embeddings"),
+        (
+            (info("e0", "e", max_patches=500),),
+            "media item 0 has 16 patches and 4 embeddings; an instance that encodes here takes at most 500 patches and 0 embeddings",
+        ),
+    ],
+)  # fmt: skip
+def test_an_item_that_is_too_large_for_every_encode_instance_is_refused_at_once_with_the_limit(
+    encoders, reason
+) -> None:
+    world = driver(P, D, *encoders)
+    world.submit("r", media=(CAT, image("large", patches=101)))
+    failure = world.terminal("r")
+    assert failure == Failed("r", Status.INVALID_ARGUMENT, reason, None)
 
 
 def test_queued_media_step_aside_when_the_last_encode_instance_goes_and_come_back_with_the_next() -> None:

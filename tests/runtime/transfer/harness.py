@@ -110,6 +110,7 @@ class Node:
         self.reported = asyncio.Event()
         self.released_keys: list[int] = []
         self.alive_count = 0
+        self.awaited_keys: list[int] = []
         self.held_deliveries: list[Delivery] | None = None
         self.peak_staged = 0
         self.lost: list[EngineError] = []
@@ -167,6 +168,9 @@ class Node:
 
     def alive(self, key: int) -> None:
         self.alive_count += 1
+
+    def awaited(self, key: int) -> None:
+        self.awaited_keys.append(key)
 
     def released(self, key: int) -> None:
         self.released_keys.append(key)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.runtime.gateway.calls import until
 from tests.runtime.transfer.harness import GRANULE, Host, Node, Pair
 from tests.runtime.transfer.test_faults import QUICK, always
 from triptych.runtime.core.clock import MonotonicClock
@@ -19,7 +20,7 @@ from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef, TransportKind
 from triptych.runtime.engine.media_pool import EmbeddingPool
 from triptych.runtime.engine.page_programs import PageMover
-from triptych.runtime.instance.messages import OpenStaging, StartPull
+from triptych.runtime.instance.messages import KeepStaged, OpenStaging, StartPull
 from triptych.runtime.instance.plan import Pool
 from triptych.runtime.transfer.header import KvHeader, group_headers
 from triptych.runtime.transfer.transports.faulty import Fault
@@ -131,6 +132,23 @@ def test_pulls_of_one_request_are_told_apart_by_their_keys() -> None:
             assert (len(t.d.outcome.done), t.d.outcome.count) == (1, 1)
             assert_arrived(t, SOURCE[:3], TARGET[:3])
             await t.settled()
+
+    asyncio.run(scenario())
+
+
+def test_a_puller_without_room_extends_leases_and_never_those_of_another_incarnation() -> None:
+    async def scenario() -> None:
+        async with media_pair(TransportKind.GRPC, 1, 1) as t:
+            stage(t, 7, SOURCE[:1])
+            stage(t, 8, SOURCE[1:2])
+            pull(t, 8, TARGET[:1])
+            await t.ended()
+            old = InstanceRef(t.p.ref.id, t.p.ref.epoch - 1)
+            for owner in (old, InstanceRef("nobody", 1), t.p.ref):
+                t.d.consumer.keep(KeepStaged(t.p_host.address, owner, (7, 8, 99)))
+            t.d.consumer.keep(KeepStaged("127.0.0.1:1", t.p.ref, (7,)))
+            await until(lambda: bool(t.p.awaited_keys))
+            assert t.p.awaited_keys == [7], "what is pulled, gone or unknown is passed over"
 
     asyncio.run(scenario())
 

@@ -6,7 +6,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ import pytest
 from tests.runtime.engine.toy_encoder import PATCH_DIM, ToyEncoder, pixels
 from triptych.proto.v1 import common_pb2, worker_pb2
 from triptych.runtime.core.instance import InstanceRef
+from triptych.runtime.core.media import MediaItem, MediaKind
 from triptych.runtime.engine.shelf import MediaShelf, Pixels
 from triptych.runtime.wire.auth import bearer_interceptor, bearer_metadata
 from triptych.runtime.wire.handlers import service_handler
@@ -30,6 +31,7 @@ from triptych.sharding.mesh import make_mesh
 WORKER = worker_pb2.DESCRIPTOR.services_by_name["Worker"]
 REF = InstanceRef("e", 5)
 CAT = pixels(1, 3, 4)
+CAT_ITEM = MediaItem("cat", MediaKind.IMAGE, 0, 12, 12, (1, 3, 4))
 SLOTS = 16
 
 
@@ -40,12 +42,13 @@ class Stage:
     shelf: MediaShelf
     ref: InstanceRef = REF
     lives: bool = True
+    item: MediaItem = CAT_ITEM
     told: list[str] = field(default_factory=list)
     needless: set[str] = field(default_factory=set)
     channel: grpc.aio.Channel = field(init=False)
 
-    async def lacking(self, owner: InstanceRef, hash: str) -> bool:
-        return hash not in self.shelf and hash not in self.needless
+    async def lacking(self, owner: InstanceRef, hash: str) -> MediaItem | None:
+        return None if hash in self.shelf or hash in self.needless else replace(self.item, hash=hash)
 
     def store(self, owner: InstanceRef, hash: str, item: Pixels, told: Callable[[bool], object]) -> None:
         if self.lives:
@@ -183,6 +186,36 @@ def test_what_is_not_the_whole_item_leaves_nothing(messages: Any, code: str | No
                 assert found is grpc.StatusCode.OK
                 return
             assert (found.name, words in details) == (code, True), details
+            here.assert_empty()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("change", [{"patches": 11}, {"tokens": 3}])
+def test_an_item_that_is_not_what_its_task_has_planned_with_is_refused(change: dict[str, int]) -> None:
+    async def scenario() -> None:
+        async with stage() as here:
+            here.item = replace(CAT_ITEM, **change)
+            found, details = await status(here.call(), header(), *map(piece, halves()))
+            assert found is grpc.StatusCode.INVALID_ARGUMENT
+            assert "takes 12 slots and gives 12 embeddings" in details and str(*change.values()) in details
+            here.assert_empty()
+            here.item = CAT_ITEM
+            assert await put(here.call(), header(), *halves()) == (True, True), "the right one is taken"
+
+    asyncio.run(scenario())
+
+
+def test_what_the_encoder_cannot_pack_is_refused_before_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def square(self: ToyEncoder, items: Any, slots: int) -> Any:
+        raise ValueError(f"this encoder takes 4 x 4 patches, got {items[0].grid[1]} x {items[0].grid[2]}")
+
+    monkeypatch.setattr(ToyEncoder, "pack", square)
+
+    async def scenario() -> None:
+        async with stage() as here:
+            found, details = await status(here.call(), header(), *map(piece, halves()))
+            assert found is grpc.StatusCode.INVALID_ARGUMENT and "takes 4 x 4 patches, got 3 x 4" in details
             here.assert_empty()
 
     asyncio.run(scenario())

@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import ssl
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import pytest
 
 from tests.runtime.gateway.http.fake_gateway import World
 from triptych.runtime.core.errors import ConfigError
+from triptych.runtime.gateway.http import app
 from triptych.runtime.gateway.http.config import TlsFiles
 from triptych.runtime.gateway.http.errors import HttpError
-from triptych.runtime.gateway.http.limits import Keys
+from triptych.runtime.gateway.http.fields import parse_json
+from triptych.runtime.gateway.http.limits import Bodies, Keys
 from triptych.runtime.wire.rate import Rate
 from triptych.tools.certs import write_certificates
 
@@ -79,6 +82,56 @@ def test_bodies_have_a_bound(world: World) -> None:
         headers = {"content-type": "application/json"}
         assert client.post("/v1/completions", content=endless(), headers=headers).status_code == 413
         assert client.post("/v1/completions", json=TEXT).status_code == 200
+
+
+def test_bodies_of_all_requests_together_have_a_bound(world: World) -> None:
+    with world.http(max_bodies_bytes=3000) as url, httpx2.Client(base_url=url) as client:
+        world.gateway.delay = 0.02
+        large = TEXT | {"user": "u" * 2000}
+        with client.stream("POST", "/v1/completions", json=large | {"stream": True}) as running:
+            assert running.status_code == 200
+            refused = client.post("/v1/completions", json=large)
+            assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
+            assert "of at most 3000 bytes" in refused.json()["error"]["message"]
+
+            def parts():
+                for _ in range(20):
+                    yield b" " * 100
+
+            headers = {"content-type": "application/json"}
+            assert client.post("/v1/completions", content=parts(), headers=headers).status_code == 429
+            assert client.post("/v1/completions", json=TEXT).status_code == 200, "a small one fits"
+        world.gateway.delay = 0.0
+        wait_for(lambda: client.post("/v1/completions", json=large).status_code == 200)
+
+
+def test_a_length_that_is_only_announced_takes_nothing() -> None:
+    bodies = Bodies(100)
+    with bodies.room() as one, bodies.room() as other:
+        one.expect(90)
+        other.take(60)
+        with pytest.raises(HttpError):
+            one.expect(90)
+        one.take(40)
+        with pytest.raises(HttpError):
+            one.take(1)
+        assert bodies.held == 100
+    assert bodies.held == 0
+
+
+def test_a_large_body_is_parsed_beside_the_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+
+    def watched(data: bytes) -> dict[str, Any]:
+        threads.append(threading.current_thread().name)
+        return parse_json(data)
+
+    monkeypatch.setattr(app, "parse_json", watched)
+    with world.http() as url, httpx2.Client(base_url=url) as client:
+        for size in (10, 2 * app.LARGE):
+            assert client.post("/v1/completions", json=TEXT | {"user": "u" * size}).status_code == 200
+        assert client.post("/v1/completions", content=b"[" * (2 * app.LARGE)).status_code == 400
+    assert threads[0] == "world" and "world" not in threads[1:] and len(threads) == 3
 
 
 def test_a_body_that_does_not_come_ends_in_time(world: World) -> None:

@@ -94,10 +94,39 @@ def test_a_push_that_fails_is_tried_again_while_the_request_lives():
                 (0, grpc.StatusCode.RESOURCE_EXHAUSTED),
                 (1, grpc.StatusCode.UNAVAILABLE),
                 (0, grpc.StatusCode.INTERNAL),
+                (1, grpc.StatusCode.CANCELLED),
             ]
             c.scheduler.script = encode_first
             assert (await finish(c.stub.Generate(question(3)))).code is grpc.StatusCode.OK
-            assert len(c.prefill.media.headers) == 4 and c.gateway.courier.counts.failed == 3
+            assert len(c.prefill.media.headers) == 5 and c.gateway.courier.counts.failed == 4
+
+    run(body())
+
+
+class _CutOnce:
+    """Calls to workers, the first over a channel that is being closed: grpc then cancels whoever waits for it."""
+
+    def __init__(self, calls: Any):
+        self._calls, self.cut = calls, 0
+
+    def put_media(self, address: str, timeout: float) -> Any:
+        self.cut += 1
+        return self if self.cut == 1 else self._calls.put_media(address, timeout)
+
+    async def write(self, message: Any) -> None:
+        raise asyncio.CancelledError()
+
+    def cancel(self) -> None:
+        pass
+
+
+def test_a_push_whose_channel_is_closed_is_tried_again():
+    async def body():
+        async with cluster(vlm(), processor=ToyProcessor(), **QUICK) as c:
+            calls = c.gateway.courier._calls = _CutOnce(c.gateway.courier._calls)
+            c.scheduler.script = encode_first
+            assert (await finish(c.stub.Generate(question(3)))).code is grpc.StatusCode.OK
+            assert calls.cut == 2 and c.gateway.courier.counts.failed == 1
 
     run(body())
 
@@ -284,6 +313,36 @@ def test_who_asks_right_after_the_last_one_has_gone_is_served():
             courier.bring(MediaNeeded("b", owner, address, (0,)), [piece], lambda: True)
             door.gate.set()
             await until(lambda: ("e0", item.hash) in door.stored and courier.active == 0)
+
+    run(body())
+
+
+class _ThereAtFirst(dict[tuple[str, str], bytes]):
+    """What a door has stored: the first call finds everything there (it looks twice), later ones only what came."""
+
+    looks = 0
+
+    def __contains__(self, key: object) -> bool:
+        self.looks += 1
+        return self.looks <= 2 or super().__contains__(key)
+
+
+def test_who_asks_while_the_answer_is_on_its_way_that_nobody_wants_it_is_asked_for_again():
+    async def body():
+        async with cluster(vlm(), processor=ToyProcessor(), **QUICK) as c:
+            courier, door = c.gateway.courier, c.prefill.media
+            address, owner = c.scheduler.instances[0].address, InstanceRef("e0", 9)
+            content = bytes([3]) * PIECE_BYTES
+            piece = Piece("h", MediaKind.IMAGE, 4, 17, (1, 2, 2), (1, 4, 4), (16, 48), content, checksum(content))
+            needed = MediaNeeded("a", owner, address, (0,))
+            door.gate.clear()
+            door.stored = _ThereAtFirst()
+            courier.bring(needed, [piece], lambda: True)
+            await until(lambda: len(door.headers) == 1)
+            courier.bring(dataclasses.replace(needed, request="b"), [piece], lambda: True)
+            door.gate.set()
+            await until(lambda: door.stored.get(("e0", "h")) == content and courier.active == 0)
+            assert courier.counts.not_wanted == 1
 
     run(body())
 

@@ -10,7 +10,7 @@ from tests.runtime.gateway.calls import run, until
 from tests.runtime.gateway.media.toys import PIECE_BYTES, TOKENS, ToyProcessor, image
 from triptych.runtime.core.errors import DeadlineError, InvalidRequestError, NotFoundError, OverloadedError
 from triptych.runtime.gateway.media.asking import Asked
-from triptych.runtime.gateway.media.desk import MediaDesk
+from triptych.runtime.gateway.media.desk import AT_ONCE, MediaDesk
 from triptych.runtime.gateway.media.keep import PixelKeep
 
 
@@ -77,6 +77,29 @@ def test_processing_that_nobody_waits_for_is_given_up_and_the_next_one_begins_an
         with d.holding() as holding:
             await d.fill(holding, asked(1), "me", 5.0)
         assert len(processor.calls) == 2
+
+    run(body())
+
+
+def test_media_of_one_request_wait_in_line_within_its_time():
+    async def body():
+        processor = ToyProcessor()
+        processor.max_items = 40
+        d = desk(processor)
+        processor.gate.clear()
+        numbers = tuple(range(1, 31))
+        with d.holding() as holding:
+            filling = asyncio.create_task(d.fill(holding, asked(*numbers), "me", 5.0))
+            await until(lambda: len(processor.calls) == AT_ONCE)
+            await asyncio.sleep(0.02)
+            assert len(processor.calls) == AT_ONCE, "the others wait here, and keep nobody's place"
+            with d.holding() as other:
+                second = asyncio.create_task(d.fill(other, asked(99), "you", 5.0))
+                await until(lambda: image(99) in processor.calls)
+                processor.gate.set()
+                await second
+            await filling
+            assert [piece.data[0] for piece in holding.pieces] == list(numbers)
 
     run(body())
 

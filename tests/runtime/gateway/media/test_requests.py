@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import grpc
@@ -16,6 +17,8 @@ from triptych.runtime.core.control import Progress
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.media import MediaItem, MediaKind
 from triptych.runtime.core.tasks import StageTimes
+from triptych.runtime.gateway import service
+from triptych.runtime.gateway.media.asking import Asked, asked_media, without_data
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 SOME: dict[str, Any] = {"sampling": {"max_tokens": 3, "temperature": 0}}
@@ -220,6 +223,68 @@ def test_a_client_that_goes_away_while_its_media_are_processed_leaves_nothing():
             await until(lambda: processor.cancelled == 1 and c.gateway.open_requests == 0)
             slow = await finish(c.stub.Generate(ask("a", media=[pb.Media(data=image(1))], timeout=0.1)))
             assert slow.code is grpc.StatusCode.DEADLINE_EXCEEDED and "media were being processed" in slow.details
+
+    run(body())
+
+
+@pytest.mark.parametrize("form", ["media", "chat"])
+def test_the_bytes_of_media_are_not_held_while_the_request_runs(form: str, monkeypatch: pytest.MonkeyPatch):
+    """But for what gRPC has received, which it keeps until the call has ended."""
+    came: list[pb.GenerateRequest] = []
+
+    def watched(request: pb.GenerateRequest) -> list[Asked]:
+        came.append(request)
+        return asked_media(request)
+
+    monkeypatch.setattr(service, "asked_media", watched)
+
+    async def body():
+        processor = ToyProcessor()
+        async with cluster(vlm(), processor=processor) as c:
+            c.scheduler.script = never
+            request = (
+                ask("a", media=[pb.Media(data=image(1))], **SOME)
+                if form == "media"
+                else ask(chat=chat([shown(1)]), **SOME)
+            )
+            call = c.stub.Generate(request)
+            await until(lambda: len(c.scheduler.orders) == 1)
+            held = sys.getrefcount(came[0]), sys.getrefcount(processor.calls[0])
+            assert held == (2, 2), "by this test, and by asking"
+            call.cancel()
+
+    run(body())
+
+
+def test_a_request_without_the_bytes_of_its_media_is_the_same_otherwise():
+    question = chat("Hi", [shown(1), said("and"), shown(2, type="image"), pb.ContentPart(media=pb.Media(handle="h"))])
+    question.add_generation_prompt = False
+    sampling = {"max_tokens": 3, "temperature": 0, "stop": ["x"], "logit_bias": {3: 1.0}}
+    plain = ask(chat=question, sampling=sampling, request_id="r", timeout=2.0, model="m", priority=3, cache_salt="s")
+    lighter = without_data(plain)
+    for message in plain.chat.messages:
+        for part in message.parts:
+            if part.media.data:
+                part.media.ClearField("data")
+    assert lighter == plain
+    ids = ask(token_ids=pb.TokenIds(ids=[1, 2]), media=[pb.Media(data=b"x", type="image")], sampling=sampling)
+    assert list(without_data(ids).token_ids.ids) == [1, 2] and without_data(ids).media[0] == pb.Media(type="image")
+    assert without_data(ids).sampling == ids.sampling
+
+
+def test_an_abort_ends_a_request_whose_media_wait_to_be_decoded_at_once():
+    async def body():
+        processor = ToyProcessor()
+        async with cluster(vlm(), processor=processor) as c:
+            processor.gate.clear()
+            media = [pb.Media(data=image(1)), pb.Media(data=image(2))]
+            call = asyncio.create_task(finish(c.stub.Generate(ask("a", media=media, request_id="r"))))
+            await until(lambda: len(processor.calls) == 2)
+            await c.stub.Abort(pb.AbortRequest(request_id="r"))
+            outcome = await call
+            assert outcome.code is grpc.StatusCode.CANCELLED and "'r' was aborted" in outcome.details
+            assert processor.cancelled == 2 and c.gateway.open_requests == 0, "nobody decodes for it"
+            assert not c.scheduler.orders
 
     run(body())
 

@@ -13,9 +13,10 @@ from tests.runtime.gateway.media.toys import ToyProcessor, vlm
 from tests.runtime.gateway.toy_cluster import Cluster, cluster
 from triptych.proto.v1 import inference_pb2 as pb
 from triptych.runtime.core.media import MediaKind
-from triptych.runtime.gateway.media.uploads import MAX_COMING
+from triptych.runtime.gateway.media.uploads import MAX_COMING, MAX_OWN
 from triptych.runtime.media.limits import MediaLimits
 from triptych.runtime.wire.auth import bearer_interceptor, bearer_metadata
+from triptych.runtime.wire.rate import Rate
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
@@ -76,26 +77,66 @@ def test_a_handle_is_of_no_use_to_another_client():
 
 def test_uploads_at_once_are_bounded_and_leave_nothing_when_they_are_cut_off():
     async def body():
-        async with cluster(vlm(), processor=PngProcessor()) as c:
-            calls = [c.stub.UploadMedia() for _ in range(MAX_COMING)]
-            for call in calls:
-                await call.write(messages(PNG)[0])
-                await call.write(messages(PNG)[1])
-            await asyncio.sleep(0.05)
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await upload(c, messages(PNG))
-            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        tokens = [f"client {number}" for number in range(MAX_COMING // MAX_OWN + 1)]
+        async with cluster(vlm(), interceptors=[bearer_interceptor(*tokens)], processor=PngProcessor()) as c:
+
+            async def refused(token: str) -> str:
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await upload(c, messages(PNG), token)
+                assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                return caught.value.details() or ""
+
+            calls = []
+            for token in tokens[:-1]:
+                calls += [c.stub.UploadMedia(metadata=bearer_metadata(token)) for _ in range(MAX_OWN)]
+                for call in calls[-MAX_OWN:]:
+                    await call.write(messages(PNG)[0])
+                    await call.write(messages(PNG)[1])
+                await asyncio.sleep(0.05)
+                if token == tokens[0]:
+                    assert (
+                        await refused(token)
+                        == "4 uploads are coming in from this client, which is the most; retry later"
+                    )
+                    assert (await upload(c, messages(PNG), tokens[-1])).size == len(PNG), "others are not kept out"
+            assert "16 uploads are coming in, which" in await refused(tokens[-1])
             for call in calls:
                 call.cancel()
             async with asyncio.timeout(5):
                 while True:
                     try:
-                        made = await upload(c, messages(PNG))
+                        made = await upload(c, messages(PNG), tokens[0])
                         break
                     except grpc.aio.AioRpcError as error:
                         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
                         await asyncio.sleep(0.02)
-            assert await use(c, made.handle) is grpc.StatusCode.OK
+            assert await use(c, made.handle, tokens[0]) is grpc.StatusCode.OK
+
+    run(body())
+
+
+def test_a_server_that_is_about_to_stop_takes_no_uploads():
+    async def body():
+        async with cluster(vlm(), processor=PngProcessor()) as c:
+            made = await upload(c, messages(PNG))
+            await c.gateway.drain(0)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await upload(c, messages(PNG))
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            await c.stub.DeleteMedia(pb.DeleteMediaRequest(handle=made.handle))
+
+    run(body())
+
+
+def test_uploading_and_deleting_count_against_a_clients_rate():
+    async def body():
+        async with cluster(vlm(), processor=PngProcessor(), rate=Rate(0.001, 2)) as c:
+            made = await upload(c, messages(PNG))
+            await c.stub.DeleteMedia(pb.DeleteMediaRequest(handle=made.handle))
+            for call in (upload(c, messages(PNG)), c.stub.DeleteMedia(pb.DeleteMediaRequest(handle="guess"))):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call
+                assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
     run(body())
 
