@@ -168,7 +168,7 @@ class BatchPacker:
             raise PlanError(
                 f"sequence {row.sequence} attends to {len(row.attended)} items; the model attends to {int(self._config.attended > 0)}"
             )
-        (item,) = row.attended
+        item = row.attended[0]
         used = -(-item.count // self._config.page_size)
         if not 0 < item.count <= self._config.attended or used > len(item.pages):
             raise PlanError(
