@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from triptych.runtime.engine.compile_guard import no_compilation
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.worker.config import InstancePlan, WorkerConfig
+from triptych.tools.cli import main
 
 pytestmark = pytest.mark.limit(600)
 MODEL = "dummy:toy-whisper"
@@ -94,7 +96,9 @@ def ask(client: Client, name: str, language: str = "en", **changes: Any) -> Resu
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}-{row[1]}-{''.join(map(str, row[2]))}")
-def test_transcripts_are_the_references(row: tuple[str, str, tuple[int, int, int]]) -> None:
+def test_transcripts_are_the_references(
+    row: tuple[str, str, tuple[int, int, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Cold, warm, and all at once; nothing compiles meanwhile, and nothing is held afterwards."""
     expected = {(name, tongue): transcriber().text(sound, tongue) for name, sound in SOUNDS.items() for tongue in ("en", "de")}  # fmt: skip
     assert len(set(expected.values())) >= 7, "the sounds make no difference, so the test shows nothing"
@@ -121,6 +125,9 @@ def test_transcripts_are_the_references(row: tuple[str, str, tuple[int, int, int
             usage is not None and usage.prompt_tokens == 4 * len(WINDOWS["four seconds"]) and usage.audio_seconds == 4.0
         )
         check_errors(client)
+        (tmp_path / "a.wav").write_bytes(wav(SOUNDS["a short one"]))
+        assert main(["transcribe", str(tmp_path / "a.wav"), "--server", cluster.address, "--language", "de"]) == 0
+        assert capsys.readouterr().out == expected["a short one", "de"] + "\n"
         for snapshot in cluster.snapshots():
             assert snapshot.resources["tasks"] == 0, snapshot
             assert snapshot.resources.get("media_pages_held", 0) == 0, snapshot

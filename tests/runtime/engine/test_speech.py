@@ -24,7 +24,7 @@ from triptych.runtime.instance.plan import Attended
 pytestmark = pytest.mark.limit(300)
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)])
 def engine(request: pytest.FixtureRequest) -> Engine:
     return rig.speech_engine(request.param)
 
