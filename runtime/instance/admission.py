@@ -25,8 +25,9 @@ from triptych.runtime.core.tasks import (
     StartPrefill,
     TaskEnded,
 )
+from triptych.runtime.instance import attending
 from triptych.runtime.instance.agreement import disagreement
-from triptych.runtime.instance.gathering import attend, begin, can_attend
+from triptych.runtime.instance.gathering import attend, begin
 from triptych.runtime.instance.lifecycle import Kind, State, Trigger
 from triptych.runtime.instance.messages import InstanceMessage, OpenStaging, Report
 from triptych.runtime.instance.resuming import least_pages, room, try_reserve
@@ -54,7 +55,7 @@ def reserve_decode(state: InstanceState, command: ReserveDecode, now: float) -> 
     if state.slots.free < slots:
         return [_refused(request, Role.DECODE, f"{slots} slots were asked for, {state.slots.free} are free")]
     sequence = _new_sequence(state, request)
-    if request.media and not can_attend(state, sequence):
+    if request.media and not attending.can_attend(state, request):
         return [_refused(request, Role.DECODE, "too few pages are free for the media that it attends to")]
     cached = sequence.pin_prefix(len(request.prompt))
     if not try_reserve(state, sequence, *room(state.config, request, resumed)):
@@ -226,6 +227,8 @@ def _refusal(
         return held
     held_here = request.media if Role.PREFILL in roles else attended(request.media) if request.media else ()
     media = _media_difference(state, request, held_here) if held_here else None
+    if media is None and request.media and roles == _DECODES:
+        media = attending.difference(state, request)
     if role is Role.DECODE:
         slots, pages = len(live_samples(request, resumed)), least_pages(config, request, resumed)
     else:

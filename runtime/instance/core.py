@@ -157,7 +157,8 @@ class InstanceCore:
 
     def _tend_media(self, now: float) -> list[InstanceMessage]:
         """What follows for media once something has changed. Ends: each round ends a task, moves one on, or changes nothing."""
-        state, messages = self._state, []
+        state = self._state
+        messages = renewing.make_room(state, now)
         while state.media is not None and state.media.stirred:
             state.media.stirred = False
             messages += encoding.tend(state, now)

@@ -15,7 +15,6 @@ from triptych.runtime.instance.feeding import settle_feeds, use_feeds
 from triptych.runtime.instance.lifecycle import Kind
 from triptych.runtime.instance.media import Gathering, MediaMemory
 from triptych.runtime.instance.messages import InstanceMessage, Report
-from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.instance.spans import attended, needed
 from triptych.runtime.instance.state import InstanceState
 from triptych.runtime.instance.tasks import DecodeTask, Fill, PromptMedia
@@ -47,17 +46,8 @@ def begin(state: InstanceState, fill: Fill) -> bool:
     return True
 
 
-def can_attend(state: InstanceState, sequence: Sequence) -> bool:
-    """Whether there is room for what all tokens of `sequence` attend to. Prompts that wait for room already go first."""
-    media, items = state.media, attended(sequence.media)
-    if media is None or not items:
-        return True
-    sizes = {item.hash: item.tokens for item in items}
-    return media.store.can_hold(sizes) and (media.beside.first_roomless is None or not media.store.missing(sizes))
-
-
 def attend(state: InstanceState, task: DecodeTask) -> None:
-    """The reserved `task` takes room for what it attends to (`can_attend`) and wants what is not there."""
+    """The reserved `task` takes room for what it attends to (attending.can_attend) and wants what is not there."""
     media, sequence = state.media, task.sequence
     if media is None or sequence is None or not attended(sequence.media):
         return

@@ -76,6 +76,7 @@ class MediaMemory:
         wanters: by hash, the task that last reported it in MediaWanted and has it not yet.
         imported: decode tasks whose KV came before their media, with what was said of it.
         renew_at: when owners of what is waited for are told again (renewing.py).
+        roomless: the oldest without room when that was looked at last, and since when it is.
     """
 
     def __init__(self, config: InstanceConfig):
@@ -91,6 +92,7 @@ class MediaMemory:
         self.counts = MediaCounts()
         self.stirred = False
         self.renew_at = float("-inf")
+        self.roomless: tuple[Gathering, float] | None = None
 
     @property
     def waiting_patches(self) -> int:

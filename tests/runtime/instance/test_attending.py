@@ -411,3 +411,45 @@ def test_a_command_of_another_attempt_feeds_nobody():
     feed(node, replace(req, attempt=2), 0)
     node.command(StartDecode("a", Handle(InstanceRef("p", 1), "host:p", 1, "d"), 2))
     assert node.core.stale == 2
+
+
+# ---- where it is encoded as well
+
+
+def test_a_reservation_leaves_room_for_what_is_encoded_here():
+    node = decode_node("ED", media_pages=9)  # eight pages, half of them for encoding
+    reserve(node, asked("a", heard("s", tokens=8)))
+    node.command(ReserveDecode(asked("b", heard("t", tokens=12)), 9.0))
+    assert not node.reports(Refused)[-1].permanent
+    node.command(ReserveDecode(asked("c", heard("t", tokens=20)), 9.0))
+    assert node.reports(Refused)[-1].permanent and "at most" not in node.reports(Refused)[-1].reason
+    node.command(ReserveDecode(asked("d", heard("t", tokens=4), item("x", 0, tokens=24)), 9.0))
+    assert not node.reports(Refused)[-1].permanent, "when the first one is gone"
+    node.command(ReserveDecode(asked("e", heard("t", tokens=8), item("x", 0, tokens=28)), 9.0))
+    assert node.reports(Refused)[-1].permanent
+    node.command(StartEncode(asked("f", item("y", 0, tokens=16)), (0,), 2.0, 5.0))
+    bring(node, "y")
+    node.run()
+    assert node.device.encoded == ["y"]
+
+
+def test_a_sample_that_waits_for_kv_gives_way_to_what_cannot_be_encoded_for_want_of_its_room():
+    """The KV may be held by reservations whose prompts wait for just that."""
+    node = decode_node("ED", num_pages=8, prefix_cache=False, max_num_seqs=4, media_pages=7)
+    req, image = asked("a", heard("s", tokens=8), text=7, max_tokens=12), asked("b", item("x", 1, tokens=18))
+    reserve(node, req)
+    (pull,) = feed(node, req, 0)
+    pulled(node, req, pull, "s")
+    import_kv(node, req)
+    node.command(ReserveDecode(asked("o", text=15), 9.0))
+    node.run()
+    assert len(node.core.state.waiting) == 1 and held_pages(node) == 2
+    encode(node, image)
+    bring(node, "x")
+    node.run()
+    assert not node.device.encoded
+    node.now += 5.1
+    node.run()
+    (end,) = node.reports(TaskEnded)
+    assert (end.request, end.status) == ("a", Status.UNAVAILABLE) and "room" in end.reason
+    assert node.device.encoded == ["x"]
