@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
-from triptych.runtime.engine.buckets import Buckets, Demand, default_buckets
+from triptych.runtime.engine.buckets import Buckets, Demand, ExtendShape, default_buckets
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,9 @@ class EngineConfig:
         encode_patches: slots of the largest encode program, and so of one item; 0: nothing is encoded.
         attended: most entries of the media pool that a row attends to; 0: the model has no cross-attention.
         suppressed: token ids that are never drawn.
+        mrope: tokens of programs that take media have three positions.
+        layer_groups: half-open ranges of layers by which prompts are computed, each a program of its own, so that KV of the first ones can
+            leave while later ones are computed; empty: all layers in one program.
     """
 
     page_size: int
@@ -46,6 +49,8 @@ class EngineConfig:
     encode_patches: int = 0
     attended: int = 0
     suppressed: tuple[int, ...] = ()
+    mrope: bool = False
+    layer_groups: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         for name in (
@@ -105,6 +110,10 @@ class EngineConfig:
         """Media pages that a row attends to."""
         return -(-self.attended // self.page_size)
 
+    def by_layer_groups(self, shape: ExtendShape) -> bool:
+        """Whether steps of this size run a program for each layer group: where prompts are computed for others to decode."""
+        return len(self.layer_groups) > 1 and shape.prefill_tokens > 0 and Role.PREFILL in self.roles
+
     @property
     def pages_per_sequence(self) -> int:
         """Pages of a sequence of `max_model_len` tokens."""
@@ -127,6 +136,8 @@ def engine_config(
     encode_patches: int = 0,
     attended: int = 0,
     suppressed: tuple[int, ...] = (),
+    mrope: bool = False,
+    layer_groups: tuple[tuple[int, int], ...] = (),
 ) -> EngineConfig:
     """An EngineConfig with the default buckets for its limits and roles."""
     buckets = default_buckets(
@@ -152,4 +163,6 @@ def engine_config(
         encode_patches=encode_patches,
         attended=attended,
         suppressed=suppressed,
+        mrope=mrope,
+        layer_groups=layer_groups,
     )

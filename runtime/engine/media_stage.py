@@ -56,6 +56,11 @@ class MediaStage:
         if encoder is not None:
             self._sizes = encoder.sizes(encode_patches)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Slots of the encode programs, ascending; none without an encoder."""
+        return self._sizes
+
     # ---- life ----------------------------------------------------------------------------------------------------------------------
 
     def programs(self) -> list[Program]:

@@ -140,6 +140,7 @@ class EncodeTask(Task):
         fed: whether the puller's instance was told where to pull from.
         lacking: items whose pixels the gateway was told to bring.
         for_decode: the decode task is the puller, not the one that computes the prompt.
+        asked: when the instance was told to start it, in seconds.
     """
 
     items: list[int] = field(default_factory=list)
@@ -148,6 +149,7 @@ class EncodeTask(Task):
     fed: bool = False
     lacking: tuple[int, ...] = ()
     for_decode: bool = False
+    asked: float = 0.0
 
     @property
     def key(self) -> EncodeKey:

@@ -11,8 +11,9 @@ from triptych.models.hub.encoder import load_model_encoder
 from triptych.models.hub.resolve import ResolvedModel
 from triptych.models.kv import KVGroup
 from triptych.models.multimodal.config import MultimodalConfig
-from triptych.models.multimodal.plans import DynamicProcessing, plan_image
+from triptych.models.multimodal.plans import DynamicProcessing, Processing, plan_image
 from triptych.models.speech.bundle import SpeechBundle
+from triptych.models.vision.config import VisionConfig
 from triptych.models.weights.vision import dummy_encoder
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
@@ -50,6 +51,11 @@ class WorkerModel:
     def speech(self) -> SpeechBundle | None:
         """The bundle of a speech model."""
         return self.bundle if isinstance(self.bundle, SpeechBundle) else None
+
+    @property
+    def mrope(self) -> bool:
+        """Whether its positions have three parts."""
+        return not isinstance(self.bundle, SpeechBundle) and self.bundle.config.rope.sections is not None
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -92,8 +98,13 @@ def encode_patches(config: WorkerConfig, plan: InstancePlan, model: WorkerModel)
 
 
 def _largest_item(model: MultimodalConfig) -> int:
-    """Encoder slots of the largest item that an image becomes."""
-    processing, vision = model.processing, model.vision
+    """Encoder slots of the largest item that an image or a step of a video becomes."""
+    return max(
+        _largest_piece(processing, model.vision) for processing in (model.processing, model.video_processing.frame)
+    )
+
+
+def _largest_piece(processing: Processing, vision: VisionConfig) -> int:
     if isinstance(processing, DynamicProcessing):
         return processing.max_pixels // vision.patch_size**2 + vision.class_token
     # Others cut pieces of one size, whatever the image has.

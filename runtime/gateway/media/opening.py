@@ -19,7 +19,8 @@ def open_media(
     if model.speech is not None:
         processor = processor or SpeechProcessor(model.speech.config, config.media, config.media_pool)
     elif model.media is not None:
-        processor = processor or PooledProcessor(model.media, config.media, config.media_pool)
+        half = model.max_model_len // 2  # of a prompt may be one video: questions and answers take room, too
+        processor = processor or PooledProcessor(model.media, config.media, config.media_pool, half)
     else:
         return None, None
     shelf = UploadShelf(processor, config.media, config.uploads, clock)
