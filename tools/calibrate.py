@@ -15,6 +15,7 @@ from triptych.runtime.core.instance import Role
 from triptych.runtime.simulation.steptime_table import Limits, StepTable
 from triptych.tools.config import ServeConfig
 from triptych.tools.reports import check_outputs
+from triptych.tools.simulate_media import ENCODE_PATCHES, image_size
 
 DEFAULT_CACHE = ServeConfig().cache_dir
 _ROLES = {
@@ -37,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--page-size", "--block-size", type=int, default=16)
     engine.add_argument("--num-pages", type=int, help="pages of the pool (default: what the longest sequences need)")
     engine.add_argument("--roles", choices=tuple(_ROLES), default="both", help="which programs exist (default both)")
+    engine.add_argument(
+        "--encode-patches", type=int, help="patches a step of encodes (default 2048, or one image; multimodal models)"
+    )
+    engine.add_argument(
+        "--image-size", type=image_size, default=(448, 448), metavar="WxH", help="pixels of images (default 448x448)"
+    )
     engine.add_argument("--tp", type=int, default=1, help="devices of the instance (default 1)")
     engine.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: float32 on CPU, else bfloat16"
@@ -60,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
     from triptych.models.hub.bundle import open_model
     from triptych.models.hub.errors import ModelFetchError
+    from triptych.models.hub.media import open_multimodal
     from triptych.models.hub.resolve import resolve_model
     from triptych.models.kv import bytes_per_token, kv_groups
     from triptych.models.weights.load import load_decoder
@@ -67,14 +75,15 @@ def run(args: argparse.Namespace) -> int:
     from triptych.runtime.engine.config import engine_config
     from triptych.runtime.engine.engine import Engine
     from triptych.sharding.mesh import make_mesh
-    from triptych.tools import calibration
+    from triptych.tools import calibration, calibration_encode
 
     devices = jax.devices()
     if len(devices) < args.tp:
         raise ConfigError(f"--tp {args.tp}: this machine has {len(devices)} devices ({jax.default_backend()})")
     dtype = args.dtype if args.dtype != "auto" else "float32" if devices[0].platform == "cpu" else "bfloat16"
     try:
-        bundle = open_model(resolve_model(args.model, Path(args.cache_dir).expanduser(), progress=_tell))
+        resolved = resolve_model(args.model, Path(args.cache_dir).expanduser(), progress=_tell)
+        bundle, multimodal = open_model(resolved), open_multimodal(resolved)
     except (ModelFetchError, OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
     mesh = make_mesh(devices[: args.tp], args.tp)
@@ -100,6 +109,16 @@ def run(args: argparse.Namespace) -> int:
     programs = calibration.measure_programs(
         engine, args.seconds, lambda name, done, total: _tell(f"{done}/{total} {name}")
     )
+    encode = None
+    if multimodal is not None:
+        picture = calibration_encode.picture_of(multimodal, *args.image_size)
+        patches = args.encode_patches or max(ENCODE_PATCHES, picture.slots)
+        encoder = calibration_encode.make_engine(resolved, multimodal, mesh, dtype, args.page_size, patches, picture)
+        _tell(f"compiled {encoder.compile().programs} programs of the encoder")
+        encode = calibration_encode.measure_encoder(
+            encoder, picture, encoder.media.sizes, dtype, args.seconds,
+            lambda name, done, total: _tell(f"{done}/{total} {name}"),
+        )  # fmt: skip
     table = StepTable(
         limits=Limits(
             page_size=config.page_size,
@@ -115,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
         sample=calibration.measure_sample(engine, args.seconds),
         idle=calibration.measure_idle(engine),
         host=calibration.measure_host(engine, args.seconds),
+        encode=encode,
         facts={
             "model": args.model,
             "roles": args.roles,
@@ -139,6 +159,10 @@ def describe(table: StepTable) -> str:
         lines.append(
             f"{p.decode_rows:>7}{p.prefill_tokens:>9}{p.width:>7}{p.low.median * 1e3:>10.3f}{p.high.median * 1e3:>10.3f}{spread:>9.1%}"
         )
+    if table.encode is not None:
+        patches, tokens = table.encode.image
+        lines += [f"encode of {size} patches {seconds * 1e3:.3f} ms" for size, seconds in table.encode.sizes]
+        lines.append(f"an image has {patches} patches and {tokens} embeddings of {table.encode.embedding_bytes} bytes")
     host = table.host
     lines.append(
         f"sample {table.sample * 1e3:.3f} ms, idle start {table.idle * 1e3:.3f} ms, host {host.step * 1e3:.3f} ms a step + "

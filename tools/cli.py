@@ -53,6 +53,9 @@ COMMANDS = {
     "bench-scheduler": Command(
         "triptych.tools.bench_scheduler", "measure what a request costs the scheduler, by size of cluster"
     ),
+    "bench-overlap": Command(
+        "triptych.tools.bench.overlap", "measure how much of the KV transfer hides behind prefill, by layers an offer"
+    ),
     "simulate": Command("triptych.tools.simulate", "simulate a cluster under load: objectives met, goodput, occupancy"),
     "calibrate": Command("triptych.tools.calibrate", "measure step times of a model on this machine, for simulate"),
     "convert": Command("triptych.tools.convert", "write a model as an Orbax checkpoint"),

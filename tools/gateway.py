@@ -143,6 +143,7 @@ def gateway_config(config: ServeConfig, scheduler: str) -> GatewayConfig:
             item_bytes=item,
             request_bytes=max(item, MediaLimits.request_bytes),
             image_pixels=config.max_image_pixels,
+            sampled_frames=config.max_video_frames,
         ),
         media_pool=PoolConfig(processes=config.media_processes),
         max_media_bytes=config.max_media_mb * 10**6,

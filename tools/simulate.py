@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from triptych.models.config import PRESETS, ModelConfig
+from triptych.models.hub.media import read_multimodal
+from triptych.models.multimodal.presets import VLM_PRESETS
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.topology import parse as parse_topology
 from triptych.runtime.scheduler.policies.queue_order import QUEUE_ORDERS
@@ -29,7 +31,9 @@ from triptych.runtime.simulation.study import RateResult, Study, StudyResult, ru
 from triptych.runtime.simulation.study_fleet import Delays
 from triptych.runtime.simulation.study_layout import Device, Limits, layout, roofline_device, table_device
 from triptych.runtime.simulation.workload import Lengths, WorkloadError
+from triptych.runtime.simulation.workload_images import Images
 from triptych.runtime.simulation.workload_named import PROCESSES, SYNTHETIC, Workload
+from triptych.tools import simulate_fan_out, simulate_media
 from triptych.tools.reports import check_outputs
 from triptych.tools.settings import parse_bytes
 
@@ -99,8 +103,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     load.add_argument("--turns", type=float, default=4.0, help="mean turns of --trace sessions (default 4)")
     load.add_argument("--think", type=float, default=30.0, help="mean seconds between turns (default 30)")
-    load.add_argument("--images", type=float, default=0.0, help="share of requests with an image (counted only)")
     load.add_argument("--seed", type=int, default=0)
+    simulate_media.add_arguments(parser)
+    load.add_argument(
+        "--encoders", type=_counts, metavar="LIST",
+        help="add so many encode instances to the topology, one study each, such as 1,2,4: how images fan out",
+    )  # fmt: skip
     slo = parser.add_argument_group("objectives")
     slo.add_argument("--slo-ttft", type=float, metavar="SECONDS", help="time to the first token")
     slo.add_argument("--slo-tpot", type=float, metavar="SECONDS", help="mean time per further token")
@@ -112,6 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument(
         "--plot", type=Path, metavar="FILE", help="attainment against rate, stages, occupancy (.png, .svg, .pdf)"
     )
+    out.add_argument("--memory", action="store_true", help="only print what instances hold in memory, from shapes")
     out.add_argument(
         "--jobs",
         type=int,
@@ -130,10 +139,18 @@ def run(args: argparse.Namespace) -> int:
 
         simulate_plot.check()
     check_outputs(args.out, args.plot)
-    try:
-        study, price = make_study(args)
-    except (WorkloadError, HardwareError, StepTableError, ValueError) as error:
-        raise ConfigError(str(error)) from error
+    if args.encoders:
+        fan_out = simulate_fan_out.run_fan_out(args, _checked_study)
+        print(simulate_fan_out.table(fan_out))
+        if args.out is not None:
+            args.out.write_text(json.dumps({str(n): asdict(r) for n, r in fan_out.results.items()}, indent=1) + "\n")
+        if args.plot is not None:
+            simulate_fan_out.draw(args.plot, fan_out)
+        return 0
+    study, price = _checked_study(args)
+    if args.memory:
+        print(simulate_media.memory(study.kinds))
+        return 0
     try:
         result = run_study(study, _Progress(study.requests))
     except WorkloadError as error:  # a load is read and checked as it is made
@@ -147,6 +164,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _checked_study(args: argparse.Namespace) -> tuple[Study, float | None]:
+    """`make_study`, and whatever is wrong with the flags as ConfigError."""
+    try:
+        return make_study(args)
+    except (WorkloadError, HardwareError, StepTableError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
 def make_study(args: argparse.Namespace) -> tuple[Study, float | None]:
     """The study that the flags describe, and what its cluster costs in dollars an hour, if that is known."""
     limits = Limits(
@@ -158,22 +183,14 @@ def make_study(args: argparse.Namespace) -> tuple[Study, float | None]:
     ]:
         raise ConfigError(f"{', '.join(wrong)} must be positive")
     topology = parse_topology(args.topology)
-    decode = _device(args, args.hardware, args.table, args.tp, limits)
-    prefill = decode
-    if args.prefill_hardware or args.prefill_table or args.prefill_tp:
-        hardware, measured = args.prefill_hardware or args.hardware, args.prefill_table or args.table
-        prefill = _device(args, hardware, measured, args.prefill_tp or args.tp, limits)
-    if prefill.limits.page_size != decode.limits.page_size or prefill.token_bytes != decode.token_bytes:
-        raise ConfigError(
-            "prefill and decode instances differ in page size or KV bytes a token: they cannot exchange KV"
-        )
+    decode, prefill, encode, images = _devices(args, limits)
     cv = args.length_cv
     workload = Workload(
         args.trace, args.arrivals, Lengths(args.input_len, cv), Lengths(args.output_len, cv), turns=args.turns,
-        think=args.think, cv=args.burstiness, images=args.images, most=decode.limits.max_model_len, seed=args.seed,
+        think=args.think, cv=args.burstiness, images=images, most=decode.limits.max_model_len, seed=args.seed,
     )  # fmt: skip
-    kinds = layout(topology, prefill, decode)
-    prices = [(prefill if kind.name == "prefill" else decode).price for kind in kinds]
+    kinds = layout(topology, prefill, decode, encode)
+    prices = [{"prefill": prefill, "encode": encode}.get(kind.name, decode).price for kind in kinds]
     price = None if None in prices else sum(p * k.count for p, k in zip(prices, kinds, strict=True) if p is not None)
     study = Study(
         kinds, workload, tuple(args.rate), args.requests, Slo(args.slo_ttft, args.slo_tpot), args.router, args.queue_order,
@@ -182,9 +199,37 @@ def make_study(args: argparse.Namespace) -> tuple[Study, float | None]:
     return study, price
 
 
+def _devices(args: argparse.Namespace, limits: Limits) -> tuple[Device, Device, Device, Images | None]:
+    """What decode, prefill and encode instances run on, and the images of the load."""
+    _check_one(args.hardware, args.table)
+    vision = simulate_media.find_vision(args, None if args.hardware is None else model_config(args.model))
+    encode_table = args.encode_table or (None if args.encode_hardware else args.table)
+    images = simulate_media.make_images(args, vision, simulate_media.encode_table(encode_table))
+
+    def device(hardware: str | None, measured: Path | None, tp: int) -> Device:
+        made = _device(args, hardware, measured, tp, limits)
+        table, value_bytes = simulate_media.encode_table(measured), _DTYPES[args.dtype]
+        media = simulate_media.media_device(args, hardware, table, tp, made.limits, vision, images, value_bytes)
+        return replace(made, media=media)
+
+    decode = prefill = device(args.hardware, args.table, args.tp)
+    if args.prefill_hardware or args.prefill_table or args.prefill_tp:
+        hardware, measured = args.prefill_hardware or args.hardware, args.prefill_table or args.table
+        prefill = device(hardware, measured, args.prefill_tp or args.tp)
+    encode = prefill
+    if args.encode_hardware or args.encode_table or args.encode_tp:
+        hardware, measured = args.encode_hardware or args.hardware, args.encode_table or args.table
+        encode = device(hardware, measured, args.encode_tp or args.tp)
+    for other in (decode, encode):
+        if prefill.limits.page_size != other.limits.page_size or prefill.token_bytes != other.token_bytes:
+            raise ConfigError(
+                "instances differ in page size or KV bytes a token: they cannot exchange KV or embeddings"
+            )
+    return decode, prefill, encode, images
+
+
 def _device(args: argparse.Namespace, hardware: str | None, measured: Path | None, tp: int, limits: Limits) -> Device:
-    if (hardware is None) == (measured is None):
-        raise ConfigError("give --hardware NAME or --table FILE (one of them), also for prefill")
+    _check_one(hardware, measured)
     if measured is not None:
         return table_device(load_table(measured), limits, args.kv_bandwidth)
     assert hardware is not None
@@ -192,14 +237,23 @@ def _device(args: argparse.Namespace, hardware: str | None, measured: Path | Non
     return roofline_device(Roofline(find_hardware(hardware), model, tp), limits, args.kv_bandwidth)
 
 
+def _check_one(hardware: str | None, measured: Path | None) -> None:
+    if (hardware is None) == (measured is None):
+        raise ConfigError("give --hardware NAME or --table FILE (one of them), also for prefill and encode")
+
+
 def model_config(name: str) -> ModelConfig:
     """A preset, or the config.json in a folder. No weights are touched."""
     preset = name.removeprefix("dummy:")
     if preset in PRESETS:
         return PRESETS[preset]
+    if preset in VLM_PRESETS:
+        return VLM_PRESETS[preset].text
     path = Path(name) / "config.json"
     if not path.is_file():
         raise ConfigError(f"no model {name!r}; presets are {', '.join(PRESETS)}; or name a folder with config.json")
+    if (both := read_multimodal(Path(name))) is not None:
+        return replace(both.text, name=name)
     return replace(ModelConfig.from_hf(json.loads(path.read_text())), name=name)
 
 
@@ -212,6 +266,8 @@ def table(study: Study, result: StudyResult, price: float | None) -> str:
         head += f"{kind.name + ' busy':>14}"
     lines = [f"{instances}{cost}; router {study.router}; {study.requests} requests a rate; milliseconds", head]
     lines += [_row(study, r) for r in result.results]
+    if study.workload.images is not None:
+        lines += ["", *simulate_media.table(result.results)]
     if study.slo.ttft is not None or study.slo.tpot is not None:
         best = result.goodput
         wanted = " and ".join(f"{n.upper()} <= {v:g} s" for n, v in asdict(study.slo).items() if v is not None)
@@ -266,6 +322,16 @@ def _rates(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of rates such as 4,8,16") from None
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        counts = (0,)
+    if counts[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of counts such as 1,2,4")
+    return counts
 
 
 def _size(text: str) -> float:

@@ -1,4 +1,5 @@
-"""`triptych top`: a running cluster at a glance: instances, roles, queues, pages and rates, again every second.
+"""`triptych top`: a running cluster at a glance: instances, roles, queues, pages and rates, again every second; where media are
+taken, what there is to encode, too.
 
 What the scheduler knows comes from Control.GetCluster, what only workers know from their Inspect; rates are differences of two looks. An instance whose worker
 does not answer is shown with what the scheduler knows of it.
@@ -30,6 +31,7 @@ HEADER = (
     f"{'instance':<14}{'roles':<16}{'state':<10}{'beat':>6}{'run':>6}{'wait':>6}{'slots':>9}{'pages':>{BAR + 14}}{'staged':>8}"
     f"{'steps/s':>9}{'prefill/s':>11}{'in MB/s':>9}{'out MB/s':>9}{'preempt':>9}"
 )
+MEDIA_HEADER = f"{'media':<14}{'to encode':>11}{'patches/s':>11}{'a step':>9}{'embeddings':>{BAR + 14}}{'in MB/s':>9}{'out MB/s':>9}{'pixels':>8}"
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,10 @@ def _instance(entry: control_pb2.ClusterInstance, before: Look, now: Look) -> di
         "num_slots": info.capacity.max_num_seqs,
         "free_pages": load.free_pages,
         "num_pages": info.capacity.num_pages,
+        "encoding": load.encoding,
+        "free_media_pages": load.free_media_pages,
+        "media_pages": info.capacity.media_pages,
+        "max_patches": info.capacity.max_patches,
         "answers": state is not None,
     }
     if state is not None:
@@ -199,16 +205,40 @@ def frame(scheduler: str, before: Look, now: Look) -> str:
         HEADER,
     ]
     lines += [_row(one) for one in sorted(shown["instances"], key=lambda one: (one["roles"], one["id"]))]
+    if media := [one for one in shown["instances"] if one["media_pages"]]:
+        lines += [
+            "",
+            MEDIA_HEADER,
+            *(_media_row(one) for one in sorted(media, key=lambda one: (one["roles"], one["id"]))),
+        ]
     roles = {role for one in shown["instances"] for role in one["roles"]}
     if missing := sorted({"prefill", "decode"} - roles, reverse=True):
         lines += ["", f"cannot serve now: no instance for {' and '.join(missing)}"]
     return "\n".join(lines)
 
 
-def _row(one: Mapping[str, Any]) -> str:
-    used, total = one["num_pages"] - one["free_pages"], one["num_pages"]
+def _media_row(one: Mapping[str, Any]) -> str:
+    """What an instance has to do with media: patches that wait, patches a second and a step, pages of embeddings, pixels."""
+    pages = _bar(one["media_pages"] - one["free_media_pages"], one["media_pages"])
+    cells = f"{one['id']:<14}{one['encoding']:>11}"
+    rates = one.get("rates")
+    if rates is None:
+        return f"{cells}{'':>20}{pages:>{BAR + 14}}"
+    patches, steps = rates.get("encoded_patches", 0.0), rates.get("steps", 0.0)
+    moved_in, moved_out = rates.get("media_bytes_received", 0.0) / 1e6, rates.get("media_bytes_offered", 0.0) / 1e6
+    return (
+        f"{cells}{patches:>11.1f}{patches / steps if steps else 0.0:>9.1f}{pages:>{BAR + 14}}{moved_in:>9.2f}{moved_out:>9.2f}"
+        f"{one['resources'].get('shelf_items', 0):>8}"
+    )
+
+
+def _bar(used: int, total: int) -> str:
     filled = round(BAR * used / total) if total else 0
-    pages = f"{'#' * filled}{'.' * (BAR - filled)} {used}/{total}"
+    return f"{'#' * filled}{'.' * (BAR - filled)} {used}/{total}"
+
+
+def _row(one: Mapping[str, Any]) -> str:
+    pages = _bar(one["num_pages"] - one["free_pages"], one["num_pages"])
     slots = f"{one['num_slots'] - one['free_slots']}/{one['num_slots']}"
     cells = (
         f"{one['id']:<14}{'+'.join(sorted(one['roles'])):<16}{one['state'] or '?':<10}{one['heartbeat_age']:>5.1f}s"

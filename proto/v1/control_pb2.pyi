@@ -488,16 +488,18 @@ class Placed(_message.Message):
     def __init__(self, request: _Optional[str] = ..., prefill: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., decode: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., queue: _Optional[float] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("request", "role", "times", "attempt")
+    __slots__ = ("request", "role", "times", "attempt", "encoded")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     TIMES_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    ENCODED_FIELD_NUMBER: _ClassVar[int]
     request: str
     role: str
     times: _common_pb2.StageTimes
     attempt: int
-    def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ..., attempt: _Optional[int] = ...) -> None: ...
+    encoded: int
+    def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ..., attempt: _Optional[int] = ..., encoded: _Optional[int] = ...) -> None: ...
 
 class MediaNeeded(_message.Message):
     __slots__ = ("request", "encode", "address", "items", "attempt")

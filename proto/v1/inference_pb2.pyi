@@ -180,7 +180,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., media_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("queue", "prefill", "transfer", "first_token", "total", "kv_bytes", "pages_pulled", "pages_skipped", "prefill_instance", "decode_instance", "preemptions", "attempts", "media", "encode", "media_items", "encode_tasks", "embedding_bytes")
+    __slots__ = ("queue", "prefill", "transfer", "first_token", "total", "kv_bytes", "pages_pulled", "pages_skipped", "prefill_instance", "decode_instance", "preemptions", "attempts", "media", "encode", "media_items", "encode_tasks", "embedding_bytes", "encoded_items")
     QUEUE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_FIELD_NUMBER: _ClassVar[int]
@@ -198,6 +198,7 @@ class Timings(_message.Message):
     MEDIA_ITEMS_FIELD_NUMBER: _ClassVar[int]
     ENCODE_TASKS_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ENCODED_ITEMS_FIELD_NUMBER: _ClassVar[int]
     queue: float
     prefill: float
     transfer: float
@@ -215,7 +216,8 @@ class Timings(_message.Message):
     media_items: int
     encode_tasks: int
     embedding_bytes: int
-    def __init__(self, queue: _Optional[float] = ..., prefill: _Optional[float] = ..., transfer: _Optional[float] = ..., first_token: _Optional[float] = ..., total: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., pages_pulled: _Optional[int] = ..., pages_skipped: _Optional[int] = ..., prefill_instance: _Optional[str] = ..., decode_instance: _Optional[str] = ..., preemptions: _Optional[int] = ..., attempts: _Optional[int] = ..., media: _Optional[float] = ..., encode: _Optional[float] = ..., media_items: _Optional[int] = ..., encode_tasks: _Optional[int] = ..., embedding_bytes: _Optional[int] = ...) -> None: ...
+    encoded_items: int
+    def __init__(self, queue: _Optional[float] = ..., prefill: _Optional[float] = ..., transfer: _Optional[float] = ..., first_token: _Optional[float] = ..., total: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., pages_pulled: _Optional[int] = ..., pages_skipped: _Optional[int] = ..., prefill_instance: _Optional[str] = ..., decode_instance: _Optional[str] = ..., preemptions: _Optional[int] = ..., attempts: _Optional[int] = ..., media: _Optional[float] = ..., encode: _Optional[float] = ..., media_items: _Optional[int] = ..., encode_tasks: _Optional[int] = ..., embedding_bytes: _Optional[int] = ..., encoded_items: _Optional[int] = ...) -> None: ...
 
 class Summary(_message.Message):
     __slots__ = ("usage", "timings")

@@ -46,6 +46,7 @@ def generate_request(
     messages: Sequence[Message] | None = None,
     token_ids: Sequence[int] | None = None,
     images: Sequence[MediaInput] | None = None,
+    videos: Sequence[MediaInput] | None = None,
     media: Sequence[MediaInput] | None = None,
     add_generation_prompt: bool | None = None,
     model: str = "",
@@ -65,9 +66,9 @@ def generate_request(
         raise InvalidRequestError(
             f"input is {' and '.join(given) or 'not given'}; expected exactly one of prompt, messages, token_ids"
         )
-    if (images or media) and messages is not None:
+    if (images or videos or media) and messages is not None:
         raise InvalidRequestError(
-            "images and media are for prompt and token_ids; expected them in the content of messages"
+            "images, videos and media are for prompt and token_ids; expected them in the content of messages"
         )
     try:
         request = pb.GenerateRequest(
@@ -80,8 +81,11 @@ def generate_request(
         else:
             request.token_ids.SetInParent()
             request.token_ids.ids.extend(_ids("token_ids", token_ids or ()))
-        for name, given_media in (("images", images), ("media", media)):
-            declared = "image" if name == "images" else ""
+        for name, declared, given_media in (
+            ("images", "image", images),
+            ("videos", "video", videos),
+            ("media", "", media),
+        ):
             for index, medium in enumerate(given_media or ()):
                 request.media.append(media_message(medium, f"{name}[{index}]", declared))
         _fill_sampling(request.sampling, sampling or {})

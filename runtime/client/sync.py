@@ -80,6 +80,7 @@ class Client:
         messages: Sequence[Message] | None = None,
         token_ids: Sequence[int] | None = None,
         images: Sequence[MediaInput] | None = None,
+        videos: Sequence[MediaInput] | None = None,
         media: Sequence[MediaInput] | None = None,
         add_generation_prompt: bool | None = None,
         model: str = "",
@@ -92,7 +93,7 @@ class Client:
         """Stream a generation from exactly one of `prompt`, `messages` and `token_ids`.
 
         Args:
-            images, media: what the model's placeholders in a prompt stand for, in order (a prompt without any has them before its text).
+            images, videos, media: what the model's placeholders in a prompt stand for, in this order (a prompt without any has them before its text).
                 Each is a path, bytes, a data URI, an upload or a Pillow image. In a chat they are parts of messages.
             timeout: seconds.
         """
@@ -101,6 +102,7 @@ class Client:
             messages=messages,
             token_ids=token_ids,
             images=images,
+            videos=videos,
             media=media,
             add_generation_prompt=add_generation_prompt,
             model=model,

@@ -31,6 +31,8 @@ class MediaItem:
         patches: what the encoder computes (its input positions): the cost of encoding.
         grid: (time, rows, columns) of embeddings, for positions; (1, 1, tokens) where nothing asks.
         attended: it takes no place in the prompt; every token, of the prompt and of the outputs, attends to its embeddings.
+        later: None for the first or only item of a medium. Another step of a video is placed in time as many positions after the
+            medium's first item (M-RoPE), and directly follows the item before it in the prompt.
     """
 
     hash: str
@@ -40,6 +42,7 @@ class MediaItem:
     patches: int
     grid: tuple[int, ...]
     attended: bool = False
+    later: int | None = None
 
     @property
     def taken(self) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from triptych.runtime.engine.buckets import Demand, ExtendShape, PlanError, ProgramChoice
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.packing import Field, Packing
+from triptych.runtime.engine.placing import place_media
 from triptych.runtime.instance.plan import Embedded, Row, StepPlan
 
 # Media index of a token that is embedded by its id.
@@ -30,12 +31,13 @@ def takes_media(shape: ExtendShape, config: EngineConfig) -> bool:
 def extend_packing(shape: ExtendShape, config: EngineConfig) -> Packing:
     """The inputs of an extend program. `carried` is the slot whose last draw is the token's id, or max_num_seqs: the id is given.
 
-    `media_index` is the slot of the media pool that a token's embedding is in, or NO_MEDIA.
+    `media_index` is the slot of the media pool that a token's embedding is in, or NO_MEDIA. `positions` are [3, tokens] where M-RoPE's may differ.
     """
     rows = shape.rows(config.max_prefill_rows)
     names = ("tokens", "carried", "positions", "write_index")
     names = (*names, "media_index") if takes_media(shape, config) else names
-    per_token = tuple(Field(name, (shape.tokens,)) for name in names)
+    three = {"positions"} if takes_media(shape, config) and config.mrope else set()
+    per_token = tuple(Field(name, (3, shape.tokens) if name in three else (shape.tokens,)) for name in names)
     return Packing(
         (
             *per_token,
@@ -126,13 +128,15 @@ class BatchPacker:
         if length == 1:
             if row.tokens:
                 views["tokens"][token] = row.tokens[0]
-            views["positions"][token] = row.position
+            views["positions"][..., token] = row.position
+            place_media(views["positions"], row, token)
             views["write_index"][token] = row.pages[row.start // size] * size + row.start % size
             return
         here = slice(token, token + length)
         index = np.arange(row.start, row.start + length)
         views["tokens"][here] = row.tokens
-        views["positions"][here] = np.arange(row.position, row.position + length)
+        views["positions"][..., here] = np.arange(row.position, row.position + length)
+        place_media(views["positions"], row, token)
         views["write_index"][here] = pages[index // size] * size + index % size
 
     def _embed(self, views: dict[str, np.ndarray], row: Row, run: Embedded, token: int) -> None:

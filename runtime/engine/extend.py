@@ -53,19 +53,8 @@ def build_extend(
         embeddings: Pools = (),
     ) -> ExtendOutputs:
         inputs = packing.unpack(packed)
-        carried = inputs["carried"]
-        known = carried >= config.max_num_seqs
-        tokens = jnp.where(known, inputs["tokens"], last_tokens.at[carried].get(mode="clip"))
-        batch = Ragged(
-            tokens=tokens,
-            positions=inputs["positions"],
-            write_index=inputs["write_index"],
-            kv_lens=inputs["kv_lens"],
-            page_indices=inputs["page_indices"],
-            cu_q_lens=inputs["cu_q_lens"],
-            decode_rows=shape.decode_rows,
-            max_q_len=max(1, shape.prefill_tokens),
-        )
+        tokens = known_tokens(inputs, last_tokens, config)
+        batch = ragged(inputs, tokens, shape)
         decoder = structure.merge(params)
         seen = None if media is None else media.read(embeddings, inputs["media_index"])
         hidden, pools = extend(decoder, decoder.embed(tokens), pools, batch, seen)
@@ -75,10 +64,46 @@ def build_extend(
     return run
 
 
+def known_tokens(
+    inputs: dict[str, jax.Array], last_tokens: Int32[Array, "slots"], config: EngineConfig
+) -> Int32[Array, "tokens"]:
+    """The ids of a step's tokens: given, or the last draw of a slot."""
+    carried = inputs["carried"]
+    known = carried >= config.max_num_seqs
+    return jnp.where(known, inputs["tokens"], last_tokens.at[carried].get(mode="clip"))
+
+
+def ragged(inputs: dict[str, jax.Array], tokens: Int32[Array, "tokens"], shape: ExtendShape) -> Ragged:
+    """The batch of an extend program from its unpacked inputs."""
+    return Ragged(
+        tokens=tokens,
+        positions=inputs["positions"],
+        write_index=inputs["write_index"],
+        kv_lens=inputs["kv_lens"],
+        page_indices=inputs["page_indices"],
+        cu_q_lens=inputs["cu_q_lens"],
+        decode_rows=shape.decode_rows,
+        max_q_len=max(1, shape.prefill_tokens),
+    )
+
+
 def extend(
     decoder: Decoder, x: Float[Array, "tokens hidden"], pools: Pools, batch: Ragged, seen: Embeddings | None = None
 ) -> tuple[Float[Array, "tokens hidden"], Pools]:
     """`models.decoder.extend` from embedded tokens on, with each kind of layer traced once; `seen` are the media among the tokens."""
+    x, written = extend_range(decoder, x, pools, batch, range(decoder.config.num_layers), seen)
+    return decoder.norm(x), written
+
+
+def extend_range(
+    decoder: Decoder,
+    x: Float[Array, "tokens hidden"],
+    pools: Pools,
+    batch: Ragged,
+    layers: range,
+    seen: Embeddings | None = None,
+) -> tuple[Float[Array, "tokens hidden"], Pools]:
+    """`models.decoder.extend_layers`, with each kind of layer traced once. `pools` are those of `layers`."""
     scale, tp = decoder.config.head_dim**-0.5, decoder.rules.tp
 
     @partial(jax.jit, static_argnums=0)
@@ -89,12 +114,12 @@ def extend(
 
     by = decoder.rotation(batch.positions)
     written: list[KV] = []
-    for number, (module, kv) in enumerate(zip(decoder.layers, pools, strict=True)):
+    for number, kv in zip(layers, pools, strict=True):
         x = x if seen is None else seen.into(number, x)
-        definition, arrays = nnx.split(module)
+        definition, arrays = nnx.split(decoder.layers[number])
         x, kv = layer(definition, arrays, x, by, kv, batch)
         written.append(kv)
-    return decoder.norm(x), tuple(written)
+    return x, tuple(written)
 
 
 def copy_pages(pools: Pools, table: Int32[Array, "two pages"]) -> Pools:

@@ -59,6 +59,11 @@ class MediaStage:
         if encoder is not None:
             self._sizes = geometric(min(SMALLEST_ENCODE, encode_patches), encode_patches)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Slots of the encode programs, ascending; none without an encoder."""
+        return self._sizes
+
     # ---- life ----------------------------------------------------------------------------------------------------------------------
 
     def programs(self) -> list[Program]:

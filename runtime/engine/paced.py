@@ -17,7 +17,7 @@ from triptych.models.weights.load import LoadedDecoder
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.engine import Engine
 from triptych.runtime.engine.media_stage import MediaStage
-from triptych.runtime.engine.results import PendingStep
+from triptych.runtime.engine.results import PartialStep, PendingStep
 from triptych.runtime.instance.plan import StepPlan, StepResult
 
 Pace = Callable[[StepPlan], float]
@@ -41,13 +41,21 @@ class PacedEngine(Engine):
         self._pace = pace
         self._free_at = 0.0
 
-    def dispatch(self, plan: StepPlan) -> PacedStep:
+    def dispatch(self, plan: StepPlan) -> PacedStep | PartialStep:
         began = time.monotonic()
         step = super().dispatch(plan)
         self._free_at = max(self._free_at, began) + self._pace(plan)
-        return PacedStep(**vars(step), due=self._free_at)
+        return self._paced(step)
 
-    def collect(self, pending: PendingStep) -> StepResult:
+    def advance(self, step: PartialStep) -> PacedStep | PartialStep:
+        return self._paced(super().advance(step))
+
+    def _paced(self, step: PendingStep | PartialStep) -> PacedStep | PartialStep:
+        return step if isinstance(step, PartialStep) else PacedStep(**vars(step), due=self._free_at)
+
+    def collect(self, pending: PendingStep | PartialStep) -> StepResult:
+        while isinstance(pending, PartialStep):
+            pending = self.advance(pending)
         result = super().collect(pending)
         assert isinstance(pending, PacedStep), "it was dispatched here"
         time.sleep(max(0.0, pending.due - time.monotonic()))

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from triptych.models.kv import KVGroup
-from triptych.models.structure import DecoderStructure
+from triptych.models.structure import DecoderStructure, Pools
 from triptych.runtime.engine.batch import extend_packing, takes_media
 from triptych.runtime.engine.buckets import ExtendShape
 from triptych.runtime.engine.compiling import Executable, Key, Program
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.extend import build_extend, copy_pages
 from triptych.runtime.engine.head import Head, HeadParams, head_params
+from triptych.runtime.engine.layer_programs import LayerCut, LayerRun, build_embed, build_end, build_layers
 from triptych.runtime.engine.media_pool import MediaPool
 from triptych.runtime.engine.sample import Variant, sample_full, sample_packing, sample_plain
 from triptych.runtime.engine.score import score
@@ -41,6 +42,7 @@ class Programs:
         self.head: HeadParams = head_params(structure)
         pool = structure.pool_struct(group, config.num_pages, config.page_size)
         self._pools = tuple((pool, pool) for _ in group.layers)
+        self._cut = LayerCut(structure, config.layer_groups, () if media is None else media.injections)
         self._compiled: dict[Key, Executable] = {}
 
     def __getitem__(self, key: Key) -> Executable:
@@ -55,11 +57,22 @@ class Programs:
         shapes = sorted(self._config.buckets.extend, key=lambda shape: shape.prefill_tokens, reverse=True)
         sizes = self._config.buckets.draws
         return [
-            *(self._extend(shape) for shape in shapes),
+            *(program for shape in shapes for program in self._extends(shape)),
             *(self._sample(variant, size) for variant in reversed(Variant) for size in sizes),
             *(self._score(tokens) for tokens in self._config.buckets.score_tokens if self._config.prompt_logprobs),
             *self._upkeep(),
         ]
+
+    def by_layer_groups(
+        self,
+        shape: ExtendShape,
+        params: tuple[jax.Array, ...],
+        packed: np.ndarray,
+        last_tokens: jax.Array,
+        *media: Pools,
+    ) -> LayerRun:
+        """Begin an extend of a size that is computed layer group by layer group."""
+        return LayerRun(self._compiled, self._cut, shape, params, packed, last_tokens, *media)
 
     def _small(self, shape: tuple[int, ...], dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
         """An input or output that every device holds whole."""
@@ -90,6 +103,35 @@ class Programs:
             ),
             outputs=(small, small, self._shardings(self._pools)),
             donated=(1,),
+        )
+
+    def _extends(self, shape: ExtendShape) -> tuple[Program, ...]:
+        """What computes steps of this size: one program, or one for each kind of layer group and two around them."""
+        if not self._config.by_layer_groups(shape):
+            return (self._extend(shape),)
+        cut, config, small = self._cut, self._config, self._structure.rules.replicated()
+        media = self._media if takes_media(shape, config) else None
+        outer = cut.outer(self._structure.abstract)
+        packed, hidden = self._small((extend_packing(shape, config).size,)), self._hidden(shape.tokens)
+
+        def layers(group: int) -> Program:
+            pools = self._pools[slice(*cut.groups[group])]
+            inner = media if cut.reads_media(group) else None
+            params = cut.layers(self._structure.abstract, group)
+            return Program(
+                key=("layers", shape, group),
+                run=build_layers(cut, group, shape, config, inner),
+                arguments=(params, pools, hidden, packed, *(() if inner is None else (inner.structs,))),
+                outputs=(small, self._shardings(pools)),
+                donated=(1,),
+            )
+
+        slots = self._small((config.max_num_seqs,))
+        arguments = (outer, packed, slots, *(() if media is None else (media.structs,)))
+        return (
+            *(layers(group) for group in sorted(set(cut.alike))),
+            Program(("embed", shape), build_embed(cut, shape, config, media), arguments, (small, small)),
+            Program(("end", shape), build_end(cut, shape, config), (outer, hidden, packed), (small, small)),
         )
 
     def _sample(self, variant: Variant, draws: int) -> Program:

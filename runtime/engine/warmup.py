@@ -40,7 +40,13 @@ def run_each_once(
         if takes_media(shape, config):
             views["media_index"].fill(NO_MEDIA)
             media = (embeddings,)
-        picked, hidden, pools = programs[("extend", shape)](params, pools, packed, last_tokens, *media)
+        if config.by_layer_groups(shape):
+            run = programs.by_layer_groups(shape, params, packed, last_tokens, *media)
+            while run.left:
+                pools = run.advance(pools, embeddings)
+            picked, hidden = run.end()
+        else:
+            picked, hidden, pools = programs[("extend", shape)](params, pools, packed, last_tokens, *media)
         if hidden is not None:
             targets = np.zeros(shape.prefill_tokens, np.int32)
             np.asarray(programs[("score", shape.prefill_tokens)](head, hidden, targets))

@@ -54,6 +54,20 @@ class MediaModel:
         return tuple(self.placeholders)
 
     @property
+    def takes_videos(self) -> bool:
+        """Whether a video has a place of its own in a prompt; else its frames are so many pictures."""
+        return self.config.markers.video_id is not None
+
+    def token(self, kind: MediaKind) -> int:
+        """The id of the placeholder of a medium."""
+        markers = self.config.markers
+        return markers.video_id if kind is MediaKind.VIDEO and markers.video_id is not None else markers.image_id
+
+    def part(self, kind: MediaKind) -> str:
+        """The type of content part that a chat template knows a medium by."""
+        return MediaKind.IMAGE.value if kind is MediaKind.VIDEO and not self.takes_videos else kind.value
+
+    @property
     def placeholder(self) -> str:
         """That of an image."""
         return self.placeholders[MediaKind.IMAGE]
@@ -62,7 +76,7 @@ class MediaModel:
     def of(config: MultimodalConfig, tokenizer: Tokenizer) -> MediaModel:
         """Raises UnsupportedModelError if the vocabulary lacks a marker that the model needs."""
         markers = config.markers
-        spelt = {MediaKind.IMAGE: (markers.image_id, markers.image)}
+        spelt = {MediaKind.IMAGE: (markers.image_id, markers.image), MediaKind.VIDEO: (markers.image_id, markers.image)}
         if markers.video_id is not None:
             spelt[MediaKind.VIDEO] = (markers.video_id, markers.video)
         placeholders: dict[MediaKind, str] = {}

@@ -25,14 +25,13 @@ from triptych.runtime.core.tasks import (
     StartPrefill,
     TaskEnded,
 )
-from triptych.runtime.instance import attending
+from triptych.runtime.instance import attending, positions, spans
 from triptych.runtime.instance.agreement import disagreement
 from triptych.runtime.instance.gathering import attend, begin
 from triptych.runtime.instance.lifecycle import Kind, State, Trigger
 from triptych.runtime.instance.messages import InstanceMessage, OpenStaging, Report
 from triptych.runtime.instance.resuming import least_pages, room, try_reserve
 from triptych.runtime.instance.sequence import Sequence
-from triptych.runtime.instance.spans import attended, difference
 from triptych.runtime.instance.state import InstanceState, end_task
 from triptych.runtime.instance.tasks import DecodeTask, EncodeTask, Fill, LocalTask, PrefillTask, Task, live_samples
 
@@ -136,14 +135,15 @@ class _Admission(Enum):
 
 def admit_waiting(state: InstanceState, now: float) -> list[InstanceMessage]:
     """Move sequences from the head of the queue into memory, as many as the next step can start on. Strictly in order:
-    none overtakes. One whose media the prefix cache no longer covers goes beside the queue, or ends where it can get none."""
+    none overtakes. One whose media the prefix cache no longer covers goes beside the queue. Where it can get none its task ends,
+    once its other samples have: or a request of several that do not fit together would be interrupted again and again."""
     config = state.config
     messages: list[InstanceMessage] = []
     budget = config.chunk_tokens - sum(fill.left for fill in state.filling.values())
     while state.waiting and budget > 0 and len(state.filling) < config.max_prefill_rows:
         number, fill = next(iter(state.waiting.items()))
         admission = _admit(state, fill, now)
-        if admission is _Admission.NO_ROOM:
+        if admission is _Admission.NO_ROOM or (admission is _Admission.LACKS_MEDIA and _others_go_on(state, fill)):
             break
         del state.waiting[number]
         if admission is _Admission.DONE:
@@ -153,6 +153,15 @@ def admit_waiting(state: InstanceState, now: float) -> list[InstanceMessage]:
             reason = "a sample was preempted; the embeddings of its media are not on this instance to compute it again"
             messages += end_task(state, fill.task, Trigger.FAILED, Status.UNAVAILABLE, reason)
     return messages
+
+
+def _others_go_on(state: InstanceState, fill: Fill) -> bool:
+    """Whether `fill` cannot get its embeddings here, and other samples of its task do not need any."""
+    if fill.task.kind is not Kind.DECODE and state.media is not None:
+        return False
+    return any(stream.task is fill.task for stream in state.running) or any(
+        other.task is fill.task for other in state.filling.values()
+    )
 
 
 def _admit(state: InstanceState, fill: Fill, now: float) -> _Admission:
@@ -206,6 +215,8 @@ def _queue(state: InstanceState, task: Task) -> None:
     if task.kind is not Kind.PREFILL or not task.resumed:
         task.streams = state.streams_for(task)
     task.sequence = _new_sequence(state, task.request)
+    if state.config.mrope:
+        task.position_offset = positions.offset_at(task.request.media, len(task.request.prompt))
     fill = Fill(task, task.sequence, task.streams, False, task.score_top)
     if not begin(state, fill):
         state.waiting[task.sequence.number] = fill
@@ -213,7 +224,7 @@ def _queue(state: InstanceState, task: Task) -> None:
 
 
 def _new_sequence(state: InstanceState, request: Request) -> Sequence:
-    names = tuple(item.hash for item in attended(request.media)) if request.media else ()
+    names = tuple(item.hash for item in spans.attended(request.media)) if request.media else ()
     return Sequence(state.memory, list(request.prompt), state.memory.roots(request.cache_salt, names), request.media)
 
 
@@ -225,7 +236,7 @@ def _refusal(
     held = conflict(state, request, role)
     if held is not None:
         return held
-    held_here = request.media if Role.PREFILL in roles else attended(request.media) if request.media else ()
+    held_here = request.media if Role.PREFILL in roles else spans.attended(request.media) if request.media else ()
     media = _media_difference(state, request, held_here) if held_here else None
     if media is None and request.media and roles == _DECODES:
         media = attending.difference(state, request)
@@ -275,7 +286,8 @@ def _media_difference(state: InstanceState, request: Request, items: tuple[Media
     pages = sum(media.store.pages_for(tokens) for tokens in {item.hash: item.tokens for item in items}.values())
     if pages > media.store.usable_pages:
         return f"the media need {pages} pages of embeddings; the instance has {media.store.usable_pages}"
-    return difference(request.media, len(request.prompt)) or disagreement(media, items)
+    wrong = spans.difference(request.media, len(request.prompt)) or disagreement(media, items)
+    return positions.difference(request.media) if wrong is None and state.config.mrope else wrong
 
 
 def _queue_full(state: InstanceState, request: Request, role: Role) -> Refused | None:

@@ -30,6 +30,7 @@ class InstanceConfig:
         media_pages: pages of the media pool, its null page included; 0: it takes no media.
         encode_patches: most patches of one step's encodes, and of one item; 0: it encodes nothing.
         media_digest: digest of the header of its media pool; travels in every handle of embeddings.
+        mrope: the model's tokens have three positions; those of media follow their grids.
 
     An instance that can only encode has no KV: one page (the null page) and no slot are enough.
     """
@@ -53,6 +54,7 @@ class InstanceConfig:
     media_pages: int = 0
     encode_patches: int = 0
     media_digest: str = ""
+    mrope: bool = False
 
     def __post_init__(self) -> None:
         possible = self.roles | self.switchable

@@ -23,6 +23,7 @@ from triptych.runtime.instance.embeddings import EmbeddingStore, Entry
 from triptych.runtime.instance.lifecycle import Kind
 from triptych.runtime.instance.messages import CancelPull, Imported, InstanceMessage
 from triptych.runtime.instance.plan import Attended, Embedded, Pool
+from triptych.runtime.instance.positions import places
 from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.instance.spans import attended, needed, overlapping
 from triptych.runtime.instance.tasks import EncodeTask, Feed, Fill, Stream, Task
@@ -80,6 +81,7 @@ class MediaMemory:
     """
 
     def __init__(self, config: InstanceConfig):
+        self._mrope = config.mrope
         self.store = EmbeddingStore(config.media_pages, config.page_size)
         self.shelf: dict[str, None] = {}
         self.in_plans: Counter[str] = Counter()
@@ -218,14 +220,17 @@ class MediaMemory:
 
     def embedded(self, fill: Fill, start: int, end: int) -> tuple[Embedded, ...]:
         """The runs of tokens [start, end) whose embeddings the row takes from the media pool."""
+        media = fill.sequence.media
+        found = {item.offset: place for item, place in places(media)} if self._mrope else {}
         return tuple(
             Embedded(
                 at=max(item.offset, start) - start,
                 count=min(item.end, end) - max(item.offset, start),
                 first=max(item.offset, start) - item.offset,
                 pages=self.store.entries[item.hash].pages,
+                place=found.get(item.offset),
             )
-            for item in overlapping(fill.sequence.media, start, end)
+            for item in overlapping(media, start, end)
         )
 
     def passed(self, number: int, computed: int) -> None:

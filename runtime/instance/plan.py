@@ -36,13 +36,33 @@ class Encode:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where an item's embeddings stand for a model of three positions a token (M-RoPE): each at (time + step, origin + row, origin + column).
+
+    Attributes:
+        grid: (steps, rows, columns) of the item's embeddings, in that order.
+        time: position of its first step. origin: position of its first row and column.
+        following: position of the text token behind it.
+    """
+
+    grid: tuple[int, int, int]
+    time: int
+    origin: int
+    following: int
+
+
+@dataclass(frozen=True)
 class Embedded:
-    """Input tokens [at, at + count) of a row are embeddings: number `first` and those that follow of the item in `pages` of the media pool."""
+    """Input tokens [at, at + count) of a row are embeddings: number `first` and those that follow of the item in `pages` of the media pool.
+
+    `place`: where the item stands, for models that ask; None: its tokens count on, as text does.
+    """
 
     at: int
     count: int
     first: int
     pages: tuple[int, ...]
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +107,7 @@ class Row:
         tokens: known input ids; empty means exactly one token, the last one drawn by `token_slot`.
         token_slot: slot whose last draw is the input when `tokens` is empty.
         start: KV index of the first input token (= tokens already in the pages).
-        position: RoPE position of the first input token.
+        position: RoPE position of the first input token; text counts on from it, or from the item before it that has a place.
         pages: block table, one page id per page, long enough for start + number of tokens.
         draws: draws made from the row's last position; empty for a prompt chunk that is not the last.
         score: ids whose log-probability is wanted: score[i] follows input token i (prompt_logprobs); empty = none.

@@ -17,12 +17,13 @@ from triptych.runtime.instance.embeddings import Entry
 from triptych.runtime.instance.lifecycle import Kind, Trigger
 from triptych.runtime.instance.messages import InstanceMessage
 from triptych.runtime.instance.plan import Draw, Encode, Export, Row, Seat, StepPlan
+from triptych.runtime.instance.positions import offset_at
 from triptych.runtime.instance.preemption import make_room
 from triptych.runtime.instance.resuming import go_on
 from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.instance.spans import overlapping
 from triptych.runtime.instance.state import InstanceState, PlannedRow, PlannedStep
-from triptych.runtime.instance.tasks import Fill, PrefillTask, Stream
+from triptych.runtime.instance.tasks import Fill, PrefillTask, Stream, Task
 
 MAX_IN_FLIGHT = (
     2  # the next step is dispatched before the last one's tokens are read, and no further ahead (design.md, Programs)
@@ -178,7 +179,7 @@ class PlanBuilder:
             sequence=sequence.number,
             tokens=prompt if whole else tuple(sequence.tokens[start:end]),
             start=start,
-            position=start + task.position_offset,
+            position=start + self._offset(task, sequence, start),
             pages=sequence.pages,
             draws=tuple(Draw(stream.slot, end) for stream in streams if stream.slot is not None),
             score=score,
@@ -199,6 +200,10 @@ class PlanBuilder:
             self._export(task, fill, last)
         if last:
             self._computed(fill)
+
+    def _offset(self, task: Task, sequence: Sequence, start: int) -> int:
+        """Position of the token at `start`, if it is text, minus `start`."""
+        return offset_at(sequence.media, start) if self._state.config.mrope and sequence.media else task.position_offset
 
     def finish(self) -> StepPlan:
         """The plan is complete and in flight."""

@@ -25,6 +25,8 @@ COUNTERS: dict[str, tuple[str, float]] = {
     "pulls_failed": ("kv_num_failed_transfers", 1.0),
     "kv_bytes_offered": ("kv_bytes_offered", 1.0),
     "kv_bytes_received": ("kv_bytes_received", 1.0),
+    "kv_pull_us": ("kv_pull_seconds", 1e-6),
+    "kv_pull_exposed_us": ("kv_pull_exposed_seconds", 1e-6),
 }
 """Names of a snapshot's counters, and of their metrics with the factor to its unit."""
 

@@ -252,6 +252,7 @@ class Flow:
             (Due.RESUME, self._unanswered),
             (Due.ADOPTION, self._unadopted),
             (Due.CLAIM, self._unclaimed),
+            (Due.ANSWER, self._media.unanswered),
             (Due.ENCODING, self._media.impatient),
         ):
             for request in list(self._ledger.timers[due].pop_due(out.now)):

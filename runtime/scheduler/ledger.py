@@ -19,6 +19,7 @@ class Due(StrEnum):
     ADOPTION = "the instance that runs it to register"
     CLAIM = "its gateway to come back and declare it"
     ENCODING = "encode instances to take the media that it wants"
+    ANSWER = "the encode instance that was asked first to answer"
 
 
 class Ledger:
@@ -95,6 +96,7 @@ class Ledger:
             record.encoding.wanted.clear()
             self.wanting.pop(record.id, None)
             self.timers[Due.ENCODING].discard(record.id)
+            self.timers[Due.ANSWER].discard(record.id)
 
     def unwant_for(self, record: Record, for_decode: bool) -> None:
         """One puller of `record`, which has media, wants nothing any more, and its encode tasks are being ended."""
@@ -105,6 +107,7 @@ class Ledger:
             self.wanting.pop(record.id, None)
             if not any(task.state is TaskState.ASKED for task in encoding.tasks.values()):
                 self.timers[Due.ENCODING].discard(record.id)
+                self.timers[Due.ANSWER].discard(record.id)
 
     def end(self, record: Record) -> None:
         """The request has failed: it waits for nothing but its tasks' ends. Its phase is ENDING."""

@@ -115,8 +115,9 @@ class MediaFlow:
     def done(self, record: Record, task: EncodeTask, member: Member, report: EncodeDone, out: Out) -> None:
         """Every item of `task` has its embeddings."""
         self._cluster.encoded(member, task)
-        if not task.for_decode:  # the client is told what its prompt waited for, and that once
-            self._life.notify(record, Progress(record.id, Role.ENCODE, report.times, report.attempt), out)
+        if report.encoded or not task.for_decode:  # once is enough that the decode task's items were found in the store
+            encoded = Progress(record.id, Role.ENCODE, report.times, report.attempt, report.encoded)
+            self._life.notify(record, encoded, out)
 
     def refused(self, record: Record, task: EncodeTask, member: Member, report: Refused, out: Out) -> None:
         """Nothing is held for `task`: another instance, or this one later."""
@@ -166,6 +167,21 @@ class MediaFlow:
         self._life.abort(record, task, Status.UNAVAILABLE, reason, out)
         if again:
             self._want(record, task.wants, out)
+
+    def unanswered(self, record: Record, out: Out) -> None:
+        """Some encode instance has not answered in time: what it was asked for is wanted from others."""
+        limit, left = self._config.encode_answer, list[float]()
+        for task in list(record.encodes.values()):
+            if task.state is not TaskState.ASKED:
+                continue
+            if out.now < task.asked + limit:
+                left.append(task.asked + limit)
+                continue
+            reason = f"instance {task.ref.id} did not answer within {limit:g} s"
+            self._doubt(record, task, reason)
+            self.take_back(record, task, reason, out)
+        if left:
+            self._ledger.timers[Due.ANSWER].put(record.id, min(left))
 
     def impatient(self, record: Record, out: Out) -> None:
         """No encode instance took what `record` wants in time."""
@@ -230,7 +246,10 @@ class MediaFlow:
             self._affinity.put(item.hash, member.ref)
             encoding.tries[want] += 1
             del encoding.wanted[want]
+        if tasks and record.id not in self._ledger.timers[Due.ANSWER]:
+            self._ledger.timers[Due.ANSWER].put(record.id, out.now + self._config.encode_answer)
         for key, task in tasks.items():
+            task.asked = out.now
             self._counters.add(Count.ENCODES_STARTED)
             config = self._config
             start = StartEncode(

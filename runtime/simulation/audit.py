@@ -48,6 +48,8 @@ def held(world: World) -> Iterator[str]:
     for gateway in world.gateways:
         if gateway.open:
             yield f"{gateway.name}: {gateway.open} open requests"
+        if len(gateway.courier):
+            yield f"{gateway.name}: {len(gateway.courier)} pushes of pixels"
     for worker in world.workers:
         for instance in worker.instances.values():
             for task in instance.core.held():
@@ -56,6 +58,8 @@ def held(world: World) -> Iterator[str]:
                 yield f"{instance.ref.id}: {instance.producer.keys} stagings"
             if instance.consumer.pulls:
                 yield f"{instance.ref.id}: {instance.consumer.pulls} pulls"
+            if instance.shelf:
+                yield f"{instance.ref.id}: pixels of {', '.join(sorted(instance.shelf))}"
 
 
 def check_invariants(world: World) -> None:
@@ -84,6 +88,8 @@ def check_free(world: World) -> Iterator[str]:
                 yield f"{instance.ref.id}: {resources.free_slots} of {shape.max_num_seqs} slots are free"
             if resources.free_pages + resources.cached_pages != shape.num_pages - 1:
                 yield f"{instance.ref.id}: pages are missing: {resources}"
+            if resources.free_media_pages + resources.cached_media_pages != max(0, shape.media_pages - 1):
+                yield f"{instance.ref.id}: pages of embeddings are missing: {resources}"
 
 
 def check_open(world: World) -> Iterator[str]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.core.tasks import StageTimes
-from triptych.runtime.instance.messages import Imported, ImportFailed, StartPull
+from triptych.runtime.instance.messages import CancelPull, Imported, ImportFailed, MediaImported, StartPull
+from triptych.runtime.instance.plan import Pool
 from triptych.runtime.simulation.network import End
 from triptych.runtime.simulation.transfer import SERVICE, Closed, Data, Final, Offer, Open, Release, Surroundings
 
@@ -34,7 +35,7 @@ class SimConsumer:
 
     def __init__(self, around: Surroundings):
         self._around = around
-        self._pulls: dict[str, _Pull] = {}
+        self._pulls: dict[tuple[str, int], _Pull] = {}  # by request and, of embeddings, the source's key
 
     @property
     def pulls(self) -> int:
@@ -50,21 +51,21 @@ class SimConsumer:
             lambda told: self._told(pull, told),
             lambda reason: self._broken(pull, reason),
         )
-        pull = self._pulls[message.request] = _Pull(message, end, around.loop.now())
+        pull = self._pulls[_name(message)] = _Pull(message, end, around.loop.now())
         owner = InstanceRef(message.source_instance, message.source_epoch)
         end.send(Open(owner, message.source_key, message.source_digest, message.first_page))
         around.loop.after(around.config.idle_seconds, around.process, self._check_silence, pull)
         if message.deadline is not None:
             around.loop.at(message.deadline, around.process, self._check_deadline, pull)
 
-    def cancel(self, request: str) -> None:
+    def cancel(self, message: CancelPull) -> None:
         """Write nothing of this pull any more, and say nothing about it."""
-        pull = self._pulls.pop(request, None)
+        pull = self._pulls.pop((message.request, message.key), None)
         if pull is not None:
             pull.end.abort("the pull was cancelled")
 
     def _lives(self, pull: _Pull) -> bool:
-        return self._pulls.get(pull.message.request) is pull
+        return self._pulls.get(_name(pull.message)) is pull
 
     def _told(self, pull: _Pull, message: object) -> None:
         if not self._lives(pull):
@@ -97,7 +98,7 @@ class SimConsumer:
         if not self._lives(pull):
             return
         for index, content in enumerate(data.pages, data.first_page - pull.message.first_page):
-            self._around.device.write(pull.message.pages[index], content)
+            self._around.device.write(pull.message.pages[index], content, pull.message.pool)
         self._around.loop.at(self._around.settled(), self._around.process, self._verified, (pull, data.corrupted))
 
     def _verified(self, entry: tuple[_Pull, bool]) -> None:
@@ -132,7 +133,7 @@ class SimConsumer:
 
     def _deliver(self, pull: _Pull) -> None:
         if self._lives(pull) and pull.final is not None:
-            del self._pulls[pull.message.request]
+            del self._pulls[_name(pull.message)]
             pull.end.close("everything is here")
             message, now = pull.message, self._around.loop.now()
             times = StageTimes(
@@ -141,13 +142,17 @@ class SimConsumer:
                 pages_pulled=len(message.pages),
                 pages_skipped=message.first_page,
             )
-            self._around.post(Imported(message.request, pull.final.continuation, times, message.attempt))
+            if pull.final.continuation is None:
+                self._around.post(MediaImported(message.request, message.source_key, times, message.attempt))
+            else:
+                self._around.post(Imported(message.request, pull.final.continuation, times, message.attempt))
 
     def _fail(self, pull: _Pull, status: Status, reason: str) -> None:
         if self._lives(pull):
-            del self._pulls[pull.message.request]
+            message, key = pull.message, _name(pull.message)
+            del self._pulls[key]
             pull.end.abort(reason)
-            self._around.post(ImportFailed(pull.message.request, status, reason, pull.message.attempt))
+            self._around.post(ImportFailed(message.request, status, reason, message.attempt, message.pool, key[1]))
 
     def _check_silence(self, pull: _Pull) -> None:
         if self._lives(pull):
@@ -159,3 +164,7 @@ class SimConsumer:
 
     def _check_deadline(self, pull: _Pull) -> None:
         self._fail(pull, Status.DEADLINE_EXCEEDED, "the deadline passed while pulling")
+
+
+def _name(message: StartPull) -> tuple[str, int]:
+    return message.request, message.source_key if message.pool is Pool.MEDIA else 0

@@ -18,7 +18,7 @@ from triptych.runtime.core.errors import TriptychError
 from triptych.runtime.core.request import Finish, FinishReason, Request
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.instance.config import InstanceConfig
-from triptych.runtime.instance.plan import Drawn, Row, RowResult, Seat, StepPlan, StepResult
+from triptych.runtime.instance.plan import Drawn, Pool, Row, RowResult, Seat, StepPlan, StepResult
 
 VOCAB = 256  # few enough for stop tokens to be drawn now and then
 EOS = 0
@@ -34,13 +34,27 @@ class Device(Protocol):
 
     def execute(self, plan: StepPlan) -> StepResult: ...
 
-    def read(self, page: int) -> bytes:
+    def read(self, page: int, pool: Pool = Pool.KV) -> bytes:
         """What a page holds, to be sent elsewhere."""
         ...
 
-    def write(self, page: int, content: bytes) -> None:
+    def write(self, page: int, content: bytes, pool: Pool = Pool.KV) -> None:
         """What came from elsewhere."""
         ...
+
+
+def embedding(name: str, number: int) -> bytes:
+    """Embedding `number` of the item with this hash: what stands in a cell of the media pool, and is the input in place of a
+    token's id."""
+    return crc32(b"%d" % number, crc32(name.encode())).to_bytes(CELL, "little")
+
+
+def inputs(request: Request) -> list[int]:
+    """What a right device computes the prompt from: token ids and embeddings."""
+    out = list(request.prompt)
+    for item in request.media:
+        out[item.offset : item.end] = [int.from_bytes(embedding(item.hash, n), "little") for n in range(item.tokens)]
+    return out
 
 
 def draw(
@@ -58,7 +72,7 @@ def expected_outputs(
 ) -> tuple[tuple[int, ...], Finish]:
     """What one sample of `request` must give on KvDevices, wherever and however often it is computed."""
     params, outputs, ends = request.sampling, list[int](), _ends(request, eos_ids)
-    history, position = _History(request.prompt), len(request.prompt)
+    history, position = _History(inputs(request)), len(request.prompt)
     limit = max_model_len - position if params.max_tokens is None else min(params.max_tokens, max_model_len - position)
     while True:
         token = draw(history.state, params, sample, position, tuple(ends) if len(outputs) < params.min_tokens else ())
@@ -76,7 +90,7 @@ def follows(
 ) -> bool:
     """Whether each of `outputs` is what a device of some flavour draws after those before it."""
     params, ends = request.sampling, _ends(request, eos_ids)
-    history, prompt = _History(request.prompt), len(request.prompt)
+    history, prompt = _History(inputs(request)), len(request.prompt)
     for index, token in enumerate(outputs):
         forbidden = tuple(ends) if index < params.min_tokens else ()
         if all(token != draw(history.state, params, sample, prompt + index, forbidden, f) for f in flavours):
@@ -146,11 +160,12 @@ class _Slots:
 
 
 class KvDevice:
-    """Draws depend on everything before them, as the pages of the block table show it."""
+    """Draws depend on everything before them, as the pages of the block table show it; encodes write cells of the media pool."""
 
     def __init__(self, config: InstanceConfig, flavour: int = 0):
         self._size = config.page_size
         self._pages = [bytearray(CELL * config.page_size) for _ in range(config.num_pages)]
+        self._media = [bytearray(CELL * config.page_size) for _ in range(config.media_pages)]
         self._slots = _Slots(config.max_num_seqs, flavour)
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -158,9 +173,12 @@ class KvDevice:
         for source, destination in plan.copies:
             pages[destination][:] = pages[source]
         self._slots.sit(plan.seats)
+        for item in plan.encodes:
+            for number in range(item.tokens):
+                self._media_cell(item.pages, number)[:] = embedding(item.hash, number)
         lengths: list[int] = []
         for row in plan.rows:
-            tokens = row.tokens or (self._slots.last(row.token_slot),)
+            tokens = self._inputs(row)
             lengths.append(row.start + len(tokens))
             last = self._cell_at(row, row.start - 1) if row.start else b""
             for index, token in enumerate(tokens, row.start):
@@ -170,11 +188,29 @@ class KvDevice:
                 last = pages[page][cell : cell + CELL] = _cell(last, token)
         return StepResult(plan.id, tuple(self._result(row, end) for row, end in zip(plan.rows, lengths, strict=True)))
 
-    def read(self, page: int) -> bytes:
-        return bytes(self._pages[page])
+    def read(self, page: int, pool: Pool = Pool.KV) -> bytes:
+        return bytes((self._media if pool is Pool.MEDIA else self._pages)[page])
 
-    def write(self, page: int, content: bytes) -> None:
-        self._pages[page][:] = content
+    def write(self, page: int, content: bytes, pool: Pool = Pool.KV) -> None:
+        (self._media if pool is Pool.MEDIA else self._pages)[page][:] = content
+
+    def _media_cell(self, pages: Sequence[int], number: int) -> memoryview:
+        page, cell = pages[number // self._size], CELL * (number % self._size)
+        if not page:
+            raise DeviceFault("an item uses the null page of the media pool")
+        return memoryview(self._media[page])[cell : cell + CELL]
+
+    def _inputs(self, row: Row) -> Sequence[int]:
+        if not row.tokens:
+            return (self._slots.last(row.token_slot),)
+        if not row.embedded:
+            return row.tokens
+        tokens = list(row.tokens)
+        for run in row.embedded:
+            for number in range(run.count):
+                cell = self._media_cell(run.pages, run.first + number)
+                tokens[run.at + number] = int.from_bytes(cell, "little")
+        return tokens
 
     def _cell_at(self, row: Row, index: int) -> bytes | bytearray:
         cell = CELL * (index % self._size)
@@ -202,10 +238,10 @@ class PositionDevice:
         self._slots.sit(plan.seats)
         return StepResult(plan.id, tuple(self._result(row) for row in plan.rows))
 
-    def read(self, page: int) -> bytes:
+    def read(self, page: int, pool: Pool = Pool.KV) -> bytes:
         return b""
 
-    def write(self, page: int, content: bytes) -> None:
+    def write(self, page: int, content: bytes, pool: Pool = Pool.KV) -> None:
         """Nothing is kept."""
 
     def _result(self, row: Row) -> RowResult:

@@ -40,8 +40,6 @@ class Kind(StrEnum):
 
 FOR_GOOD = 1e9  # seconds; longer than any schedule: the process is not started again
 
-_EVERY_ROLE = frozenset({Role.PREFILL, Role.DECODE})
-
 SLOWNESS = 30.0  # a pull then takes seconds, and a message nearly as long as silence may
 
 
@@ -132,7 +130,7 @@ class Weather:
     def restore(self) -> None:
         """If nobody is left for a role after what operators did, whoever has left or changed starts again as it was configured."""
         world = self._world
-        if _EVERY_ROLE <= {
+        if frozenset().union(*(shape.roles for shape in world.config.instances)) <= {
             role for worker in world.workers for i in worker.instances.values() for role in i.info.roles
         }:
             return

@@ -10,12 +10,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from triptych.runtime.core.control import Cancel, Directory, GatewayNotice, Interrupted
+from triptych.runtime.core.control import Cancel, Directory, GatewayNotice, Interrupted, MediaNeeded
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceInfo
 from triptych.runtime.core.request import Finish, Request, TokenOut
 from triptych.runtime.simulation.conversation import Conversation, ConversationConfig
 from triptych.runtime.simulation.events import Process
+from triptych.runtime.simulation.media import SimCourier
 from triptych.runtime.simulation.network import End, Network
 from triptych.runtime.simulation.worker import TOKENS, Leave, PromptDone, TokenBatch
 
@@ -121,6 +122,7 @@ class SimGateway(Process):
         self._links: dict[str, _Link] = {}
         self._open: dict[str, tuple[Client, Conversation]] = {}
         self._wakes: dict[str, float] = {}
+        self.courier = SimCourier(self, network, config.backoff_initial)
 
     @property
     def open(self) -> int:
@@ -192,6 +194,7 @@ class SimGateway(Process):
         client.attempts = talk.attempt
         del self._open[client.request.id]
         self._wakes.pop(client.request.id, None)
+        self.courier.forget(client.request.id)
         if talk.generation.must_cancel and self._connected and self._control is not None:
             self._control.send(Cancel(client.request.id, reason))
 
@@ -218,14 +221,24 @@ class SimGateway(Process):
                     self._control.send(told)
                 self._changed(client, talk)
         if isinstance(notice, Directory):
+            self.courier.follow(notice)
             self._follow(notice.instances)
             return
         entry = self._open.get(notice.request)
         if entry is not None:
+            if isinstance(notice, MediaNeeded):
+                self._bring(notice, *entry)
             entry[1].notice(notice, self._loop.now())
             self._changed(*entry)
         elif isinstance(notice, Interrupted) and self._control is not None:
             self._control.send(Cancel(notice.request, "the request is not open at its gateway any more"))
+
+    def _bring(self, needed: MediaNeeded, client: Client, talk: Conversation) -> None:
+        def alive() -> bool:
+            entry = self._open.get(needed.request)
+            return entry is not None and entry[1] is talk and talk.attempt == needed.attempt
+
+        self.courier.bring(needed, client.request.media, alive)
 
     # ---- workers
 

@@ -22,10 +22,12 @@ from triptych.runtime.instance.messages import (
     Command,
     CompleteStaging,
     DeviceReady,
+    DropMedia,
     Emit,
     EmitPrompt,
     InstanceEvent,
     InstanceMessage,
+    MediaArrived,
     OpenStaging,
     Report,
     StartPull,
@@ -34,7 +36,7 @@ from triptych.runtime.instance.messages import (
 )
 from triptych.runtime.instance.plan import StepPlan, StepResult
 from triptych.runtime.simulation.consumer import SimConsumer
-from triptych.runtime.simulation.device import Device
+from triptych.runtime.simulation.device import Device, DeviceFault
 from triptych.runtime.simulation.events import EventLoop, Process
 from triptych.runtime.simulation.network import Network
 from triptych.runtime.simulation.producer import SimProducer
@@ -61,13 +63,14 @@ class Owner(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """What an instance is made of. `core` and `device` are of one InstanceConfig; `digest` is that config's."""
+    """What an instance is made of. `core` and `device` are of one InstanceConfig; the digests are that config's."""
 
     info: InstanceInfo
     core: InstanceCore
     device: Device
     step_time: StepTime
     digest: str
+    media_digest: str = ""
 
 
 class SimInstance:
@@ -78,6 +81,7 @@ class SimInstance:
         self.info = parts.info
         self.steps = 0
         self.busy_seconds = 0.0
+        self.shelf: set[str] = set()  # whose pixels are here
         self._parts = parts
         self._process = process
         self._owner = owner
@@ -99,7 +103,7 @@ class SimInstance:
             self.call,
             lambda: max(self._free_at, self._loop.now()),
         )
-        self.producer = SimProducer(parts.info.ref, parts.digest, around)
+        self.producer = SimProducer(parts.info.ref, parts.digest, around, parts.media_digest)
         self.consumer = SimConsumer(around)
 
     @property
@@ -128,6 +132,27 @@ class SimInstance:
         """Run `job` between two steps."""
         self._inbox.append(job)
         self._wake()
+
+    def asked(self, owner: InstanceRef, name: str, told: Callable[[bool, bool], None]) -> None:
+        """Have `told` called with whether `owner`, if it is this incarnation, lacks pixels, and whether it is no more."""
+
+        def answer() -> None:
+            stale = self.core.ref != owner
+            told(not stale and self.core.lacks_pixels(name), stale)
+
+        self.call(answer)
+
+    def put(self, owner: InstanceRef, name: str, told: Callable[[bool, bool], None]) -> None:
+        """Pixels came for `owner`; `told` hears False, and whether that incarnation is no more."""
+
+        def shelve() -> None:
+            stale = self.core.ref != owner
+            if not stale:
+                self.shelf.add(name)
+                self._feed(MediaArrived(name))
+            told(False, stale)
+
+        self.call(shelve)
 
     def declare(self, told: Callable[[InstanceInfo, tuple[HeldTask, ...]], None]) -> None:
         """Have `told` called with what this instance is and holds between two steps."""
@@ -249,6 +274,8 @@ class SimInstance:
         return dispatched
 
     def _dispatch(self, plan: StepPlan) -> None:
+        if missing := [encode.hash for encode in plan.encodes if encode.hash not in self.shelf]:
+            raise DeviceFault(f"{self.core.ref.id} is to encode {missing}, whose pixels are not here")
         seconds = self._parts.step_time.seconds(plan, self.core)
         self.busy_seconds += seconds
         self._free_at = max(self._free_at, self._loop.now()) + seconds
@@ -265,11 +292,12 @@ class SimInstance:
             case OpenStaging():
                 self.producer.open_staging(message)
             case CompleteStaging():
-                assert message.continuation is not None, "no simulated instance takes media"
                 self.producer.complete(message.key, message.continuation)
             case CloseStaging():
                 self.producer.close(message.key, message.status, message.reason)
             case StartPull():
                 self.consumer.start(message)
             case CancelPull():
-                self.consumer.cancel(message.request)
+                self.consumer.cancel(message)
+            case DropMedia():
+                self.shelf.discard(message.hash)

@@ -3,8 +3,12 @@ occupancy over time.
 
 Times are seconds of virtual time. Definitions are those of tools/bench/metrics.py: TTFT from arrival at the gateway to
 the first token there, TPOT = (last token - first token) / (outputs - 1), one value a request. The stages of a request,
-in order: queue (waiting in the scheduler), wait (queued on the instance that prefills), prefill (first chunk to last),
-transfer (the pull, which overlaps prefill).
+in order: queue (waiting in the scheduler), gather (waiting for embeddings beside the queue of the instance that
+prefills), wait (in that queue), prefill (first chunk to last), transfer (the pull, which overlaps prefill).
+
+What happens during `gather`: encode_wait and encode (of a request's encode tasks the longest: until all its items have room,
+and from then until they are encoded) and feed (from the end of the last encode until the embeddings are where the prompt
+is). `share` is the part of TTFT from the moment when embeddings are missed until they are there.
 """
 
 from __future__ import annotations
@@ -28,6 +32,11 @@ COLUMNS = (
     "wait",
     "prefill",
     "transfer",
+    "gather",
+    "encode_wait",
+    "encode",
+    "feed",
+    "share",
     "prompt",
     "output",
     "cached",
@@ -91,12 +100,16 @@ class Occupancy:
         running, waiting: sequences in steps, and queued for a prompt's computation.
         pages: share of KV pages that are neither free nor merely cached.
         busy: share of the time since the last sample in which the device computed.
+        media: share of pages of embeddings that are neither free nor merely cached.
+        encoding: patches that wait to be encoded.
     """
 
     running: float
     waiting: float
     pages: float
     busy: float
+    media: float = 0.0
+    encoding: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +120,7 @@ class Sighting:
         number: orders the instances of a cluster.
         pages: share of KV pages that are neither free nor merely cached.
         computed: seconds so far in which the device computed.
+        media, encoding: see Occupancy.
     """
 
     number: int
@@ -115,6 +129,8 @@ class Sighting:
     waiting: int
     pages: float
     computed: float
+    media: float = 0.0
+    encoding: int = 0
 
 
 @dataclass
@@ -153,7 +169,10 @@ def timeline(counts: Sequence[tuple[float, int, int]], sightings: Iterable[Seque
             n, computed = len(group), sum(one.computed for one in group)
             busy = (computed - before.get(kind, 0.0)) / (n * (now - since)) if now else 0.0
             running, waiting = sum(one.running for one in group), sum(one.waiting for one in group)
-            snapshot[kind] = Occupancy(running / n, waiting / n, sum(one.pages for one in group) / n, busy)
+            media, encoding = sum(one.media for one in group), sum(one.encoding for one in group)
+            snapshot[kind] = Occupancy(
+                running / n, waiting / n, sum(one.pages for one in group) / n, busy, media / n, encoding / n
+            )
             before[kind] = computed
         since = now
         out.add(now, queued, active, snapshot)

@@ -23,12 +23,13 @@ from triptych.runtime.core.control import (
     WorkerJoined,
     WorkerLost,
 )
-from triptych.runtime.core.tasks import ReserveDecode, StartLocal, StartPrefill
+from triptych.runtime.core.tasks import ReserveDecode, StartEncode, StartLocal, StartPrefill
 
 NAMES = (
     *("Submit", "WorkerJoined", "WorkerLost", "Declare", "Resume"),
     *("ReserveDecode", "StartPrefill", "StartDecode", "StartLocal", "AbortTask"),
     *("Granted", "Refused", "Staged", "Accepted", "PrefillDone", "DecodeStarted", "TaskEnded"),
+    *("MediaWanted", "StartEncode", "EncodeStaged", "MediaNeeded", "FeedMedia", "EncodeDone"),
     *("Placed", "Interrupted", "Failed", "Completed"),
     *("DrainRequested", "SetRoles", "Retire", "InstanceReset"),
 )
@@ -78,7 +79,7 @@ def told(
         match command:
             case ToInstance():
                 task = command.command
-                named = isinstance(task, ReserveDecode | StartPrefill | StartLocal)
+                named = isinstance(task, ReserveDecode | StartPrefill | StartLocal | StartEncode)
                 request = task.request.id if named else str(task.request)
                 yield type(task).__name__, Subject(command.worker, command.ref.id, request)
             case ToWorker():

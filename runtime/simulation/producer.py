@@ -13,7 +13,7 @@ from triptych.runtime.core.errors import StaleEpochError, Status
 from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.core.request import Continuation
 from triptych.runtime.instance.messages import LeaseExtended, OpenStaging, StagedReleased
-from triptych.runtime.instance.plan import Export
+from triptych.runtime.instance.plan import Export, Pool
 from triptych.runtime.simulation.network import End
 from triptych.runtime.simulation.transfer import Alive, Closed, Data, Final, Offer, Open, Opened, Release, Surroundings
 
@@ -24,6 +24,7 @@ class _Staging:
     waiting: deque[Export] = field(default_factory=deque)
     end: End | None = None
     final: Continuation | None = None
+    complete: bool = False
     gathering: int = 0
     offers: int = 0
 
@@ -31,10 +32,10 @@ class _Staging:
 class SimProducer:
     """Stagings of one instance."""
 
-    def __init__(self, ref: InstanceRef, digest: str, around: Surroundings):
+    def __init__(self, ref: InstanceRef, digest: str, around: Surroundings, media_digest: str = ""):
         self.ref = ref
         self.corrupt_next = False
-        self._digest = digest
+        self._digests = {Pool.KV: digest, Pool.MEDIA: media_digest}
         self._around = around
         self._stagings: dict[int, _Staging] = {}
 
@@ -55,11 +56,11 @@ class SimProducer:
             staging.waiting.append(export)
             self._gather(staging)
 
-    def complete(self, key: int, continuation: Continuation) -> None:
+    def complete(self, key: int, continuation: Continuation | None) -> None:
         """Nothing more will be exported for `key`."""
         staging = self._stagings.get(key)
         if staging is not None:
-            staging.final = continuation
+            staging.final, staging.complete = continuation, True
             self._finish(staging)
 
     def close(self, key: int, status: Status, reason: str) -> bool:
@@ -89,7 +90,7 @@ class SimProducer:
             self._refuse(end, Status.NOT_FOUND, "nothing is staged under this key (any more)")
         elif staging.end is not None:
             self._refuse(end, Status.INVALID_ARGUMENT, "the key was opened before")
-        elif (message.digest, message.first_page) != (self._digest, staging.opened.first_page):
+        elif (message.digest, message.first_page) != (self._digests[staging.opened.pool], staging.opened.first_page):
             self._refuse(end, Status.FAILED_PRECONDITION, "header or first page differ")
         else:
             staging.end = end
@@ -134,7 +135,7 @@ class SimProducer:
             return
         while staging.waiting:
             export = staging.waiting.popleft()
-            content = tuple(self._around.device.read(page) for page in export.pages)
+            content = tuple(self._around.device.read(page, export.pool) for page in export.pages)
             data, self.corrupt_next = Data(export.first_page, content, self.corrupt_next), False
             staging.gathering += 1
             self._around.loop.at(self._around.settled(), self._around.process, self._offer, (staging, data))
@@ -149,6 +150,6 @@ class SimProducer:
             self._finish(staging)
 
     def _finish(self, staging: _Staging) -> None:
-        if staging.final is not None and staging.end is not None and not staging.waiting and not staging.gathering:
+        if staging.complete and staging.end is not None and not staging.waiting and not staging.gathering:
             staging.end.send(Final(staging.final, staging.offers))
-            staging.final = None
+            staging.complete = False

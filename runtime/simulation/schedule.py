@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from triptych.runtime.core.generation import Patience
 from triptych.runtime.core.instance import Role
+from triptych.runtime.core.media import MediaItem, MediaKind
 from triptych.runtime.core.request import Request
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.scheduler.config import SchedulerConfig
@@ -31,7 +32,7 @@ from triptych.runtime.simulation.worker import WorkerConfig
 from triptych.runtime.simulation.world import SCHEDULER, InstanceShape, WorldConfig
 
 PREFILL, DECODE = frozenset({Role.PREFILL}), frozenset({Role.DECODE})
-BOTH = PREFILL | DECODE
+BOTH, ENCODE = PREFILL | DECODE, frozenset({Role.ENCODE})
 TOPOLOGIES = {
     "1P1D": ("p", "d"),
     "2P2D": ("p", "p", "d", "d"),
@@ -39,12 +40,22 @@ TOPOLOGIES = {
     "2PD": ("pd", "pd"),
     "1P2D": ("p", "d", "d"),
     "mixed": ("p", "d", "pd"),
+    "1E1P1D": ("e", "p", "d"),
+    "2E1PD": ("e", "e", "pd"),
+    "EP-D": ("ep", "d"),
+    "EPD": ("epd",),
+    "2EPD": ("epd", "epd"),
+    "2E2P1D": ("e", "e", "p", "p", "d"),
 }
-ROLES = {"p": PREFILL, "d": DECODE, "pd": BOTH}
+ROLES = {"p": PREFILL, "d": DECODE, "pd": BOTH, "e": ENCODE, "ep": ENCODE | PREFILL, "epd": ENCODE | BOTH}
 MAX_MODEL_LEN = 48
 STORM = (0.08, 1.3)  # seconds between which faults begin
 MANY = 50  # attempts, or requests: more than any schedule has
 UNHURRIED = 60.0  # seconds that a drain may take; longer than any schedule: one that is not answered shows as held
+MOST_IMAGES, LARGEST = 3, 5  # images of a request; embeddings and patches of an image
+ORPHANED = (
+    10.0  # seconds; longer than any storm, shorter than the calm after it: prompts that wait for embeddings end by it
+)
 PATIENCE = 30.0  # seconds; longer than any schedule: a request that can be served again is
 
 
@@ -98,6 +109,8 @@ class Schedule:
                 max_attempts=self.max_attempts,
                 max_queued=self.max_queued,
                 max_active=self.max_active,
+                max_encodes=10 * MANY,
+                pixel_ttl=0.5,
                 heartbeat_interval=0.1,
                 heartbeat_timeout=0.5,
                 reserve_ttl=0.5,
@@ -143,6 +156,8 @@ def generate(seed: int, kinds: Sequence[Kind] = tuple(Kind)) -> Schedule:
     instances = make_instances(topology, luck)
     gateways = ("gateway-0",) if luck.random() < 0.7 else ("gateway-0", "gateway-1")
     arrivals = _arrivals(luck, gateways)
+    if encodes(topology):
+        arrivals = with_media(arrivals, luck)
     count = 0 if luck.random() < 0.05 else 1 + min(int(luck.expovariate(0.4)), 7)
     faults: list[Fault] = []
     for _ in range(count):
@@ -160,7 +175,7 @@ def generate(seed: int, kinds: Sequence[Kind] = tuple(Kind)) -> Schedule:
         queue_order=luck.choice(list(QUEUE_ORDERS)),
         max_attempts=2 if luck.random() < 0.1 else MANY,
         switch_seconds=0.3 if luck.random() < 0.3 else UNHURRIED,
-        orphan_seconds=2.0 if luck.random() < 0.3 else PATIENCE,
+        orphan_seconds=2.0 if luck.random() < 0.3 else ORPHANED if encodes(topology) else PATIENCE,
         max_queued=luck.choice([1, 3]) if luck.random() < 0.1 else MANY,
         max_active=luck.choice([1, 2, 3]) if luck.random() < 0.1 else MANY,
         shares=luck.random() < 0.3,
@@ -176,7 +191,7 @@ def make_instances(topology: str, luck: random.Random) -> tuple[InstanceShape, .
     together = luck.random() < 0.15
     page_size = luck.choice([2, 4])
     least = -(-MAX_MODEL_LEN // page_size) + 4  # any request of ours fits an empty instance, with its forks
-    return tuple(
+    shapes = tuple(
         InstanceShape(
             id=f"{kind}{index}",
             roles=ROLES[kind],
@@ -193,6 +208,49 @@ def make_instances(topology: str, luck: random.Random) -> tuple[InstanceShape, .
         )
         for index, kind in enumerate(TOPOLOGIES[topology])
     )
+    return _with_encoders(shapes, luck) if encodes(topology) else shapes
+
+
+def encodes(topology: str) -> bool:
+    """Whether some instance of it encodes media."""
+    return any(Role.ENCODE in ROLES[kind] for kind in TOPOLOGIES[topology])
+
+
+def _with_encoders(shapes: tuple[InstanceShape, ...], luck: random.Random) -> tuple[InstanceShape, ...]:
+    """Media pools, with room for the media of one request or a little more, and what it takes to encode: sometimes everywhere,
+    so that every instance may take on every role, else only where the role is."""
+    everywhere = luck.random() < 0.5
+    least = 1 + MOST_IMAGES * -(-LARGEST // shapes[0].page_size)
+    out = []
+    for shape in shapes:
+        able = everywhere or Role.ENCODE in shape.roles
+        patches = luck.choice([LARGEST, 2 * LARGEST, 30]) if able else 0
+        pages = least + luck.choice([0, 1, 4, 12])
+        switchable = BOTH | ENCODE if able else BOTH
+        lean = shape.roles == ENCODE and not everywhere
+        if lean:
+            shape, switchable = replace(shape, num_pages=1, max_num_seqs=0), ENCODE
+        turns = len(shape.roles) > 1 and luck.random() < 0.4
+        out.append(replace(shape, media_pages=pages, encode_patches=patches, switchable=switchable, taking_turns=turns))
+    return tuple(out)
+
+
+def with_media(arrivals: tuple[Arrival, ...], luck: random.Random) -> tuple[Arrival, ...]:
+    """Images in most of the prompts, few different ones: some at the beginning, behind some text, or next to each other."""
+    sizes = {f"i{number}": luck.randint(1, LARGEST) for number in range(luck.choice([1, 3, 6]))}
+    out = []
+    for arrival in arrivals:
+        request = arrival.request
+        prompt, items = list(request.prompt), list[MediaItem]()
+        for at in sorted(luck.choices(range(len(prompt)), k=luck.choice([0, 1, 1, 2, MOST_IMAGES]))):
+            name, tokens = luck.choice(list(sizes.items()))
+            offset = at + sum(item.tokens for item in items)
+            if len(prompt) + tokens + 2 > MAX_MODEL_LEN:
+                break
+            prompt[offset:offset] = [1] * tokens
+            items.append(MediaItem(name, MediaKind.IMAGE, offset, tokens, tokens, (1, 1, tokens)))
+        out.append(replace(arrival, request=replace(request, prompt=tuple(prompt), media=tuple(items))))
+    return tuple(out)
 
 
 def _arrivals(luck: random.Random, gateways: tuple[str, ...]) -> tuple[Arrival, ...]:
@@ -265,8 +323,11 @@ def make_fault(
         case Kind.ENGINE | Kind.CORRUPT:
             return Fault(kind, at, luck.choice(instances).id)
         case Kind.DRAIN | Kind.FORCE:
-            roles = luck.choice(["", "prefill", "decode", "decode+prefill"])
-            return Fault(kind, at, luck.choice(instances).id, roles, luck.uniform(0.0, 0.5))
+            instance = luck.choice(instances)
+            possible = sorted(instance.switchable | instance.roles)
+            choices = [BOTH, PREFILL, DECODE, ENCODE, ENCODE | PREFILL, ENCODE | BOTH]
+            names = ["", *("+".join(sorted(roles)) for roles in choices if roles <= set(possible))]
+            return Fault(kind, at, instance.id, luck.choice(names), luck.uniform(0.0, 0.5))
         case Kind.REPEAT:
             return Fault(kind, at, luck.choice(workers), luck.choice(gateways))
         case Kind.LEAVE:
@@ -299,4 +360,5 @@ def _survivable(target: str, instances: tuple[InstanceShape, ...], others: list[
     """Whether requests can still be served when `target`, too, is dead or cut from the scheduler for good."""
     dead = {fault.other or fault.target for fault in others if fault.seconds >= FOR_GOOD} | {target}
     left = [shape.roles for shape in instances if shape.worker not in dead]
-    return SCHEDULER not in dead and all(any(role in roles for roles in left) for role in (Role.PREFILL, Role.DECODE))
+    needed = frozenset().union(*(shape.roles for shape in instances))
+    return SCHEDULER not in dead and all(any(role in roles for roles in left) for role in needed)

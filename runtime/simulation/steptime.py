@@ -4,7 +4,7 @@ numbers into seconds.
 A model of a device sees counts only (`StepShape`), never tokens, so the same models serve the simulator, the planner
 and the comparison with measurements. Three are provided: `Affine` here (for tests and for whoever has two numbers),
 `Roofline` (roofline.py, from a description of the hardware) and `StepTable` (steptime_table.py, measured on the real
-engine by `triptych calibrate`).
+engine by `triptych calibrate`). None of them knows encoders: those are in steptime_encode.py.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class StepShape:
         draws: tokens drawn.
         exported_pages: pages gathered for pullers after the step.
         copied_pages: pages copied before the step, for forks.
+        patches: encoder positions of the media items that are encoded, summed.
+        patch_pairs: (query, key) pairs of encoder positions, each item's square summed.
     """
 
     decode_rows: int = 0
@@ -43,6 +45,8 @@ class StepShape:
     draws: int = 0
     exported_pages: int = 0
     copied_pages: int = 0
+    patches: int = 0
+    patch_pairs: int = 0
 
 
 def shape_of(plan: StepPlan) -> StepShape:
@@ -62,7 +66,11 @@ def shape_of(plan: StepPlan) -> StepShape:
             pairs += length * start + length * (length + 1) // 2
         draws += len(row.draws)
     exported = sum(len(export.pages) for export in plan.exports)
-    return StepShape(rows, context, prefill_rows, tokens, before, pairs, longest, draws, exported, len(plan.copies))
+    patches = [encode.patches for encode in plan.encodes]
+    return StepShape(
+        rows, context, prefill_rows, tokens, before, pairs, longest, draws, exported, len(plan.copies),
+        sum(patches), sum(count * count for count in patches),
+    )  # fmt: skip
 
 
 class StepTimes(Protocol):

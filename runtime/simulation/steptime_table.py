@@ -10,12 +10,13 @@ in the (query, key) pairs that the step computes; below and above it is that of 
 What the measured times contain: one step in a steady stream of steps, each dispatched before the last one is read, with
 packing, sampling and reading the tokens. `host` is the work of the pure half of an instance on top, of which the device
 hides a part (measured, 1 on accelerators, 0 where host and device share a core). Chunks that draw nothing lack the
-sampler: `sample` is taken off.
+sampler: `sample` is taken off. Where the model takes media, every encode program was measured too (`encode`), full.
 """
 
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,6 +61,37 @@ class ProgramTime:
 
 
 @dataclass(frozen=True)
+class EncodeTable:
+    """The encode programs of an engine.
+
+    Attributes:
+        sizes: slots and seconds of each program, ascending: a step of encodes costs that of the smallest that holds it.
+        embedding_bytes: bytes of one embedding.
+        image: patches and embeddings of the image that was measured with.
+    """
+
+    sizes: tuple[tuple[int, float], ...]
+    embedding_bytes: int
+    image: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if not self.sizes or list(self.sizes) != sorted(self.sizes):
+            raise StepTableError(f"encode programs are {self.sizes}; expected some, the smallest first")
+
+    @property
+    def most(self) -> int:
+        """Slots of the largest program."""
+        return self.sizes[-1][0]
+
+    def seconds(self, patches: int, pairs: int) -> float:
+        """Raises StepTableError for more patches than any program holds."""
+        at = bisect_left(self.sizes, (patches, 0.0))
+        if at == len(self.sizes):
+            raise StepTableError(f"no measured program encodes {patches} patches; the largest holds {self.most}")
+        return self.sizes[at][1]
+
+
+@dataclass(frozen=True)
 class HostTime:
     """Seconds of the pure half per step and per row of it, and the share of them that the device hides."""
 
@@ -100,6 +132,7 @@ class StepTable:
         ragged_decode_cost: what a decode row costs in the engine's choice when it is packed among prefill rows.
         sample: seconds that drawing takes in a step; steps that draw nothing are so much shorter.
         idle: seconds that a step takes longer when no step was before it: nothing hides its dispatch.
+        encode: the encode programs; None for a text model.
         facts: what was measured, where and when: for people.
     """
 
@@ -110,6 +143,7 @@ class StepTable:
     idle: float = 0.0
     host: HostTime = HostTime()
     pull: PullTime | None = None
+    encode: EncodeTable | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -164,15 +198,22 @@ def load_table(path: Path) -> StepTable:
             ProgramTime(**{**p, "low": Measured(**p["low"]), "high": Measured(**p["high"])})
             for p in values.pop("programs")
         )
-        pull = values.pop("pull")
+        pull, encode = values.pop("pull"), values.pop("encode", None)
         return StepTable(
             limits=Limits(**values.pop("limits")),
             programs=programs,
             host=HostTime(**values.pop("host")),
             pull=None if pull is None else PullTime(**pull),
+            encode=None if encode is None else _encode_table(**encode),
             **values,
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, StepTableError):
             raise
         raise StepTableError(f"{path} cannot be read as a step table: {error!r}") from error
+
+
+def _encode_table(sizes: list[list[float]], embedding_bytes: int, image: list[int]) -> EncodeTable:
+    """JSON has lists where an EncodeTable has tuples."""
+    patches, tokens = image
+    return EncodeTable(tuple((int(size), seconds) for size, seconds in sizes), embedding_bytes, (patches, tokens))

@@ -27,7 +27,9 @@ from triptych.runtime.simulation.study_split import SplitCluster, window
 from triptych.runtime.simulation.workload_named import Workload
 from triptych.runtime.simulation.workload_tokens import TokenSource
 
-STAGES = ("ttft", "tpot", "e2e", "queue", "wait", "prefill", "transfer")
+STAGES = (
+    "ttft", "tpot", "e2e", "queue", "wait", "prefill", "transfer", "gather", "encode_wait", "encode", "feed", "share",
+)  # fmt: skip
 
 Progress = Callable[[float, float, int, int], None]
 """(rate, virtual seconds, submitted, ended)"""
@@ -81,6 +83,8 @@ class Study:
             wrong.append(f"jobs is {self.jobs}; expected 1 or 2 processes")
         elif self.jobs == 2 and not window(self.delays) > 0:
             wrong.append(f"jobs is 2, but {self.delays} leave no window between processes; use 1, or delays above 0")
+        if self.workload.images is not None and not any(kind.encode_patches for kind in self.kinds):
+            wrong.append("requests have images, but no instance encodes any")
         if wrong:
             raise ConfigError("; ".join(wrong))
 
@@ -109,7 +113,7 @@ class RateResult:
     cpu_seconds: float
     timeline: Timeline
     occupancy: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Means over the time of arrivals, by kind: running, waiting, pages, busy."""
+    """Means over the time of arrivals, by kind: running, waiting, pages, busy, media, encoding."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,6 @@ def _means(timeline: Timeline, until: float) -> dict[str, dict[str, float]]:
         rows: Sequence[Any] = samples[1:count] or samples
         out[kind] = {
             name: sum(getattr(row, name) for row in rows) / len(rows)
-            for name in ("running", "waiting", "pages", "busy")
+            for name in ("running", "waiting", "pages", "busy", "media", "encoding")
         }
     return out

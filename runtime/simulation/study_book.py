@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from triptych.runtime.core.media import MediaItem, MediaKind
 from triptych.runtime.core.request import Request
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.instance.tasks import Stream
@@ -33,7 +34,8 @@ class Book:
         if sampling is None:
             sampling = self._sampling[outputs] = SamplingParams(max_tokens=outputs, ignore_eos=True)
         self._sessions += arrival.shape.session is not None
-        request = Request(name, GATEWAY, MODEL, self._tokens.prompt(arrival), sampling)
+        media = _media(arrival) if arrival.shape.images else ()
+        request = Request(name, GATEWAY, MODEL, self._tokens.prompt(arrival), sampling, media=media)
         self._open[name] = arrival, request
         return request
 
@@ -44,6 +46,11 @@ class Book:
     def request(self, name: str) -> Request:
         return self._open[name][1]
 
+    def find(self, name: str) -> Request | None:
+        """None if it is not open (any more)."""
+        entry = self._open.get(name)
+        return None if entry is None else entry[1]
+
     def arrival(self, name: str) -> Arrival:
         return self._open[name][0]
 
@@ -53,3 +60,13 @@ class Book:
             return [0] * count
         arrival = self._open[stream.task.request.id][0]
         return [0] * count if arrival.shape.session is None else self._tokens.tokens(arrival, position, count)
+
+
+def _media(arrival: Arrival) -> tuple[MediaItem, ...]:
+    """The images of a request, one after the other from the beginning of its prompt."""
+    items, offset = [], 0
+    for image in arrival.shape.images:
+        grid = (1, 1, image.tokens)
+        items.append(MediaItem(f"{image.name:x}", MediaKind.IMAGE, offset, image.tokens, image.patches, grid))
+        offset += image.tokens
+    return tuple(items)

@@ -19,31 +19,41 @@ from triptych.runtime.core.tasks import (
     AbortTask,
     Accepted,
     DecodeStarted,
+    EncodeDone,
+    EncodeStaged,
+    FeedMedia,
     Granted,
+    MediaWanted,
     PrefillDone,
     Refused,
     ReserveDecode,
     Staged,
     StageTimes,
     StartDecode,
+    StartEncode,
     StartLocal,
     StartPrefill,
     TaskEnded,
 )
-from triptych.runtime.instance.messages import Command, LeaseExtended, StagedReleased
+from triptych.runtime.instance.messages import Command, LeaseExtended, MediaArrived, StagedReleased
+from triptych.runtime.instance.plan import Pool
 from triptych.runtime.simulation.study_book import Book
 from triptych.runtime.simulation.study_fleet import Seat
 from triptych.runtime.simulation.study_post import Sent
-from triptych.runtime.simulation.study_transfer import Pages, PullOpened
-from triptych.runtime.simulation.workload import Arrival, Shape
+from triptych.runtime.simulation.study_transfer import Gone, Pages, PullOpened
+from triptych.runtime.simulation.workload import Arrival, Image, Shape
 
 Flat = tuple[Any, ...]
 """(when, key, target, name of the type, its fields)"""
 
-_LOAD = attrgetter("running", "waiting", "waiting_tokens", "free_pages", "free_slots", "staged", "share")
+_LOAD = attrgetter(
+    "running", "waiting", "waiting_tokens", "free_pages", "free_slots", "staged", "share",
+    "free_media_pages", "encoding",
+)  # fmt: skip
 _TIMES = attrgetter("queue", "compute", "transfer", "bytes_moved", "pages_pulled", "pages_skipped")
 _HANDLE = attrgetter("owner.id", "owner.epoch", "address", "key", "digest")
-_SHAPE = attrgetter("prompt_tokens", "output_tokens", "session", "blocks", "block_tokens", "images")
+_SHAPE = attrgetter("prompt_tokens", "output_tokens", "session", "blocks", "block_tokens")
+_FIELDS = 8  # of a request: serial, time, shape and images
 
 
 class Codec:
@@ -63,25 +73,36 @@ class Codec:
             ReserveDecode: lambda m: (*self._request(m), m.ttl),
             StartPrefill: lambda m: (*self._request(m), m.skip_tokens, m.lease),
             StartLocal: self._request,
+            StartEncode: lambda m: (*self._request(m), m.items, m.ttl, m.lease),
+            FeedMedia: lambda m: (m.request, m.items, m.attempt, *_HANDLE(m.source)),
             StartDecode: lambda m: (m.request, m.attempt, *_HANDLE(m.source)),
             AbortTask: lambda m: (m.request, int(m.status), m.reason, _plain(m.role), m.attempt),
             Granted: attrgetter("request", "cached_tokens", "attempt"),
             Refused: lambda m: (m.request, _plain(m.role), m.reason, m.permanent, m.attempt),
             Staged: lambda m: (m.request, m.attempt, *_HANDLE(m.handle)),
             Accepted: attrgetter("request", "attempt"),
+            MediaWanted: attrgetter("request", "items", "attempt"),
+            EncodeStaged: lambda m: (m.request, m.lacking, m.attempt, *_HANDLE(m.handle)),
+            EncodeDone: lambda m: (m.request, m.encoded, m.attempt, *_TIMES(m.times)),
             PrefillDone: _prefill_done,
             DecodeStarted: lambda m: (m.request, m.attempt, *_TIMES(m.times)),
             TaskEnded: lambda m: (m.request, _plain(m.role), int(m.status), m.reason, m.preemptions, m.attempt),
             Heartbeat: lambda m: (m.worker, *((entry.ref.id, *_LOAD(entry.load)) for entry in m.loads)),
-            PullOpened: attrgetter("puller", "request", "key", "pages", "bandwidth"),
+            PullOpened: lambda m: (m.puller, m.request, m.key, m.pages, m.bandwidth, str(m.pool)),
             Pages: _pages,
+            Gone: attrgetter("request", "key"),
+            MediaArrived: lambda m: (m.hash,),
             LeaseExtended: lambda m: (m.key,),
             StagedReleased: lambda m: (m.key,),
         }
         self._decoders: dict[str, Callable[..., Any]] = {
-            "ReserveDecode": lambda *f: Command(ReserveDecode(self._opened(*f[:8]), f[8])),
-            "StartPrefill": lambda *f: Command(StartPrefill(self._opened(*f[:8]), f[8], f[9])),
+            "ReserveDecode": lambda *f: Command(ReserveDecode(self._opened(*f[:_FIELDS]), f[_FIELDS])),
+            "StartPrefill": lambda *f: Command(StartPrefill(self._opened(*f[:_FIELDS]), *f[_FIELDS:])),
             "StartLocal": lambda *f: Command(StartLocal(self._opened(*f))),
+            "StartEncode": lambda *f: Command(StartEncode(self._opened(*f[:_FIELDS]), *f[_FIELDS:])),
+            "FeedMedia": lambda request, items, attempt, *handle: Command(
+                FeedMedia(request, self._handle(*handle), items, attempt)
+            ),
             "StartDecode": lambda request, attempt, *handle: Command(
                 StartDecode(request, self._handle(*handle), attempt)
             ),
@@ -92,6 +113,11 @@ class Codec:
             "Refused": lambda r, role, *rest: Refused(r, Role(role), *rest),
             "Staged": lambda request, attempt, *handle: Staged(request, self._handle(*handle), attempt),
             "Accepted": Accepted,
+            "MediaWanted": MediaWanted,
+            "EncodeStaged": lambda request, lacking, attempt, *handle: EncodeStaged(
+                request, self._handle(*handle), lacking, attempt
+            ),
+            "EncodeDone": lambda r, encoded, attempt, *times: EncodeDone(r, encoded, StageTimes(*times), attempt),
             "PrefillDone": lambda r, prompt, cached, finished, attempt, *times: PrefillDone(
                 r, PromptReport(prompt, cached), finished, StageTimes(*times), attempt
             ),
@@ -100,8 +126,10 @@ class Codec:
             "Heartbeat": lambda worker, *loads: Heartbeat(
                 worker, tuple(InstanceLoad(self._refs[name], Load(*load)) for name, *load in loads)
             ),
-            "PullOpened": PullOpened,
+            "PullOpened": lambda *f: PullOpened(*f[:-1], Pool(f[-1])),
             "Pages": self._arriving,
+            "Gone": Gone,
+            "MediaArrived": MediaArrived,
             "LeaseExtended": LeaseExtended,
             "StagedReleased": StagedReleased,
         }
@@ -121,29 +149,31 @@ class Codec:
         message = self._decoders[name](*fields)
         return when, key, target, message if ref is None else Reported(self._refs[ref], message)
 
-    def _request(self, message: ReserveDecode | StartPrefill | StartLocal) -> Flat:
+    def _request(self, message: ReserveDecode | StartPrefill | StartLocal | StartEncode) -> Flat:
         request: Request = message.request
-        assert request.attempt == 1 and not message.resumed, f"request {request.id} was resumed, but nothing fails here"
+        resumed = not isinstance(message, StartEncode) and message.resumed
+        assert request.attempt == 1 and not resumed, f"request {request.id} was resumed, but nothing fails here"
         arrival = self._book.arrival(request.id)
-        return (arrival.serial, arrival.at, *_SHAPE(arrival.shape))
+        return (arrival.serial, arrival.at, *_SHAPE(arrival.shape), tuple(map(tuple, arrival.shape.images)))
 
     def _opened(self, serial: int, at: float, *shape: Any) -> Request:
-        return self._book.open(Arrival(serial, at, Shape(*shape)))
+        *lengths, images = shape
+        return self._book.open(Arrival(serial, at, Shape(*lengths, tuple(Image(*image) for image in images))))
 
     def _handle(self, owner: str, epoch: int, address: str, key: int, digest: str) -> Handle:
         ref = self._refs[owner]
         assert ref.epoch == epoch, f"{owner} has epoch {ref.epoch}, not {epoch}"
         return Handle(ref, address, key, digest)
 
-    def _arriving(self, request: str, key: int, pages: int, seconds: float, *final: Any) -> Pages:
+    def _arriving(self, request: str, key: int, pages: int, seconds: float, last: bool, *final: Any) -> Pages:
         if not final:
-            return Pages(request, key, pages, seconds, None)
+            return Pages(request, key, pages, seconds, last, None)
         offset, *samples = final
         states = tuple(
             SampleState(number, outputs, None if end is None else Finish(FinishReason(end[0]), end[1]))
             for number, outputs, end in samples
         )
-        return Pages(request, key, pages, seconds, Continuation(self._book.request(request), states, offset))
+        return Pages(request, key, pages, seconds, last, Continuation(self._book.request(request), states, offset))
 
 
 def _plain(role: Role | None) -> str | None:
@@ -158,9 +188,9 @@ def _prefill_done(m: PrefillDone) -> Flat:
 
 def _pages(m: Pages) -> Flat:
     if m.final is None:
-        return (m.request, m.key, m.pages, m.seconds)
+        return (m.request, m.key, m.pages, m.seconds, m.last)
     samples = (
         (s.sample, s.outputs, None if s.finish is None else (str(s.finish.reason), s.finish.matched))
         for s in m.final.samples
     )
-    return (m.request, m.key, m.pages, m.seconds, m.final.position_offset, *samples)
+    return (m.request, m.key, m.pages, m.seconds, m.last, m.final.position_offset, *samples)

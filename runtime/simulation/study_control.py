@@ -5,12 +5,16 @@ Nothing fails here, so streams, journals and recovery are left out (runtime/simu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from triptych.runtime.core.control import (
+    Cancel,
     Completed,
     Failed,
     GatewayJoined,
+    Interrupted,
+    MediaNeeded,
     Placed,
     Progress,
     SchedulerCommand,
@@ -23,7 +27,7 @@ from triptych.runtime.core.control import (
 )
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.request import Request
-from triptych.runtime.instance.messages import Command
+from triptych.runtime.instance.messages import Command, MediaArrived
 from triptych.runtime.scheduler.scheduler import Scheduler
 from triptych.runtime.simulation.events import EventLoop
 from triptych.runtime.simulation.metrics import Requests
@@ -33,17 +37,22 @@ from triptych.runtime.simulation.study_post import CONTROL, Post
 from triptych.runtime.simulation.workload import Arrival
 
 SCHEDULER_TICK = 0.1  # seconds; what SchedulerTick asks for
+LAST = ("encoded", "gathered")  # of what is heard more than once, the last counts
 
 
 class _Open:
     """A request under way."""
 
-    __slots__ = ("arrival", "cached", "first", "last", "prefill", "prompt", "queue", "transfer", "wait")
+    __slots__ = (
+        "arrival", "cached", "encode", "encode_wait", "encoded", "first", "gathered", "last", "prefill", "prompt", "queue",
+        "transfer", "wait", "wanted",
+    )  # fmt: skip
 
     def __init__(self, arrival: Arrival, prompt: int):
         self.arrival, self.prompt = arrival, prompt
         self.first = self.last = self.queue = self.wait = self.prefill = self.transfer = 0.0
         self.cached = 0.0
+        self.wanted = self.encoded = self.gathered = self.encode_wait = self.encode = math.nan
 
 
 class Control:
@@ -139,8 +148,12 @@ class Control:
     def hear(self, request: str, what: str, value: float) -> None:
         """What the instances said of a request (study_post.Hear)."""
         entry = self._open.get(request)
-        if entry is not None:
-            setattr(entry, what, value)
+        if entry is None:
+            return
+        before = getattr(entry, what)
+        if (what in LAST and before > value) or (what == "wanted" and before < value):
+            return  # processes tell of such things in an order of their own
+        setattr(entry, what, value)
 
     def _notice(self, command: SchedulerCommand) -> None:
         notice = command.notice if isinstance(command, ToGateway) else None
@@ -149,14 +162,28 @@ class Control:
                 self._open[notice.request].queue = notice.queue
             case Progress():
                 entry = self._open[notice.request]
+                times = notice.times
                 if notice.role is Role.PREFILL:
-                    entry.wait, entry.prefill = notice.times.queue, notice.times.compute
+                    entry.wait, entry.prefill = times.queue, times.compute
+                elif notice.role is Role.ENCODE:
+                    entry.encode_wait = max(times.queue, entry.encode_wait)  # in this order: NaN is what it begins as
+                    entry.encode = max(times.compute, entry.encode)
                 else:
-                    entry.transfer = notice.times.transfer
+                    entry.transfer = times.transfer
+            case MediaNeeded():
+                self._bring(notice)
+            case Interrupted():  # a prompt with media was preempted where it only decodes: live, it would be resumed
+                self.tell(Cancel(notice.request, notice.reason))
             case Completed():
                 self._end(self._close(notice.request), notice.preemptions)
             case Failed():
                 self.requests.fail(self._close(notice.request).arrival.at, notice.status.name)
+
+    def _bring(self, notice: MediaNeeded) -> None:
+        """The pixels of some items go to the encode instance that lacks them."""
+        when, media = self._loop.now() + self._delays.pixels, self._book.request(notice.request).media
+        for item in notice.items:
+            self._post.send(CONTROL, self._numbers[notice.encode.id], when, MediaArrived(media[item].hash))
 
     def _close(self, request: str) -> _Open:
         self._book.close(request)
@@ -166,9 +193,15 @@ class Control:
 
     def _end(self, entry: _Open, preemptions: int) -> None:
         at, shape = entry.arrival.at, entry.arrival.shape
+        ttft = entry.first - at
+        gather = 0.0 if math.isnan(entry.gathered) else entry.gathered - entry.wanted
+        # Where the prompt is computed by the instance that encodes, it is queued as soon as the encode is planned.
+        ready = 0.0 if math.isnan(entry.gathered) else max(entry.gathered - entry.wanted, entry.encoded - entry.wanted)
         tpot = (entry.last - entry.first) / (shape.output_tokens - 1) if shape.output_tokens > 1 else float("nan")
         self.requests.add(
-            at=at, ttft=entry.first - at, tpot=tpot, e2e=entry.last - at, queue=entry.queue, wait=entry.wait,
+            at=at, ttft=ttft, tpot=tpot, e2e=entry.last - at, queue=entry.queue, wait=entry.wait - gather,
             prefill=entry.prefill, transfer=entry.transfer, prompt=entry.prompt, output=shape.output_tokens, cached=entry.cached,
-            preemptions=preemptions,
+            preemptions=preemptions, encode_wait=entry.encode_wait, encode=entry.encode,
+            gather=gather if shape.images else math.nan, share=ready / ttft if shape.images else math.nan,
+            feed=max(0.0, entry.gathered - entry.encoded) if entry.encode == entry.encode else math.nan,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from triptych.runtime.core.control import Heartbeat, InstanceLoad, Reported
 from triptych.runtime.core.instance import Capacity, Compatibility, InstanceInfo, InstanceRef, Load, Role
-from triptych.runtime.core.tasks import TaskReport
+from triptych.runtime.core.tasks import EncodeDone, TaskReport
 from triptych.runtime.instance.composer import DefaultComposer, StepComposer
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.messages import Emit, EmitPrompt
@@ -34,6 +34,7 @@ class Delays:
         command: scheduler to instance.
         report: instance to scheduler.
         token: instance to client.
+        pixels: gateway to encode instance: to ask whether an item is needed, and to bring its pixels.
         pull: to set up a pull, and to hear that it is complete: every message from instance to instance.
     """
 
@@ -42,6 +43,7 @@ class Delays:
     report: float = 5e-4
     token: float = 5e-4
     pull: float = 1e-3
+    pixels: float = 2e-3
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class Kind:
         bandwidth: bytes a second of KV out and in.
         token_bytes: bytes of KV a token.
         composer: makes each instance's StepComposer.
+        media_pages, encode_patches: see InstanceConfig; 0: it takes no media, or encodes nothing.
+        embedding_bytes: of one embedding.
+        weight_bytes: of all weights that an instance has, 0 if that is not known.
     """
 
     name: str
@@ -69,6 +74,20 @@ class Kind:
     token_bytes: int
     prefix_cache: bool = True
     composer: Callable[[], StepComposer] = DefaultComposer
+    media_pages: int = 0
+    encode_patches: int = 0
+    embedding_bytes: int = 0
+    weight_bytes: int = 0
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of an instance's KV pool."""
+        return self.num_pages * self.page_size * self.token_bytes if self.max_num_seqs else 0
+
+    @property
+    def media_bytes(self) -> int:
+        """Of an instance's media pool."""
+        return self.media_pages * self.page_size * self.embedding_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +125,14 @@ def seats(kinds: Sequence[Kind]) -> list[list[Seat]]:
     workers: dict[str, list[Seat]] = {}
     number = CONTROL
     for kind in kinds:
-        capacity = Capacity(kind.max_num_seqs, kind.num_pages, kind.page_size, kind.max_model_len)
+        capacity = Capacity(
+            kind.max_num_seqs,
+            kind.num_pages,
+            kind.page_size,
+            kind.max_model_len,
+            max(0, kind.media_pages - 1),
+            kind.encode_patches,
+        )
         compatibility = Compatibility(1, MODEL, "study", "any", kind.page_size, "any")
         for place in range(kind.count):
             number += 1
@@ -136,7 +162,7 @@ class Fleet:
         self._watched: list[tuple[Seat, StudyInstance]] = []
         self._loads: dict[int, Load] = {}
         numbers = {seat.info.ref.id: seat.number for worker in workers for seat in worker}
-        around = Around(loop, post, self._report, self._emit, book.draws, numbers.__getitem__)
+        around = Around(loop, post, self._report, self._emit, hear, book.draws, numbers.__getitem__)
         for number, worker in enumerate(workers):
             if number in mine:
                 instances = [self._build(seat, around) for seat in worker]
@@ -148,9 +174,10 @@ class Fleet:
         config = InstanceConfig(
             info.ref, info.worker, "", kind.roles, kind.num_pages, kind.page_size, kind.max_num_seqs, kind.max_model_len,
             chunk_tokens=kind.chunk_tokens, max_prefill_rows=kind.max_prefill_rows, max_waiting=conditions.max_waiting,
-            prefix_cache=kind.prefix_cache,
+            prefix_cache=kind.prefix_cache, media_pages=kind.media_pages, encode_patches=kind.encode_patches,
         )  # fmt: skip
-        wire = Wire(kind.bandwidth, conditions.delays.pull, kind.page_size * kind.token_bytes)
+        size, pull = kind.page_size, conditions.delays.pull
+        wire = Wire(kind.bandwidth, pull, size * kind.token_bytes, size * kind.embedding_bytes)
         instance = StudyInstance(
             seat.number, info, config, kind.times, wire, around, composer=kind.composer(), leaps=conditions.leaps
         )
@@ -180,6 +207,8 @@ class Fleet:
         self._loop.after(self._conditions.heartbeat, None, self._beat, instances)
 
     def _report(self, instance: StudyInstance, report: TaskReport) -> None:
+        if isinstance(report, EncodeDone):
+            self._hear(report.request, "encoded", self._loop.now())
         when = self._loop.now() + self._conditions.delays.report
         self._post.send(instance.number, CONTROL, when, Reported(instance.info.ref, report))
 
@@ -190,7 +219,10 @@ class Fleet:
             return
         now = self._loop.now() + self._conditions.delays.token
         for token in message.tokens:
-            if token.position == len(self._book.request(token.request).prompt):
+            request = self._book.find(token.request)
+            if request is None:
+                continue  # it failed, and the instance has not heard of that yet
+            if token.position == len(request.prompt):
                 self._hear(token.request, "first", now)
             if token.finish is not None:
                 self._hear(token.request, "last", now)
@@ -203,7 +235,16 @@ class Fleet:
             instance.settle()
             load = instance.core.load()
             computed = min(instance.busy_seconds, instance.busy_seconds - max(0.0, instance.free_at - now))
-            used = 1.0 - load.free_pages / (seat.info.capacity.num_pages - 1)
-            seen.append(Sighting(seat.number, seat.kind.name, load.running, load.waiting, used, computed))
+            kind = seat.kind
+            used, media = _used(load.free_pages, kind.num_pages), _used(load.free_media_pages, kind.media_pages)
+            one = Sighting(
+                seat.number, seat.kind.name, load.running, load.waiting, used, computed, media, load.encoding
+            )
+            seen.append(one)
         self.sightings.append(seen)
         self._loop.after(max(interval, now / SAMPLES), None, self.watch, interval)
+
+
+def _used(free: int, pages: int) -> float:
+    """The share of a pool, of which one page is the null page, that is not free."""
+    return 1.0 - free / (pages - 1) if pages > 1 else 0.0

@@ -4,7 +4,7 @@ here.
 It keeps the order of the live device loop (runtime/worker/device_loop.py): at most two steps in flight, the next one
 dispatched before the last one is read; while the loop waits for a step, whatever arrives waits in its inbox. A step
 starts when it was dispatched or when the one before ends, whichever is later. Pages that a step filled can be pulled
-when it is done (study_transfer.py).
+when it is done (study_transfer.py). Pixels are a message, and what is known of them is that they are there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from triptych.runtime.core.tasks import ReserveDecode, StartDecode, TaskReport
 from triptych.runtime.instance.composer import StepComposer
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.core import InstanceCore
+from triptych.runtime.instance.media import MediaMemory
 from triptych.runtime.instance.messages import (
     CancelPull,
     CloseStaging,
@@ -43,8 +44,8 @@ from triptych.runtime.instance.termination import StopProbe
 from triptych.runtime.simulation.events import EventLoop
 from triptych.runtime.simulation.steptime import StepShape, StepTimes, shape_of
 from triptych.runtime.simulation.study_leap import DecodeRun, Draws, find_run, plan_decodes, take_quiet
-from triptych.runtime.simulation.study_post import Post
-from triptych.runtime.simulation.study_transfer import Pages, PullOpened, Transfers, Wire
+from triptych.runtime.simulation.study_post import Hear, Post
+from triptych.runtime.simulation.study_transfer import Gone, Pages, PullOpened, Transfers, Wire
 
 MAX_IN_FLIGHT = 2
 READY, TICK = DeviceReady(), Tick()
@@ -57,6 +58,7 @@ class Around:
     Attributes:
         report: where reports go, by the number of the instance's party.
         emit: where tokens go.
+        hear: what else the gateway learns of a request.
         draws: who draws tokens.
         number: of an instance's party, by its name.
     """
@@ -65,6 +67,7 @@ class Around:
     post: Post
     report: Callable[[StudyInstance, TaskReport], None]
     emit: Callable[[Emit | EmitPrompt], None]
+    hear: Hear
     draws: Draws
     number: Callable[[str], int]
 
@@ -83,7 +86,7 @@ class StudyInstance:
     """Started idle; `receive` is how anything reaches it."""
 
     __slots__ = (
-        "_around", "_asides", "_composer", "_flights", "_inbox", "_leaps", "_run", "_taken", "_times", "_transfers", "_waits",
+        "_around", "_asides", "_beside", "_composer", "_flights", "_inbox", "_leaps", "_run", "_taken", "_times", "_transfers", "_waits",
         "busy_seconds", "core", "free_at", "info", "number", "steps",
     )  # fmt: skip
 
@@ -110,18 +113,21 @@ class StudyInstance:
         self._waits = False  # the loop waits for the oldest step in flight
         self._run: DecodeRun | None = None
         self._asides: list[InstanceEvent] = []  # arrived in the step under way, and do not end the run
+        self._beside: dict[int, str] = {}  # sequences that wait for embeddings, and their requests
         self._taken: Sequence[PlannedRow] = ()  # rows of the step that is done, to be planned again
         self.free_at = self.busy_seconds = 0.0
         self.steps = 0
 
     # ---- the loop
 
-    def receive(self, message: InstanceEvent | PullOpened | Pages) -> None:
+    def receive(self, message: InstanceEvent | PullOpened | Pages | Gone) -> None:
         """A message of another party arrives now."""
         if isinstance(message, PullOpened):
             self._transfers.opened(message)
         elif isinstance(message, Pages):
             self._transfers.arriving(message)
+        elif isinstance(message, Gone):
+            self._transfers.lost(message)
         else:
             self.post(message)
 
@@ -156,7 +162,7 @@ class StudyInstance:
         self._waits = bool(flights)
         if not flights:
             return
-        if self._leaps and len(flights) == MAX_IN_FLIGHT:
+        if self._leaps and len(flights) == MAX_IN_FLIGHT and not (flights[0].exports or flights[1].exports):
             ends = (flights[0].done, flights[1].done)
             run = self._run = find_run(
                 self.core.state, self._composer, flights[1].shape, ends, self._times, self._around.draws
@@ -201,7 +207,8 @@ class StudyInstance:
             case StartDecode() | LeaseExtended():
                 return 0
             case StagedReleased():
-                return None if self.core.state.waiting else 0  # what it frees may be waited for
+                state = self.core.state  # what it frees may be waited for
+                return None if state.waiting or (state.media is not None and state.media.gatherings) else 0
             case _:
                 return None
 
@@ -257,19 +264,36 @@ class StudyInstance:
 
     def _feed(self, event: InstanceEvent) -> bool:
         """Give the core an event and do what it answers; True if that was a plan."""
+        planned = False
         for message in self.core.handle(event, self._around.loop.now()):
             if isinstance(message, StepPlan):
                 self._dispatch(shape_of(message), message.exports)
-                return True
-            self._obey(message)
-        return False
+                planned = True
+            else:
+                self._obey(message)
+        media = self.core.state.media
+        if media is not None and (self._beside or media.gatherings):
+            self._look_beside(media)
+        return planned
+
+    def _look_beside(self, media: MediaMemory) -> None:
+        """Tell the gateway when a prompt begins and ends to wait for embeddings."""
+        now, hear, before = self._around.loop.now(), self._around.hear, self._beside
+        self._beside = {g.fill.sequence.number: g.fill.task.request.id for g in media.gatherings.values() if g.beside}
+        for number, request in self._beside.items():
+            if number not in before:
+                hear(request, "wanted", now)
+        for number, request in before.items():
+            if number not in self._beside:
+                hear(request, "gathered", now)
 
     def _plan(self) -> bool:
         """Dispatch one more step; False if there is nothing to do."""
         taken, self._taken = self._taken, ()
         state = self.core.state
         due = state.timers.first
-        if not (state.running or state.filling or state.waiting) and (due is None or due > self._around.loop.now()):
+        busy = state.running or state.filling or state.waiting or (state.media is not None and state.media.encoding)
+        if not busy and (due is None or due > self._around.loop.now()):
             return False
         shape = plan_decodes(state, self._composer, self._around.loop.now(), taken) if self._leaps else None
         if shape is None:
@@ -303,16 +327,15 @@ class StudyInstance:
             case Emit() | EmitPrompt():
                 self._around.emit(message)
             case OpenStaging():
-                self._transfers.stage(message.key)
+                self._transfers.stage(message.key, message.pool)
             case CompleteStaging():
-                assert message.continuation is not None, "no simulated instance takes media"
                 self._transfers.complete(message.key, message.continuation)
             case CloseStaging():
                 self._transfers.unstage(message.key)
             case StartPull():
                 self._transfers.pull(message, self._around.number(message.source_instance))
             case CancelPull():
-                self._transfers.cancel(message.request)
+                self._transfers.cancel(message)
 
 
 def _no_stop_strings(stop: tuple[str, ...]) -> StopProbe:

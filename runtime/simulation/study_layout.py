@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
@@ -10,7 +10,8 @@ from triptych.runtime.core.topology import Loops, Topology
 from triptych.runtime.instance.composer import DefaultComposer, TakingTurns
 from triptych.runtime.simulation.roofline import Roofline
 from triptych.runtime.simulation.steptime import StepTimes
-from triptych.runtime.simulation.steptime_table import StepTable
+from triptych.runtime.simulation.steptime_encode import EncodeTimes, WithEncoder
+from triptych.runtime.simulation.steptime_table import EncodeTable, StepTable
 from triptych.runtime.simulation.study_fleet import Kind
 
 
@@ -28,13 +29,35 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class MediaDevice:
+    """What a device does with media.
+
+    Attributes:
+        times: of the encoder.
+        pages: of the media pool of an instance that encodes or prefills, its null page included.
+        patches: most patches a step, and of one image.
+        embedding_bytes: bytes of one embedding.
+        weight_bytes: bytes of the encoder's weights, 0 if that is not known.
+    """
+
+    times: EncodeTimes
+    pages: int
+    patches: int
+    embedding_bytes: int
+    weight_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Device:
     """What instances of one role run on.
 
     Attributes:
         pages: KV pages that fit.
+        elastic: whether that is what fits, so that encoder and media pool have to come out of it.
+        weight_bytes: bytes of the decoder's weights, 0 if that is not known.
         bandwidth: bytes a second of KV in and out.
         price: dollars an hour of one instance, if known.
+        media: None for a text model.
     """
 
     times: StepTimes
@@ -43,6 +66,9 @@ class Device:
     bandwidth: float
     token_bytes: int
     price: float | None = None
+    media: MediaDevice | None = None
+    elastic: bool = False
+    weight_bytes: int = 0
 
 
 def roofline_device(roofline: Roofline, limits: Limits, bandwidth: float | None = None) -> Device:
@@ -53,7 +79,10 @@ def roofline_device(roofline: Roofline, limits: Limits, bandwidth: float | None 
     """
     pages = limits.num_pages or 1 + roofline.kv_tokens // limits.page_size
     link = bandwidth or roofline.hardware.network * roofline.tp
-    return Device(roofline, limits, pages, link, roofline.model.kv_bytes, roofline.price)
+    return Device(
+        roofline, limits, pages, link, roofline.model.kv_bytes, roofline.price,
+        elastic=limits.num_pages is None, weight_bytes=roofline.model.weight_bytes,
+    )  # fmt: skip
 
 
 def table_device(table: StepTable, limits: Limits, bandwidth: float | None = None) -> Device:
@@ -72,14 +101,24 @@ def table_device(table: StepTable, limits: Limits, bandwidth: float | None = Non
     return Device(table, own, own.num_pages or measured.num_pages, bandwidth, measured.kv_bytes_per_token)
 
 
-def layout(topology: Topology, prefill: Device, decode: Device) -> tuple[Kind, ...]:
-    """The instances of `topology`; those that do both stages are like `decode`."""
+def table_media(table: EncodeTable, pages: int) -> MediaDevice:
+    """An encoder that was measured."""
+    return MediaDevice(table, pages, table.most, table.embedding_bytes)
+
+
+def layout(topology: Topology, prefill: Device, decode: Device, encode: Device | None = None) -> tuple[Kind, ...]:
+    """The instances of `topology`; those with several roles are like the last of them. `encode` defaults to `prefill`.
+
+    Raises:
+        ConfigError: an instance is to encode without an encoder.
+    """
+    devices = {Role.DECODE: decode, Role.PREFILL: prefill, Role.ENCODE: encode or prefill}
     counts: dict[tuple[str, Loops], int] = {}
     for spec in topology.instances():
         name = spec.id.rpartition("-")[0]
         counts[name, spec.loops] = counts.get((name, spec.loops), 0) + 1
     return tuple(
-        _kind(name, count, loops, decode if Role.DECODE in frozenset().union(*loops) else prefill)
+        _kind(name, count, loops, next(d for role, d in devices.items() if role in frozenset().union(*loops)))
         for (name, loops), count in counts.items()
     )
 
@@ -87,7 +126,33 @@ def layout(topology: Topology, prefill: Device, decode: Device) -> tuple[Kind, .
 def _kind(name: str, count: int, loops: Loops, device: Device) -> Kind:
     limits, roles = device.limits, frozenset().union(*loops)
     composer = TakingTurns if len(loops) > 1 else DefaultComposer
-    return Kind(
-        name, count, roles, device.times, device.pages, limits.page_size, limits.max_num_seqs, limits.max_model_len,
-        limits.chunk_tokens, limits.max_prefill_rows, device.bandwidth, device.token_bytes, limits.prefix_cache, composer,
+    media, encodes, computes = device.media, Role.ENCODE in roles, bool(roles & {Role.PREFILL, Role.DECODE})
+    if encodes and media is None:
+        raise ConfigError(
+            f"instances {name} are to encode, but nothing is said of an encoder; leave E out, or name one"
+        )
+    kind = Kind(
+        name, count, roles, device.times, device.pages if computes else 1, limits.page_size,
+        limits.max_num_seqs if computes else 0, limits.max_model_len, limits.chunk_tokens, limits.max_prefill_rows,
+        device.bandwidth, device.token_bytes, limits.prefix_cache, composer,
+        weight_bytes=device.weight_bytes if computes else 0,
     )  # fmt: skip
+    if media is None or not roles & {Role.ENCODE, Role.PREFILL}:
+        return kind
+    kind = replace(kind, media_pages=media.pages, embedding_bytes=media.embedding_bytes)
+    if encodes:
+        times, weights = WithEncoder(device.times, media.times), kind.weight_bytes + media.weight_bytes
+        kind = replace(kind, times=times, encode_patches=media.patches, weight_bytes=weights)
+    return _squeezed(kind, kind.media_bytes + (media.weight_bytes if encodes else 0)) if device.elastic else kind
+
+
+def _squeezed(kind: Kind, taken: int) -> Kind:
+    """`kind` with so many bytes less for KV."""
+    if not kind.max_num_seqs:
+        return kind
+    pages = kind.num_pages - -(-taken // (kind.page_size * kind.token_bytes))
+    if pages < 2:
+        raise ConfigError(
+            f"an encoder and a media pool of {taken / 1e9:.1f} GB leave {kind.name} instances no KV pages"
+        )
+    return replace(kind, num_pages=pages)

@@ -130,7 +130,7 @@ def find_run(
         ends: when the two plans in flight are done.
     """
     running = state.running
-    if not running or state.filling or len(state.in_flight) != 2 or not _queue_stands(state):
+    if not running or state.filling or len(state.in_flight) != 2 or not _queue_stands(state) or _encodes(state):
         return None
     if not isinstance(composer, STEADY):
         return None
@@ -167,7 +167,7 @@ def plan_decodes(
     running sample but those that what is in flight will end. Else None, and nothing was done. `taken`: the rows that
     `take_quiet` took just now; they serve once more."""
     running, due = state.running, state.timers.first
-    if not running or state.filling or (due is not None and due <= now) or not _queue_stands(state):
+    if not running or state.filling or (due is not None and due <= now) or not _queue_stands(state) or _encodes(state):
         return None
     lacking = context = longest = 0
     groups = len(state.memory.groups)
@@ -186,7 +186,7 @@ def plan_decodes(
             ready.append(stream)
     if not ready or (lacking and lacking > state.memory.pool.available):
         return None
-    if type(composer) is not DefaultComposer:
+    if type(composer) is not DefaultComposer or state.media is not None:
         if not isinstance(composer, STEADY):
             return None
         limits = StepLimits(state.config.max_num_seqs, state.config.chunk_tokens, state.config.max_prefill_rows)
@@ -241,11 +241,19 @@ def take_quiet(state: InstanceState, draws: Draws) -> tuple[list[PlannedRow], bo
         outputs += drawn
         sequence.tokens += drawn
         quiet.append(row)
-    if loud:
+    if loud or step.encodes or (state.media is not None and state.media.stirred):  # word of the step is waited for
         step.rows = loud
         return quiet, False
     state.in_flight.popleft()
     return quiet, True
+
+
+def _encodes(state: InstanceState) -> bool:
+    """Whether media are being encoded, or wait to be: then the core plans."""
+    media = state.media
+    if media is None:
+        return False
+    return bool(media.encoding or media.stirred) or any(step.encodes for step in state.in_flight)
 
 
 def _queue_stands(state: InstanceState) -> bool:

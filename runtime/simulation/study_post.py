@@ -16,7 +16,8 @@ CONTROL = 0
 Sent = tuple[float, int, int, Any]
 """(when it is due, its place among the messages of that time, the target's number, the message)"""
 Hear = Callable[[str, str, float], None]
-"""(request, "first", "last" or "cached", value): what the gateway learns of a request from the instances."""
+"""(request, what, value): what the gateway learns of a request from the instances: when its "first" and "last" token came
+there, tokens "cached", when its prompt began to wait for embeddings ("wanted"), when those were "encoded" and "gathered"."""
 
 
 class Post:

@@ -42,7 +42,7 @@ CONTROL_COST, PREFILL_COST, DECODE_COST = 0.4, 0.35, 0.7
 
 def window(delays: Delays) -> float:
     """Virtual seconds by which the two processes may be apart; with 0 a study cannot be split."""
-    return min(delays.command, delays.report, delays.pull)
+    return min(delays.command, delays.report, delays.pull, delays.pixels)
 
 
 def shared_out(workers: Sequence[Sequence[Seat]]) -> frozenset[int]:

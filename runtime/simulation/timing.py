@@ -17,11 +17,17 @@ class StepTime(Protocol):
 
 @dataclass(frozen=True)
 class AffineStepTime:
-    """A fixed cost a step and one for each token and row, all in seconds. The defaults are of no particular machine."""
+    """A fixed cost a step and one for each token, row and patch, all in seconds. The defaults are of no particular machine."""
 
     step: float = 0.005
     token: float = 0.00005
     row: float = 0.0001
+    patch: float = 0.001
 
     def seconds(self, plan: StepPlan, core: InstanceCore) -> float:
-        return self.step + self.token * plan.tokens + self.row * len(plan.rows)
+        return (
+            self.step
+            + self.token * plan.tokens
+            + self.row * len(plan.rows)
+            + self.patch * sum(e.patches for e in plan.encodes)
+        )

@@ -73,9 +73,9 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """Nothing more comes after `offers` offers."""
+    """Nothing more comes after `offers` offers; of embeddings there is no record."""
 
-    continuation: Continuation
+    continuation: Continuation | None
     offers: int
 
 

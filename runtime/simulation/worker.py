@@ -29,7 +29,7 @@ from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load
 from triptych.runtime.core.request import PromptReport, TokenOut
 from triptych.runtime.core.tasks import HeldTask, TaskCommand, TaskReport
 from triptych.runtime.instance.messages import Emit, EmitPrompt
-from triptych.runtime.simulation import transfer
+from triptych.runtime.simulation import media, transfer
 from triptych.runtime.simulation.events import Process
 from triptych.runtime.simulation.instance import Parts, SimInstance
 from triptych.runtime.simulation.network import End, Network
@@ -312,8 +312,25 @@ class SimWorker(Process):
             self._sent[dialler] = deque(maxlen=REPEATED)
             for batch in (*again, *self._unread.pop(dialler, ())):
                 end.send(batch)
+        elif service == media.SERVICE:
+            end.on_message = lambda message: self._brought(end, message)
         else:
             end.on_message = lambda message: self._pulled(end, message)
+
+    def _brought(self, end: End, first: object) -> None:
+        """A gateway has pixels."""
+        if not isinstance(first, media.Bring):
+            return
+
+        def told(wanted: bool, stale: bool) -> None:
+            end.send(media.Answer(wanted, stale))
+
+        instance = self.instances.get(first.owner.id)
+        if instance is None:
+            told(False, stale=True)
+            return
+        end.on_message = lambda _: instance.put(first.owner, first.hash, told)
+        instance.asked(first.owner, first.hash, told)
 
     def _pulled(self, end: End, message: object) -> None:
         if isinstance(message, transfer.Open):

@@ -13,10 +13,20 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class WorkloadError(ValueError):
     """The load as asked for cannot be made."""
+
+
+class Image(NamedTuple):
+    """An image by name: equal names are equal pixels. `tokens` of the prompt are its embeddings; encoding it takes
+    `patches` encoder positions."""
+
+    name: int
+    tokens: int
+    patches: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +34,11 @@ class Shape:
     """What one request asks for.
 
     Attributes:
-        prompt_tokens, output_tokens: lengths; exactly so many are generated.
+        prompt_tokens, output_tokens: lengths, images included; exactly so many are generated.
         session: requests of one session have prompts that are prefixes of one another and of what was answered.
         blocks: prefix blocks of `block_tokens` tokens by name: prompts share the KV of the leading blocks that they
             have in common. Empty: unknown, and then a prompt without a session shares nothing with any other.
-        images: how many images come with it (counted; nothing is encoded yet).
+        images: what its prompt begins with; the text follows (workload_images.py).
     """
 
     prompt_tokens: int
@@ -36,7 +46,12 @@ class Shape:
     session: int | None = None
     blocks: tuple[int, ...] = ()
     block_tokens: int = 0
-    images: int = 0
+    images: tuple[Image, ...] = ()
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of the prompt that are embeddings of its images."""
+        return sum(image.tokens for image in self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +67,6 @@ def combine(times: Iterator[float], shapes: Iterator[Shape]) -> Iterator[Arrival
     """The n-th shape arrives at the n-th time; ends with the shorter of the two."""
     for serial, (at, shape) in enumerate(zip(times, shapes, strict=False)):
         yield Arrival(serial, at, shape)
-
-
-def with_images(shapes: Iterator[Shape], share: float, rng: random.Random) -> Iterator[Shape]:
-    """Give a random `share` of the requests one image each."""
-    if not 0 <= share <= 1:
-        raise WorkloadError(f"the share of requests with an image is {share}; expected 0 to 1")
-    for s in shapes:
-        images = int(rng.random() < share)
-        yield Shape(s.prompt_tokens, s.output_tokens, s.session, s.blocks, s.block_tokens, images)
 
 
 # ---- when -----------------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ from triptych.runtime.simulation.workload import (
     gamma,
     mmpp,
     poisson,
-    with_images,
 )
+from triptych.runtime.simulation.workload_images import Images, with_images
 from triptych.runtime.simulation.workload_sessions import Conversations, conversations
 
 SYNTHETIC = ("random", "sessions")
@@ -42,7 +42,7 @@ class Workload:
         cv: of the gaps, for "gamma".
         burst: times the calm rate, for "mmpp"; `calm` and `busy` are the mean seconds of the two states.
         period, swing: for "diurnal".
-        images: share of requests with an image.
+        images: None: text only.
         most: longest request, prompt and output; longer ones are cut (workload.fitted).
     """
 
@@ -58,7 +58,7 @@ class Workload:
     busy: float = 5.0
     period: float = 600.0
     swing: float = 0.8
-    images: float = 0.0
+    images: Images | None = None
     most: int = 1 << 17
     seed: int = 0
     _trace: list[traces.Trace] = field(default_factory=list, compare=False, repr=False)
@@ -68,6 +68,10 @@ class Workload:
             raise WorkloadError(f"no arrival process {self.process!r}; there are {', '.join(PROCESSES)}")
         if self.source not in SYNTHETIC and not self._trace:
             self._trace.append(traces.load(self.source))  # read once, for every rate
+        if self.images is not None and self.most < self.images.room + 2:
+            raise WorkloadError(
+                f"the images of a request take {self.images.room} tokens; requests are at most {self.most} long"
+            )
         if self.source == "sessions" and self.process not in ("native", "poisson"):
             raise WorkloadError(
                 "sessions begin as a Poisson process and bring their own times; leave the process native"
@@ -75,14 +79,19 @@ class Workload:
 
     def arrivals(self, rate: float) -> Iterator[Arrival]:
         """Endless; the same for the same rate."""
+        if self.images is None:
+            yield from self._texts(rate, self.most)
+        else:
+            yield from with_images(self._texts(rate, self.most - self.images.room), self.images, self.seed)
+
+    def _texts(self, rate: float, most: int) -> Iterator[Arrival]:
         rng = random.Random(f"{self.seed}/{rate}")
         if self.source == "sessions":
             question = Lengths(max(1.0, self.prompt.mean / 4), self.prompt.cv)
-            kind = Conversations(self.turns, self.prompt, question, self.output, self.think, self.most)
+            kind = Conversations(self.turns, self.prompt, question, self.output, self.think, most)
             yield from conversations(rate, kind, rng)
             return
-        times, shapes = self._times(rate, rng), fitted(self._shapes(rng), self.most)
-        yield from combine(times, with_images(shapes, self.images, rng) if self.images else shapes)
+        yield from combine(self._times(rate, rng), fitted(self._shapes(rng), most))
 
     def _shapes(self, rng: random.Random) -> Iterator[Shape]:
         return (

@@ -4,7 +4,7 @@ shared.
 Prompts are cut from one pool of random ids, so that making one costs a copy of references. What tells prompts apart is
 their first id: prefix keys are chained (runtime/instance/prefix.py), so prompts that begin differently share nothing.
 Requests of one session read the same endless stream, prompts and answers alike; blocks with names read a stream each;
-all others read a stream of their own. Ids are beyond any vocabulary on purpose: no device ever sees them.
+all others read a stream of their own. Images stand before that, each with a stream of its own. Ids are beyond any vocabulary on purpose: no device ever sees them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from triptych.runtime.simulation.workload import Arrival
 
 POOL = 1 << 18  # ids; longer than the longest prompt of the traces (126,195 tokens), small enough to be made at once
 FIRST_NAME = 1 << 20  # ids of the pool are below, names of streams above
-_KINDS = 3
-_REQUEST, _SESSION, _BLOCK = range(_KINDS)
+_KINDS = 4
+_REQUEST, _SESSION, _BLOCK, _IMAGE = range(_KINDS)
 
 
 class TokenSource:
@@ -29,10 +29,14 @@ class TokenSource:
     def prompt(self, arrival: Arrival) -> tuple[int, ...]:
         """Exactly `prompt_tokens` ids."""
         shape = arrival.shape
-        if not shape.blocks:
+        if not (shape.blocks or shape.images):
             return self._slice(*_stream(arrival), shape.prompt_tokens)
-        size, left = shape.block_tokens, shape.prompt_tokens
+        size, left = shape.block_tokens, shape.prompt_tokens - shape.image_tokens
         out: list[int] = []
+        for image in shape.images:
+            out += self._slice(_IMAGE, image.name, image.tokens)
+        if not shape.blocks:
+            out += self._slice(*_stream(arrival), left)
         for block in shape.blocks:
             out += self._slice(_BLOCK, block, min(size, left))
             left -= size
@@ -42,7 +46,7 @@ class TokenSource:
         """The ids drawn from absolute `position` on: those of the stream, so that a session's next prompt repeats the
         answer."""
         kind, name = _stream(arrival)
-        start = _offset(kind, name) + position
+        start = _offset(kind, name) + position - arrival.shape.image_tokens
         if position + count > POOL:
             raise ValueError(f"position {position + count} is beyond the pool of {POOL}")
         return list(self._pool[start : start + count])

@@ -13,6 +13,7 @@ from functools import cached_property
 
 from triptych.runtime.core.instance import Capacity, Compatibility, InstanceInfo, InstanceRef, Role, TransportKind
 from triptych.runtime.core.request import Request
+from triptych.runtime.instance.composer import DefaultComposer, TakingTurns
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.core import InstanceCore
 from triptych.runtime.instance.termination import StopProbe
@@ -29,7 +30,6 @@ from triptych.runtime.simulation.transfer import TransferConfig
 from triptych.runtime.simulation.worker import SimWorker, WorkerConfig
 
 SCHEDULER = "scheduler"
-_EVERY_ROLE = frozenset({Role.PREFILL, Role.DECODE})
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ class InstanceShape:
     export_pages: int = 2
     eos_ids: tuple[int, ...] = (0,)
     prefix_cache: bool = True
+    media_pages: int = 0
+    encode_patches: int = 0
+    switchable: frozenset[Role] = frozenset({Role.PREFILL, Role.DECODE})
+    taking_turns: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,7 @@ class World:
 
     def _parts(self, shape: InstanceShape, luck: random.Random) -> Parts:
         ref = InstanceRef(shape.id, self._new_epoch())
-        digest = f"kv/{shape.page_size}"
+        digest, media = f"kv/{shape.page_size}", f"media/{shape.page_size}" if shape.media_pages else ""
         config = InstanceConfig(
             ref=ref,
             address=shape.worker,
@@ -195,21 +199,32 @@ class World:
             export_pages=shape.export_pages,
             eos_ids=shape.eos_ids,
             prefix_cache=shape.prefix_cache,
-            switchable=_EVERY_ROLE - shape.roles,
+            switchable=shape.switchable - shape.roles,
+            media_pages=shape.media_pages,
+            encode_patches=shape.encode_patches,
+            media_digest=media,
         )
-        core = InstanceCore(config, stop_probe=_no_probe, random=random.Random(luck.getrandbits(64)))
+        composer = TakingTurns() if shape.taking_turns else DefaultComposer()
+        core = InstanceCore(config, stop_probe=_no_probe, random=random.Random(luck.getrandbits(64)), composer=composer)
         info = InstanceInfo(
             ref=ref,
             worker=shape.worker,
             address=shape.worker,
             roles=shape.roles,
-            capacity=Capacity(shape.max_num_seqs, shape.num_pages - 1, shape.page_size, shape.max_model_len),
+            capacity=Capacity(
+                shape.max_num_seqs,
+                shape.num_pages - 1,
+                shape.page_size,
+                shape.max_model_len,
+                max(0, shape.media_pages - 1),
+                shape.encode_patches,
+            ),
             compatibility=Compatibility(1, "simulated", "1", "token", shape.page_size, digest),
             transports=(TransportKind.LOCAL, TransportKind.GRPC),
             domain=shape.worker,
-            switchable=_EVERY_ROLE - shape.roles,
+            switchable=shape.switchable - shape.roles,
         )
-        return Parts(info, core, self.config.make_device(config), self.config.step_time, digest)
+        return Parts(info, core, self.config.make_device(config), self.config.step_time, digest, media)
 
     def shape(self, instance: str) -> InstanceShape:
         """The shape of an instance."""

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import Mesh
 
-from triptych.models.errors import UnsupportedModelError
 from triptych.models.hub.bundle import ModelBundle, open_model
 from triptych.models.hub.media import open_multimodal
 from triptych.models.hub.resolve import resolve_model
@@ -37,6 +36,7 @@ from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.core import InstanceCore
 from triptych.runtime.instance.termination import StopProbeFactory
 from triptych.runtime.transfer.header import CHUNK_ORDER, PROTOCOL_VERSION, KvHeader, group_headers
+from triptych.runtime.transfer.layer_groups import LayerGroups, cut_layers
 from triptych.runtime.worker.config import InstancePlan, WorkerConfig
 from triptych.runtime.worker.media_parts import (
     WorkerModel,
@@ -74,14 +74,9 @@ class InstanceParts:
 
 
 def open_worker_model(config: WorkerConfig) -> WorkerModel:
-    """The model's parts; fetches it if it is not at hand. With `load_dummy` the weights are random ones of the same shapes.
-
-    Raises UnsupportedModelError for a model whose positions have three parts (M-RoPE): programs have one.
-    """
+    """The model's parts; fetches it if it is not at hand. With `load_dummy` the weights are random ones of the same shapes."""
     resolved = resolve_model(config.model, config.cache, progress=lambda text: log.info("%s", text))
     bundle = open_model(resolved)
-    if bundle.config.rope.sections is not None:
-        raise UnsupportedModelError(f"{resolved.name}: positions of three parts (M-RoPE) are not served yet")
     if config.load_dummy:
         bundle = dataclasses.replace(
             bundle, tensor_source=DummySource(bundle.config), revision=f"dummy-{bundle.config.fingerprint()}"
@@ -133,6 +128,8 @@ def build_instance(
         compile_threads=config.compile_threads,
         media_pages=pages,
         encode_patches=encode_patches(config, plan, model),
+        mrope=bundle.config.rope.sections is not None,
+        layer_groups=layer_groups(config, bundle),
     )
     engine = _engine(config, limits, loaded, mesh, stage)
 
@@ -143,7 +140,7 @@ def build_instance(
     kv = media = None
     if loaded is not None:
         (group,) = kv_groups(bundle.config, config.kv_dtype)
-        kv = PoolParts(_kv_mover(config, loaded, group, limits.num_pages), kv_header(config, bundle, group))
+        kv = PoolParts(_kv_mover(config, loaded, group, limits), kv_header(config, bundle, group))
         kv.mover.compile(compiled)
     header = media_header(config, model)
     if stage is not None and header is not None:
@@ -180,7 +177,8 @@ def _engine(
     return PacedEngine(limits, loaded, mesh, config.pace, stage)
 
 
-def _kv_mover(config: WorkerConfig, loaded: LoadedDecoder, group: KVGroup, num_pages: int) -> PageMover:
+def _kv_mover(config: WorkerConfig, loaded: LoadedDecoder, group: KVGroup, limits: EngineConfig) -> PageMover:
+    num_pages = limits.num_pages
     return PageMover(
         loaded.rules.mesh,
         loaded.head_layout,
@@ -190,20 +188,27 @@ def _kv_mover(config: WorkerConfig, loaded: LoadedDecoder, group: KVGroup, num_p
         group.head_dim,
         group.dtype,
         config.export_pages,
+        limits.layer_groups,
         pool_sharding=loaded.structure.pool_struct(group, num_pages, config.page_size).sharding,  # type: ignore[arg-type]
     )
 
 
+def layer_groups(config: WorkerConfig, bundle: ModelBundle) -> LayerGroups:
+    """The cut of the model's layers into offers of KV."""
+    layers = bundle.config.num_layers
+    return cut_layers(layers, config.kv_layer_groups or layers)
+
+
 def compatibility(config: WorkerConfig, model: WorkerModel) -> Compatibility:
     """What every instance of this model and these settings declares, whatever its roles."""
-    media = media_header(config, model)
+    media, groups = media_header(config, model), layer_groups(config, model.bundle)
     return Compatibility(
         protocol=PROTOCOL_VERSION,
         model=config.served_model_name,
         revision=f"{model.bundle.revision}/{config.dtype}",
         kv_dtype=config.kv_dtype,
         page_size=config.page_size,
-        kv_layout=CHUNK_ORDER,
+        kv_layout=CHUNK_ORDER if len(groups) == 1 else f"{CHUNK_ORDER}, offers of {groups[0][1]} layers",
         media_layout="" if media is None else media.digest(),
     )
 
@@ -217,7 +222,7 @@ def kv_header(config: WorkerConfig, bundle: ModelBundle, group: KVGroup) -> KvHe
         dtype=config.kv_dtype,
         page_size=config.page_size,
         granule=config.export_pages,
-        layer_groups=((0, bundle.config.num_layers),),
+        layer_groups=layer_groups(config, bundle),
     )
 
 
@@ -252,6 +257,7 @@ def make_core(
             media_pages=config.media_pages,
             encode_patches=config.encode_patches,
             media_digest="" if parts.media is None else parts.media.header.digest(),
+            mrope=config.mrope,
         ),
         stop_probe=stop_probe,
         random=random.Random(secrets.randbits(128)),

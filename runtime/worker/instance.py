@@ -12,6 +12,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from triptych.runtime.core.errors import EngineError, InstanceLostError, StaleEpochError, Status
@@ -77,6 +78,7 @@ class LiveInstance:
             self,
             clock=around.clock,
             on_death=lambda error: around.died(f"{info.ref.id}: {error}"),
+            on_step=None if around.on_step is None else partial(around.on_step, info.ref.id),
         )
         engine, self._ends = parts.engine, dict[Pool, PoolEnds]()
         if parts.kv is not None:
@@ -214,8 +216,8 @@ class LiveInstance:
                     self._preemptions += message.report.preemptions
                 self._out.append((self._core.ref, message))
 
-    def on_export(self, export: Export) -> None:
-        self._ends[export.pool].on_export(export)
+    def on_export(self, export: Export, layer_group: int | None = None) -> None:
+        self._ends[export.pool].on_export(export, layer_group)
 
     def on_flush(self) -> None:
         now = self._around.clock.now()

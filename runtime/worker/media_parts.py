@@ -10,7 +10,8 @@ from triptych.models.hub.bundle import ModelBundle
 from triptych.models.hub.encoder import load_model_encoder
 from triptych.models.hub.resolve import ResolvedModel
 from triptych.models.multimodal.config import MultimodalConfig
-from triptych.models.multimodal.plans import DynamicProcessing, plan_image
+from triptych.models.multimodal.plans import DynamicProcessing, Processing, plan_image
+from triptych.models.vision.config import VisionConfig
 from triptych.models.weights.vision import dummy_encoder
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
@@ -70,8 +71,13 @@ def encode_patches(config: WorkerConfig, plan: InstancePlan, model: WorkerModel)
 
 
 def _largest_item(model: MultimodalConfig) -> int:
-    """Encoder slots of the largest item that an image becomes."""
-    processing, vision = model.processing, model.vision
+    """Encoder slots of the largest item that an image or a step of a video becomes."""
+    return max(
+        _largest_piece(processing, model.vision) for processing in (model.processing, model.video_processing.frame)
+    )
+
+
+def _largest_piece(processing: Processing, vision: VisionConfig) -> int:
     if isinstance(processing, DynamicProcessing):
         return processing.max_pixels // vision.patch_size**2 + vision.class_token
     # Others cut pieces of one size, whatever the image has.

@@ -92,3 +92,14 @@ def test_host_time_is_measured_on_steps_in_which_all_rows_decode(rows: int, most
     )
     engine = cast(Any, SimpleNamespace(config=config))
     assert 0 < core_seconds(engine, rows) < 1
+
+
+def test_encode_programs_of_a_multimodal_model_are_measured(tmp_path: Path, capsys):
+    out = tmp_path / "table.json"
+    assert main(("calibrate", "dummy:toy-vlm", "--out", str(out), *FLAGS, "--encode-patches", "300")) == 0
+    table = load_table(out)
+    assert table.encode is not None and table.encode.image == (17, 16)
+    assert [size for size, _ in table.encode.sizes] == [256, 300] and table.encode.embedding_bytes == 4 * 64
+    flags = ("--table", str(out), "--image-share", "1", "--requests", "5", "--input-len", "20", "--output-len", "4")
+    assert main(("simulate", *flags, "--topology", "1E1PD", "--kv-bandwidth", "1GB", "--rate", "5")) == 0
+    assert "E to P" in capsys.readouterr().out

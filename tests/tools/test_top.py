@@ -20,6 +20,7 @@ class Fake(control_pb2_grpc.ControlServicer, worker_pb2_grpc.WorkerServicer):
     def __init__(self) -> None:
         self.looks = 0
         self.address = ""
+        self.media = False
 
     def GetCluster(self, request: control_pb2.GetClusterRequest, context: Any) -> control_pb2.Cluster:
         self.looks += 1
@@ -37,6 +38,9 @@ class Fake(control_pb2_grpc.ControlServicer, worker_pb2_grpc.WorkerServicer):
             )
             entry.info.roles.append(role)
             entry.info.capacity.num_pages, entry.info.capacity.max_num_seqs = 64, 8
+            if self.media and name == "decode-0":
+                entry.info.capacity.media_pages, entry.info.capacity.max_patches = 40, 512
+                entry.load.free_media_pages, entry.load.encoding = 20, 700
             entry.load.free_pages, entry.load.free_slots, entry.load.running, entry.load.waiting = 16, 6, 2, 1
         return cluster
 
@@ -45,7 +49,8 @@ class Fake(control_pb2_grpc.ControlServicer, worker_pb2_grpc.WorkerServicer):
         state = reply.instances.add()
         state.info.ref.id, state.info.ref.epoch = "decode-0", 7
         state.counters.update({"steps": 10 * self.looks, "kv_bytes_received": 2_000_000 * self.looks, "preemptions": 4})
-        state.resources.update({"pages_free": 16})
+        state.resources.update({"pages_free": 16, "shelf_items": 3})
+        state.counters.update({"encoded_patches": 250 * self.looks})
         return reply
 
 
@@ -69,6 +74,16 @@ def test_one_frame(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     decode, prefill = lines[5:]
     assert decode.split()[:9] == ["decode-0", "decode", "open", "0.2s", "2", "1", "2/8", "########..", "48/64"]
     assert prefill.startswith("prefill-0") and prefill.endswith("(its worker does not answer)")
+
+
+def test_instances_that_encode_have_lines_of_their_own(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.media = True
+    assert cli.main(["top", "--scheduler", fake.address, "--once", "--interval", "0.2"]) == 0
+    *_, header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["media", "to", "encode"]
+    name, waiting, rate, step, bar, pages, moved_in, moved_out, pixels = row.split()
+    assert (name, waiting, bar, pages, pixels) == ("decode-0", "700", "#####.....", "20/40", "3")
+    assert float(rate) > 0 and float(step) == 25.0 and (moved_in, moved_out) == ("0.00", "0.00")
 
 
 def test_json_has_rates_of_what_grew(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,8 @@ def open_media(
     """The desk and the uploads of a model that takes media; (None, None) for another. `processor`: instead of the model's own."""
     if model.media is None:
         return None, None
-    processor = processor or PooledProcessor(model.media, config.media, config.media_pool)
+    half = model.max_model_len // 2  # of a prompt may be one video: questions and answers take room, too
+    processor = processor or PooledProcessor(model.media, config.media, config.media_pool, half)
     shelf = UploadShelf(processor, config.media, config.uploads, clock)
     keep = PixelKeep(config.max_media_bytes, config.spare_media_bytes, config.retry_after)
     return MediaDesk(processor, keep, shelf, config.max_media_bytes), shelf

@@ -9,16 +9,29 @@ from hypothesis import strategies as st
 
 from triptych.runtime.simulation.faults import FOR_GOOD, Fault, Kind
 from triptych.runtime.simulation.moments import NAMES, SUBJECT, Moment
-from triptych.runtime.simulation.schedule import MANY, TOPOLOGIES, Schedule, generate, make_instances
+from triptych.runtime.simulation.schedule import (
+    MANY,
+    ORPHANED,
+    TOPOLOGIES,
+    Schedule,
+    encodes,
+    generate,
+    make_instances,
+    with_media,
+)
 from triptych.runtime.simulation.world import SCHEDULER
 
 SPANS = (0.02, 0.1, 0.4, 1.0)  # seconds; below and above every timer of a schedule
 
 
 def calm(seed: int, topology: str) -> Schedule:
-    """The requests of `seed` on another topology, without faults and deadlines."""
+    """The requests of `seed` on another topology, without faults and deadlines; with images if it encodes any."""
     schedule = generate(seed)
-    arrivals = tuple(replace(arrival, request=replace(arrival.request, deadline=None)) for arrival in schedule.arrivals)
+    arrivals = tuple(
+        replace(arrival, request=replace(arrival.request, deadline=None, media=())) for arrival in schedule.arrivals
+    )
+    if encodes(topology):
+        arrivals, schedule = with_media(arrivals, random.Random(seed)), replace(schedule, orphan_seconds=ORPHANED)
     instances = make_instances(topology, random.Random(seed))
     schedule = replace(schedule, topology=topology, instances=instances, arrivals=arrivals, faults=())
     return replace(schedule, max_attempts=MANY, max_queued=MANY)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from triptych.runtime.core.instance import InstanceRef, Role
+from triptych.runtime.core.media import MediaItem, MediaKind
 from triptych.runtime.core.request import FinishReason, Request
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.instance.config import InstanceConfig
-from triptych.runtime.instance.plan import Draw, Row, Seat, StepPlan
-from triptych.runtime.simulation.device import EOS, KvDevice, PositionDevice, expected_outputs
+from triptych.runtime.instance.plan import Draw, Embedded, Encode, Row, Seat, StepPlan
+from triptych.runtime.simulation.device import EOS, DeviceFault, KvDevice, PositionDevice, expected_outputs, follows
 
 CONFIG = InstanceConfig(
     InstanceRef("i", 1), "a", "d", frozenset({Role.PREFILL}), num_pages=8, page_size=2, max_num_seqs=2, max_model_len=12
@@ -22,6 +27,26 @@ def prompt_plan(pages: tuple[int, ...] = (1, 2)) -> StepPlan:
 
 def drawn(device: KvDevice | PositionDevice, plan: StepPlan) -> int:
     return device.execute(plan).rows[0].drawn[0].token
+
+
+def test_embeddings_take_the_place_of_token_ids_and_a_wrong_page_of_them_shows():
+    config = replace(CONFIG, media_pages=4, encode_patches=9)
+    item = MediaItem("image", MediaKind.IMAGE, 1, 4, 4, (1, 1, 4))
+    request = Request("r", "g", "m", (7, 1, 1, 1, 1, 9), PARAMS, media=(item,))
+    expected, _ = expected_outputs(request, 12, 0)
+
+    def drawn_with(pages: tuple[int, ...]) -> int:
+        device = KvDevice(config)
+        encode = Encode("image", 4, 4, (1, 2))
+        run = Embedded(1, 4, 0, pages)
+        row = Row(1, request.prompt, 0, 0, (1, 2, 3), 0, (Draw(0, 6),), embedded=(run,))
+        return device.execute(StepPlan(1, (row,), (Seat(0, 0, PARAMS),), encodes=(encode,))).rows[0].drawn[0].token
+
+    assert drawn_with((1, 2)) == expected[0] != drawn_with((2, 1))
+    with pytest.raises(DeviceFault, match="null page"):
+        drawn_with((1, 0))
+    with_text = replace(request, media=())
+    assert expected_outputs(with_text, 12, 0)[0][0] != expected[0] and follows(request, 0, expected, (0,))
 
 
 def test_a_prompt_and_its_decode_steps_draw_the_expected_outputs():

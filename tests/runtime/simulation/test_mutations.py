@@ -19,7 +19,9 @@ import pytest
 from tests.runtime.simulation.plans import calm
 from triptych.runtime.core.handle import Lease
 from triptych.runtime.core.journal import Journal
-from triptych.runtime.instance import admission, importing, prefix, results, sequence
+from triptych.runtime.instance import admission, encoding, feeding, importing, prefix, results, sequence
+from triptych.runtime.instance.embeddings import EmbeddingStore
+from triptych.runtime.instance.media import MediaMemory
 from triptych.runtime.instance.messages import Command
 from triptych.runtime.instance.pages import PagePool
 from triptych.runtime.instance.sequence import Sequence
@@ -28,9 +30,10 @@ from triptych.runtime.scheduler.drains import Drains
 from triptych.runtime.scheduler.flow import Flow
 from triptych.runtime.simulation.faults import FOR_GOOD, Fault, Kind
 from triptych.runtime.simulation.instance import SimInstance
+from triptych.runtime.simulation.media import SimCourier
 from triptych.runtime.simulation.moments import Moment
 from triptych.runtime.simulation.run import run
-from triptych.runtime.simulation.schedule import UNHURRIED, Pace, Schedule, generate
+from triptych.runtime.simulation.schedule import UNHURRIED, Pace, Schedule, encodes, generate
 from triptych.runtime.simulation.world import SCHEDULER
 
 MOST = 400  # schedules until a bug counts as missed
@@ -121,7 +124,7 @@ def shared_pages_are_not_counted(patch: pytest.MonkeyPatch) -> None:
 def prefix_ignores_what_came_before(patch: pytest.MonkeyPatch) -> None:
     """A page's key is that of its own tokens alone."""
     real = prefix.page_key
-    patch.setattr(sequence, "page_key", lambda parent, tokens: real(b"", tokens))
+    patch.setattr(sequence, "page_key", lambda parent, tokens, extra=b"": real(b"", tokens, extra))
 
 
 def prefix_is_known_before_it_is_there(patch: pytest.MonkeyPatch) -> None:
@@ -170,6 +173,47 @@ def drains_are_told_once(patch: pytest.MonkeyPatch) -> None:
 def drains_wait_for_the_dead(patch: pytest.MonkeyPatch) -> None:
     """The drain of an instance that is gone goes on."""
     patch.setattr(Drains, "_gone", lambda *_: None)
+
+
+def images_are_alike_to_the_prefix_cache(patch: pytest.MonkeyPatch) -> None:
+    """A page's key does not say which image it covers."""
+    patch.setattr(sequence, "page_key", lambda parent, tokens, *_: prefix.page_key(parent, tokens))
+
+
+def unready_embeddings_are_read(patch: pytest.MonkeyPatch) -> None:
+    """A prompt is computed as soon as it has pages for its embeddings."""
+    patch.setattr(EmbeddingStore, "is_ready", lambda store, name: name in store.entries)
+
+
+def embeddings_are_dropped_late(patch: pytest.MonkeyPatch) -> None:
+    """What a pull of embeddings held is kept when it fails."""
+
+    def end_pull(media: Any, feed: Any) -> None:
+        for name in feed.fills:
+            media.store.entries[name].pull = None
+        feed.fills = feed.spare = ()
+        media.stirred = True
+
+    patch.setattr(MediaMemory, "end_pull", end_pull)
+
+
+def lost_embeddings_are_not_wanted_again(patch: pytest.MonkeyPatch) -> None:
+    """Whoever was to bring an item is counted on after it failed."""
+    patch.setattr(feeding, "_missed", lambda *_: [])
+
+
+def pixels_are_brought_once(patch: pytest.MonkeyPatch) -> None:
+    """In the simulated gateway: a push that breaks is not tried again, and the encode instance waits for it without end."""
+    patch.setattr(SimCourier, "_broken", lambda courier, key, push: courier._pushes.pop(key, None))
+    real = encoding.start_encode
+    patch.setattr(encoding, "start_encode", lambda state, command, now: real(state, replace(command, ttl=1e6), now))
+
+
+def with_images(seed: int) -> Schedule:
+    """The first random schedule from a seed of this one's own on that encodes."""
+    return next(
+        schedule for schedule in map(generate, range(1000 * seed, 1000 * seed + 100)) if encodes(schedule.topology)
+    )
 
 
 def alone(seed: int) -> Schedule:
@@ -226,6 +270,11 @@ BUGS = {
     "shared pages are not counted": Bug(shared_pages_are_not_counted, ("page",)),
     "prefix ignores what came before": Bug(prefix_ignores_what_came_before, ("wrong tokens",)),
     "prefix is known before it is there": Bug(prefix_is_known_before_it_is_there, ("wrong tokens",)),
+    "images are alike to the prefix cache": Bug(images_are_alike_to_the_prefix_cache, ("wrong tokens",), with_images),
+    "unready embeddings are read": Bug(unready_embeddings_are_read, ("wrong tokens",), with_images),
+    "embeddings are dropped late": Bug(embeddings_are_dropped_late, ("holders", "page"), with_images),
+    "lost embeddings are not wanted again": Bug(lost_embeddings_are_not_wanted_again, ("held", "hung"), with_images),
+    "pixels are brought once": Bug(pixels_are_brought_once, ("held", "hung"), with_images),
     "preempted too late": Bug(preempted_too_late, ("sample", "cannot be", "slot", "wrong tokens")),
 }
 

@@ -44,7 +44,7 @@ def test_a_seed_always_gives_the_same_run():
         assert run_schedule(seed) == run_schedule(seed)
 
 
-@pytest.mark.parametrize("topology", ["1P1D", "2P2D", "PD", "mixed"])
+@pytest.mark.parametrize("topology", ["1P1D", "2P2D", "PD", "mixed", "1E1P1D", "EP-D", "2EPD"])
 def test_in_fair_weather_every_request_completes(topology: str):
     for seed in range(10):
         outcome = run(calm(seed, topology))
@@ -52,7 +52,10 @@ def test_in_fair_weather_every_request_completes(topology: str):
         assert {verdict.outcome for verdict in outcome.verdicts} == {"completed"}
 
 
-@pytest.mark.parametrize(("topology", "victim"), [("1P2D", "worker-d1"), ("2P2D", "worker-p0"), ("2PD", "worker-pd1")])
+@pytest.mark.parametrize(
+    ("topology", "victim"),
+    [("1P2D", "worker-d1"), ("2P2D", "worker-p0"), ("2PD", "worker-pd1"), ("2E1PD", "worker-e0")],
+)
 def test_what_survivors_can_serve_completes(topology: str, victim: str):
     for seed in range(10):
         schedule = calm(seed, topology)

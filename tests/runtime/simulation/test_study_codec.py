@@ -35,14 +35,15 @@ from triptych.runtime.core.tasks import (
     TaskReport,
 )
 from triptych.runtime.core.topology import parse
-from triptych.runtime.instance.messages import Command, LeaseExtended, StagedReleased
+from triptych.runtime.instance.messages import Command, LeaseExtended, MediaArrived, StagedReleased
+from triptych.runtime.instance.plan import Pool
 from triptych.runtime.simulation.steptime import Affine
 from triptych.runtime.simulation.study_book import Book
 from triptych.runtime.simulation.study_codec import Codec
 from triptych.runtime.simulation.study_fleet import seats
 from triptych.runtime.simulation.study_layout import Device, Limits, layout
-from triptych.runtime.simulation.study_transfer import Pages, PullOpened
-from triptych.runtime.simulation.workload import Arrival, Shape
+from triptych.runtime.simulation.study_transfer import Gone, Pages, PullOpened
+from triptych.runtime.simulation.workload import Arrival, Image, Shape
 from triptych.runtime.simulation.workload_tokens import TokenSource
 
 TOKENS = TokenSource(3)
@@ -50,9 +51,9 @@ DEVICE = Device(Affine(1, 1, 1, 1), Limits(), 100, 1e9, 1000)
 WORKERS = seats(layout(parse("1P1D"), DEVICE, DEVICE))
 REF = WORKERS[0][0].info.ref
 PLAIN = Arrival(17, 1 / 3, Shape(100, 20))
-SHAPES = [PLAIN, Arrival(18, 0.5, Shape(600, 9, 4)), Arrival(19, 2.0, Shape(1000, 1, None, (5, 9), 512, 1))]
+IMAGES = (Image(7, 30, 31), Image(8, 30, 31))
+SHAPES = [PLAIN, Arrival(18, 0.5, Shape(600, 9, 4)), Arrival(19, 2.0, Shape(1000, 1, None, (5, 9), 512, IMAGES))]
 TIMES = StageTimes(0.1, 1 / 3, 0.3, 4096, 5, 6)
-MEDIA = {MediaWanted, EncodeStaged, EncodeDone, StartEncode, FeedMedia}  # simulated instances take none
 HANDLE = Handle(REF, "", (1 << 64) - 1, "digest")
 
 
@@ -67,6 +68,9 @@ def messages(request: Request) -> list:
         Accepted(request.id),
         PrefillDone(request.id, PromptReport(100, 32), False, TIMES),
         DecodeStarted(request.id, TIMES),
+        MediaWanted(request.id, (0, 1)),
+        EncodeStaged(request.id, HANDLE, (1,)),
+        EncodeDone(request.id, 2, TIMES),
         TaskEnded(request.id, Role.PREFILL, Status.DEADLINE_EXCEEDED, "late", 2),
     ]
     commands: list[TaskCommand] = [
@@ -74,19 +78,25 @@ def messages(request: Request) -> list:
         StartPrefill(request, 16, 10.0),
         StartDecode(request.id, HANDLE),
         StartLocal(request),
+        StartEncode(request, (0, 1), 5.0, 10.0),
+        FeedMedia(request.id, HANDLE, (1, 0)),
         AbortTask(request.id, Status.OK, "finished", Role.DECODE, 1),
         AbortTask(request.id, Status.CANCELLED, "gone"),
     ]
-    assert {type(r) for r in reports} == set(typing.get_args(TaskReport)) - MEDIA
-    assert {type(c) for c in commands} == set(typing.get_args(TaskCommand)) - MEDIA
+    assert {type(r) for r in reports} == set(typing.get_args(TaskReport))
+    assert {type(c) for c in commands} == set(typing.get_args(TaskCommand))
     return [
         *(Reported(REF, report) for report in reports),
         *map(Command, commands),
-        Heartbeat("decode-worker-0", (InstanceLoad(REF, Load(1, 2, 3, 4, 5, 6, 7)),)),
+        Heartbeat("decode-worker-0", (InstanceLoad(REF, Load(1, 2, 3, 4, 5, 6, 7, 8, 9)),)),
         Heartbeat("decode-worker-0"),
         PullOpened(2, request.id, 99, 7, 1e9),
-        Pages(request.id, 99, 7, 0.25, None),
-        Pages(request.id, 99, 0, 0.0, started),
+        PullOpened(2, request.id, 99, 7, 1e9, Pool.MEDIA),
+        Pages(request.id, 99, 7, 0.25, False, None),
+        Pages(request.id, 99, 7, 0.25, True, None),
+        Pages(request.id, 99, 0, 0.0, True, started),
+        Gone(request.id, 99),
+        MediaArrived("abc"),
         LeaseExtended(99),
         StagedReleased(99),
     ]

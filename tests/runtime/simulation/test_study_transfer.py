@@ -6,7 +6,7 @@ import pytest
 
 from triptych.runtime.core.request import Continuation, Request, SampleState
 from triptych.runtime.core.sampling import SamplingParams
-from triptych.runtime.instance.messages import Imported, LeaseExtended, StagedReleased, StartPull
+from triptych.runtime.instance.messages import CancelPull, Imported, LeaseExtended, StagedReleased, StartPull
 from triptych.runtime.instance.plan import Export
 from triptych.runtime.simulation.events import EventLoop
 from triptych.runtime.simulation.study_post import Post
@@ -124,7 +124,7 @@ def test_a_cancelled_pull_and_a_closed_staging_bring_nothing():
         c.ends[0].exported(export(key, 10))
         c.pull(2, 1, key, 10)
     c.ends[0].unstage(8)
-    c.at(0.005, lambda: c.ends[1].cancel("r7"))
+    c.at(0.005, lambda: c.ends[1].cancel(CancelPull("r7")))
     assert c.imported() == {}
 
 

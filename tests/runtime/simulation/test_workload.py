@@ -16,13 +16,14 @@ from triptych.runtime.simulation.workload import (
     Lengths,
     Shape,
     WorkloadError,
+    combine,
     diurnal,
     fitted,
     gamma,
     mmpp,
     poisson,
-    with_images,
 )
+from triptych.runtime.simulation.workload_images import Images, with_images
 from triptych.runtime.simulation.workload_named import Workload
 from triptych.runtime.simulation.workload_sessions import Conversations, conversations
 from triptych.runtime.simulation.workload_tokens import TokenSource
@@ -70,9 +71,31 @@ def test_a_load_that_cannot_be_is_refused(bad):
         bad()
 
 
-def test_images_are_marked_on_their_share_of_requests():
-    marked = islice(with_images(iter([Shape(1, 1)] * 4000), 0.25, random.Random(3)), 4000)
-    assert sum(shape.images for shape in marked) == pytest.approx(1000, rel=0.1)
+def test_images_stand_before_their_share_of_requests():
+    texts = combine(poisson(1.0, random.Random(3)), iter([Shape(10, 1)] * 4000))
+    shapes = [a.shape for a in with_images(texts, Images(0.25, count=2, tokens=5, patches=7, uses=4.0), 3)]
+    pictured = [shape for shape in shapes if shape.images]
+    assert len(pictured) == pytest.approx(1000, rel=0.1)
+    assert all(len(shape.images) == 2 and shape.prompt_tokens == 20 for shape in pictured)
+    names = [image.name for shape in pictured for image in shape.images]
+    assert len(names) / len(set(names)) == pytest.approx(4, rel=0.2)
+
+
+def test_a_session_keeps_its_images_and_its_tokens_go_on_behind_them():
+    load = Workload("sessions", prompt=Lengths(20), output=Lengths(5), turns=8, most=200, images=Images(1.0, 1, 6, 7))
+    first, second, *_ = [a for a in islice(load.arrivals(1.0), 100) if a.shape.session == 0]
+    source = TokenSource(1)
+    answered = source.prompt(first) + tuple(source.tokens(first, first.shape.prompt_tokens, 5))
+    assert first.shape.images == second.shape.images and source.prompt(second)[: len(answered)] == answered
+    other = next(a for a in islice(load.arrivals(1.0), 100) if a.shape.session == 1)
+    assert source.prompt(other)[:6] != source.prompt(first)[:6]
+
+
+def test_images_that_leave_no_room_for_text_are_refused():
+    with pytest.raises(WorkloadError, match="600 tokens"):
+        Workload("random", most=500, images=Images(0.1, count=2, tokens=300))
+    with pytest.raises(WorkloadError, match="share"):
+        Images(1.5)
 
 
 def test_requests_are_cut_to_the_context():

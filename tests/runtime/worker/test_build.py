@@ -1,10 +1,9 @@
-"""What a worker refuses to open."""
+"""What a worker opens."""
 
 from pathlib import Path
 
 import pytest
 
-from triptych.models.errors import UnsupportedModelError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.worker.build import open_worker_model
 from triptych.runtime.worker.config import InstancePlan, WorkerConfig
@@ -19,11 +18,7 @@ def _config(folder: Path) -> WorkerConfig:
     )
 
 
-def test_positions_of_three_parts_are_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="M-RoPE"):
-        open_worker_model(_config(GOLDENS / "qwen2_5_vl"))
-
-
-def test_a_model_that_sees_is_opened() -> None:
-    model = open_worker_model(_config(GOLDENS / "llava"))
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_a_model_that_sees_is_opened(family: str) -> None:
+    model = open_worker_model(_config(GOLDENS / family))
     assert model.multimodal is not None and model.bundle.config is not None

@@ -18,6 +18,7 @@ from triptych.runtime.core.tasks import (
     AbortTask,
     EncodeDone,
     EncodeStaged,
+    FeedMedia,
     Granted,
     MediaWanted,
     ReserveDecode,
@@ -28,6 +29,7 @@ from triptych.runtime.core.tasks import (
     StartPrefill,
     TaskEnded,
 )
+from triptych.runtime.instance import renewing
 
 pytestmark = pytest.mark.limit(300)
 COUNT = 6
@@ -209,4 +211,29 @@ def test_a_pool_full_of_staged_embeddings_stops_encoding_until_they_are_pulled(b
     bench.report(requests[4], EncodeDone)
     for request in requests[1:]:
         bench.send("e", AbortTask(request.id, Status.OK, "not needed", Role.ENCODE))
+    bench.wait_idle()
+
+
+@pytest.mark.slow
+def test_embeddings_that_wait_for_room_outlive_their_lease(bench: MediaBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renewing, "RENEW", 0.3)
+    seeds = (21, 22, 23), (24,), (25,)  # those of the first two take all pages of the prompt's instance
+    first, second, small = requests = [ask(*of, text=2) for of in seeds]
+    answers = [expected(request, list(of), COUNT) for request, of in zip(requests, seeds, strict=True)]
+    bench.wait_idle()
+    for request in requests:
+        start_split(bench, request)
+        bench.wanted(request)
+    bench.send("e", StartEncode(small, (0,), 20.0, 2.0))
+    staged = bench.reports(small, EncodeStaged, 1)[-1]
+    bench.send("p", FeedMedia(small.id, staged.handle, (0,), small.attempt))
+    assert bench.bring("e", 25) == (True, True)
+    bench.reports(small, EncodeDone, 1)
+    time.sleep(4.0)  # two leases
+    assert not bench.heard(small, TaskEnded) and len(bench.heard(small, MediaWanted)) == 1
+    bench.feed(first, "p", (0, 1, 2), "epd")
+    bench.feed(second, "p", (0,), "epd")
+    assert [bench.bring("epd", seed) for seed in (21, 22, 23, 24)] == [(True, True)] * 4
+    assert [tokens_of(bench, request) for request in requests] == answers
+    assert len(bench.heard(small, MediaWanted)) == 1
     bench.wait_idle()
