@@ -42,13 +42,12 @@ class MediaItem:
     patches: int
     grid: tuple[int, ...]
     attended: bool = False
+    later: int | None = None
 
     @property
     def taken(self) -> int:
         """Prompt tokens whose place it takes."""
         return 0 if self.attended else self.tokens
-
-    later: int | None = None
 
     @property
     def end(self) -> int:

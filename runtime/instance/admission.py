@@ -32,7 +32,6 @@ from triptych.runtime.instance.lifecycle import Kind, State, Trigger
 from triptych.runtime.instance.messages import InstanceMessage, OpenStaging, Report
 from triptych.runtime.instance.resuming import least_pages, room, try_reserve
 from triptych.runtime.instance.sequence import Sequence
-from triptych.runtime.instance.spans import attended
 from triptych.runtime.instance.state import InstanceState, end_task
 from triptych.runtime.instance.tasks import DecodeTask, EncodeTask, Fill, LocalTask, PrefillTask, Task, live_samples
 
@@ -225,7 +224,7 @@ def _queue(state: InstanceState, task: Task) -> None:
 
 
 def _new_sequence(state: InstanceState, request: Request) -> Sequence:
-    names = tuple(item.hash for item in attended(request.media)) if request.media else ()
+    names = tuple(item.hash for item in spans.attended(request.media)) if request.media else ()
     return Sequence(state.memory, list(request.prompt), state.memory.roots(request.cache_salt, names), request.media)
 
 
@@ -237,7 +236,7 @@ def _refusal(
     held = conflict(state, request, role)
     if held is not None:
         return held
-    held_here = request.media if Role.PREFILL in roles else attended(request.media) if request.media else ()
+    held_here = request.media if Role.PREFILL in roles else spans.attended(request.media) if request.media else ()
     media = _media_difference(state, request, held_here) if held_here else None
     if media is None and request.media and roles == _DECODES:
         media = attending.difference(state, request)

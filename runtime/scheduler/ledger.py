@@ -107,6 +107,7 @@ class Ledger:
             self.wanting.pop(record.id, None)
             if not any(task.state is TaskState.ASKED for task in encoding.tasks.values()):
                 self.timers[Due.ENCODING].discard(record.id)
+                self.timers[Due.ANSWER].discard(record.id)
 
     def end(self, record: Record) -> None:
         """The request has failed: it waits for nothing but its tasks' ends. Its phase is ENDING."""

@@ -115,9 +115,9 @@ class MediaFlow:
     def done(self, record: Record, task: EncodeTask, member: Member, report: EncodeDone, out: Out) -> None:
         """Every item of `task` has its embeddings."""
         self._cluster.encoded(member, task)
-        if not task.for_decode:  # the client is told what its prompt waited for, and that once
-            progress = Progress(record.id, Role.ENCODE, report.times, report.attempt, report.encoded)
-            self._life.notify(record, progress, out)
+        if report.encoded or not task.for_decode:  # once is enough that the decode task's items were found in the store
+            encoded = Progress(record.id, Role.ENCODE, report.times, report.attempt, report.encoded)
+            self._life.notify(record, encoded, out)
 
     def refused(self, record: Record, task: EncodeTask, member: Member, report: Refused, out: Out) -> None:
         """Nothing is held for `task`: another instance, or this one later."""

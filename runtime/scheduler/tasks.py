@@ -139,8 +139,8 @@ class EncodeTask(Task):
         pages: what the embeddings of all items take.
         fed: whether the puller's instance was told where to pull from.
         lacking: items whose pixels the gateway was told to bring.
-        for_decode: the decode task is the puller, not the one that computes the prompt.
         asked: when the instance was told to start it, in seconds.
+        for_decode: the decode task is the puller, not the one that computes the prompt.
     """
 
     items: list[int] = field(default_factory=list)
@@ -148,8 +148,8 @@ class EncodeTask(Task):
     pages: int = 0
     fed: bool = False
     lacking: tuple[int, ...] = ()
-    for_decode: bool = False
     asked: float = 0.0
+    for_decode: bool = False
 
     @property
     def key(self) -> EncodeKey:

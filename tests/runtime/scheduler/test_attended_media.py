@@ -104,9 +104,8 @@ def test_each_puller_is_fed_by_a_task_of_its_own_on_the_instance_that_has_it() -
     stage(world, E, decode=False, key=4)
     assert world.now_sent() == [("p", FeedMedia("r", handle(E.ref, 4), (0,)))]
     world.report(E, EncodeDone("r", 1, for_decode=True))
-    assert not world.told(Progress)
     world.report(E, EncodeDone("r", 0))
-    assert [(one.role, one.times) for one in world.told(Progress)] == [(Role.ENCODE, EncodeDone("r", 0).times)]
+    assert [(one.role, one.encoded) for one in world.told(Progress)] == [(Role.ENCODE, 1), (Role.ENCODE, 0)]
     world.report(E, over(True))
     world.report(E, over(False))
     world.report(P, DONE)
