@@ -105,7 +105,7 @@ class LLM:
     def generate(self, prompts: Sequence[str | Sequence[int]], **sampling: Any) -> list[Result]:
         """Complete many prompts (text or token ids), batched; results in the order of the prompts.
 
-        Sampling keywords are those of the client; `images` are shown to every prompt. Raises the first prompt's error if one fails.
+        Sampling keywords are those of the client; `images` and `videos` are shown to every prompt. Raises the first prompt's error if one fails.
         """
         requests = [{"prompt": p} if isinstance(p, str) else {"token_ids": list(p)} for p in prompts]
         return self._run(requests, sampling)
@@ -115,7 +115,7 @@ class LLM:
         return self.generate([prompt], **sampling)[0]
 
     def chat(self, conversations: Sequence[Sequence[Mapping[str, Any]]], **sampling: Any) -> list[Result]:
-        """Answer conversations, each a list of {"role", "content"} (text, or a list of parts with images), through the model's chat template."""
+        """Answer conversations, each a list of {"role", "content"} (text, or a list of parts with images and videos), through the model's chat template."""
         return self._run([{"messages": list(messages)} for messages in conversations], sampling)
 
     def _run(self, requests: list[dict[str, Any]], sampling: dict[str, Any]) -> list[Result]:
