@@ -20,9 +20,8 @@ import jax
 
 from triptych import __version__
 from triptych.models.hub.resolve import DEFAULT_MODEL, resolve_model
-from triptych.models.hub.text import open_text
 from triptych.runtime.client import AsyncClient, Result
-from triptych.runtime.cluster.front import FrontConfig, served_model
+from triptych.runtime.cluster.front import FrontConfig, open_served
 from triptych.runtime.cluster.local import LocalCluster
 from triptych.runtime.cluster.turns import in_turns
 from triptych.runtime.core.errors import ConfigError
@@ -65,9 +64,8 @@ class LLM:
         _cache_programs(cache.expanduser() / "compiled")
         _ensure_devices(sum(plan.tp for plan in instances))
         resolved = resolve_model(model, cache.expanduser())
-        text = open_text(resolved)
         max_model_len = options.pop("max_model_len", DEFAULT_CONTEXT)
-        served = served_model(resolved, text, name=resolved.name, max_model_len=max_model_len)
+        served = open_served(resolved, name=resolved.name, max_model_len=max_model_len)
         dtype = options.pop("dtype", "float32" if jax.default_backend() == "cpu" else "bfloat16")
         worker = WorkerConfig(
             name="llm",
