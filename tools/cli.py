@@ -53,6 +53,9 @@ COMMANDS = {
     "bench-scheduler": Command(
         "triptych.tools.bench_scheduler", "measure what a request costs the scheduler, by size of cluster"
     ),
+    "bench-overlap": Command(
+        "triptych.tools.bench.overlap", "measure how much of the KV transfer hides behind prefill, by layers an offer"
+    ),
     "simulate": Command("triptych.tools.simulate", "simulate a cluster under load: objectives met, goodput, occupancy"),
     "calibrate": Command("triptych.tools.calibrate", "measure step times of a model on this machine, for simulate"),
     "convert": Command("triptych.tools.convert", "write a model as an Orbax checkpoint"),
@@ -65,6 +68,9 @@ COMMANDS = {
     "fuzz": Command("triptych.tools.trials.fuzz", "send strange input to every RPC and route of a toy deployment"),
     "chaos": Command(
         "triptych.tools.trials.chaos", "kill, freeze and cut off processes of a toy deployment under load"
+    ),
+    "pressure": Command(
+        "triptych.tools.trials.pressure", "slow prefill down under requests with pictures and see memory level off"
     ),
     "soak": Command("triptych.tools.trials.soak", "send many requests through a toy deployment and see what grows"),
     "version": Command("triptych.tools.version", "show the versions of Triptych and of what it runs on"),

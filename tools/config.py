@@ -136,6 +136,12 @@ class ServeConfig:
         "table of `triptych calibrate`: steps wait until they have taken as long as it says, to stand in for another device",
         group="engine",
     )
+    kv_layer_groups: str = setting(
+        "all", "layers whose KV leaves together while later ones compute: a number, all or auto", group="engine"
+    )
+    kv_times: str | None = setting(
+        None, "report of `triptych bench-overlap --json` that --kv-layer-groups auto takes", group="engine"
+    )
     kv_cache_dtype: str = setting(
         "auto", "dtype of KV pages; auto is that of the model", choices=("auto", "float32", "bfloat16"), group="engine"
     )
@@ -198,12 +204,12 @@ class ServeConfig:
     )
 
     max_media_mb: int = setting(
-        1024,
-        "media that all open requests of the gateway hold, in MB, processed; and likewise as they came",
-        group="limits",
+        1024, "media that all open requests of the gateway hold, in MB, processed; and as they came", group="limits"
     )
+    spare_media_mb: int = setting(128, "processed media that is kept for later requests, in MB", group="limits")
     max_media_item_mb: int = setting(32, "largest image, sound or video, in MB as the client sends it", group="limits")
     max_image_pixels: int = setting(50_000_000, "largest image, in pixels", group="limits")
+    max_video_frames: int = setting(768, "most frames that are taken from one video", group="limits")
     media_processes: int = setting(2, "processes of the gateway that decode and process media", group="limits")
 
     max_waiting: int = setting(
@@ -230,9 +236,7 @@ class ServeConfig:
     max_attempts: int = setting(
         5, "times that a request is begun, when what runs it is lost, before it fails", group="limits"
     )
-    patience: float = setting(
-        30.0, "seconds that a request waits for a missing stage, or for a scheduler, before it fails", group="limits"
-    )
+    patience: float = setting(30.0, "seconds that a request waits for a missing stage or scheduler", group="limits")
     heartbeat_interval: float = setting(1.0, "seconds between heartbeats of a worker", group="limits")
     heartbeat_timeout: float = setting(5.0, "seconds of silence after which a worker counts as dead", group="limits")
     lease_seconds: float = setting(
@@ -301,14 +305,16 @@ def _out_of_range(c: ServeConfig) -> list[str]:
     problems = []
     positive = (
         "max_model_len", "tensor_parallel_size", "prefill_tp", "decode_tp", "encode_tp", "emulate_devices", "max_num_seqs", "max_num_batched_tokens",
-        "page_size", "num_pages", "kv_cache_memory", "max_message_mb", "max_waiting", "max_prompt_tokens", "request_timeout",
+        "page_size", "num_pages", "kv_cache_memory", "max_message_mb", "max_waiting", "max_prompt_tokens", "request_timeout", "media_processes",
         "heartbeat_interval", "heartbeat_timeout", "lease_seconds", "startup_timeout", "max_attempts", "patience",
-        "max_in_flight", "rate_limit", "rate_burst", "max_media_mb", "max_media_item_mb", "max_image_pixels", "media_processes",
+        "max_in_flight", "rate_limit", "rate_burst", "max_media_mb", "spare_media_mb", "max_media_item_mb", "max_image_pixels", "max_video_frames",
     )  # fmt: skip
     for name in positive:
         value = getattr(c, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             problems.append(f"{name} is {value}; expected a positive number")
+    if not re.fullmatch("all|auto|[1-9][0-9]*", c.kv_layer_groups):
+        problems.append(f"kv_layer_groups is {c.kv_layer_groups!r}; expected a positive number of layers, all or auto")
     for name in ("encode_patches", "media_memory"):
         if getattr(c, name) is not None and getattr(c, name) < 1:
             problems.append(f"{name} is {getattr(c, name)}; expected a positive number")
@@ -355,6 +361,10 @@ def _contradictions(c: ServeConfig) -> list[str]:
         problems.append(
             f"heartbeat_timeout ({c.heartbeat_timeout} s) must be at least twice heartbeat_interval ({c.heartbeat_interval} s), "
             "or one late heartbeat ends a worker"
+        )
+    if c.kv_layer_groups == "auto" and c.kv_times is None:
+        problems.append(
+            "kv_layer_groups auto chooses from measured times: name them with kv_times (triptych bench-overlap)"
         )
     if c.max_prompt_tokens is not None and c.max_model_len is not None and c.max_prompt_tokens >= c.max_model_len:
         problems.append(

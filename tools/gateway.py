@@ -18,6 +18,7 @@ from triptych import __version__
 from triptych.models.hub.errors import ModelFetchError
 from triptych.models.hub.resolve import resolve_model
 from triptych.models.hub.text import open_text
+from triptych.models.speech.bundle import is_speech
 from triptych.models.text.chat import ChatTemplate
 from triptych.models.text.hf_tokenizer import tokenizer_from_folder
 from triptych.runtime.cluster import front
@@ -30,6 +31,7 @@ from triptych.runtime.gateway.server import Gateway, start_server
 from triptych.runtime.media.limits import MediaLimits
 from triptych.runtime.media.pool import PoolConfig
 from triptych.runtime.metrics.gateway import DroppedTokens
+from triptych.runtime.metrics.gateway_media import GatewayMedia
 from triptych.runtime.metrics.observer import RequestObserver
 from triptych.runtime.metrics.registry import Metrics
 from triptych.runtime.metrics.requests import RequestMetrics
@@ -78,6 +80,10 @@ def served_model(config: ServeConfig) -> ServedModel:
     resolved = resolve_model(
         config.model, config.cache_path, progress=lambda line: print(line, file=sys.stderr, flush=True)
     )
+    if is_speech(resolved):
+        return front.open_served(
+            resolved, name=config.served_name, max_model_len=config.max_model_len or DEFAULT_CONTEXT
+        )
     text = open_text(resolved)
     tokenizer = text.tokenizer
     if config.tokenizer is not None:
@@ -114,6 +120,7 @@ async def _serve(config: ServeConfig, model: ServedModel, scheduler: str) -> int
         observer=RequestObserver(RequestMetrics(metrics, clock), tracer, clock, model.name),
     )
     metrics.add(DroppedTokens(lambda: gateway.counts))
+    metrics.add(GatewayMedia(lambda: gateway.media, lambda: gateway.courier))
     shown = await open_port(config, metrics, ready=lambda: None if gateway.serving else "no request could be placed")
     server, port = await start_server(
         gateway,
@@ -143,9 +150,11 @@ def gateway_config(config: ServeConfig, scheduler: str) -> GatewayConfig:
             item_bytes=item,
             request_bytes=max(item, MediaLimits.request_bytes),
             image_pixels=config.max_image_pixels,
+            sampled_frames=config.max_video_frames,
         ),
         media_pool=PoolConfig(processes=config.media_processes),
         max_media_bytes=config.max_media_mb * 10**6,
+        spare_media_bytes=config.spare_media_mb * 10**6,
         max_in_flight=config.max_in_flight,
         rate=None if config.rate_limit is None else Rate(config.rate_limit, config.rate_burst),
         max_receive_bytes=config.max_message_mb * 10**6,

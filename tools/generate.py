@@ -28,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show this image to the model, before the prompt's text; may be given several times",
     )
     parser.add_argument(
+        "--video",
+        dest="videos",
+        action="append",
+        metavar="FILE",
+        help="show frames of this video to the model, after the images; may be given several times",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print one JSON object at the end instead of text as it comes"
     )
     parser.add_argument("--verbose", "-v", action="store_true", help="print usage and timings to stderr")
@@ -66,14 +73,16 @@ def _start(client: Client, args: argparse.Namespace) -> Stream:
         raise ConfigError("--system needs --chat: a prompt to complete has no system message")
     sampling = sampling_of(args)
     if args.token_ids is not None:
-        return client.generate(token_ids=_ids(args.token_ids), images=args.images, **sampling)
+        return client.generate(token_ids=_ids(args.token_ids), images=args.images, videos=args.videos, **sampling)
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     if not args.chat:
-        return client.generate(prompt, images=args.images, **sampling)
+        return client.generate(prompt, images=args.images, videos=args.videos, **sampling)
     system = [{"role": "system", "content": args.system}] if args.system else []
     content: Any = prompt
-    if args.images:
-        content = [*({"type": "image", "image": path} for path in args.images), {"type": "text", "text": prompt}]
+    if args.images or args.videos:
+        shown = [{"type": "image", "image": path} for path in args.images or ()]
+        shown += [{"type": "video", "video": path} for path in args.videos or ()]
+        content = [*shown, {"type": "text", "text": prompt}]
     return client.generate(messages=[*system, {"role": "user", "content": content}], **sampling)
 
 
@@ -110,7 +119,7 @@ def describe(result: Result) -> str:
         if t.media_items:
             tokens = f"{result.usage.media_tokens if result.usage else 0} tokens"
             parts.append(
-                f"media {t.media * 1e3:.1f} ms, {t.media_items} pieces ({tokens}), encode {t.encode * 1e3:.1f} ms on {t.encode_tasks} instances"
+                f"media {t.media * 1e3:.1f} ms, {t.media_items} pieces ({tokens}, {t.encoded_items} encoded), encode {t.encode * 1e3:.1f} ms on {t.encode_tasks} instances"
             )
         if t.attempts > 1:
             parts.append(f"went on {t.attempts - 1} times after a loss: attempt {t.attempts} finished it")

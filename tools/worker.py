@@ -29,6 +29,7 @@ from triptych.tools import launch
 from triptych.tools.child import announce_ready, announce_roles, end_with_parent
 from triptych.tools.config import ServeConfig
 from triptych.tools.credentials import check_security, cluster_token, inside_tls
+from triptych.tools.kv_times import layers_per_offer
 from triptych.tools.observing import open_port, start_log
 from triptych.tools.settings import add_arguments as add_settings
 from triptych.tools.settings import resolve, write_dump
@@ -171,6 +172,7 @@ def worker_config(
         prefix_cache=config.enable_prefix_caching,
         max_waiting=config.max_waiting,
         transports=transports(config),
+        kv_layer_groups=layers_per_offer(config),
         interface=listen,
         token=cluster_token(config),
         tls=inside_tls(config),

@@ -34,7 +34,8 @@ def read_multimodal(folder: Path) -> MultimodalConfig | None:
     if config is None or not is_multimodal(config):
         return None
     preprocessor = _json(folder / "preprocessor_config.json") or _json(folder / "processor_config.json")
-    return multimodal_from_hf(config, preprocessor, _json(folder / "generation_config.json"))
+    video = _json(folder / "video_preprocessor_config.json")
+    return multimodal_from_hf(config, preprocessor, _json(folder / "generation_config.json"), video)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -5,11 +5,12 @@ gateways everything but the sizes of either.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from triptych.models.config import ModelConfig
 from triptych.models.errors import UnsupportedModelError
-from triptych.models.multimodal.plans import ImagePlan, Processing, plan_image
+from triptych.models.multimodal.plans import ImagePlan, Processing, TileProcessing, plan_image
+from triptych.models.multimodal.video import VideoProcessing
 from triptych.models.vision.config import VisionConfig
 
 
@@ -37,7 +38,8 @@ class MultimodalConfig:
 
     `tokens_per_second` is how far apart, in rotary positions, a second of video is (M-RoPE models only). An embedding is
     one or more parts, each of the language model's hidden size; `injections` are pairs of (layer, part): a media token's
-    input to the layer is that part of its embedding. Usual models have one part, at layer 0.
+    input to the layer is that part of its embedding. Usual models have one part, at layer 0. `video` is how the model was
+    trained to take videos; None: it was not, and sees one as pictures in a row (`video_processing`).
     """
 
     text: ModelConfig
@@ -46,6 +48,7 @@ class MultimodalConfig:
     markers: MediaMarkers
     tokens_per_second: float | None = None
     injections: tuple[tuple[int, int], ...] = ((0, 0),)
+    video: VideoProcessing | None = None
 
     def __post_init__(self) -> None:
         layers, parts = [layer for layer, _ in self.injections], max(part for _, part in self.injections) + 1
@@ -61,6 +64,16 @@ class MultimodalConfig:
         """What becomes of an image of this size; see `plan_image`."""
         return plan_image(self.processing, self.vision, width, height)
 
+    @property
+    def video_processing(self) -> VideoProcessing:
+        """How videos are taken; of a model that was not trained on any a frame a second, at most sixteen, each as one picture."""
+        if self.video is not None:
+            return self.video
+        frame = self.processing
+        if isinstance(frame, TileProcessing):
+            frame = replace(frame, min_tiles=1, max_tiles=1)
+        return VideoProcessing(frame, rate=1.0, least=1, most=16)
+
     def processing_key(self) -> str:
         """A canonical string of whatever decides the pieces and embeddings of given pixels: for content hashes."""
         return f"{self.processing!r} {self.vision.fingerprint()}"
@@ -68,6 +81,7 @@ class MultimodalConfig:
     def fingerprint(self) -> str:
         """Hex digest of everything that changes what is computed."""
         parts = (self.text.fingerprint(), self.processing_key(), repr(self.markers), repr(self.tokens_per_second))
+        parts = (*parts, repr(self.video_processing))
         if self.injections != ((0, 0),):
             parts = (*parts, repr(self.injections))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

@@ -10,7 +10,7 @@ from typing import Any
 from triptych.models.config import ModelConfig
 from triptych.models.errors import UnsupportedModelError
 from triptych.models.multimodal.config import MediaMarkers, MultimodalConfig
-from triptych.models.multimodal.hf_processing import normalisation, processing_from_hf
+from triptych.models.multimodal.hf_processing import normalisation, processing_from_hf, video_from_hf
 from triptych.models.vision.config import ConnectorConfig, VisionConfig
 from triptych.models.vision.hf_config import hidden_state_layers, vision_from_hf
 
@@ -42,8 +42,10 @@ def is_multimodal(config: Json) -> bool:
     return "vision_config" in config
 
 
-def multimodal_from_hf(config: Json, preprocessor: Json | None, generation: Json | None = None) -> MultimodalConfig:
-    """From the parsed config.json, preprocessor_config.json and generation_config.json.
+def multimodal_from_hf(
+    config: Json, preprocessor: Json | None, generation: Json | None = None, video: Json | None = None
+) -> MultimodalConfig:
+    """From the parsed config.json, preprocessor_config.json, generation_config.json and video_preprocessor_config.json.
 
     Raises UnsupportedModelError, with what is supported, for anything that would be computed wrongly.
     """
@@ -60,7 +62,8 @@ def multimodal_from_hf(config: Json, preprocessor: Json | None, generation: Json
     seconds = None
     if text.rope.sections is not None:
         seconds = float(config["vision_config"].get("tokens_per_second", 2))
-    return MultimodalConfig(text, vision, processing, markers, seconds)
+    videos = video_from_hf(video or {}) if kind == "qwen2_5_vl" else None
+    return MultimodalConfig(text, vision, processing, markers, seconds, video=videos)
 
 
 def _text(config: Json, generation: Json | None, tied: bool) -> ModelConfig:

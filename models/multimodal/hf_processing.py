@@ -13,6 +13,7 @@ from triptych.models.multimodal.plans import (
     StretchProcessing,
     TileProcessing,
 )
+from triptych.models.multimodal.video import VideoProcessing
 from triptych.models.vision.config import VisionConfig
 
 Json = Mapping[str, Any]
@@ -67,6 +68,25 @@ def processing_from_hf(preprocessor: Json, model_type: str, vision: VisionConfig
         return CropProcessing(crop, exact=_size(size, side), pad=pad, resample=resample)
     shortest = size["shortest_edge"] if isinstance(size, Mapping) else size or side
     return CropProcessing(crop, shortest=int(shortest), pad=pad, resample=resample)
+
+
+def video_from_hf(settings: Json) -> VideoProcessing:
+    """How Qwen2.5-VL takes videos. Absent settings get the defaults of its processor; pixels are those of one frame.
+
+    Raises UnsupportedModelError for settings that are not carried out here.
+    """
+    settings = settings.get("video_processor", settings)
+    _refuse_unsupported(settings)
+    size = settings.get("size")
+    limits = size if isinstance(size, Mapping) else {}
+    least = settings.get("min_pixels") or limits.get("shortest_edge") or 128 * 28 * 28
+    most = settings.get("max_pixels") or limits.get("longest_edge") or 768 * 28 * 28
+    return VideoProcessing(
+        DynamicProcessing(int(least), int(most), _RESAMPLES[int(settings.get("resample", 3))]),
+        rate=float(settings.get("fps") or 2.0),
+        least=int(settings.get("min_frames") or 4),
+        most=int(settings.get("max_frames") or 768),
+    )
 
 
 def _size(size: Any, default: int) -> Size:

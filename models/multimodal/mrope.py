@@ -1,8 +1,8 @@
 """M-RoPE positions (Qwen2-VL, arXiv 2409.12191): every token has three, for time, height and width. numpy only.
 
 Text counts all three up together. An item's tokens keep the position where it begins, plus their own step in time, row
-and column of the merged grid; the text after it goes on from the item's larger side. So positions are not the indices of
-tokens, and a sequence carries how far they are behind or ahead: `offset`.
+and column of the merged grid; the text after it goes on behind the largest of these, as the paper says. So positions are
+not the indices of tokens, and a sequence carries how far they are behind or ahead: `offset`.
 """
 
 from collections.abc import Sequence
@@ -69,8 +69,6 @@ def mrope_positions(length: int, spans: Sequence[MediaSpan], grids: Sequence[Med
         time = (time * grid.positions_per_step).astype(np.int64)
         done = span.offset + span.count
         positions[:, span.offset : done] = np.stack((time, row, column)) + at
-        at += max(grid.rows, grid.columns)
+        at += max(grid.rows, grid.columns, int(time[-1]) + 1)
     positions[:, done:] = np.arange(at, at + length - done)
-    # Not `at`: a long video's last step in time may be beyond the position that the text goes on from.
-    following = int(positions.max(initial=-1)) + 1
-    return MropePositions(positions, following - length)
+    return MropePositions(positions, at - done)

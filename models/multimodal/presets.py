@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from triptych.models.config import PRESETS
 from triptych.models.multimodal.config import MediaMarkers, MultimodalConfig
-from triptych.models.multimodal.plans import CropProcessing
+from triptych.models.multimodal.plans import CropProcessing, DynamicProcessing
+from triptych.models.multimodal.video import VideoProcessing
 from triptych.models.vision.config import ConnectorConfig, VisionConfig
 
 # The toy vocabulary's pad token, which no text has unless it is spelt out.
@@ -34,6 +35,35 @@ VLM_PRESETS: dict[str, MultimodalConfig] = {
         ),
         processing=CropProcessing((16, 16), shortest=16),
         markers=MediaMarkers(TOY_IMAGE_ID, "<|pad|>"),
+    ),
+    # For tests: a Qwen2.5-VL of patches of 4 x 4 pixels, 2 x 2 of them an embedding, at most 24 a picture, and M-RoPE. Pictures and videos have
+    # the same placeholder: the toy vocabulary has no token to spare.
+    "toy-qwen-vl": MultimodalConfig(
+        text=replace(_TOY, name="toy-qwen-vl", rope=replace(_TOY.rope, sections=(2, 3, 3))),
+        vision=VisionConfig(
+            family="qwen2_5_vl",
+            hidden_size=32,
+            stored_layers=2,
+            feature_layers=(2,),
+            num_heads=4,
+            intermediate_size=48,
+            patch_size=4,
+            activation="silu",
+            temporal_patch=2,
+            rope_theta=10000.0,
+            patch_bias=False,
+            norm="rms",
+            gated=True,
+            window=4,
+            full_layers=(1,),
+            connector=ConnectorConfig(
+                outputs=_TOY.hidden_size, hidden_size=128, merge=2, patch_norm="rms", norm_eps=1e-6
+            ),
+        ),
+        processing=DynamicProcessing(min_pixels=4 * 64, max_pixels=24 * 64),
+        markers=MediaMarkers(TOY_IMAGE_ID, "<|pad|>", TOY_IMAGE_ID, "<|pad|>"),
+        tokens_per_second=2.0,
+        video=VideoProcessing(DynamicProcessing(min_pixels=4 * 64, max_pixels=6 * 64)),
     ),
     # For tests: eP-ALM, the class tokens after two layers into two layers of the toy decoder.
     "toy-epalm": MultimodalConfig(

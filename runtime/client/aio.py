@@ -12,7 +12,14 @@ from triptych.proto.v1 import inference_pb2 as pb
 from triptych.proto.v1 import inference_pb2_grpc
 from triptych.runtime.client import transport
 from triptych.runtime.client.media import MediaInput, Uploaded, read_medium, upload_messages, uploaded
-from triptych.runtime.client.requests import Message, Sampling, detokenize_request, generate_request, tokenize_request
+from triptych.runtime.client.requests import (
+    Message,
+    Sampling,
+    detokenize_request,
+    generate_request,
+    speech_request,
+    tokenize_request,
+)
 from triptych.runtime.client.results import Chunk, Result
 from triptych.runtime.core.errors import DeadlineError, TriptychError
 from triptych.runtime.wire.auth import bearer_metadata
@@ -79,6 +86,7 @@ class AsyncClient:
         messages: Sequence[Message] | None = None,
         token_ids: Sequence[int] | None = None,
         images: Sequence[MediaInput] | None = None,
+        videos: Sequence[MediaInput] | None = None,
         media: Sequence[MediaInput] | None = None,
         add_generation_prompt: bool | None = None,
         model: str = "",
@@ -92,7 +100,7 @@ class AsyncClient:
         """Stream a generation from exactly one of `prompt`, `messages` and `token_ids`.
 
         Args:
-            images, media: what the model's placeholders in a prompt stand for, in order (a prompt without any has them before its text).
+            images, videos, media: what the model's placeholders in a prompt stand for, in this order (a prompt without any has them before its text).
                 Each is a path, bytes, a data URI, an upload or a Pillow image. In a chat they are parts of messages.
             timeout: seconds.
             traceparent: W3C trace context that the server's spans shall belong to.
@@ -102,6 +110,7 @@ class AsyncClient:
             messages=messages,
             token_ids=token_ids,
             images=images,
+            videos=videos,
             media=media,
             add_generation_prompt=add_generation_prompt,
             model=model,
@@ -122,6 +131,17 @@ class AsyncClient:
     async def complete(self, prompt: str | None = None, **arguments: Any) -> Result:
         """Run a generation to its end; takes what `generate` takes."""
         async with self.generate(prompt, **arguments) as stream:
+            async for _ in stream:
+                pass
+            return stream.result
+
+    async def transcribe(
+        self, sound: MediaInput, *, language: str | None = None, translate: bool = False, **arguments: Any
+    ) -> Result:
+        """Write down a sound with a model of speech; takes what the blocking client's `transcribe` takes."""
+        known = ("model", "request_id", "timeout", "priority", "cache_salt")
+        rest = {name: arguments.pop(name) for name in known if name in arguments}
+        async with self.stream(speech_request(sound, language, translate, arguments, **rest)) as stream:
             async for _ in stream:
                 pass
             return stream.result

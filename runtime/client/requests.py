@@ -46,6 +46,7 @@ def generate_request(
     messages: Sequence[Message] | None = None,
     token_ids: Sequence[int] | None = None,
     images: Sequence[MediaInput] | None = None,
+    videos: Sequence[MediaInput] | None = None,
     media: Sequence[MediaInput] | None = None,
     add_generation_prompt: bool | None = None,
     model: str = "",
@@ -53,6 +54,7 @@ def generate_request(
     timeout: float | None = None,
     priority: int = 0,
     cache_salt: str = "",
+    speech: pb.SpeechOptions | None = None,
     sampling: Mapping[str, object] | None = None,
 ) -> pb.GenerateRequest:
     """The message of a Generate call. Raises InvalidRequestError for what cannot be said in one; the server checks the rest."""
@@ -61,13 +63,13 @@ def generate_request(
         for name, value in (("prompt", prompt), ("messages", messages), ("token_ids", token_ids))
         if value is not None
     ]
-    if len(given) != 1:
+    if len(given) != (1 if speech is None else 0):
         raise InvalidRequestError(
             f"input is {' and '.join(given) or 'not given'}; expected exactly one of prompt, messages, token_ids"
         )
-    if (images or media) and messages is not None:
+    if (images or videos or media) and messages is not None:
         raise InvalidRequestError(
-            "images and media are for prompt and token_ids; expected them in the content of messages"
+            "images, videos and media are for prompt and token_ids; expected them in the content of messages"
         )
     try:
         request = pb.GenerateRequest(
@@ -77,17 +79,47 @@ def generate_request(
             request.prompt = prompt
         elif messages is not None:
             request.chat.CopyFrom(chat(messages, add_generation_prompt))
+        elif speech is not None:
+            request.speech.CopyFrom(speech)
         else:
             request.token_ids.SetInParent()
             request.token_ids.ids.extend(_ids("token_ids", token_ids or ()))
-        for name, given_media in (("images", images), ("media", media)):
-            declared = "image" if name == "images" else ""
+        for name, declared, given_media in (
+            ("images", "image", images),
+            ("videos", "video", videos),
+            ("media", "", media),
+        ):
             for index, medium in enumerate(given_media or ()):
                 request.media.append(media_message(medium, f"{name}[{index}]", declared))
         _fill_sampling(request.sampling, sampling or {})
     except (ValueError, TypeError) as error:  # protobuf names the field and the range
         raise InvalidRequestError(f"the request cannot be encoded: {error}") from error
     return request
+
+
+def speech_request(
+    sound: MediaInput,
+    language: str | None,
+    translate: bool,
+    sampling: Mapping[str, object],
+    *,
+    model: str = "",
+    request_id: str = "",
+    timeout: float | None = None,
+    priority: int = 0,
+    cache_salt: str = "",
+) -> pb.GenerateRequest:
+    """The message of a call that writes down a sound. Raises InvalidRequestError as `generate_request` does."""
+    return generate_request(
+        media=[sound],
+        speech=pb.SpeechOptions(language=language or "", translate=translate),
+        model=model,
+        request_id=request_id,
+        timeout=timeout,
+        priority=priority,
+        cache_salt=cache_salt,
+        sampling=sampling,
+    )
 
 
 def chat(messages: Sequence[Message], add_generation_prompt: bool | None = None) -> pb.Chat:

@@ -219,12 +219,14 @@ class Placed:
 
 @dataclass(frozen=True)
 class Progress:
-    """A stage of this attempt of the request is done (prefill) or began (decode), with its times."""
+    """A stage of this attempt of the request is done (encode, prefill) or began (decode), with its times. `encoded`: media items that
+    an encode task encoded; the others were in its instance's store."""
 
     request: str
     role: Role
     times: StageTimes
     attempt: int = 1
+    encoded: int = 0
 
 
 @dataclass(frozen=True)

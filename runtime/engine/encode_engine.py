@@ -50,6 +50,11 @@ class EncodeEngine:
         self._broken = None
 
     @property
+    def params(self) -> tuple[()]:
+        """A decoder's weights: there is none."""
+        return ()
+
+    @property
     def broken(self) -> str | None:
         """Why the engine cannot run a plan, or None."""
         return self._broken

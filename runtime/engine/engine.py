@@ -4,6 +4,8 @@ A step is packed on the host into at most three int32 vectors and dispatched as 
 
     copy pages -> seat samplers -> encode media -> extend (KV of all rows, hidden states of the draws) -> sample -> score
 
+or, where KV leaves while the prompt is computed, with `extend` cut into layer groups (layer_programs.py) that `advance` dispatches one by one.
+
 The next step may be dispatched before this one is read: input tokens and penalty counts it depends on are on the device. One thread, the
 device loop, owns an engine and with it `pools`; whoever else moves pages does it on that thread, takes `pools` and puts the result back.
 
@@ -17,23 +19,22 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from triptych.models.kv import kv_groups
 from triptych.models.structure import Pools
-from triptych.models.weights.load import LoadedDecoder
 from triptych.runtime.core.errors import EngineError
 from triptych.runtime.engine.batch import BatchPacker, ExtendBatch, takes_media
 from triptych.runtime.engine.buckets import PlanError
 from triptych.runtime.engine.compile_guard import compile_count
 from triptych.runtime.engine.compiling import CompileReport, Progress, compile_programs
 from triptych.runtime.engine.config import EngineConfig
+from triptych.runtime.engine.decoders import ServedDecoder, self_group
 from triptych.runtime.engine.draws import DrawBatch, DrawPacker, check_seat
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.programs import COPY_PAGES, Programs
-from triptych.runtime.engine.results import PendingStep, read
+from triptych.runtime.engine.results import PartialStep, PendingStep, read
 from triptych.runtime.engine.sample import Variant
 from triptych.runtime.engine.state import SamplerState, seat_rows
 from triptych.runtime.engine.warmup import run_each_once
-from triptych.runtime.instance.plan import Seat, StepPlan, StepResult
+from triptych.runtime.instance.plan import Pool, Seat, StepPlan, StepResult
 
 
 class Engine:
@@ -41,17 +42,17 @@ class Engine:
 
     Attributes:
         pools: per layer (keys, values), each [num_pages, page_size, kv_heads_total, head_dim]; page 0 is the null page.
-        media: the pool of embeddings, and the encoder if there is one; None for models without media.
+        media: the pool of what was encoded, and the encoder if there is one; None for models without media.
     """
 
     def __init__(
-        self, config: EngineConfig, loaded: LoadedDecoder, mesh: Mesh, media: MediaStage | None = None
+        self, config: EngineConfig, loaded: ServedDecoder, mesh: Mesh, media: MediaStage | None = None
     ) -> None:
         if loaded.rules.mesh != mesh:
             raise ValueError(f"the weights lie on mesh {loaded.rules.mesh}, the engine was given {mesh}")
         if (media is None) == (config.media_pages > 0):
             raise ValueError(f"media_pages is {config.media_pages}, and the engine was given {media}")
-        (group,) = kv_groups(loaded.config, config.kv_dtype)
+        group = self_group(loaded.config, config.kv_dtype)
         self.config = config
         self.mesh = mesh
         self.model = loaded.config
@@ -101,14 +102,21 @@ class Engine:
         self._broken = None
 
     @property
+    def params(self) -> tuple[jax.Array, ...]:
+        """The decoder's weights."""
+        return self._params
+
+    @property
     def broken(self) -> str | None:
         """Why the engine cannot run a plan, or None."""
         return self._broken
 
     # ---- steps ---------------------------------------------------------------------------------------------------------------------
 
-    def dispatch(self, plan: StepPlan) -> PendingStep:
+    def dispatch(self, plan: StepPlan) -> PendingStep | PartialStep:
         """Start a step without waiting for it.
+
+        With layer groups, a plan that exports KV comes back with its first group dispatched: gather what is exported of it, and `advance`.
 
         Raises PlanError for a plan that was not compiled for, and EngineError when a program fails; both leave the engine broken.
         """
@@ -122,13 +130,39 @@ class Engine:
                 if seat.params.penalised:
                     state = self._seat_state(state, seat)
             encoded = self._encode(plan)
-            pending, self._state = self._launch(plan, batch, draws, state, encoded)
-            return pending
+            if batch is None:
+                self._state = state
+                return PendingStep(plan, None, encoded=encoded)
+            media = (self._embeddings,) if takes_media(batch.shape, self.config) else ()
+            if self.config.by_layer_groups(batch.shape):
+                return self._begin(plan, batch, draws, state, encoded, *media)
+            extend = self._programs[("extend", batch.shape)]
+            picked, hidden, self.pools = extend(self._params, self.pools, batch.packed, state.last_tokens, *media)
+            return self._launched(plan, batch, draws, state, encoded, picked, hidden)
         except Exception as error:
             raise self.fail(error) from error
 
-    def collect(self, pending: PendingStep) -> StepResult:
-        """Wait for a step and read it. Steps are collected in the order of their dispatch. Raises EngineError when it failed."""
+    def advance(self, step: PartialStep) -> PendingStep | PartialStep:
+        """Dispatch the next layer group of the step that was dispatched last; with its last one, the rest of the step.
+
+        Waits while more than one group before it is not done, so that what is gathered in between does not queue behind the whole step.
+        Raises as `dispatch` does.
+        """
+        state = self._usable()
+        try:
+            step.run.wait()
+            self.pools = step.run.advance(self.pools, self._embeddings)
+            return step if step.run.left else self._end(step, state)
+        except Exception as error:
+            raise self.fail(error) from error
+
+    def collect(self, pending: PendingStep | PartialStep) -> StepResult:
+        """Wait for a step and read it; one that is not dispatched to its end yet is, first.
+
+        Steps are collected in the order of their dispatch. Raises EngineError when it failed.
+        """
+        while isinstance(pending, PartialStep):
+            pending = self.advance(pending)
         if self._broken is not None:
             raise EngineError(f"plan {pending.plan.id} is lost: {self._broken}")
         try:
@@ -147,26 +181,46 @@ class Engine:
             raise PlanError(f"plan {plan.id} encodes {len(plan.encodes)} items; this engine takes no media")
         return self.media.encode(plan.encodes)
 
-    def _launch(
+    def _begin(
         self,
         plan: StepPlan,
-        batch: ExtendBatch | None,
+        batch: ExtendBatch,
         draws: DrawBatch | None,
         state: SamplerState,
         encoded: jax.Array | None,
-    ) -> tuple[PendingStep, SamplerState]:
-        if batch is None:
-            return PendingStep(plan, None, encoded=encoded), state
-        extend = self._programs[("extend", batch.shape)]
-        media = (self._embeddings,) if takes_media(batch.shape, self.config) else ()
-        picked, hidden, self.pools = extend(self._params, self.pools, batch.packed, state.last_tokens, *media)
+        *media: Pools,
+    ) -> PendingStep | PartialStep:
+        """The first layer group, or all of them if nobody waits for the KV of the first."""
+        self._state = state
+        run = self._programs.by_layer_groups(batch.shape, self._params, batch.packed, state.last_tokens, *media)
+        step = PartialStep(plan, self, run, batch, draws, encoded)
+        exports = any(export.pool is Pool.KV for export in plan.exports)
+        while run.left and not (exports and run.dispatched):
+            self.pools = run.advance(self.pools, self._embeddings)
+        return step if run.left else self._end(step, state)
+
+    def _end(self, step: PartialStep, state: SamplerState) -> PendingStep:
+        return self._launched(step.plan, step.batch, step.draws, state, step.encoded, *step.run.end())
+
+    def _launched(
+        self,
+        plan: StepPlan,
+        batch: ExtendBatch,
+        draws: DrawBatch | None,
+        state: SamplerState,
+        encoded: jax.Array | None,
+        picked: jax.Array,
+        hidden: jax.Array | None,
+    ) -> PendingStep:
+        """What comes after the layers: draws and scores."""
         words: jax.Array | None = None
         if draws is not None:
             words, state = self._sample(draws, picked, state)
             words.copy_to_host_async()
+        self._state = state
         scores, score_rows = self._score(plan, batch, hidden)
         logprobs = () if draws is None else draws.logprobs
-        return PendingStep(plan, picked, words, logprobs, scores, score_rows, encoded), state
+        return PendingStep(plan, picked, words, logprobs, scores, score_rows, encoded)
 
     def _sample(self, draws: DrawBatch, picked: jax.Array, state: SamplerState) -> tuple[jax.Array, SamplerState]:
         program = self._programs[("sample", draws.variant, draws.size)]

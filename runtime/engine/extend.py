@@ -21,11 +21,14 @@ from jaxtyping import Array, Float, Int32
 from triptych.models.decoder import KV, Decoder, paged_attend
 from triptych.models.ragged import Ragged
 from triptych.models.rope import Rotation
-from triptych.models.structure import DecoderStructure, Pools
+from triptych.models.speech.decoder import CrossRows, WhisperDecoder
+from triptych.models.structure import Pools
 from triptych.runtime.engine.batch import extend_packing
 from triptych.runtime.engine.buckets import ExtendShape
 from triptych.runtime.engine.config import EngineConfig
-from triptych.runtime.engine.media_pool import Embeddings, MediaPool
+from triptych.runtime.engine.cross_extend import cross_extend
+from triptych.runtime.engine.decoders import ServedStructure
+from triptych.runtime.engine.media_pool import EmbeddingPool, Embeddings, MediaPool
 
 ExtendOutputs = tuple[Float[Array, "slots hidden"], Float[Array, "prefill_tokens hidden"] | None, Pools]
 
@@ -36,11 +39,11 @@ def scores_prompts(shape: ExtendShape, config: EngineConfig) -> bool:
 
 
 def build_extend(
-    structure: DecoderStructure, shape: ExtendShape, config: EngineConfig, media: MediaPool | None = None
+    structure: ServedStructure, shape: ExtendShape, config: EngineConfig, media: MediaPool | None = None
 ) -> Callable[..., ExtendOutputs]:
     """(params, pools, packed, last_tokens) -> (picked hidden states, hidden states of the prefill tokens if they can be scored, pools).
 
-    With a media pool its arrays are a last argument, and tokens that have a media index are what is there.
+    With a media pool its arrays are a last argument: tokens that have a media index are the embedding there, or rows attend to what is there.
     """
     packing = extend_packing(shape, config)
     scored = scores_prompts(shape, config)
@@ -53,32 +56,61 @@ def build_extend(
         embeddings: Pools = (),
     ) -> ExtendOutputs:
         inputs = packing.unpack(packed)
-        carried = inputs["carried"]
-        known = carried >= config.max_num_seqs
-        tokens = jnp.where(known, inputs["tokens"], last_tokens.at[carried].get(mode="clip"))
-        batch = Ragged(
-            tokens=tokens,
-            positions=inputs["positions"],
-            write_index=inputs["write_index"],
-            kv_lens=inputs["kv_lens"],
-            page_indices=inputs["page_indices"],
-            cu_q_lens=inputs["cu_q_lens"],
-            decode_rows=shape.decode_rows,
-            max_q_len=max(1, shape.prefill_tokens),
-        )
+        tokens = known_tokens(inputs, last_tokens, config)
+        batch = ragged(inputs, tokens, shape)
         decoder = structure.merge(params)
-        seen = None if media is None else media.read(embeddings, inputs["media_index"])
-        hidden, pools = extend(decoder, decoder.embed(tokens), pools, batch, seen)
+        if isinstance(decoder, WhisperDecoder):
+            cross = CrossRows(inputs["attended_lens"], inputs["attended_pages"])
+            hidden, pools = cross_extend(decoder, pools, embeddings, batch, cross)
+        else:
+            seen = media.read(embeddings, inputs["media_index"]) if isinstance(media, EmbeddingPool) else None
+            hidden, pools = extend(decoder, decoder.embed(tokens), pools, batch, seen)
         picked = hidden.at[inputs["picks"]].get(mode="clip")
         return picked, hidden[shape.decode_rows :] if scored else None, pools
 
     return run
 
 
+def known_tokens(
+    inputs: dict[str, jax.Array], last_tokens: Int32[Array, "slots"], config: EngineConfig
+) -> Int32[Array, "tokens"]:
+    """The ids of a step's tokens: given, or the last draw of a slot."""
+    carried = inputs["carried"]
+    known = carried >= config.max_num_seqs
+    return jnp.where(known, inputs["tokens"], last_tokens.at[carried].get(mode="clip"))
+
+
+def ragged(inputs: dict[str, jax.Array], tokens: Int32[Array, "tokens"], shape: ExtendShape) -> Ragged:
+    """The batch of an extend program from its unpacked inputs."""
+    return Ragged(
+        tokens=tokens,
+        positions=inputs["positions"],
+        write_index=inputs["write_index"],
+        kv_lens=inputs["kv_lens"],
+        page_indices=inputs["page_indices"],
+        cu_q_lens=inputs["cu_q_lens"],
+        decode_rows=shape.decode_rows,
+        max_q_len=max(1, shape.prefill_tokens),
+    )
+
+
 def extend(
     decoder: Decoder, x: Float[Array, "tokens hidden"], pools: Pools, batch: Ragged, seen: Embeddings | None = None
 ) -> tuple[Float[Array, "tokens hidden"], Pools]:
     """`models.decoder.extend` from embedded tokens on, with each kind of layer traced once; `seen` are the media among the tokens."""
+    x, written = extend_range(decoder, x, pools, batch, range(decoder.config.num_layers), seen)
+    return decoder.norm(x), written
+
+
+def extend_range(
+    decoder: Decoder,
+    x: Float[Array, "tokens hidden"],
+    pools: Pools,
+    batch: Ragged,
+    layers: range,
+    seen: Embeddings | None = None,
+) -> tuple[Float[Array, "tokens hidden"], Pools]:
+    """`models.decoder.extend_layers`, with each kind of layer traced once. `pools` are those of `layers`."""
     scale, tp = decoder.config.head_dim**-0.5, decoder.rules.tp
 
     @partial(jax.jit, static_argnums=0)
@@ -89,12 +121,12 @@ def extend(
 
     by = decoder.rotation(batch.positions)
     written: list[KV] = []
-    for number, (module, kv) in enumerate(zip(decoder.layers, pools, strict=True)):
+    for number, kv in zip(layers, pools, strict=True):
         x = x if seen is None else seen.into(number, x)
-        definition, arrays = nnx.split(module)
+        definition, arrays = nnx.split(decoder.layers[number])
         x, kv = layer(definition, arrays, x, by, kv, batch)
         written.append(kv)
-    return decoder.norm(x), tuple(written)
+    return x, tuple(written)
 
 
 def copy_pages(pools: Pools, table: Int32[Array, "two pages"]) -> Pools:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from jax.sharding import Mesh
 
-from triptych.models.weights.load import LoadedDecoder
 from triptych.runtime.engine.config import EngineConfig
+from triptych.runtime.engine.decoders import ServedDecoder
 from triptych.runtime.engine.engine import Engine
 from triptych.runtime.engine.media_stage import MediaStage
-from triptych.runtime.engine.results import PendingStep
+from triptych.runtime.engine.results import PartialStep, PendingStep
 from triptych.runtime.instance.plan import StepPlan, StepResult
 
 Pace = Callable[[StepPlan], float]
@@ -35,19 +35,27 @@ class PacedEngine(Engine):
     """An Engine whose steps take at least what `pace` says."""
 
     def __init__(
-        self, config: EngineConfig, loaded: LoadedDecoder, mesh: Mesh, pace: Pace, media: MediaStage | None = None
+        self, config: EngineConfig, loaded: ServedDecoder, mesh: Mesh, pace: Pace, media: MediaStage | None = None
     ) -> None:
         super().__init__(config, loaded, mesh, media)
         self._pace = pace
         self._free_at = 0.0
 
-    def dispatch(self, plan: StepPlan) -> PacedStep:
+    def dispatch(self, plan: StepPlan) -> PacedStep | PartialStep:
         began = time.monotonic()
         step = super().dispatch(plan)
         self._free_at = max(self._free_at, began) + self._pace(plan)
-        return PacedStep(**vars(step), due=self._free_at)
+        return self._paced(step)
 
-    def collect(self, pending: PendingStep) -> StepResult:
+    def advance(self, step: PartialStep) -> PacedStep | PartialStep:
+        return self._paced(super().advance(step))
+
+    def _paced(self, step: PendingStep | PartialStep) -> PacedStep | PartialStep:
+        return step if isinstance(step, PartialStep) else PacedStep(**vars(step), due=self._free_at)
+
+    def collect(self, pending: PendingStep | PartialStep) -> StepResult:
+        while isinstance(pending, PartialStep):
+            pending = self.advance(pending)
         result = super().collect(pending)
         assert isinstance(pending, PacedStep), "it was dispatched here"
         time.sleep(max(0.0, pending.due - time.monotonic()))

@@ -131,16 +131,11 @@ class PageMover:
             progress: called with (program name, programs done, programs in all).
             sizes: heads per chunk to prepare; default: every size that a peer could ask for.
         """
-        jobs: list[tuple[str, dict[tuple[int, int], Callable[..., Any]], tuple[int, int], Any]] = []
-        for g in self.layout.chunk_sizes() if sizes is None else sizes:
-            for layers in sorted({stop - start for start, stop in self.layer_groups}):
-                jobs.append(
-                    (f"gather heads={g} layers={layers}", self._gather, (g, layers), self._lower_gather(g, layers))
-                )
-                jobs.append(
-                    (f"scatter heads={g} layers={layers}", self._scatter, (g, layers), self._lower_scatter(g, layers))
-                )
-                self._make_zeros(g, layers)
+        jobs = []
+        for g, layers in self._sizes(sizes):
+            jobs.append((_name("gather", g, layers), self._gather, (g, layers), self._lower_gather(g, layers)))
+            jobs.append((_name("scatter", g, layers), self._scatter, (g, layers), self._lower_scatter(g, layers)))
+            self._make_zeros(g, layers)
         with ThreadPoolExecutor(COMPILE_THREADS, thread_name_prefix="compile") as threads:
             compiled = [(job, threads.submit(job[3].compile)) for job in jobs]
             for done, ((name, table, key, _), future) in enumerate(compiled, start=1):
@@ -148,6 +143,14 @@ class PageMover:
                 if progress is not None:
                     progress(name, done, len(jobs))
         return len(jobs)
+
+    def lower(self, sizes: Sequence[int] | None = None) -> dict[str, Any]:
+        """The programs of `compile` by name, lowered: for a mesh whose devices are not here. Nothing is allocated."""
+        found: dict[str, Any] = {}
+        for g, layers in self._sizes(sizes):
+            found[_name("gather", g, layers)] = self._lower_gather(g, layers)
+            found[_name("scatter", g, layers)] = self._lower_scatter(g, layers)
+        return found
 
     def gather(self, pools: Any, pages: Sequence[int], g: int, layer_group: int = 0) -> Gathered:
         """Copies at most `granule` pages of one layer group out of the pools. Does not wait for the device."""
@@ -201,6 +204,11 @@ class PageMover:
                     f"chunk {h.chunk} (KV heads {h.chunk * g}..{(h.chunk + 1) * g - 1}) on {self.devices[h.device]}: "
                     f"checksum {found:#010x}, expected {expected[h.chunk]:#010x}"
                 )
+
+    def _sizes(self, sizes: Sequence[int] | None) -> list[tuple[int, int]]:
+        """(heads a chunk, layers at a time) of the programs for these chunk sizes; None: for all."""
+        layers = sorted({stop - start for start, stop in self.layer_groups})
+        return [(g, n) for g in (self.layout.chunk_sizes() if sizes is None else sizes) for n in layers]
 
     def _padded(self, pages: Sequence[int]) -> np.ndarray:
         if not 0 < len(pages) <= self.granule or not all(0 < page < self.num_pages for page in pages):
@@ -293,3 +301,7 @@ class PageMover:
             if None in row:
                 zeros = np.zeros(self._chunk_shape(g, layers), self.dtype)
                 self._zeros[device, g, layers] = jax.device_put(zeros, self.devices[device])
+
+
+def _name(what: str, g: int, layers: int) -> str:
+    return f"{what} heads={g} layers={layers}"

@@ -15,14 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from triptych.models.kv import KVGroup
-from triptych.models.structure import DecoderStructure
+from triptych.models.structure import Pools
 from triptych.runtime.engine.batch import extend_packing, takes_media
 from triptych.runtime.engine.buckets import ExtendShape
 from triptych.runtime.engine.compiling import Executable, Key, Program
 from triptych.runtime.engine.config import EngineConfig
+from triptych.runtime.engine.decoders import ServedStructure
 from triptych.runtime.engine.extend import build_extend, copy_pages
-from triptych.runtime.engine.head import Head, HeadParams, head_params
-from triptych.runtime.engine.media_pool import MediaPool
+from triptych.runtime.engine.head import Head, HeadParams, head_params, without
+from triptych.runtime.engine.layer_programs import LayerCut, LayerRun, build_embed, build_end, build_layers
+from triptych.runtime.engine.media_pool import EmbeddingPool, MediaPool
 from triptych.runtime.engine.sample import Variant, sample_full, sample_packing, sample_plain
 from triptych.runtime.engine.score import score
 from triptych.runtime.engine.state import SamplerState, fresh_state, seat_program
@@ -32,15 +34,18 @@ COPY_PAGES = 8
 
 
 class Programs:
-    """The compiled programs of one engine's decoder. `media` is the pool of embeddings, if prompts may have some."""
+    """The compiled programs of one engine's decoder. `media` is the pool of what was encoded, if requests may have media."""
 
     def __init__(
-        self, structure: DecoderStructure, group: KVGroup, config: EngineConfig, media: MediaPool | None = None
+        self, structure: ServedStructure, group: KVGroup, config: EngineConfig, media: MediaPool | None = None
     ) -> None:
         self._structure, self._config, self._media = structure, config, media
         self.head: HeadParams = head_params(structure)
         pool = structure.pool_struct(group, config.num_pages, config.page_size)
         self._pools = tuple((pool, pool) for _ in group.layers)
+        self._cut = LayerCut(
+            structure, config.layer_groups, media.injections if isinstance(media, EmbeddingPool) else ()
+        )
         self._compiled: dict[Key, Executable] = {}
 
     def __getitem__(self, key: Key) -> Executable:
@@ -55,11 +60,22 @@ class Programs:
         shapes = sorted(self._config.buckets.extend, key=lambda shape: shape.prefill_tokens, reverse=True)
         sizes = self._config.buckets.draws
         return [
-            *(self._extend(shape) for shape in shapes),
+            *(program for shape in shapes for program in self._extends(shape)),
             *(self._sample(variant, size) for variant in reversed(Variant) for size in sizes),
             *(self._score(tokens) for tokens in self._config.buckets.score_tokens if self._config.prompt_logprobs),
             *self._upkeep(),
         ]
+
+    def by_layer_groups(
+        self,
+        shape: ExtendShape,
+        params: tuple[jax.Array, ...],
+        packed: np.ndarray,
+        last_tokens: jax.Array,
+        *media: Pools,
+    ) -> LayerRun:
+        """Begin an extend of a size that is computed layer group by layer group."""
+        return LayerRun(self._compiled, self._cut, shape, params, packed, last_tokens, *media)
 
     def _small(self, shape: tuple[int, ...], dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
         """An input or output that every device holds whole."""
@@ -92,12 +108,41 @@ class Programs:
             donated=(1,),
         )
 
+    def _extends(self, shape: ExtendShape) -> tuple[Program, ...]:
+        """What computes steps of this size: one program, or one for each kind of layer group and two around them."""
+        if not self._config.by_layer_groups(shape):
+            return (self._extend(shape),)
+        cut, config, small = self._cut, self._config, self._structure.rules.replicated()
+        media = self._media if takes_media(shape, config) else None
+        outer = cut.outer(self._structure.abstract)
+        packed, hidden = self._small((extend_packing(shape, config).size,)), self._hidden(shape.tokens)
+
+        def layers(group: int) -> Program:
+            pools = self._pools[slice(*cut.groups[group])]
+            inner = media if cut.reads_media(group) else None
+            params = cut.layers(self._structure.abstract, group)
+            return Program(
+                key=("layers", shape, group),
+                run=build_layers(cut, group, shape, config, inner),
+                arguments=(params, pools, hidden, packed, *(() if inner is None else (inner.structs,))),
+                outputs=(small, self._shardings(pools)),
+                donated=(1,),
+            )
+
+        slots = self._small((config.max_num_seqs,))
+        arguments = (outer, packed, slots, *(() if media is None else (media.structs,)))
+        return (
+            *(layers(group) for group in sorted(set(cut.alike))),
+            Program(("embed", shape), build_embed(cut, shape, config, media), arguments, (small, small)),
+            Program(("end", shape), build_end(cut, shape, config), (outer, hidden, packed), (small, small)),
+        )
+
     def _sample(self, variant: Variant, draws: int) -> Program:
         packing = sample_packing(variant, draws)
         state = self._state()
 
         def run(head: tuple[jax.Array, ...], picked: jax.Array, packed: jax.Array, state: Any) -> Any:
-            logits = self.head.over(head)(picked[:draws])
+            logits = without(self._config.suppressed, self.head.over(head)(picked[:draws]))
             inputs = packing.unpack(packed)
             if variant is Variant.FULL:
                 return sample_full(logits, inputs, state)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 import numpy as np
 
 from triptych.runtime.core.request import Logprobs
 from triptych.runtime.core.sampling import MAX_LOGPROBS
+from triptych.runtime.engine.batch import ExtendBatch
+from triptych.runtime.engine.draws import DrawBatch
+from triptych.runtime.engine.layer_programs import LayerRun
 from triptych.runtime.instance.plan import Drawn, RowResult, StepPlan, StepResult
 
 
@@ -37,6 +41,40 @@ class PendingStep:
     scores: jax.Array | None = None
     score_rows: tuple[int, ...] = ()
     encoded: jax.Array | None = None
+
+
+class LayeredEngine(Protocol):
+    """The part of an engine that goes on with a step."""
+
+    def advance(self, step: PartialStep) -> PendingStep | PartialStep: ...
+
+
+@dataclass(frozen=True)
+class PartialStep:
+    """A step of which only the first layer groups are dispatched.
+
+    Attributes:
+        engine: whose step it is.
+        run: its extend program so far.
+        batch, draws: its rows and draws, packed.
+        encoded: as in PendingStep.
+    """
+
+    plan: StepPlan
+    engine: LayeredEngine
+    run: LayerRun
+    batch: ExtendBatch
+    draws: DrawBatch | None
+    encoded: jax.Array | None
+
+    @property
+    def dispatched(self) -> int:
+        """Layer groups that are computed, or will be without another word."""
+        return self.run.dispatched
+
+    def advance(self) -> PendingStep | PartialStep:
+        """`Engine.advance`."""
+        return self.engine.advance(self)
 
 
 def read(pending: PendingStep) -> StepResult:

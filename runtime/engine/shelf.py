@@ -30,7 +30,10 @@ class Pixels:
 
 
 class MediaShelf:
-    """Pixels by content hash, at most `limit` bytes with those that are still on their way. From any thread."""
+    """Pixels by content hash, at most `limit` bytes with those that are still on their way. From any thread.
+
+    Beyond the limit come only items that have pages in the media pool, which bounds them.
+    """
 
     def __init__(self, limit: int):
         self._limit = limit
@@ -49,12 +52,12 @@ class MediaShelf:
     def __contains__(self, hash: str) -> bool:
         return hash in self._held
 
-    def reserve(self, nbytes: int) -> None:
-        """Room for an item that is about to come. Raises OverloadedError when there is none now."""
+    def reserve(self, nbytes: int, *, beyond: bool = False) -> None:
+        """Room for an item that is about to come, even `beyond` the limit. Raises OverloadedError when there is none now."""
         with self._lock:
-            if self._bytes + nbytes > self._limit:
+            if not beyond and self._bytes + nbytes > self._limit:
                 raise OverloadedError(
-                    f"the media shelf has {self._limit - self._bytes} of {self._limit} bytes left; the item has {nbytes}",
+                    f"the media shelf has {max(0, self._limit - self._bytes)} of {self._limit} bytes left; the item has {nbytes}",
                     retry_after=RETRY_AFTER,
                 )
             self._bytes += nbytes

@@ -36,11 +36,16 @@ def run_each_once(
     for shape in config.buckets.extend:
         packed, views = extend_packing(shape, config).host()
         views["carried"].fill(slots)
-        media: tuple[Pools, ...] = ()
-        if takes_media(shape, config):
+        if "media_index" in views:
             views["media_index"].fill(NO_MEDIA)
-            media = (embeddings,)
-        picked, hidden, pools = programs[("extend", shape)](params, pools, packed, last_tokens, *media)
+        media = (embeddings,) if takes_media(shape, config) else ()
+        if config.by_layer_groups(shape):
+            run = programs.by_layer_groups(shape, params, packed, last_tokens, *media)
+            while run.left:
+                pools = run.advance(pools, embeddings)
+            picked, hidden = run.end()
+        else:
+            picked, hidden, pools = programs[("extend", shape)](params, pools, packed, last_tokens, *media)
         if hidden is not None:
             targets = np.zeros(shape.prefill_tokens, np.int32)
             np.asarray(programs[("score", shape.prefill_tokens)](head, hidden, targets))

@@ -22,6 +22,7 @@ class Account:
         self._placed: Placed | None = None
         self._stages: dict[Role, StageTimes] = {}
         self._encodes: list[StageTimes] = []
+        self._encoded = 0
         self._encode_attempt = 0
         self._preemptions = 0
         self.report: PromptReport | None = None
@@ -48,7 +49,8 @@ class Account:
         elif isinstance(notice, Progress) and notice.role is Role.ENCODE:
             if notice.attempt > self._encode_attempt:
                 self._encode_attempt = notice.attempt
-                self._encodes = []
+                self._encodes, self._encoded = [], 0
+            self._encoded += notice.encoded
             self._encodes.append(notice.times)  # one for each instance that shared the work
         elif isinstance(notice, Progress):
             self._stages[notice.role] = notice.times
@@ -76,12 +78,13 @@ class Account:
             encode=sum(times.compute for times in self._encodes),
             media_items=len(self._media),
             encode_tasks=len(self._encodes),
+            encoded_items=self._encoded,
             embedding_bytes=prefill.bytes_moved + sum(times.bytes_moved for times in self._encodes),
         )
         usage = pb.Usage(
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self.report.cached_tokens if self.report else 0,
             completion_tokens=self.completion_tokens,
-            media_tokens=sum(item.tokens for item in self._media),
+            media_tokens=sum(item.taken for item in self._media),
         )
         return pb.Summary(usage=usage, timings=timings)

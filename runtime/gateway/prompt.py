@@ -67,7 +67,7 @@ def chat_ids(chat: pb.Chat, model: ServedModel, max_chars: int, media: Sequence[
     chars = sum(len(message.content) + sum(len(part.text) for part in message.parts) for message in chat.messages)
     _check_chars("chat", chars, max_chars)
     kinds = iter(media)
-    messages = [{"role": message.role, "content": _content(message, kinds)} for message in chat.messages]
+    messages = [{"role": message.role, "content": _content(message, kinds, model)} for message in chat.messages]
     placeholders = {} if model.media is None else {kind.value: text for kind, text in model.media.placeholders.items()}
     try:
         text = model.chat_template.render(messages, add_generation_prompt=answer, placeholders=placeholders)
@@ -76,13 +76,17 @@ def chat_ids(chat: pb.Chat, model: ServedModel, max_chars: int, media: Sequence[
     return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
-def _content(message: pb.ChatMessage, media: Iterator[Medium]) -> str | list[dict[str, Any]]:
+def _content(message: pb.ChatMessage, media: Iterator[Medium], model: ServedModel) -> str | list[dict[str, Any]]:
     """What a chat template takes; `media` gives those of the conversation one after another."""
     if not message.parts:
         return message.content
+
+    def medium() -> dict[str, str]:
+        kind = next(media).kind
+        return {"type": kind.value if model.media is None else model.media.part(kind)}
+
     return [
-        {"type": "text", "text": part.text} if part.WhichOneof("kind") == "text" else {"type": next(media).kind.value}
-        for part in message.parts
+        {"type": "text", "text": part.text} if part.WhichOneof("kind") == "text" else medium() for part in message.parts
     ]
 
 

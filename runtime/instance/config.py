@@ -25,11 +25,13 @@ class InstanceConfig:
         groups: KV groups by name, each with its own block table and prefix keys.
         export_pages: pages per Export; only the last one of a prompt may have fewer.
         eos_ids: token ids that end a generation unless `ignore_eos`.
+        forbidden_first: token ids that no output begins with.
         prefix_cache: whether pages of committed tokens are kept for later requests.
         switchable: roles beyond `roles` that it can take on (`InstanceCore.switch`).
         media_pages: pages of the media pool, its null page included; 0: it takes no media.
         encode_patches: most patches of one step's encodes, and of one item; 0: it encodes nothing.
         media_digest: digest of the header of its media pool; travels in every handle of embeddings.
+        mrope: the model's tokens have three positions; those of media follow their grids.
 
     An instance that can only encode has no KV: one page (the null page) and no slot are enough.
     """
@@ -48,11 +50,13 @@ class InstanceConfig:
     groups: tuple[str, ...] = ("self",)
     export_pages: int = 8
     eos_ids: tuple[int, ...] = ()
+    forbidden_first: tuple[int, ...] = ()
     prefix_cache: bool = True
     switchable: frozenset[Role] = frozenset()
     media_pages: int = 0
     encode_patches: int = 0
     media_digest: str = ""
+    mrope: bool = False
 
     def __post_init__(self) -> None:
         possible = self.roles | self.switchable

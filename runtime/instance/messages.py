@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from triptych.runtime.core.errors import Status
+from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.core.request import Continuation, PromptReport, TokenOut
 from triptych.runtime.core.tasks import StageTimes, TaskCommand, TaskReport
 from triptych.runtime.instance.plan import Pool, StepResult

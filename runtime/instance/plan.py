@@ -36,12 +36,40 @@ class Encode:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where an item's embeddings stand for a model of three positions a token (M-RoPE): each at (time + step, origin + row, origin + column).
+
+    Attributes:
+        grid: (steps, rows, columns) of the item's embeddings, in that order.
+        time: position of its first step. origin: position of its first row and column.
+        following: position of the text token behind it.
+    """
+
+    grid: tuple[int, int, int]
+    time: int
+    origin: int
+    following: int
+
+
+@dataclass(frozen=True)
 class Embedded:
-    """Input tokens [at, at + count) of a row are embeddings: number `first` and those that follow of the item in `pages` of the media pool."""
+    """Input tokens [at, at + count) of a row are embeddings: number `first` and those that follow of the item in `pages` of the media pool.
+
+    `place`: where the item stands, for models that ask; None: its tokens count on, as text does.
+    """
 
     at: int
     count: int
     first: int
+    pages: tuple[int, ...]
+    place: Place | None = None
+
+
+@dataclass(frozen=True)
+class Attended:
+    """All tokens of a row attend to the first `count` embeddings in `pages` of the media pool (cross-attention)."""
+
+    count: int
     pages: tuple[int, ...]
 
 
@@ -49,7 +77,8 @@ class Embedded:
 class Seat:
     """A sample takes a sampler slot: its parameters, and the tokens its penalties count.
 
-    `forbidden` token ids may not be drawn at positions below `forbidden_until` (min_tokens: EOS and stop ids).
+    `forbidden` token ids may not be drawn at positions below `forbidden_until` (min_tokens: EOS and stop ids), `forbidden_first` not at position `first`,
+    that of the first output (what a transcript cannot begin with).
     `prompt`/`outputs` are empty unless `params.penalised`.
     """
 
@@ -60,6 +89,8 @@ class Seat:
     outputs: tuple[int, ...] = ()
     forbidden: tuple[int, ...] = ()
     forbidden_until: int = 0
+    forbidden_first: tuple[int, ...] = ()
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,12 +110,13 @@ class Row:
         tokens: known input ids; empty means exactly one token, the last one drawn by `token_slot`.
         token_slot: slot whose last draw is the input when `tokens` is empty.
         start: KV index of the first input token (= tokens already in the pages).
-        position: RoPE position of the first input token.
+        position: RoPE position of the first input token; text counts on from it, or from the item before it that has a place.
         pages: block table, one page id per page, long enough for start + number of tokens.
         draws: draws made from the row's last position; empty for a prompt chunk that is not the last.
         score: ids whose log-probability is wanted: score[i] follows input token i (prompt_logprobs); empty = none.
         score_top: how many most likely tokens to report with each score.
         embedded: runs of input tokens whose embeddings come from the media pool, not from their ids; in order, without overlaps.
+        attended: media that all its tokens attend to, in the request's order; the same in every row of a sequence.
     """
 
     sequence: int
@@ -97,6 +129,7 @@ class Row:
     score: tuple[int, ...] = ()
     score_top: int = 0
     embedded: tuple[Embedded, ...] = ()
+    attended: tuple[Attended, ...] = ()
 
     @property
     def length(self) -> int:
@@ -104,7 +137,8 @@ class Row:
 
     @property
     def decode(self) -> bool:
-        """Whether the row fits the decode segment of a program: one token with an id, nothing to score."""
+        """Whether the row fits the decode segment of a program: one token with an id, nothing to score. What it attends to
+        does not matter."""
         return self.length == 1 and not self.score and not self.embedded
 
 

@@ -17,12 +17,13 @@ from triptych.runtime.instance.embeddings import Entry
 from triptych.runtime.instance.lifecycle import Kind, Trigger
 from triptych.runtime.instance.messages import InstanceMessage
 from triptych.runtime.instance.plan import Draw, Encode, Export, Row, Seat, StepPlan
+from triptych.runtime.instance.positions import offset_at
 from triptych.runtime.instance.preemption import make_room
 from triptych.runtime.instance.resuming import go_on
 from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.instance.spans import overlapping
 from triptych.runtime.instance.state import InstanceState, PlannedRow, PlannedStep
-from triptych.runtime.instance.tasks import Fill, PrefillTask, Stream
+from triptych.runtime.instance.tasks import Fill, PrefillTask, Stream, Task
 
 MAX_IN_FLIGHT = (
     2  # the next step is dispatched before the last one's tokens are read, and no further ahead (design.md, Programs)
@@ -153,7 +154,9 @@ class PlanBuilder:
         tokens = () if stream.pending else (sequence.tokens[start],)
         stream.pending += 1
         position = start + stream.task.position_offset
-        self.rows.append(Row(sequence.number, tokens, start, position, sequence.pages, slot, (Draw(slot, end),)))
+        media, draws = self._state.media, (Draw(slot, end),)
+        attended = media.attended(sequence) if sequence.media and media is not None else ()
+        self.rows.append(Row(sequence.number, tokens, start, position, sequence.pages, slot, draws, attended=attended))
         self._planned.append(PlannedRow(sequence, sequence.generation, end, ((stream, stream.generation),)))
 
     def chunk(self, fill: Fill, tokens: int) -> None:
@@ -176,7 +179,7 @@ class PlanBuilder:
             sequence=sequence.number,
             tokens=prompt if whole else tuple(sequence.tokens[start:end]),
             start=start,
-            position=start + task.position_offset,
+            position=start + self._offset(task, sequence, start),
             pages=sequence.pages,
             draws=tuple(Draw(stream.slot, end) for stream in streams if stream.slot is not None),
             score=score,
@@ -184,6 +187,7 @@ class PlanBuilder:
             embedded=self._state.media.embedded(fill, start, end)
             if sequence.media and self._state.media is not None
             else (),
+            attended=self._state.media.attended(sequence) if sequence.media and self._state.media is not None else (),
         )
         if sequence.media and self._state.media is not None:
             self._state.media.passed(sequence.number, end)
@@ -196,6 +200,10 @@ class PlanBuilder:
             self._export(task, fill, last)
         if last:
             self._computed(fill)
+
+    def _offset(self, task: Task, sequence: Sequence, start: int) -> int:
+        """Position of the token at `start`, if it is text, minus `start`."""
+        return offset_at(sequence.media, start) if self._state.config.mrope and sequence.media else task.position_offset
 
     def finish(self) -> StepPlan:
         """The plan is complete and in flight."""
@@ -219,7 +227,17 @@ class PlanBuilder:
         assert stream.slot is not None
         prompt, outputs = (request.prompt, tuple(stream.outputs)) if params.penalised else ((), ())
         self._seats.append(
-            Seat(stream.slot, stream.sample, params, prompt, outputs, end.forbidden, end.forbidden_until)
+            Seat(
+                stream.slot,
+                stream.sample,
+                params,
+                prompt,
+                outputs,
+                end.forbidden,
+                end.forbidden_until,
+                self._state.config.forbidden_first,
+                len(request.prompt),
+            )
         )
         stream.seated = True
 
@@ -244,6 +262,8 @@ class PlanBuilder:
         state, task = self._state, fill.task
         del state.filling[fill.sequence.number]
         if task.kind is Kind.PREFILL:
+            if state.media is not None:  # nothing is computed of it any more
+                state.media.forget(fill.sequence.number)
             return
         if not fill.drawing:
             task.sequence = None
@@ -255,6 +275,8 @@ class PlanBuilder:
             first.sequence, task.sequence = fill.sequence, None
             for stream in others:
                 stream.sequence = fill.sequence.fork()
+            if state.media is not None:
+                state.media.share(fill.sequence, fill.streams)
             task.advance(Trigger.COMPUTED)
         for stream in fill.streams:
             insort(state.running, stream, key=lambda running: running.order)

@@ -122,7 +122,8 @@ def _stage(state: InstanceState, task: PrefillTask, finished: bool, now: float) 
     task.advance(Trigger.COMPUTED)
     drawn = tuple(SampleState(stream.sample, tuple(stream.outputs), stream.finish) for stream in task.streams)
     samples = task.resumed or drawn
-    messages: list[InstanceMessage] = [CompleteStaging(task.staging_key, Continuation(task.request, samples))]
+    continuation = Continuation(task.request, samples, task.position_offset)
+    messages: list[InstanceMessage] = [CompleteStaging(task.staging_key, continuation)]
     for stream in task.streams:
         state.drop(stream)
     if finished or task.released:

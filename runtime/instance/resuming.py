@@ -2,7 +2,8 @@
 
 The first live sample takes the prompt's sequence over, the others fork from it. A sample of one output decodes at once,
 because that token is its next input. One of more computes its outputs first, behind the prompt that is there (a Fill).
-One of none lacks the hidden state that its first token is drawn from, so it computes the prompt's end again.
+One of none lacks the hidden state that its first token is drawn from, so it computes the prompt's last token again,
+over the KV that is there: no embeddings are needed for that, unless the token itself is one of a media item.
 
 Reservations hold room for all of that, unless an empty instance has not enough: then they hold what a fresh request would,
 and the samples that find no room wait like preempted ones.
@@ -19,6 +20,7 @@ from triptych.runtime.instance.lifecycle import Trigger
 from triptych.runtime.instance.messages import InstanceMessage
 from triptych.runtime.instance.preemption import requeue
 from triptych.runtime.instance.sequence import Sequence
+from triptych.runtime.instance.spans import overlapping
 from triptych.runtime.instance.state import InstanceState, end_task
 from triptych.runtime.instance.tasks import Fill, Stream, Task, live_samples
 
@@ -63,7 +65,9 @@ def go_on(
         stream.sequence = sequence.fork() if index else sequence
     sequence.drop_spare()
     if not going:
-        sequence.evict()
+        state.forget(sequence)
+    elif state.media is not None:
+        state.media.share(sequence, tuple(stream for stream, _ in going))
     for stream, outputs in going:
         assert stream.sequence is not None
         stream.sequence.tokens.extend(outputs)
@@ -94,7 +98,20 @@ def _continue(state: InstanceState, stream: Stream) -> bool:
         insort(state.running, stream, key=lambda running: running.order)
         return True
     tokens, most = len(sequence.tokens), state.config.usable_pages * state.config.page_size
-    if known == 0 or not try_reserve(state, sequence, min(tokens + 1, most)):
+    if known == 0 and not _step_back(state, sequence):
+        return False
+    if not try_reserve(state, sequence, min(tokens + 1, most)):
         return False
     state.filling[sequence.number] = Fill(stream.task, sequence, (stream,), True)
+    return True
+
+
+def _step_back(state: InstanceState, sequence: Sequence) -> bool:
+    """Whether the last token of the prompt can be computed again with what is here."""
+    last = len(sequence.tokens) - 1
+    if any(True for _ in overlapping(sequence.media, last, last + 1)):
+        return False
+    if sequence.missing_to_step_back() > state.memory.pool.available:
+        return False
+    sequence.step_back()
     return True

@@ -37,6 +37,12 @@ class BlockTable:
         self._pages += pages
         self._view = None
 
+    def swap(self, index: int, page: int) -> int:
+        """Put `page` at `index`; returns the one that was there, with its reference."""
+        before, self._pages[index] = self._pages[index], page
+        self._view = None
+        return before
+
     def cut(self, count: int) -> list[int]:
         """Keep the first `count` pages and return the rest."""
         dropped = self._pages[count:]
@@ -193,6 +199,21 @@ class Sequence:
         del self.tokens[length:]
         self.scheduled = min(self.scheduled, length)
         self._cut(-(-length // self._memory.page_size))
+
+    def missing_to_step_back(self) -> int:
+        """Pages that `step_back` allocates."""
+        return len(self.tables) if len(self.tokens) % self._memory.page_size == 0 else 0
+
+    def step_back(self) -> None:
+        """The last token, whose KV is scheduled, is to be computed again: what comes out of it is not here. A full page may be shared by now,
+        so a copy of it is written, and only once that is done do the pages count as computed. Raises OutOfPagesError."""
+        memory, last = self._memory, len(self.tokens) - 1
+        fresh = memory.pool.allocate(self.missing_to_step_back())
+        for table, page in zip(self.tables, fresh, strict=False):
+            self.copies.append((table.swap(last // memory.page_size, page), page))
+        self.generation += 1
+        self.scheduled = last
+        self.committed = min(self.committed, last)
 
     def evict(self) -> None:
         """Give up all KV and keep the tokens, for recomputation or for good."""

@@ -149,7 +149,7 @@ class MediaDecoder:
         reply = await self._pool.result(first)
         if item.kind is Kind.VIDEO:
             chosen = parameters if isinstance(parameters, VideoParameters) else VideoParameters(rate=DEFAULT_FRAME_RATE)
-            return await self._frames(item, chosen, _index(reply, self._limits))
+            return await self._frames(item, chosen, read_index(reply, self._limits))
         dtype, rank = ("uint8", 3) if item.kind is Kind.IMAGE else ("float32", 1)
         return Decoded(item.kind, _expect(reply.array, dtype, rank))
 
@@ -157,18 +157,9 @@ class MediaDecoder:
         times = choose_times(index, parameters, self._limits)
         parts = plan_parts(index, times, self._pool.processes, self._part_frames)
         size = parameters.size or (index.width, index.height)
-        jobs = [self._job(item, "video_frames", {"runs": _plain(runs), "size": size}) for runs in parts]
-        tickets = self._pool.submit(jobs, follows=True)
-        try:
-            # All are awaited even where one fails: dropping a running job costs a process, and a damaged file must not cost several.
-            replies = await asyncio.gather(*map(self._pool.result, tickets), return_exceptions=True)
-        finally:
-            for ticket in tickets:
-                self._pool.drop(ticket)
+        jobs = [self._job(item, "video_frames", {"runs": runs_option(runs), "size": size}) for runs in parts]
         pieces = []
-        for reply, runs in zip(replies, parts, strict=True):
-            if isinstance(reply, BaseException):
-                raise reply
+        for reply, runs in zip(await all_parts(self._pool, jobs), parts, strict=True):
             pieces.append(_expect(reply.array, "uint8", 4))
             if len(reply.array) != sum(len(run.times) for run in runs):
                 raise DecoderLostError("a decoder process returned another number of frames than asked for")
@@ -194,7 +185,25 @@ def _named(place: int, count: int) -> Iterator[None]:
         raise type(error)(message, retry_after=error.retry_after) from None
 
 
-def _plain(runs: tuple[Run, ...]) -> list[Any]:
+async def all_parts(pool: DecoderPool, jobs: Sequence[Job]) -> list[Reply]:
+    """The results of jobs that follow an item's first one, in order. Raises what the first of them that failed raises."""
+    tickets = pool.submit(jobs, follows=True)
+    try:
+        # All are awaited even where one fails: dropping a running job costs a process, and a damaged file must not cost several.
+        replies = await asyncio.gather(*map(pool.result, tickets), return_exceptions=True)
+    finally:
+        for ticket in tickets:
+            pool.drop(ticket)
+    found: list[Reply] = []
+    for reply in replies:
+        if isinstance(reply, BaseException):
+            raise reply
+        found.append(reply)
+    return found
+
+
+def runs_option(runs: Sequence[Run]) -> list[Any]:
+    """Runs as plain values, for a job's options."""
     return [[run.start, run.end, run.times] for run in runs]
 
 
@@ -207,7 +216,8 @@ def _expect(array: np.ndarray, dtype: str, rank: int) -> np.ndarray:
     return array
 
 
-def _index(reply: Reply, limits: MediaLimits) -> VideoIndex:
+def read_index(reply: Reply, limits: MediaLimits) -> VideoIndex:
+    """What a decoder process said of a video, if it can be. Raises DecoderLostError, MediaLimitError."""
     table, facts = reply.array, reply.facts
     numbers = [facts.get("width"), facts.get("height"), *(facts.get("time_base") or ())]
     if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != 2 or len(numbers) != 4:

@@ -5,7 +5,7 @@ soundfile, soxr and PyAV are optional (the extra `[media]`); an operation that l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ except (ImportError, OSError) as error:  # OSError: libsndfile itself is missing
 else:
     _no_audio = None
 try:
-    from triptych.runtime.media.video import decode_runs, index_video
+    from triptych.runtime.media.video import decode_runs, frames_of, index_video
 except ImportError as error:
     _no_video: Exception | None = error
 else:
@@ -56,9 +56,18 @@ def video_index(data: bytearray, options: Mapping[str, Any]) -> tuple[np.ndarray
 def video_frames(data: bytearray, options: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
     """[frames, height, width, 3] uint8: see `decode_runs`."""
     _need(_no_video, "video", "av")
-    runs = [Run(start, end, tuple(times)) for start, end, times in options["runs"]]
+    return decode_runs(data, *_item(options), *_runs(options)), {}
+
+
+def each_frame(data: bytearray, options: Mapping[str, Any]) -> Iterator[np.ndarray]:
+    """The frames of `video_frames` one after another: for operations that go on with them."""
+    _need(_no_video, "video", "av")
+    return frames_of(data, *_item(options), *_runs(options))
+
+
+def _runs(options: Mapping[str, Any]) -> tuple[list[Run], tuple[int, int]]:
     width, height = options["size"]
-    return decode_runs(data, *_item(options), runs, (width, height)), {}
+    return [Run(start, end, tuple(times)) for start, end, times in options["runs"]], (width, height)
 
 
 def _need(error: Exception | None, what: str, packages: str) -> None:

@@ -60,15 +60,22 @@ def decode_runs(
     Raises as `index_video`, and CorruptMediaError if a run does not yield its frames.
     """
     width, height = size
-    frames: list[np.ndarray] = []
+    frames = list(frames_of(data, type, limits, runs, size))
+    return np.stack(frames) if frames else np.zeros((0, height, width, 3), np.uint8)
+
+
+def frames_of(
+    data: bytes | bytearray, type: MediaType, limits: MediaLimits, runs: Sequence[Run], size: tuple[int, int]
+) -> Iterator[np.ndarray]:
+    """The same one after another, [height, width, 3] each: only one is held."""
+    width, height = size
     with decoding(type), _open(data, type, limits) as container:
         stream = _stream(container, limits)
         packets = list(_packets(container, stream, limits))
         for run in runs:
             for frame in _shown(stream, packets, run, limits):
                 pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-                frames.append(np.rot90(pixels, round(frame.rotation / 90) % 4))
-    return np.stack(frames) if frames else np.zeros((0, height, width, 3), np.uint8)
+                yield np.rot90(pixels, round(frame.rotation / 90) % 4)
 
 
 def _shown(stream: Any, packets: Sequence[Any], run: Run, limits: MediaLimits) -> Iterator[Any]:

@@ -88,16 +88,28 @@ def choose_times(index: VideoIndex, parameters: VideoParameters, limits: MediaLi
     With `rate`: the frames shown at 0, 1/rate, 2/rate, … after the first frame. With `count`: those at equal distances in the order of frames, first and
     last included (a count of one: the middle one). Raises MediaLimitError for too many frames or pixels, CorruptMediaError if there is none.
     """
-    begins = _key_times(index)
-    times = np.unique(index.times[index.times >= begins[0]])  # what comes before the first key frame cannot be decoded
+    times = shown_times(index)
     if parameters.rate is not None:
         times = times[_at_rate([int(time - times[0]) for time in times], Fraction(parameters.rate) * index.time_base)]
     elif parameters.count is not None and parameters.count < len(times):
         last = len(times) - 1
         places = np.linspace(0, last, parameters.count) if parameters.count > 1 else np.array([last / 2])
         times = times[np.round(places).astype(int)]
-    _check(len(times), index, parameters, limits)
+    check_sampled(len(times), parameters.size or (index.width, index.height), limits)
     return tuple(int(time) for time in times)
+
+
+def shown_times(index: VideoIndex) -> np.ndarray:
+    """[frames] int64: when each frame that can be decoded begins, rising, without repeats. Raises CorruptMediaError if there is none."""
+    begins = _key_times(index)
+    return np.unique(index.times[index.times >= begins[0]])  # what comes before the first key frame cannot be decoded
+
+
+def seconds_shown(index: VideoIndex, times: np.ndarray) -> float:
+    """How long frames that begin at `times` are shown; the last one as long as the others on average, a single one for no time."""
+    if len(times) < 2:
+        return 0.0
+    return float((int(times[-1]) - int(times[0])) * index.time_base) * len(times) / (len(times) - 1)
 
 
 def plan_parts(
@@ -128,8 +140,9 @@ def _at_rate(offsets: Sequence[int], step: Fraction) -> np.ndarray:
     return np.array([*shown, ticks[-1] * under == offsets[-1] * over])
 
 
-def _check(count: int, index: VideoIndex, parameters: VideoParameters, limits: MediaLimits) -> None:
-    width, height = parameters.size or (index.width, index.height)
+def check_sampled(count: int, size: tuple[int, int], limits: MediaLimits) -> None:
+    """Raises MediaLimitError if so many frames of (width, height) are too many, or too large together."""
+    width, height = size
     if count > limits.sampled_frames:
         raise MediaLimitError(
             f"{count} frames of the video are asked for; expected at most {limits.sampled_frames}: give a rate or a count"

@@ -10,7 +10,20 @@ from triptych.runtime.core.instance import InstanceInfo, Load
 from triptych.runtime.metrics.instances import Instances, Occupancy
 from triptych.runtime.metrics.registry import Metrics
 
-RESOURCES = {"staging_bytes": "kv_staging_bytes", "pulls": "kv_pulls", "tasks": "tasks"}
+RESOURCES = {
+    "staging_bytes": "kv_staging_bytes",
+    "pulls": "kv_pulls",
+    "tasks": "tasks",
+    "device_decoder_bytes": "device_decoder_bytes",
+    "device_encoder_bytes": "device_encoder_bytes",
+    "device_kv_pool_bytes": "device_kv_pool_bytes",
+    "device_media_pool_bytes": "device_media_pool_bytes",
+    "media_pages_total": "media_pages",
+    "media_pages_held": "media_pages_held",
+    "media_gathering": "media_prompts_gathering",
+    "shelf_items": "media_shelf_items",
+    "shelf_bytes": "media_shelf_bytes",
+}
 """Names of a snapshot's resources and of their gauges."""
 
 COUNTERS: dict[str, tuple[str, float]] = {
@@ -25,6 +38,13 @@ COUNTERS: dict[str, tuple[str, float]] = {
     "pulls_failed": ("kv_num_failed_transfers", 1.0),
     "kv_bytes_offered": ("kv_bytes_offered", 1.0),
     "kv_bytes_received": ("kv_bytes_received", 1.0),
+    "encoded_items": ("media_items_encoded", 1.0),
+    "media_items_found": ("media_items_found", 1.0),
+    "media_items_pulled": ("media_items_pulled", 1.0),
+    "media_bytes_offered": ("media_bytes_offered", 1.0),
+    "media_bytes_received": ("media_bytes_received", 1.0),
+    "kv_pull_us": ("kv_pull_seconds", 1e-6),
+    "kv_pull_exposed_us": ("kv_pull_exposed_seconds", 1e-6),
 }
 """Names of a snapshot's counters, and of their metrics with the factor to its unit."""
 

@@ -33,6 +33,8 @@ class SchedulerConfig:
         adopt_grace: how long, after a restart of the scheduler, a declared request and the task that runs it may take to find each other.
         gateway_grace: how long the requests of a gateway whose stream broke go on, until it is back and has declared them.
         pixel_ttl: how long an encode instance waits for the pixels of an item, which the request's gateway brings.
+        encode_answer: how long an encode instance may take to answer before others are asked for the same items. It answers between two steps:
+            one that takes so long hangs, though its worker lives.
         max_encodes: how often one item is given to an encode instance in one attempt, refusals for lack of room not counted. It is wanted again
             when an encode instance dies or a pull fails; a cluster in which that happens so often does not get the item encoded.
         remembered_media: hashes of which the scheduler remembers where they were encoded last, about 200 bytes each.
@@ -55,6 +57,7 @@ class SchedulerConfig:
     adopt_grace: float = 3.0
     gateway_grace: float = 5.0
     pixel_ttl: float = 10.0
+    encode_answer: float = 10.0
     max_encodes: int = 8
     remembered_media: int = 65536
     drain_grace: float = 30.0
@@ -89,6 +92,7 @@ _TIMES = (
     "reopen_after",
     "patience",
     "pixel_ttl",
+    "encode_answer",
     "switch_timeout",
 )
 _GRACES = ("rejoin_grace", "adopt_grace", "gateway_grace", "drain_grace")

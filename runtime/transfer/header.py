@@ -104,12 +104,12 @@ def check(mine: KvHeader, theirs: KvHeader) -> None:
         )
 
 
-def part_bytes(header: KvHeader) -> int:
-    """Bytes of one granule of pages over all layers, padding included."""
-    group = header.groups[0]
+def part_bytes(header: KvHeader, layer_group: int) -> int:
+    """Bytes of one offer: a granule of pages of one layer group, padding included."""
+    group, (start, stop) = header.groups[0], header.layer_groups[layer_group]
     return (
         2
-        * len(group.layers)
+        * (stop - start)
         * header.granule
         * header.page_size
         * group.heads

@@ -104,7 +104,6 @@ class TransferProducer:
         self._loop = loop
         self._limit = staging_limit
         self._alive_interval = alive_interval
-        self._part_bytes = part_bytes(header)
         self._lock = threading.RLock()
         self._stagings: dict[int, Staging] = {}
         self._blocked: set[int] = set()
@@ -123,28 +122,32 @@ class TransferProducer:
         with self._lock:
             self._stagings.setdefault(message.key, Staging()).message = message
 
-    def export(self, key: int, first_page: int, pages: tuple[int, ...]) -> None:
-        """Pages of `key` are filled by what was dispatched so far. May come before `open_staging`; after the end it is ignored."""
+    def export(self, key: int, first_page: int, pages: tuple[int, ...], layer_group: int | None = None) -> None:
+        """Pages of `key` are filled in one layer group, or (None) in all. May come before `open_staging`; ignored after the end."""
         with self._lock:
             if not pages or key in self._tombstones:
                 return
             staging = self._stagings.setdefault(key, Staging())
-            staging.add_pages(first_page, pages, self.header.granule)
+            groups = range(len(self.header.layer_groups)) if layer_group is None else (layer_group,)
+            staging.add_pages(first_page, pages, self.header.granule, groups)
             opened = staging.opening is not None
         if opened:
             self._events.request_gather(key)
 
     def take(self, key: int) -> GatherWork | None:
-        """What to gather now, or None. Each part must be followed by one `offer` a layer group, or by `gather_failed`."""
+        """What to gather now, or None. Each part must be followed by its `offer`, or by `gather_failed`."""
         with self._lock:
             staging = self._stagings.get(key)
             if staging is None or staging.opening is None:
                 return None
             parts = []
-            while staging.parts and (self._staged == 0 or self._staged + self._part_bytes <= self._limit):
+            while staging.parts:
+                size = part_bytes(self.header, staging.parts[0].layer_group)
+                if self._staged and self._staged + size > self._limit:
+                    break
                 parts.append(staging.parts.popleft())
-                self._staged += self._part_bytes
-                staging.gathering += len(self.header.layer_groups)
+                self._staged += size
+                staging.gathering += 1
             if staging.parts:
                 self._blocked.add(key)
             return GatherWork(key, staging.opening.heads_per_chunk, tuple(parts)) if parts else None
@@ -274,15 +277,12 @@ class TransferProducer:
                     yield event
                 if ended:
                     return
-                if (
-                    self._loop.time() >= extended + self._alive_interval / 2
-                ):  # offers may come much faster than leases end
+                # Offers may come much faster than leases end.
+                if self._loop.time() >= extended + self._alive_interval / 2:
                     extended = self._loop.time()
                     self._events.alive(key)
-                try:
-                    async with asyncio.timeout(
-                        self._alive_interval
-                    ):  # not wait_for: before 3.12 it can swallow a cancellation
+                try:  # not wait_for: before 3.12 it can swallow a cancellation
+                    async with asyncio.timeout(self._alive_interval):
                         await staging.signal.wait()
                 except TimeoutError:
                     yield transfer_pb2.TransferEvent(alive=transfer_pb2.Alive())
@@ -388,13 +388,12 @@ def serve_gather(producer: TransferProducer, mover: PageMover, pools: Any, key: 
     work = producer.take(key)
     if work is None:
         return
-    unoffered = len(work.parts) * part_bytes(producer.header)
+    unoffered = sum(part_bytes(producer.header, part.layer_group) for part in work.parts)
     try:
         for part in work.parts:
-            for layer_group in range(len(producer.header.layer_groups)):
-                gathered = mover.gather(pools, part.pages, work.heads_per_chunk, layer_group)
-                unoffered -= gathered.nbytes
-                producer.offer(key, part.first_page, len(part.pages), layer_group, gathered)
+            gathered = mover.gather(pools, part.pages, work.heads_per_chunk, part.layer_group)
+            unoffered -= gathered.nbytes
+            producer.offer(key, part.first_page, len(part.pages), part.layer_group, gathered)
     except Exception as error:  # whatever it was, the puller must hear of it
         log.exception("%s: pages %s could not be gathered", producer.ref.id, work.parts)
         producer.gather_failed(key, unoffered, f"pages could not be gathered: {error}")

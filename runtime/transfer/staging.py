@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from triptych.proto.v1 import transfer_pb2
@@ -22,10 +23,12 @@ MAX_TOMBSTONES = 4096
 
 @dataclass(frozen=True)
 class Part:
-    """At most a granule of exported pages. `first_page` is the index of pages[0] in the sequence's block table."""
+    """What one offer carries: at most a granule of exported pages of one layer group. `first_page` is the index of pages[0] in the
+    sequence's block table."""
 
     first_page: int
     pages: tuple[int, ...]
+    layer_group: int
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,10 @@ class Staging:
     ended: bool = False
     signal: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def add_pages(self, first_page: int, pages: tuple[int, ...], granule: int) -> None:
-        for start in range(0, len(pages), granule):
-            self.parts.append(Part(first_page + start, pages[start : start + granule]))
+    def add_pages(self, first_page: int, pages: tuple[int, ...], granule: int, layer_groups: Iterable[int]) -> None:
+        for layer_group in layer_groups:  # in the order in which they were computed
+            for start in range(0, len(pages), granule):
+                self.parts.append(Part(first_page + start, pages[start : start + granule], layer_group))
 
     @property
     def everything_offered(self) -> bool:

@@ -16,16 +16,18 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import Mesh
 
-from triptych.models.errors import UnsupportedModelError
 from triptych.models.hub.bundle import ModelBundle, open_model
 from triptych.models.hub.media import open_multimodal
 from triptych.models.hub.resolve import resolve_model
-from triptych.models.kv import KVGroup, kv_groups
+from triptych.models.kv import KVGroup
+from triptych.models.speech.bundle import SpeechBundle, is_speech
+from triptych.models.speech.load import load_decoder as load_speech_decoder
 from triptych.models.weights.dummy import DummySource
-from triptych.models.weights.load import LoadedDecoder, load_decoder
+from triptych.models.weights.load import load_decoder
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Compatibility, InstanceInfo, Role
 from triptych.runtime.engine.config import EngineConfig, engine_config
+from triptych.runtime.engine.decoders import ServedDecoder, self_group
 from triptych.runtime.engine.encode_engine import EncodeEngine
 from triptych.runtime.engine.engine import Engine
 from triptych.runtime.engine.media_stage import MediaStage
@@ -37,6 +39,7 @@ from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.core import InstanceCore
 from triptych.runtime.instance.termination import StopProbeFactory
 from triptych.runtime.transfer.header import CHUNK_ORDER, PROTOCOL_VERSION, KvHeader, group_headers
+from triptych.runtime.transfer.layer_groups import LayerGroups, cut_layers
 from triptych.runtime.worker.config import InstancePlan, WorkerConfig
 from triptych.runtime.worker.media_parts import (
     WorkerModel,
@@ -46,6 +49,7 @@ from triptych.runtime.worker.media_parts import (
     media_pages,
     media_stage,
 )
+from triptych.runtime.worker.speech_parts import open_speech_bundle
 from triptych.sharding.devices import Device
 from triptych.sharding.mesh import make_mesh
 
@@ -74,14 +78,11 @@ class InstanceParts:
 
 
 def open_worker_model(config: WorkerConfig) -> WorkerModel:
-    """The model's parts; fetches it if it is not at hand. With `load_dummy` the weights are random ones of the same shapes.
-
-    Raises UnsupportedModelError for a model whose positions have three parts (M-RoPE): programs have one.
-    """
+    """The model's parts; fetches it if it is not at hand. With `load_dummy` the weights are random ones of the same shapes."""
     resolved = resolve_model(config.model, config.cache, progress=lambda text: log.info("%s", text))
+    if is_speech(resolved):
+        return WorkerModel(resolved, open_speech_bundle(resolved, config.load_dummy))
     bundle = open_model(resolved)
-    if bundle.config.rope.sections is not None:
-        raise UnsupportedModelError(f"{resolved.name}: positions of three parts (M-RoPE) are not served yet")
     if config.load_dummy:
         bundle = dataclasses.replace(
             bundle, tensor_source=DummySource(bundle.config), revision=f"dummy-{bundle.config.fingerprint()}"
@@ -118,7 +119,7 @@ def build_instance(
         log.warning("max_model_len %d is more than the model's %d, which holds", config.max_model_len, max_model_len)
     pages = media_pages(config, plan, model, max_model_len)
     decodes = bool(plan.possible & {Role.PREFILL, Role.DECODE})
-    loaded = load_decoder(bundle.config, bundle.tensor_source, mesh, config.dtype) if decodes else None
+    loaded = _load_decoder(config, model, mesh) if decodes else None
     stage = media_stage(config, plan, model, mesh, pages)
     progress(f"{plan.id}: weights on {plan.tp} device(s) in {time.monotonic() - started:.1f} s")
     limits = engine_config(
@@ -133,6 +134,10 @@ def build_instance(
         compile_threads=config.compile_threads,
         media_pages=pages,
         encode_patches=encode_patches(config, plan, model),
+        attended=0 if model.speech is None else model.speech.config.audio_positions,
+        suppressed=() if model.speech is None else model.speech.tokens.suppressed,
+        mrope=model.mrope,
+        layer_groups=layer_groups(config, bundle),
     )
     engine = _engine(config, limits, loaded, mesh, stage)
 
@@ -142,8 +147,8 @@ def build_instance(
     report = engine.compile(compiled)
     kv = media = None
     if loaded is not None:
-        (group,) = kv_groups(bundle.config, config.kv_dtype)
-        kv = PoolParts(_kv_mover(config, loaded, group, limits.num_pages), kv_header(config, bundle, group))
+        group = self_group(bundle.config, config.kv_dtype)
+        kv = PoolParts(_kv_mover(config, loaded, group, limits), kv_header(config, bundle, group))
         kv.mover.compile(compiled)
     header = media_header(config, model)
     if stage is not None and header is not None:
@@ -153,8 +158,15 @@ def build_instance(
     return InstanceParts(plan, mesh, engine, kv, media)
 
 
+def _load_decoder(config: WorkerConfig, model: WorkerModel, mesh: Mesh) -> ServedDecoder:
+    bundle = model.bundle
+    if isinstance(bundle, SpeechBundle):
+        return load_speech_decoder(bundle.config, bundle.tensor_source, mesh, config.dtype)
+    return load_decoder(bundle.config, bundle.tensor_source, mesh, config.dtype)
+
+
 def _kv_pages(
-    config: WorkerConfig, loaded: LoadedDecoder, devices: Sequence[Device], max_model_len: int, stage: MediaStage | None
+    config: WorkerConfig, loaded: ServedDecoder, devices: Sequence[Device], max_model_len: int, stage: MediaStage | None
 ) -> int:
     """Pages of the KV pool: what is asked for, or what fits. A media pool comes out of an accelerator's memory first."""
     if config.num_pages:
@@ -170,7 +182,7 @@ def _kv_pages(
 
 
 def _engine(
-    config: WorkerConfig, limits: EngineConfig, loaded: LoadedDecoder | None, mesh: Mesh, stage: MediaStage | None
+    config: WorkerConfig, limits: EngineConfig, loaded: ServedDecoder | None, mesh: Mesh, stage: MediaStage | None
 ) -> Engine | EncodeEngine:
     if loaded is None:
         assert stage is not None, "media_pages refuses an encode role without a pool"
@@ -180,7 +192,8 @@ def _engine(
     return PacedEngine(limits, loaded, mesh, config.pace, stage)
 
 
-def _kv_mover(config: WorkerConfig, loaded: LoadedDecoder, group: KVGroup, num_pages: int) -> PageMover:
+def _kv_mover(config: WorkerConfig, loaded: ServedDecoder, group: KVGroup, limits: EngineConfig) -> PageMover:
+    num_pages = limits.num_pages
     return PageMover(
         loaded.rules.mesh,
         loaded.head_layout,
@@ -190,25 +203,34 @@ def _kv_mover(config: WorkerConfig, loaded: LoadedDecoder, group: KVGroup, num_p
         group.head_dim,
         group.dtype,
         config.export_pages,
+        limits.layer_groups,
         pool_sharding=loaded.structure.pool_struct(group, num_pages, config.page_size).sharding,  # type: ignore[arg-type]
     )
 
 
+def layer_groups(config: WorkerConfig, bundle: ModelBundle | SpeechBundle) -> LayerGroups:
+    """The cut of the model's layers into offers of KV. Raises ConfigError if a speech model's are to be cut: its prompts have four tokens."""
+    layers = bundle.config.num_layers
+    if isinstance(bundle, SpeechBundle) and config.kv_layer_groups not in (None, layers):
+        raise ConfigError(f"kv_layer_groups is {config.kv_layer_groups}; KV of a speech model is offered in one piece")
+    return cut_layers(layers, config.kv_layer_groups or layers)
+
+
 def compatibility(config: WorkerConfig, model: WorkerModel) -> Compatibility:
     """What every instance of this model and these settings declares, whatever its roles."""
-    media = media_header(config, model)
+    media, groups = media_header(config, model), layer_groups(config, model.bundle)
     return Compatibility(
         protocol=PROTOCOL_VERSION,
         model=config.served_model_name,
         revision=f"{model.bundle.revision}/{config.dtype}",
         kv_dtype=config.kv_dtype,
         page_size=config.page_size,
-        kv_layout=CHUNK_ORDER,
+        kv_layout=CHUNK_ORDER if len(groups) == 1 else f"{CHUNK_ORDER}, offers of {groups[0][1]} layers",
         media_layout="" if media is None else media.digest(),
     )
 
 
-def kv_header(config: WorkerConfig, bundle: ModelBundle, group: KVGroup) -> KvHeader:
+def kv_header(config: WorkerConfig, bundle: ModelBundle | SpeechBundle, group: KVGroup) -> KvHeader:
     """What this instance's KV is, wherever it is sharded."""
     return KvHeader(
         model=config.served_model_name,
@@ -217,7 +239,7 @@ def kv_header(config: WorkerConfig, bundle: ModelBundle, group: KVGroup) -> KvHe
         dtype=config.kv_dtype,
         page_size=config.page_size,
         granule=config.export_pages,
-        layer_groups=((0, bundle.config.num_layers),),
+        layer_groups=layer_groups(config, bundle),
     )
 
 
@@ -229,6 +251,7 @@ def make_core(
     prefix_cache: bool,
     eos_ids: tuple[int, ...],
     stop_probe: StopProbeFactory,
+    forbidden_first: tuple[int, ...] = (),
 ) -> InstanceCore:
     """The pure half for these parts."""
     config = parts.engine.config
@@ -248,10 +271,12 @@ def make_core(
             max_waiting=max_waiting,
             export_pages=next(pool.header.granule for pool in (parts.kv, parts.media) if pool is not None),
             eos_ids=eos_ids,
+            forbidden_first=forbidden_first,
             prefix_cache=prefix_cache,
             media_pages=config.media_pages,
             encode_patches=config.encode_patches,
             media_digest="" if parts.media is None else parts.media.header.digest(),
+            mrope=config.mrope,
         ),
         stop_probe=stop_probe,
         random=random.Random(secrets.randbits(128)),

@@ -9,6 +9,7 @@ from pathlib import Path
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.instance.plan import StepPlan
+from triptych.runtime.transfer.transports.base import Transport
 from triptych.runtime.wire.tls import Tls
 
 DEFAULT_CONTEXT = (
@@ -55,11 +56,16 @@ class WorkerConfig:
         media_bytes: most bytes of pixels that wait to be encoded, on each instance that encodes.
         transports: which ways KV may move, best first.
         export_pages: pages an offer; its chunks are padded to it.
+        kv_layer_groups: layers an offer; fewer than the model has: prompts are computed in as many programs, and KV of the first layers leaves
+            while later ones are computed. None: all. The same on every worker.
         token: that the processes of the deployment show each other; None: none is asked for.
         tls: certificates for every connection, both ways; None: plain text.
         device_without_tls: with `tls`, allow transport "device" all the same, which can be neither encrypted nor authenticated.
         orphan_seconds: without a scheduler for so long, everything that runs here ends.
         pace: seconds that a step takes on the device that this one stands in for (runtime/engine/paced.py); None: as long as it takes.
+        link: puts something around each transport, such as the cost of another link (transports/handshake.py); None: nothing.
+        on_step: told of every step as it is read: the instance, the plan, and when (in seconds of the monotonic clock) it was dispatched and was
+            done. Called on the device loop; must return at once.
         first_device: index of the first of this process's devices that is its own.
     """
 
@@ -90,6 +96,7 @@ class WorkerConfig:
     transports: tuple[TransportKind, ...] = (TransportKind.LOCAL, TransportKind.DEVICE, TransportKind.GRPC)
     interface: str = "127.0.0.1"
     export_pages: int = 8
+    kv_layer_groups: int | None = None
     token: str | None = field(default=None, repr=False)
     tls: Tls | None = None
     device_without_tls: bool = False
@@ -97,6 +104,8 @@ class WorkerConfig:
     compile_threads: int = 2
     orphan_seconds: float = 30.0
     pace: Callable[[StepPlan], float] | None = None
+    link: Callable[[Transport], Transport] | None = None
+    on_step: Callable[[str, StepPlan, float, float], None] | None = None
     first_device: int = 0
 
     def __post_init__(self) -> None:

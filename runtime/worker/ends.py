@@ -68,6 +68,7 @@ class PoolEnds:
         self._kind, self._parts, self._owner, self._engine = kind, parts, owner, engine
         self._address, self._loop, self._around = info.address, loop, around
         self.pulls_failed = 0
+        self.pull_seconds = self.exposed_seconds = 0.0  # of pulls that are done; see `PullStats`
         self.producer = TransferProducer(
             info.ref,
             parts.header,
@@ -113,8 +114,8 @@ class PoolEnds:
             case KeepStaged():
                 self.consumer.keep(message)
 
-    def on_export(self, export: Export) -> None:
-        self.producer.export(export.key, export.first_page, export.pages)
+    def on_export(self, export: Export, layer_group: int | None = None) -> None:
+        self.producer.export(export.key, export.first_page, export.pages, layer_group)
 
     def restart(self, ref: InstanceRef) -> None:
         """The instance goes on as `ref`, without what was staged."""
@@ -163,6 +164,8 @@ class PoolEnds:
         self._loop.call(scatter)
 
     def done(self, pull: StartPull, final: bytes, stats: PullStats) -> None:
+        self.pull_seconds += stats.seconds
+        self.exposed_seconds += stats.exposed_seconds
         times = StageTimes(
             transfer=stats.seconds,
             bytes_moved=stats.bytes_moved,

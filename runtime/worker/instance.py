@@ -12,6 +12,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from triptych.runtime.core.errors import EngineError, InstanceLostError, StaleEpochError, Status
@@ -39,6 +40,7 @@ from triptych.runtime.instance.messages import (
 from triptych.runtime.instance.plan import Export, Pool
 from triptych.runtime.transfer.producer import TransferProducer
 from triptych.runtime.worker.build import InstanceParts
+from triptych.runtime.worker.device_bytes import device_bytes
 from triptych.runtime.worker.device_loop import DeviceLoop
 from triptych.runtime.worker.ends import PoolEnds
 from triptych.runtime.worker.media_door import MediaDoor
@@ -77,6 +79,7 @@ class LiveInstance:
             self,
             clock=around.clock,
             on_death=lambda error: around.died(f"{info.ref.id}: {error}"),
+            on_step=None if around.on_step is None else partial(around.on_step, info.ref.id),
         )
         engine, self._ends = parts.engine, dict[Pool, PoolEnds]()
         if parts.kv is not None:
@@ -87,6 +90,7 @@ class LiveInstance:
         self.door = self._open_door()
         """Where pixels come in; None on an instance without an encoder."""
         self._load, self._load_due = core.load(), 0.0
+        self._device_bytes = device_bytes(engine)
         self._compiled_before = compile_count()
 
     @property
@@ -214,8 +218,8 @@ class LiveInstance:
                     self._preemptions += message.report.preemptions
                 self._out.append((self._core.ref, message))
 
-    def on_export(self, export: Export) -> None:
-        self._ends[export.pool].on_export(export)
+    def on_export(self, export: Export, layer_group: int | None = None) -> None:
+        self._ends[export.pool].on_export(export, layer_group)
 
     def on_flush(self) -> None:
         now = self._around.clock.now()
@@ -246,7 +250,8 @@ class LiveInstance:
         return InstanceSnapshot(
             self._info,
             self._core.load(),
-            resources=occupancy(self._core.resources(), self._parts.engine.config, self._ends, self._shelf),
+            resources=self._device_bytes
+            | occupancy(self._core.resources(), self._parts.engine.config, self._ends, self._shelf),
             counters={
                 "steps": self._loop.steps,
                 "device_wait_us": int(self._loop.wait_seconds * 1e6),
@@ -271,7 +276,13 @@ class LiveInstance:
         if stage is None or stage.encoder is None or stage.shelf is None:
             return None
         return MediaDoor(
-            stage.encoder, stage.shelf, config.encode_patches, lambda: self._info.ref, self._lacking, self._store
+            stage.encoder,
+            stage.shelf,
+            config.encode_patches,
+            lambda: self._info.ref,
+            self._lacking,
+            self._store,
+            self._crowded,
         )
 
     async def _lacking(self, owner: InstanceRef, hash: str) -> MediaItem | None:
@@ -280,6 +291,11 @@ class LiveInstance:
         if now != owner:
             raise StaleEpochError(f"{owner.id} is at epoch {now.epoch}; epoch {owner.epoch} is gone")
         return item
+
+    async def _crowded(self, owner: InstanceRef, hash: str) -> bool:
+        """See `media_door.Crowded`."""
+        now = self._around.clock.now()
+        return await self._asked(lambda: self._core.ref == owner and self._core.pixels_refused(hash, now))
 
     def _store(self, owner: InstanceRef, hash: str, pixels: Pixels, told: Callable[[bool], object]) -> None:
         """See `media_door.Store`."""

@@ -20,6 +20,7 @@ from triptych.proto.v1 import worker_pb2
 from triptych.runtime.core.errors import (
     ChecksumError,
     InvalidRequestError,
+    OverloadedError,
     StaleEpochError,
     TransferError,
 )
@@ -29,6 +30,7 @@ from triptych.runtime.engine.encoder import MediaEncoder
 from triptych.runtime.engine.shelf import MediaShelf, Pixels
 
 IDLE = 20.0  # seconds between two messages; a gateway that is slower than that blocks the others who have the item
+LASTS = 60.0  # seconds for all messages of an item; gateways give up after half of that
 MAX_HASH = 128  # characters; SHA-512 in hexadecimal
 MAX_COUNTS = 256  # grids whose embeddings are known without counting again
 
@@ -38,6 +40,10 @@ Store = Callable[[InstanceRef, str, Pixels, Callable[[bool], object]], None]
 
 Lacking = Callable[[InstanceRef, str], Awaitable[MediaItem | None]]
 """Asks the core whether this incarnation lacks an item that it needs, and what it takes it for. Raises StaleEpochError if it has ended."""
+
+
+Crowded = Callable[[InstanceRef, str], Awaitable[bool]]
+"""Tells the core that the shelf has no room for an item, and asks whether it shall come all the same."""
 
 
 class MediaDoor:
@@ -58,9 +64,10 @@ class MediaDoor:
         ref: Callable[[], InstanceRef],
         lacking: Lacking,
         store: Store,
+        crowded: Crowded,
     ):
         self._encoder, self._shelf, self._max_slots = encoder, shelf, max_slots
-        self._ref, self._lacking, self._store = ref, lacking, store
+        self._ref, self._lacking, self._store, self._crowded = ref, lacking, store, crowded
         self._coming: dict[str, asyncio.Event] = {}
         self._counts: dict[tuple[int, int, int], int] = {}
 
@@ -105,7 +112,7 @@ class MediaDoor:
     ) -> AsyncGenerator[worker_pb2.PutMediaReply, None]:
         """Asks for the bytes of an item and hands them over."""
         size, handed_over = prod(shape) * self._encoder.pixel_dtype.itemsize, False
-        self._shelf.reserve(size)
+        await self._reserve(owner, header.hash, size)
         try:
             yield worker_pb2.PutMediaReply(wanted=True)
             data = await _all_pieces(messages, size, header.checksum)
@@ -119,6 +126,16 @@ class MediaDoor:
         finally:
             if not handed_over:
                 self._shelf.release(size)
+
+    async def _reserve(self, owner: InstanceRef, name: str, size: int) -> None:
+        """Room on the shelf. An item that has pages already goes beyond its limit: it is encoded at once, and were it refused, the pixels that
+        fill the shelf might be waiting for those very pages. Raises OverloadedError for others."""
+        try:
+            self._shelf.reserve(size)
+        except OverloadedError:
+            if not await self._crowded(owner, name):
+                raise
+            self._shelf.reserve(size, beyond=True)
 
     def _checked(self, header: worker_pb2.MediaHeader) -> tuple[tuple[int, ...], tuple[int, int, int]]:
         """(shape, grid), if the encoder takes them."""
@@ -175,9 +192,11 @@ class MediaDoor:
 async def _all_pieces(messages: AsyncIterator[worker_pb2.PutMediaRequest], size: int, checksum: int) -> bytearray:
     """`size` bytes. Raises InvalidRequestError for more or fewer, ChecksumError for others, TransferError for a silent client."""
     data, at, crc = bytearray(size), 0, 0
+    until = asyncio.get_running_loop().time() + LASTS
     try:
         while True:
-            async with asyncio.timeout(IDLE):
+            left = until - asyncio.get_running_loop().time()
+            async with asyncio.timeout(min(IDLE, left)):
                 message = await anext(messages, None)
             if message is None:
                 break
@@ -191,7 +210,9 @@ async def _all_pieces(messages: AsyncIterator[worker_pb2.PutMediaRequest], size:
             if at == size:
                 break
     except TimeoutError:
-        raise TransferError(f"no piece of the item came for {IDLE:g} s; {at} of {size} bytes are here") from None
+        raise TransferError(
+            f"no piece of the item came for {IDLE:g} s, or not all within {LASTS:g} s; {at} of {size} bytes are here"
+        ) from None
     if at < size:
         raise InvalidRequestError(f"the stream ended after {at} of the item's {size} bytes")
     if crc != checksum:

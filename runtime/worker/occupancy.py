@@ -53,6 +53,8 @@ def moved(ends: Mapping[Pool, PoolEnds], media: MediaCounts) -> dict[str, int]:
     for pool, end in ends.items():
         counters[f"{pool}_bytes_offered"] = end.producer.stats.offered_bytes
         counters[f"{pool}_bytes_received"] = end.consumer.bytes_received
+        counters[f"{pool}_pull_us"] = int(end.pull_seconds * 1e6)
+        counters[f"{pool}_pull_exposed_us"] = int(end.exposed_seconds * 1e6)
     if Pool.MEDIA in ends:
         counters |= {"media_items_pulled": media.pulled, "media_items_found": media.found}
     return counters

@@ -159,7 +159,7 @@ class WorkerProcess:
         credentials = None if config.tls is None else config.tls.server_credentials()
         port = listen(self._server, config.host, config.port, credentials)
         self.address = local_endpoint(config.host, port)
-        self._transports = open_transports(
+        opened = open_transports(
             TransportConfig(
                 config.transports,
                 interface=config.interface,
@@ -171,6 +171,7 @@ class WorkerProcess:
             threads=self._threads,
             device=parts[0].mesh.devices.flat[0],
         )
+        self._transports = opened if config.link is None else {kind: config.link(opened[kind]) for kind in opened}
         around = Surroundings(
             clock=self._clock,
             loop=loop,
@@ -182,6 +183,7 @@ class WorkerProcess:
             reset=self._reset,
             roles_refused=self._membership.roles_refused,
             died=self._on_death,
+            on_step=config.on_step,
         )
         for part in parts:
             info = self._info(part, compatibility(config, model))
@@ -190,11 +192,12 @@ class WorkerProcess:
                 info,
                 max_waiting=config.max_waiting,
                 prefix_cache=config.prefix_cache,
-                eos_ids=bundle.config.eos_token_ids,
+                eos_ids=model.eos_ids,
+                forbidden_first=() if model.speech is None else model.speech.tokens.suppressed_first,
                 stop_probe=lambda stops: _TextProbe(stops, bundle.tokenizer),
             )
             self._instances[info.ref.id] = LiveInstance(part, core, info, around)
-        bytes_of = self._transports.get(TransportKind.GRPC)
+        bytes_of = opened.get(TransportKind.GRPC)
         self._transfer = TransferServicer(
             [producer for instance in self.instances for producer in instance.producers],
             bytes_of if isinstance(bytes_of, GrpcTransport) else None,

@@ -11,6 +11,7 @@ from triptych.runtime.core.clock import Clock
 from triptych.runtime.core.instance import InstanceInfo, InstanceRef, TransportKind
 from triptych.runtime.core.tasks import TaskReport
 from triptych.runtime.instance.messages import Emit, EmitPrompt
+from triptych.runtime.instance.plan import StepPlan
 from triptych.runtime.transfer.transports.base import Transport
 from triptych.runtime.transfer.transports.grpc import Channels
 
@@ -29,3 +30,5 @@ class Surroundings:
     reset: Callable[[InstanceRef, InstanceInfo, str], None]
     roles_refused: Callable[[InstanceRef, str], None]
     died: Callable[[str], None]
+    on_step: Callable[[str, StepPlan, float, float], None] | None = None
+    """See `WorkerConfig.on_step`."""

@@ -1,4 +1,4 @@
-"""The same tokens everywhere: every pair of {topology, processes, transport, TP pair, chunk size, prefix cache, pool size} against the monolith.
+"""The same tokens everywhere: every pair of {topology, processes, transport, TP pair, chunk size, prefix cache, pool size, layers an offer} against the monolith.
 
 Each row of the pairwise matrix is a cluster; on each, the same requests run cold, again (prefix cache warm), and all at once (mixed steps, and
 preemption where the pool is small). What comes back must be what one monolithic instance gives to one request at a time: tokens, text, finish
@@ -29,18 +29,29 @@ FACTORS: dict[str, list[Any]] = {
     "chunk_tokens": [16, 64],
     "prefix_cache": [True, False],
     "num_pages": [129, 21],
+    "kv_layer_groups": [1, None],  # the toy has two layers
 }
 
 
 def possible(row: Row) -> bool:
     """PD and (P-D) move nothing and have one TP size; `local` stays inside a process."""
     if row["topology"] != "1P1D":
-        return row["processes"] == "one" and row["transport"] == "local" and row["tp"] in ((1, 1), (2, 1))
+        alone = row["processes"] == "one" and row["transport"] == "local" and row["kv_layer_groups"] is None
+        return alone and row["tp"] in ((1, 1), (2, 1))
     return not (row["processes"] == "two" and row["transport"] == "local")
 
 
 ROWS = covering_rows(FACTORS, possible)
-FAST = 4  # the first rows cover most pairs and nearly every value; the others run in `make test-all`
+# In the fast run: the first row of each topology in one worker, by layer groups where KV moves. Two workers, over transport `device`, with TP sizes that differ and a small pool, are in
+# test_two_processes_give_the_monoliths_tokens, in processes of their own. The other rows run in `make test-all`.
+FAST = [
+    next(
+        row
+        for row in ROWS
+        if (row["topology"], row["processes"]) == (topology, "one") and (topology != "1P1D" or row["kv_layer_groups"])
+    )
+    for topology in FACTORS["topology"]
+]
 
 
 def _prompt(length: int, seed: int) -> list[int]:
@@ -116,7 +127,7 @@ def expected() -> dict[str, Result]:
 
 @pytest.fixture(
     scope="module",
-    params=[*ROWS[:FAST], *(pytest.param(row, marks=pytest.mark.slow) for row in ROWS[FAST:])],
+    params=[row if row in FAST else pytest.param(row, marks=pytest.mark.slow) for row in ROWS],
     ids=lambda row: "-".join(str(value).replace(" ", "") for value in row.values()),
 )
 def cluster(request: pytest.FixtureRequest) -> Iterator[tuple[Row, LocalCluster, Client]]:
@@ -174,7 +185,7 @@ def test_two_processes_give_the_monoliths_tokens(transport: str, expected: dict[
 def test_preemption_changes_no_token(expected: dict[str, Result]) -> None:
     """A pool for two of the six sequences at a time: some must be preempted, and all must come out the same."""
     with (
-        ToySetup("PD", num_pages=16, max_model_len=128, max_num_seqs=6).cluster() as running,
+        ToySetup("PD", num_pages=16).cluster() as running,
         Client(running.address) as client,
     ):
         names = ("longer", "long", "longer", "long", "longer", "long")

@@ -5,27 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from tests.system.deployment import Deployment, deployed
+from tests.system.deployment import Deployment
 from triptych.runtime.client import Client
 
 STREAMS = 8
 TOKENS = 500  # so that streams last seconds: long enough to be hit in the middle
 HEARTBEAT_BOUND = 2.0  # --heartbeat-timeout of these deployments
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Deployment]:
-    with deployed(
-        "--topology=2P2D", "--max-model-len=720", "--num-pages=513", "--max-num-batched-tokens=32"
-    ) as running:
-        yield running
 
 
 @dataclass

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from tests.system.deployment import Deployment, deployed
+from tests.system.deployment import Deployment
 from triptych.runtime.client import Client
 from triptych.runtime.core.errors import TriptychError
 
@@ -21,12 +20,6 @@ TOKENS = 700  # so that streams take seconds: longer than a scheduler needs to c
 LONG: dict[str, Any] = {"max_tokens": TOKENS, "ignore_eos": True, "timeout": 90}
 SERVED_AGAIN = 5.0  # seconds after a death within which new requests must have begun to be served; on a machine that is not overloaded
 SLACK = 25.0  # because tests run on any machine, beside anything
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Deployment]:
-    with deployed("--topology=1P1D", "--max-model-len=720", "--num-pages=513") as running:
-        yield running
 
 
 @dataclass

@@ -39,6 +39,7 @@ class ToySetup:
     max_num_seqs: int = 8
     max_model_len: int = 160
     prefix_cache: bool = True
+    kv_layer_groups: int | None = None
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     def cluster(self, token: str | None = None) -> LocalCluster:
@@ -77,6 +78,7 @@ class ToySetup:
                 chunk_tokens=self.chunk_tokens,
                 max_num_seqs=self.max_num_seqs,
                 prefix_cache=self.prefix_cache,
+                kv_layer_groups=self.kv_layer_groups,
                 transports=(TransportKind(self.transport),),
             )
             for index, group in enumerate(groups)

@@ -75,6 +75,18 @@ def test_generate_shows_images_before_the_text(toy: ToyInference, address: str, 
     assert "images[0]: " in capsys.readouterr().err
 
 
+def test_generate_shows_videos_after_the_images(toy: ToyInference, address: str, tmp_path: Path) -> None:
+    for name in ("v.mp4", "i.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    flags = ["--video", str(tmp_path / "v.mp4"), "--image", str(tmp_path / "i.png"), "--address", address]
+    assert main(["generate", "What happens?", *flags]) == 0
+    assert main(["generate", "--chat", "What happens?", *flags]) == 0
+    prompt, chat_request = toy.requests[-2:]
+    expected = [(b"i.png", "image"), (b"v.mp4", "video")]
+    assert [(media.data, media.type) for media in prompt.media] == expected
+    assert [(part.media.data, part.media.type) for part in chat_request.chat.messages[0].parts[:2]] == expected
+
+
 def test_generate_verbose_tells_where_the_time_went(toy: ToyInference, address: str, capsys):
     assert main(["generate", "A", "-v", "--address", address]) == 0
     shown = capsys.readouterr().err

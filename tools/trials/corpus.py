@@ -20,19 +20,22 @@ from triptych.proto.v1 import inference_pb2 as inference
 from triptych.proto.v1 import transfer_pb2 as transfer
 from triptych.proto.v1 import worker_pb2 as worker
 from triptych.runtime.core.errors import Status
+from triptych.tools.trials import media_corpus
 from triptych.tools.trials.strange import Words
 
 NOWHERE = "127.0.0.1:9"  # nothing listens on the discard port
+MEDIA_SHARE = 0.5  # of the requests to a model that sees
 SAYINGS = ("hello", "The capital of France is", "a", " " * 30, "1 2 3 4 5 6 7 8 9")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a peer of the deployment knows: the model and its instances."""
+    """What a peer of the deployment knows: the model, its instances, and what stands for a picture in a prompt (nothing, if it sees none)."""
 
     model: str
     vocab_size: int
     instances: tuple[common.InstanceInfo, ...]
+    placeholder: str = ""
 
     @property
     def words(self) -> Words:
@@ -58,6 +61,12 @@ class Facts:
             "worker": ["fuzz-worker"],
             "timeout": [0.0, 0.05, 5.0],
             "address": [NOWHERE, "", "nonsense"],
+            "handle": [*media_corpus.HANDLES],
+            "type": [*media_corpus.TYPES],
+            "hash": ["unasked"],
+            "kind": ["image", "audio"],
+            "grid": [1, 4],
+            "shape": [16, 48],
         }
 
 
@@ -69,6 +78,7 @@ class Conversation:
         self._name = f"fuzz-{rng.getrandbits(32):08x}"
         self._request = f"{self._name}-{rng.randrange(3)}"
         self._greeted = False
+        self._upload, self._pixels = media_corpus.Upload(rng), media_corpus.Pixels(facts.instances, rng)
         self._makers: Mapping[str, Callable[[random.Random], Any]] = {
             "GenerateRequest": self._generate,
             "TokenizeRequest": lambda r: inference.TokenizeRequest(text=r.choice(SAYINGS)),
@@ -80,6 +90,9 @@ class Conversation:
             "OpenRequest": self._open,
             "FetchRequest": self._fetch,
             "ReleaseRequest": self._release,
+            "UploadMediaRequest": self._upload,
+            "PutMediaRequest": self._pixels,
+            "DeleteMediaRequest": lambda r: inference.DeleteMediaRequest(handle=r.choice(media_corpus.HANDLES)),
         }
 
     def __call__(self, descriptor: Descriptor, rng: random.Random) -> Message | None:
@@ -108,6 +121,8 @@ class Conversation:
             options.logprobs = rng.randint(0, 3)
             options.prompt_logprobs = rng.randint(0, 3)
             options.presence_penalty = rng.uniform(-2, 2)
+        if rng.random() < (MEDIA_SHARE if self._facts.placeholder else 0.02):
+            media_corpus.add_media(request, self._facts.placeholder, rng)
         return request
 
     def _tokens(self, rng: random.Random) -> list[int]:
@@ -141,14 +156,16 @@ class Conversation:
             n=1,
             seed=rng.getrandbits(64),
         )
+        prompt = self._tokens(rng)
         return common.Request(
             id=self._request,
             gateway=self._name,
             model=self._facts.model,
-            prompt=self._tokens(rng),
+            prompt=prompt,
             sampling=sampling,
             deadline=rng.uniform(0.1, 3.0),
             attempt=rng.choice([1, 1, 1, 2]),
+            media=media_corpus.items(len(prompt), rng) if rng.random() < 0.3 else (),
         )
 
     def _worker(self, rng: random.Random) -> control.WorkerMessage:
@@ -165,6 +182,8 @@ class Conversation:
 
     def _report(self, rng: random.Random) -> control.TaskReport:
         attempt, report, request = rng.choice([1, 2]), control.TaskReport(), self._request
+        if rng.random() < 0.3:
+            return media_corpus.media_report(request, self._someone(rng), NOWHERE, rng)
         match rng.randrange(6):
             case 0:
                 report.granted.CopyFrom(control.Granted(request=request, attempt=attempt))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +21,10 @@ from triptych.runtime.client import AsyncClient
 from triptych.runtime.wire.auth import bearer_metadata
 from triptych.runtime.wire.tls import Tls, open_channel
 from triptych.tools.supervisor import Supervisor
+from triptych.tools.trials import watch
 
 START_LIMIT = 300.0  # seconds; four jax processes that compile on two shared cores
+DECODER = "triptych.runtime.media.child"  # the module that a process which decodes media runs
 ASK_LIMIT = 10.0  # seconds for one question to a service
 
 TOY = (
@@ -40,7 +42,7 @@ TOY = (
 
 HELD = (
     "pages_sequence", "pages_staged", "pages_reserved", "staged_keys", "tasks", "waiting", "running", "pulls", "staging_keys",
-    "staging_bytes",
+    "staging_bytes", "media_pages_held", "media_gathering", "shelf_items", "shelf_bytes",
 )  # fmt: skip
 
 
@@ -77,9 +79,10 @@ class Deployment:
             ask = control_pb2_grpc.ControlStub(channel).GetCluster
             return await ask(control_pb2.GetClusterRequest(), timeout=ASK_LIMIT, metadata=self._inside)
 
-    async def states(self) -> dict[str, worker_pb2.InstanceState]:
-        """What every instance that the scheduler knows holds now, by instance id."""
-        addresses = {instance.info.address for instance in (await self.cluster()).instances}
+    async def states(self, names: frozenset[str] | None = None) -> dict[str, worker_pb2.InstanceState]:
+        """What every instance that the scheduler knows, or these of them, holds now, by instance id; and others in the same processes."""
+        instances = [one.info for one in (await self.cluster()).instances if names is None or one.info.ref.id in names]
+        addresses = {info.address for info in instances}
         replies = await asyncio.gather(*map(self._inspect, sorted(addresses)))
         return {state.info.ref.id: state for reply in replies for state in reply.instances}
 
@@ -107,6 +110,14 @@ class Deployment:
     def processes(self) -> dict[str, int]:
         """Pids of the processes that live now, by name; none for a deployment that runs elsewhere."""
         return {} if self.pid is None else {"serve": self.pid, **children(self.pid)}
+
+    def decoders(self) -> dict[str, int]:
+        """Pids of the processes in which the gateway decodes media now, by their order."""
+        gateway = self.processes().get("gateway")
+        if gateway is None:
+            return {}
+        pids = (pid for pid, argv in _children(gateway) if DECODER in argv)
+        return {f"{watch.DECODER}{number}": pid for number, pid in enumerate(sorted(pids))}
 
     @property
     def _inside(self) -> Any:
@@ -138,6 +149,15 @@ async def deployed(
 def children(parent: int) -> dict[str, int]:
     """The triptych processes that `parent` has started, by name: that of the command, or what --name says."""
     found: dict[str, int] = {}
+    for pid, argv in _children(parent):
+        if "triptych.tools.cli" in argv:
+            command = argv[argv.index("triptych.tools.cli") + 1]
+            found[argv[argv.index("--name") + 1] if "--name" in argv else command] = pid
+    return found
+
+
+def _children(parent: int) -> Iterator[tuple[int, list[str]]]:
+    """Pid and arguments of the processes that `parent` has started and that live."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -145,10 +165,8 @@ def children(parent: int) -> dict[str, int]:
             status, argv = (entry / "stat").read_text(), (entry / "cmdline").read_text().split("\0")
         except OSError:  # it ended meanwhile
             continue
-        if int(status.rpartition(")")[2].split()[1]) == parent and "triptych.tools.cli" in argv:
-            command = argv[argv.index("triptych.tools.cli") + 1]
-            found[argv[argv.index("--name") + 1] if "--name" in argv else command] = int(entry.name)
-    return found
+        if int(status.rpartition(")")[2].split()[1]) == parent:
+            yield int(entry.name), argv
 
 
 def leaks(state: worker_pb2.InstanceState) -> dict[str, int]:

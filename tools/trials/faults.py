@@ -28,7 +28,7 @@ class Fault(StrEnum):
     KILL = "kill"  # SIGKILL; it is started again by whoever supervises it
     PAUSE = "pause"  # SIGSTOP, then SIGCONT before anybody gives it up
     FREEZE = "freeze"  # SIGSTOP, then SIGCONT after everybody has given it up
-    PARTITION = "partition"  # all its connections break, and break again while it lasts
+    PARTITION = "partition"  # all its connections break, or those to one other process, and break again while it lasts
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Bounds:
         ]
 
 
-async def inflict(fault: Fault, pid: int, bounds: Bounds) -> None:
-    """Do it and wait until it is over. A process that ends meanwhile ends the fault."""
+async def inflict(fault: Fault, pid: int, bounds: Bounds, peer: int | None = None) -> None:
+    """Do it and wait until it is over. A process that ends meanwhile ends the fault. A partition with a `peer` is between these two only."""
     try:
         if fault is Fault.KILL:
             os.kill(pid, signal.SIGKILL)
         elif fault is Fault.PARTITION:
-            await _partition(pid, bounds.partition)
+            await _partition(pid, peer, bounds.partition)
         else:
             os.kill(pid, signal.SIGSTOP)
             try:
@@ -62,37 +62,43 @@ async def inflict(fault: Fault, pid: int, bounds: Bounds) -> None:
         return
 
 
-async def _partition(pid: int, seconds: float) -> None:
+async def _partition(pid: int, peer: int | None, seconds: float) -> None:
     until = asyncio.get_running_loop().time() + seconds
     while asyncio.get_running_loop().time() < until:
-        cut_connections(pid)
+        cut_connections(pid, peer)
         await asyncio.sleep(CUT_EVERY)
 
 
-def cut_connections(pid: int) -> int:
-    """Break every TCP connection that the process has now; how many there were. Raises ConfigError where that is not permitted."""
+def cut_connections(pid: int, peer: int | None = None) -> int:
+    """Break every TCP connection that the process has now, or has with `peer`; how many there were. Raises ConfigError where that is not permitted."""
     pidfd = os.pidfd_open(pid)
     try:
-        return sum(_shut(pidfd, number) for number in _connected(pid))
+        mine = _connected(pid)
+        if peer is not None:
+            theirs = {(there, here) for here, there in _connected(peer).values()}
+            mine = {number: ports for number, ports in mine.items() if ports in theirs}
+        return sum(_shut(pidfd, number) for number in mine)
     finally:
         os.close(pidfd)
 
 
-def _connected(pid: int) -> list[int]:
-    """File descriptors of the process's TCP connections."""
-    inodes = set()
+def _connected(pid: int) -> dict[int, tuple[str, str]]:
+    """The process's TCP connections by file descriptor: the ports of both ends, which on one machine name a connection."""
+    ports = {}
     for table in ("tcp", "tcp6"):
         path = Path(f"/proc/{pid}/net/{table}")
         rows = path.read_text().splitlines()[1:] if path.exists() else []
-        inodes |= {columns[9] for columns in map(str.split, rows) if columns[3] != "0A"}  # 0A: it listens
-    found = []
+        for columns in map(str.split, rows):
+            if columns[3] != "0A":  # it listens
+                ports[columns[9]] = columns[1].rpartition(":")[2], columns[2].rpartition(":")[2]
+    found = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
             target = os.readlink(entry)
         except FileNotFoundError:
             continue
-        if target.startswith("socket:[") and target[8:-1] in inodes:
-            found.append(int(entry.name))
+        if target.startswith("socket:[") and target[8:-1] in ports:
+            found[int(entry.name)] = ports[target[8:-1]]
     return found
 
 

@@ -2,18 +2,22 @@
 
 Every call is a case with a number, drawn from (seed, number) and the names of the deployment. A case is bad if its status is one that its method
 must not give: UNKNOWN and INTERNAL above all, which say that the server did not understand what happened to it. In the end every process must live under its old pid,
-none may have grown, and nothing may be held.
+none may have grown, and nothing may be held. Processes that decode media may come and go, and must not grow either.
+
+With a model that sees, half of the requests bring files, good and bad ones, and so do uploads; worker doors get pixels that nobody asked for; and of the normal requests most are
+about pictures.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from triptych.proto.v1 import control_pb2, inference_pb2, transfer_pb2, worker_pb2
 from triptych.runtime.client import AsyncClient
-from triptych.runtime.core.errors import TriptychError
+from triptych.runtime.core.errors import Status
 from triptych.runtime.wire.auth import bearer_metadata
 from triptych.tools.reports import check_outputs
 from triptych.tools.trials import http_calls
@@ -32,7 +36,10 @@ from triptych.tools.trials.corpus import Conversation, Facts
 from triptych.tools.trials.deployment import Deployment
 from triptych.tools.trials.flags import add_address_arguments, opened
 from triptych.tools.trials.flags import add_arguments as add_trial_arguments
+from triptych.tools.trials.load import Spec, learn, send
+from triptych.tools.trials.media_load import MODEL, fresh_kinds, media_kinds, sees
 from triptych.tools.trials.strange import Kind, Source, noise
+from triptych.tools.trials.uploads import Uploads
 from triptych.tools.trials.watch import Level, Watch, table
 
 INFERENCE = methods_of(inference_pb2.DESCRIPTOR.services_by_name["Inference"])
@@ -55,17 +62,24 @@ ALSO: Mapping[str, frozenset[str]] = {
     "Transfer.Open": frozenset({"UNAVAILABLE"}),  # an epoch that is gone
     "Transfer.Fetch": frozenset({"UNAVAILABLE"}),
     "Transfer.Release": frozenset({"UNAVAILABLE"}),
+    "Worker.PutMedia": frozenset(
+        {"UNAVAILABLE", "DATA_LOSS"}
+    ),  # an epoch that is gone; other bytes than their checksum says
 }
 DEEP: Mapping[str, float] = {
     "Inference.Generate": 8.0,
     "Control.Gateway": 6.0,
     "Control.Worker": 6.0,
     "Transfer.Open": 2.0,
+    "Inference.UploadMedia": 2.0,
+    "Worker.PutMedia": 4.0,
 }
 """How much more often than the others these are called: behind them is most of the code."""
+WHOLE = frozenset({"Inference.UploadMedia", "Worker.PutMedia"})
+"""Streams of which half have sensible messages only: one strange message ends them at once, and what is behind their first would be seldom reached."""
 HTTP_SHARE = 0.2  # of the cases, where there is an HTTP server
 PROBE_EVERY = 3.0  # seconds between normal requests
-PROBE_LIMIT = 30.0  # seconds one may take, a recovery from a worker that lied included
+PICTURES = 8  # normal requests with pictures of their own, besides those that come again
 WIDTH = 16  # cases at a time
 MAX_STREAM = 6  # messages a stream is given
 
@@ -128,7 +142,7 @@ async def doors(deployment: Deployment) -> tuple[list[Door], Facts]:
         Door(deployment.address, (*INFERENCE, *STANDARD), outside),
         Door(deployment.scheduler, (*CONTROL, *STANDARD), inside),
         *(Door(address, WORKER, inside) for address in workers),
-    ], Facts(model.model, model.vocab_size, infos)
+    ], Facts(model.model, model.vocab_size, infos, model.media_placeholder)
 
 
 class Fuzzer:
@@ -173,7 +187,8 @@ class Fuzzer:
         ending = rng.choice(list(Ending))
         source = Source(rng, self._facts.words, Conversation(self._facts, rng))
         count = rng.randint(0, MAX_STREAM) if method.descriptor.client_streaming else 1
-        drawn = [source.payload(method.descriptor.input_type) for _ in range(count)]
+        kind = Kind.GOOD if method.shown in WHOLE and rng.random() < 0.5 else None
+        drawn = [source.payload(method.descriptor.input_type, kind) for _ in range(count)]
         payloads = [data for _, data in drawn]
         metadata = door.metadata if rng.random() < 0.95 else (("authorization", "Bearer fuzz"),)
         if ending is Ending.DROP:
@@ -200,23 +215,31 @@ class Fuzzer:
         return status in EXPECTED or status in ALSO.get(method.shown, ())
 
 
-async def probe(client: AsyncClient, findings: Findings) -> None:
-    """Normal requests until cancelled: each must give the tokens of the first."""
-    expected: list[int] | None = None
-    while True:
-        began = time.monotonic()
-        try:
-            result = await client.complete(
-                token_ids=[1, 2, 3], max_tokens=8, ignore_eos=True, seed=7, timeout=PROBE_LIMIT
+def normal(placeholder: str) -> list[Spec]:
+    """Requests that must always be answered alike; with pictures if there is something to stand for one in a prompt."""
+    arguments = {"token_ids": [1, 2, 3], "max_tokens": 8, "ignore_eos": True, "seed": 7}
+    specs = [Spec("text", arguments)]
+    if placeholder:
+        rng = random.Random("normal")
+        specs += [*media_kinds(rng, placeholder), *fresh_kinds(rng, PICTURES, placeholder)]
+    return specs
+
+
+async def probe(client: AsyncClient, specs: Sequence[Spec], findings: Findings) -> None:
+    """Normal requests until cancelled, one kind after the other: each must give what it gave before."""
+    uploads = Uploads()
+    for spec in itertools.cycle(specs):
+        outcome = await send(client, spec, uploads)
+        if outcome.status is not Status.OK:
+            findings.failed_probes.append(
+                f"{spec.name}: {outcome.status.name if outcome.status else 'no end'}: {outcome.reason}"
             )
-            tokens = result.samples[0].token_ids
-            expected = expected or tokens
-            if tokens != expected:
-                findings.failed_probes.append(f"gave {tokens}, expected {expected}")
-        except TriptychError as error:
-            findings.failed_probes.append(f"{error.status.name}: {error.message}")
+        elif not outcome.exact:
+            findings.failed_probes.append(
+                f"{spec.name}: {outcome.lost} tokens lost, {outcome.duplicated} twice, {outcome.wrong} wrong"
+            )
         findings.probes += 1
-        findings.slowest_probe = max(findings.slowest_probe, time.monotonic() - began)
+        findings.slowest_probe = max(findings.slowest_probe, outcome.ended - outcome.began)
         await asyncio.sleep(PROBE_EVERY)
 
 
@@ -225,9 +248,10 @@ async def trial(deployment: Deployment, seconds: float, seed: int) -> Findings:
     findings = Findings()
     targets, facts = await doors(deployment)
     before = deployment.processes()
-    watch = Watch(deployment.processes, interval=min(1.0, seconds / 40))
+    watch = Watch(lambda: deployment.processes() | deployment.decoders(), interval=min(1.0, seconds / 40))
     async with deployment.client() as client:
-        tasks = [asyncio.create_task(watch.run()), asyncio.create_task(probe(client, findings))]
+        specs = await learn(client, normal(facts.placeholder))
+        tasks = [asyncio.create_task(watch.run()), asyncio.create_task(probe(client, specs, findings))]
         try:
             await Fuzzer(deployment, targets, facts, seed, findings).run(seconds)
         finally:
@@ -260,7 +284,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=600.0, help="how long (default 600)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all cases")
     parser.add_argument("--json", type=Path, help="write the bad cases, with their payloads in hex, to this file")
-    add_trial_arguments(parser, topology="1P1D")
+    add_trial_arguments(parser, topology="1E1P1D")
     add_address_arguments(parser)
 
 
@@ -270,7 +294,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _run(args: argparse.Namespace) -> int:
-    async with opened(args, "--http-port=0") as deployment:
+    async with opened(args, "--http-port=0", *(MODEL if sees(args.topology) else ())) as deployment:
         findings = await trial(deployment, args.seconds, args.seed)
     print(report(findings))
     if args.json is not None:

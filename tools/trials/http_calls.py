@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import random
 import re
@@ -12,6 +13,7 @@ from typing import Any
 from triptych.tools.trials.calls import LEFT, LIMIT
 from triptych.tools.trials.corpus import SAYINGS
 from triptych.tools.trials.strange import TEXTS, mutated, noise
+from triptych.tools.trials.strange_media import file
 
 ROUTES = (
     ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", "/health"), ("GET", "/live"),
@@ -102,10 +104,35 @@ FIELDS = (
 def _sensible(rng: random.Random, path: str, model: str) -> dict[str, Json]:
     body: dict[str, Json] = {"model": model, "max_tokens": rng.randint(1, 6), "stream": rng.random() < 0.5}
     if path.endswith("chat/completions"):
-        body["messages"] = [{"role": "user", "content": rng.choice(SAYINGS)}]
+        content: Json = rng.choice(SAYINGS)
+        if rng.random() < 0.4:
+            parts = [_part(rng) for _ in range(rng.choice([1, 1, 2, 4]))]
+            content = [*parts, {"type": "text", "text": content}] if rng.random() < 0.8 else parts
+        body["messages"] = [{"role": "user", "content": content}]
     else:
         body["prompt"] = rng.choice([rng.choice(SAYINGS), [1, 2, 3], ["a", "b"], [[1, 2], [3]]])
     return body
+
+
+def _part(rng: random.Random) -> Json:
+    """A part of a message with a picture or something like one: OpenAI's form, and what is made of it."""
+    data = base64.b64encode(file(rng)).decode()
+    url: Json = f"data:{rng.choice(['image/png', 'image/png', 'image/jpeg', 'audio/wav', '', 'text/plain;charset=x'])};base64,{data}"
+    form = rng.random()
+    if form < 0.1:
+        url = url[: rng.randint(0, len(url))] + rng.choice(["", "=", "%00", "\n", "!"])
+    elif form < 0.25:
+        url = rng.choice([*REMOTE, None, 7, [url], {"url": url}])
+    if form > 0.95:
+        return {"type": "input_audio", "input_audio": {"data": data, "format": rng.choice(["wav", "mp3", "png", None])}}
+    part: Json = {"type": "image_url", "image_url": url if form > 0.9 else {"url": url}}
+    if rng.random() < 0.1:
+        part[rng.choice(["type", "image_url", "extra", "text"])] = _value(rng)
+    return part
+
+
+REMOTE = ("http://127.0.0.1:1/a.png", "https://[::1]/", "http://user:word@host/", "file:///etc/passwd", "ftp://x", "data:", "data:,x", "http://\\evil", "//x/y")  # fmt: skip
+"""URLs that must never be fetched."""
 
 
 def _value(rng: random.Random, depth: int = 3) -> Json:

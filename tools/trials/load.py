@@ -7,28 +7,35 @@ happens later, a token that differs is a wrong one, a position that is missing a
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from triptych.runtime.client import AsyncClient, Result
 from triptych.runtime.core.errors import Status, TriptychError
+from triptych.tools.trials.uploads import Uploads
 
 LIMIT = 60.0  # seconds a request may take, patience and two recoveries included
 HUNG = LIMIT + 10.0  # seconds after which a request that has not ended has been forgotten
 RETRY_FOR = 60.0  # seconds in which a request that failed with a reason must succeed, sent again
 RETRY_EVERY = 0.5
+FRESH_SHARE = 0.3  # of the requests, where there are fresh ones
+LEARNERS = 4  # requests at a time while their tokens are learned
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One kind of request, and what it gives: token ids and finish reason of each sample."""
+    """One kind of request, and what it gives: token ids and finish reason of each sample. `images` are files."""
 
     name: str
     arguments: dict[str, Any]
     expected: tuple[tuple[tuple[int, ...], str | None], ...] = ()
+    images: tuple[bytes, ...] = ()
+    uploaded: bool = False
+    """Whether its images are uploaded before, and named by their handles."""
 
 
 @dataclass(frozen=True)
@@ -73,27 +80,52 @@ def kinds(rng: random.Random) -> list[Spec]:
 
 async def learn(client: AsyncClient, specs: Sequence[Spec]) -> list[Spec]:
     """The same kinds with what they give, asked twice: a deployment that disagrees with itself can be held to nothing. Raises RuntimeError then."""
-    learned = []
-    for spec in specs:
-        first, second = [_shape(await client.complete(timeout=LIMIT, **spec.arguments)) for _ in range(2)]
+    uploads, several = Uploads(), asyncio.Semaphore(LEARNERS)
+
+    async def one(spec: Spec) -> Spec:
+        async with several:
+            first, second = [
+                _shape(await client.complete(timeout=LIMIT, **await _arguments(client, spec, uploads)))
+                for _ in range(2)
+            ]
         if first != second:
             raise RuntimeError(f"request {spec.name!r} gave other tokens the second time, before anything was done")
-        learned.append(replace(spec, expected=first))
-    return learned
+        return replace(spec, expected=first)
+
+    return list(await asyncio.gather(*map(one, specs)))
+
+
+async def _arguments(client: AsyncClient, spec: Spec, uploads: Uploads) -> dict[str, Any]:
+    """Those of the request, with its images: as files, or as handles."""
+    if not spec.images:
+        return spec.arguments
+    given = [await uploads.given(client, data) if spec.uploaded else data for data in spec.images]
+    return {**spec.arguments, "images": given}
 
 
 def _shape(result: Result) -> tuple[tuple[tuple[int, ...], str | None], ...]:
     return tuple((tuple(sample.token_ids), sample.finish_reason) for sample in result.samples)
 
 
-async def send(client: AsyncClient, spec: Spec) -> Outcome:
-    """One request to its end, checked. Raises nothing of the server's."""
+async def send(client: AsyncClient, spec: Spec, uploads: Uploads | None = None) -> Outcome:
+    """One request to its end, checked. Raises nothing of the server's. An upload that the gateway does not know any more is brought again."""
+    uploads = uploads or Uploads()
+    outcome = await _send(client, spec, uploads)
+    if spec.uploaded and outcome.status is Status.NOT_FOUND:
+        uploads.forget()
+        outcome = replace(await _send(client, spec, uploads), began=outcome.began)
+    return outcome
+
+
+async def _send(client: AsyncClient, spec: Spec, uploads: Uploads) -> Outcome:
     began, result, status, reason = time.monotonic(), Result(), Status.OK, ""
     try:
-        async with asyncio.timeout(HUNG), client.generate(timeout=LIMIT, **spec.arguments) as stream:
-            result = stream.result
-            async for _ in stream:
-                pass
+        async with asyncio.timeout(HUNG):
+            arguments = await _arguments(client, spec, uploads)
+            async with client.generate(timeout=LIMIT, **arguments) as stream:
+                result = stream.result
+                async for _ in stream:
+                    pass
     except TriptychError as error:
         status, reason = error.status, error.message
     except TimeoutError:
@@ -114,15 +146,23 @@ async def send(client: AsyncClient, spec: Spec) -> Outcome:
 
 @dataclass
 class Load:
-    """Clients that send one request after the other until `stop` is set. Outcomes pile up here. `pause` lets what runs end and holds the rest back."""
+    """Clients that send one request after the other until `stop` is set. Outcomes pile up here. `pause` lets what runs end and holds the rest back.
+
+    `specs` are drawn at random, those of `fresh` are taken in turn.
+    """
 
     connect: Callable[[], AsyncClient]
     specs: Sequence[Spec]
     seed: int
     outcomes: list[Outcome] = field(default_factory=list)
+    fresh: Sequence[Spec] = ()
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     _go: asyncio.Event = field(default_factory=asyncio.Event)
     _running: int = 0
+    _turns: Iterator[Spec] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._turns = itertools.cycle(self.fresh)
 
     async def pause(self) -> None:
         """Returns when no request runs any more."""
@@ -140,27 +180,31 @@ class Load:
         )  # not a TaskGroup, which would let a cancelled client go unnoticed
 
     async def _client(self, rng: random.Random) -> None:
+        uploads = Uploads()
         async with self.connect() as client:
             while not self.stop.is_set():
                 await self._go.wait()
                 self._running += 1
                 try:
-                    await self._one(client, rng.choice(self.specs))
+                    await self._one(client, self._next(rng), uploads)
                 finally:
                     self._running -= 1
                 await asyncio.sleep(rng.uniform(0.0, 0.05))
 
-    async def _one(self, client: AsyncClient, spec: Spec) -> None:
-        outcome = await send(client, spec)
+    def _next(self, rng: random.Random) -> Spec:
+        return next(self._turns) if self.fresh and rng.random() < FRESH_SHARE else rng.choice(self.specs)
+
+    async def _one(self, client: AsyncClient, spec: Spec, uploads: Uploads) -> None:
+        outcome = await send(client, spec, uploads)
         if outcome.status is not Status.OK:
-            outcome = replace(outcome, retried=await self._again(client, spec))
+            outcome = replace(outcome, retried=await self._again(client, spec, uploads))
         self.outcomes.append(outcome)
 
-    async def _again(self, client: AsyncClient, spec: Spec) -> bool:
+    async def _again(self, client: AsyncClient, spec: Spec, uploads: Uploads) -> bool:
         """Whether the request succeeds, to the token, when it is sent again."""
         until = time.monotonic() + RETRY_FOR
         while time.monotonic() < until:
-            outcome = await send(client, spec)
+            outcome = await send(client, spec, uploads)
             if outcome.status is Status.OK or not outcome.exact:
                 return outcome.exact
             await asyncio.sleep(RETRY_EVERY)

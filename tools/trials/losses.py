@@ -98,13 +98,13 @@ class Report:
         return found
 
     def table(self) -> str:
-        lines = ["".join([f"{'process':<12}{'fault':<12}", *(f"{name:>11}" for name in COLUMNS)])]
+        lines = ["".join([f"{'process':<16}{'fault':<12}", *(f"{name:>11}" for name in COLUMNS)])]
         for row in self.rows():
             cells = [
                 f"{getattr(row, name):>11.1f}" if name == "recovery" else f"{getattr(row, name):>11}"
                 for name in COLUMNS
             ]
-            lines.append("".join([f"{row.role:<12}{row.fault:<12}", *cells]))
+            lines.append("".join([f"{row.role:<16}{row.fault:<12}", *cells]))
         again = sum(outcome.attempts > 1 for outcome in self.outcomes)
         lines.append(f"\nrestart, seconds: {', '.join(f'{role} {s:.1f}' for role, s in self.restarts.items())}")
         lines.append(

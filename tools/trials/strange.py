@@ -54,9 +54,9 @@ class Source:
         self._words = words
         self._good = good
 
-    def payload(self, descriptor: Descriptor) -> tuple[Kind, bytes]:
-        """One payload for a method that takes `descriptor`, and what kind it is."""
-        kind = self._random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+    def payload(self, descriptor: Descriptor, kind: Kind | None = None) -> tuple[Kind, bytes]:
+        """One payload for a method that takes `descriptor`, and what kind it is. `kind`: which, instead of any."""
+        kind = kind or self._random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
         match kind:
             case Kind.GOOD:
                 return kind, self._sensible(descriptor)

@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TOLERANCE = 0.02
+DECODER = "decoder-"  # what names of processes that decode media begin with
 SLACK = {
     "rss": 0,
     "fds": 8,
     "threads": 4,
 }  # connections and pool threads come and go; a leak of one a hundred calls passes that in a minute
+DECODER_SLACK = (
+    16 * 2**20
+)  # bytes that a decoder process may grow: the kernel bounds it, and after a thousand items it is replaced
 WARM_UP = 0.25  # share of the samples: first requests fill caches, pools and allocators
 LEAST = 12  # samples of a process below which nothing is claimed
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -48,7 +52,8 @@ class Level:
 
     @property
     def grown(self) -> bool:
-        return self.after > self.before * (1.0 + TOLERANCE) + SLACK[self.measure]
+        decodes = self.measure == "rss" and self.process.startswith(DECODER)
+        return self.after > self.before * (1.0 + TOLERANCE) + (DECODER_SLACK if decodes else SLACK[self.measure])
 
 
 def look(pid: int) -> Sample | None:

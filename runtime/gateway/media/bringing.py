@@ -23,6 +23,9 @@ from triptych.runtime.gateway.media.pieces import Piece
 
 logger = logging.getLogger(__name__)
 
+ROOM_WAIT = (
+    1.0  # seconds at most between two tries while the receiver has no room, which changes with every step that it takes
+)
 PART = 256 * 2**10  # bytes of a message: small enough that nothing else on the loop or the connection waits for it
 HOPELESS = frozenset(
     {
@@ -60,14 +63,15 @@ Key = tuple[InstanceRef, str]
 class _Push:
     """One piece on its way to one instance.
 
-    `sent`: all of it was written, and the answer is awaited. `late`: a request asked after that; what it lacks may be what came before.
-    `asked`: requests that have asked for it so far.
+    `crowded`: the last try found no room. `sent`: all of it was written, and the answer is awaited. `late`: a request asked after that; what it
+    lacks may be what came before. `asked`: requests that have asked for it so far.
     """
 
     address: str
     piece: Piece
     claims: dict[str, Claim] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
+    crowded: bool = False
     sent: bool = False
     late: bool = False
     asked: int = 0
@@ -79,10 +83,11 @@ class _Push:
 
 @dataclass
 class PushCounts:
-    """What happened so far, in pieces and bytes."""
+    """What happened so far, in pieces and bytes. `crowded`: tries that found no room; they are repeated."""
 
     brought: int = 0
     not_wanted: int = 0
+    crowded: int = 0
     failed: int = 0
     bytes: int = 0
 
@@ -149,10 +154,11 @@ class MediaCourier:
         try:
             while push.wanted:
                 async with self._turn(push.address):
-                    push.sent = push.late = False
+                    push.sent = push.late = push.crowded = False
                     if not push.wanted or (await self._tried(key[0], push) and not push.late):
                         return
-                await asyncio.sleep(backoff.next())
+                wait = backoff.next()
+                await asyncio.sleep(min(wait, ROOM_WAIT) if push.crowded else wait)
         finally:
             if self._pushes.get(key) is push:
                 del self._pushes[key]
@@ -171,6 +177,10 @@ class MediaCourier:
         try:
             return await self._send(call, owner, push)
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # back-pressure, and no trouble
+                push.crowded = True
+                self.counts.crowded += 1
+                return False
             self.counts.failed += 1
             logger.warning("media for %s at %s: %s", owner.id, push.address, describe(error))
             return error.code() in HOPELESS

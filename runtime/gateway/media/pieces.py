@@ -6,6 +6,7 @@ import hashlib
 import zlib
 from dataclasses import dataclass
 
+from triptych.models.vision.packing import Grid
 from triptych.runtime.core.media import MediaItem, MediaKind
 
 
@@ -21,6 +22,7 @@ class Piece:
         pixel_grid: (time, rows, columns) of its patches, before any merging.
         shape: of the array whose bytes are `data`; the encoder knows the type of its numbers.
         checksum: CRC-32 of `data`.
+        attended, later: as in MediaItem.
     """
 
     hash: str
@@ -32,10 +34,14 @@ class Piece:
     shape: tuple[int, ...]
     data: bytes
     checksum: int
+    attended: bool = False
+    later: int | None = None
 
     def at(self, offset: int) -> MediaItem:
         """The item, whose embeddings begin at prompt token `offset`."""
-        return MediaItem(self.hash, self.kind, offset, self.tokens, self.patches, self.grid)
+        return MediaItem(
+            self.hash, self.kind, offset, self.tokens, self.patches, self.grid, attended=self.attended, later=self.later
+        )
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,18 @@ class Medium:
     def tokens(self) -> int:
         """Prompt tokens that it takes."""
         return sum(piece.tokens for piece in self.pieces)
+
+    def places(self, videos: bool) -> tuple[tuple[Piece, ...], ...]:
+        """The pieces of each place that it takes in a prompt: one, but for a video where `videos` says that none are known one for each frame."""
+        if self.kind is not MediaKind.VIDEO or videos:
+            return (self.pieces,)
+        return tuple((piece,) for piece in self.pieces)
+
+
+def embedding_grid(grid: Grid, tokens: int, merge: int) -> tuple[int, int, int]:
+    """(time, rows, columns) of embeddings; one row of them where they are not one a merged patch (class tokens)."""
+    rows, columns = grid.rows // merge, grid.columns // merge
+    return (1, rows, columns) if rows * columns == tokens else (1, 1, tokens)
 
 
 def piece_hash(identity: str, index: int, count: int) -> str:

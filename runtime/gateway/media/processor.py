@@ -10,32 +10,40 @@ import numpy as np
 
 from triptych.models.errors import MediaShapeError
 from triptych.models.multimodal.config import MultimodalConfig
-from triptych.models.vision.packing import Grid
 from triptych.runtime.core.media import MediaKind
 from triptych.runtime.gateway.media.description import described
-from triptych.runtime.gateway.media.pieces import Piece, checksum, piece_hash
+from triptych.runtime.gateway.media.pieces import Piece, checksum, embedding_grid, piece_hash
 from triptych.runtime.gateway.media.reading import read
+from triptych.runtime.gateway.media.video import VideoProcessor
 from triptych.runtime.gateway.model import MediaModel
 from triptych.runtime.media.errors import DecoderLostError, MediaKindError
 from triptych.runtime.media.identity import canonical, content_hash
 from triptych.runtime.media.limits import MediaLimits, check_request
 from triptych.runtime.media.pool import DecoderPool, PoolConfig
 from triptych.runtime.media.process import Job, Reply
-from triptych.runtime.media.sniff import sniff
+from triptych.runtime.media.sniff import Kind, sniff
 
 OPERATIONS = "triptych.runtime.gateway.media.operations:OPERATIONS"
-VERSION = 1  # of how images are decoded and processed; a change of results must change it
+VERSION = 1  # of how media are decoded and processed; a change of results must change it
 
 
 class PooledProcessor:
-    """Owns the pool. From one event loop; `identity` from any thread."""
+    """Owns the pool. From one event loop; `identity` from any thread.
 
-    def __init__(self, model: MediaModel, limits: MediaLimits, pool: PoolConfig):
+    Args:
+        max_video_tokens: prompt tokens that a video may take; see VideoProcessor.
+    """
+
+    def __init__(self, model: MediaModel, limits: MediaLimits, pool: PoolConfig, max_video_tokens: int | None = None):
         self._model = model
         self._limits = limits
         self._pool = DecoderPool(dataclasses.replace(pool, operations=OPERATIONS))
         self._description = described(model.config)
-        self._parameters = canonical(f"image/{VERSION}", {"model": model.config.processing_key()})
+        self._video = VideoProcessor(model.config, limits, self._pool, max_video_tokens)
+        self._parameters = {
+            Kind.IMAGE: canonical(f"image/{VERSION}", {"model": model.config.processing_key()}),
+            Kind.VIDEO: canonical(f"video/{VERSION}", self._video.parameters),
+        }
 
     def start(self) -> None:
         self._pool.start()
@@ -51,9 +59,11 @@ class PooledProcessor:
         return kind
 
     def identity(self, data: bytes) -> str:
-        return content_hash(data, self._parameters)
+        return content_hash(data, self._parameters[sniff(data).kind])
 
     async def process(self, data: bytes, kind: MediaKind, identity: str) -> tuple[Piece, ...]:
+        if kind is MediaKind.VIDEO:
+            return await self._video.pieces(data, identity)
         options = {
             "type": sniff(data).value,
             "limits": dataclasses.asdict(self._limits),
@@ -95,7 +105,7 @@ def pieces_of(reply: Reply, config: MultimodalConfig, kind: MediaKind, identity:
                 kind=kind,
                 tokens=rows,
                 patches=vision.slots(grid.rows, grid.columns),
-                grid=_embedding_grid(grid, rows, vision.merge),
+                grid=embedding_grid(grid, rows, vision.merge),
                 pixel_grid=(1, grid.rows, grid.columns),
                 shape=(grid.rows * grid.columns, vision.patch_dim),
                 data=data,
@@ -103,9 +113,3 @@ def pieces_of(reply: Reply, config: MultimodalConfig, kind: MediaKind, identity:
             )
         )
     return tuple(pieces)
-
-
-def _embedding_grid(grid: Grid, tokens: int, merge: int) -> tuple[int, int, int]:
-    """(time, rows, columns) of embeddings; one row of them where they are not one a merged patch (class tokens)."""
-    rows, columns = grid.rows // merge, grid.columns // merge
-    return (1, rows, columns) if rows * columns == tokens else (1, 1, tokens)

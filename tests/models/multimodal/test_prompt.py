@@ -67,10 +67,10 @@ def test_an_image_has_rows_and_columns_and_text_goes_on_from_its_larger_side() -
     assert result.offset == -3
 
 
-def test_a_long_video_may_be_ahead_of_the_text_after_it() -> None:
+def test_text_goes_on_after_the_last_step_of_a_long_video() -> None:
     result = mrope_positions(5, [MediaSpan(1, 3)], [MediaGrid(3, 1, 1, positions_per_step=2.5)])
-    assert result.positions.tolist() == [[0, 1, 3, 6, 2], [0, 1, 1, 1, 2], [0, 1, 1, 1, 2]]
-    assert result.offset == 2  # the next token stands at 7
+    assert result.positions.tolist() == [[0, 1, 3, 6, 7], [0, 1, 1, 1, 7], [0, 1, 1, 1, 7]]
+    assert result.offset == 3  # the next token stands at 8
 
 
 def test_spans_must_fit_their_grids_and_the_prompt() -> None:

@@ -36,6 +36,17 @@ def test_images_may_be_paths_bytes_uris_uploads_and_pillow_images(tmp_path: Path
         assert back.size == (3, 2) and back.getpixel((0, 0)) == (1, 2, 3)
 
 
+def test_videos_stand_after_images_and_say_what_they_are():
+    request = generate_request("what?", videos=[b"film"], images=[PNG], media=[Uploaded("media-2")])
+    assert [(media.data, media.handle, media.type) for media in request.media] == [
+        (PNG, "", "image"),
+        (b"film", "", "video"),
+        (b"", "media-2", ""),
+    ]
+    made = chat([{"role": "user", "content": [{"type": "video", "video": b"film"}]}])
+    assert (made.messages[0].parts[0].media.data, made.messages[0].parts[0].media.type) == (b"film", "video")
+
+
 def test_messages_have_parts_in_openais_form_and_in_ours():
     parts = [
         {"type": "text", "text": "a"},

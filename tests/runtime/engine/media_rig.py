@@ -17,10 +17,11 @@ from triptych.runtime.core.instance import Role
 from triptych.runtime.engine.buckets import Buckets, ExtendShape
 from triptych.runtime.engine.encode_engine import EncodeEngine
 from triptych.runtime.engine.engine import Engine
-from triptych.runtime.engine.media_pool import MediaPool
+from triptych.runtime.engine.media_pool import EmbeddingPool
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.shelf import MediaShelf, Pixels
 from triptych.runtime.instance.plan import Embedded, Encode
+from triptych.runtime.transfer.layer_groups import cut_layers
 
 MEDIA_PAGES = 12
 PATCHES = 24
@@ -33,20 +34,24 @@ def media_stage(
     tp: int, encodes: bool = True, *, hidden: int = HIDDEN, injections: tuple[tuple[int, int], ...] = ((0, 0),)
 ) -> MediaStage:
     rules = oracle.toy(tp).rules
-    pool = MediaPool(rules, hidden, "float32", PAGE, MEDIA_PAGES, injections)
+    pool = EmbeddingPool.of(rules, hidden, "float32", PAGE, MEDIA_PAGES, injections)
     if not encodes:
         return MediaStage(pool)
     return MediaStage(pool, ToyEncoder(rules.mesh, hidden), MediaShelf(1 << 20), PATCHES)
 
 
-def media_engine(tp: int = 1, roles: frozenset[Role] = ALL, **stage: Any) -> Engine:
-    """The toy decoder with a media pool and, if it has the role, the toy encoder; `stage` is for `media_stage`."""
+def media_engine(
+    tp: int = 1, roles: frozenset[Role] = ALL, layers: int = oracle.TOY.num_layers, **stage: Any
+) -> Engine:
+    """The toy decoder with a media pool and, if it has the role, the toy encoder; `stage` is for `media_stage`. Prompts are computed `layers`
+    layers at a time."""
     loaded, encodes = oracle.toy(tp), Role.ENCODE in roles
     config = toy_config(
         buckets=SMALL,
         roles=roles,
         media_pages=MEDIA_PAGES,
         encode_patches=PATCHES if encodes else 0,
+        layer_groups=cut_layers(oracle.TOY.num_layers, layers),
     )
     engine = Engine(config, loaded, loaded.rules.mesh, media_stage(tp, encodes, **stage))
     engine.compile()

@@ -36,9 +36,11 @@ def logits_of(tokens: list[int], at_layer: int) -> np.ndarray:
     return np.asarray(jax.jit(run)(oracle.toy().params, padded))[len(tokens) - 1]
 
 
-@pytest.mark.parametrize("tp", [1, 2])
-def test_what_is_injected_at_an_inner_layer_is_the_plain_forward(tp: int) -> None:
-    engine = rig.media_engine(tp, frozenset({Role.PREFILL, Role.DECODE}), hidden=2 * HIDDEN, injections=INJECTIONS)
+@pytest.mark.parametrize(("tp", "layers"), [(1, 1), (2, 2)])
+def test_what_is_injected_at_an_inner_layer_is_the_plain_forward(tp: int, layers: int) -> None:
+    """Also where the layer is in a program of its own."""
+    roles = frozenset({Role.PREFILL, Role.DECODE})
+    engine = rig.media_engine(tp, roles, layers, hidden=2 * HIDDEN, injections=INJECTIONS)
     driver, stage = Driver(engine), engine.media
     assert stage is not None
     for at, pages in PLACES.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ from triptych.runtime.core.errors import ConfigError, EngineError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.engine.compile_guard import no_compilation
 from triptych.runtime.engine.engine import Engine
-from triptych.runtime.engine.media_pool import MediaPool, media_group
+from triptych.runtime.engine.media_pool import EmbeddingPool, media_group
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.programs import Programs
 from triptych.runtime.instance.plan import Embedded, Encode
@@ -28,9 +30,10 @@ ITEMS = {3: (9, (7, 2, 5)), 14: (5, (9, 4))}
 MEDIA = {3: embeddings(CAT), 14: embeddings(DOG)}
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[(1, 2), (2, 1)], ids=["tp1", "tp2-layer-by-layer"])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    return rig.media_engine(request.param)
+    tp, layers = request.param
+    return rig.media_engine(tp, layers=layers)
 
 
 @pytest.fixture
@@ -185,7 +188,8 @@ def test_what_takes_no_media_is_the_program_that_it_was(engine: Engine) -> None:
     pool = stage_of(engine).pool
     (group,) = kv_groups(loaded.config, "float32")
     plain = {p.name: p for p in Programs(loaded.structure, group, toy_config(buckets=rig.SMALL)).all()}
-    media = {p.name: p for p in Programs(loaded.structure, group, engine.config, pool).all()}
+    whole = replace(engine.config, layer_groups=())
+    media = {p.name: p for p in Programs(loaded.structure, group, whole, pool).all()}
     only_decodes = toy_config(buckets=rig.SMALL, roles=frozenset({Role.DECODE}))
     assert plain.keys() == media.keys()
     same = {name for name in plain if plain[name].lower().as_text() == media[name].lower().as_text()}
@@ -209,6 +213,6 @@ def test_odd_sizes_are_refused() -> None:
 
 def test_page_bytes_are_what_the_pool_takes() -> None:
     for tp in (1, 2, 3):
-        pool = MediaPool(oracle.toy(tp).rules, HIDDEN, "float32", PAGE, rig.MEDIA_PAGES)
+        pool = EmbeddingPool.of(oracle.toy(tp).rules, HIDDEN, "float32", PAGE, rig.MEDIA_PAGES)
         taken = sum(np.prod(half.sharding.shard_shape(half.shape)) * 4 for half in pool.structs[0])  # type: ignore[union-attr]
         assert taken == rig.MEDIA_PAGES * pool.page_bytes

@@ -196,6 +196,28 @@ def test_what_has_no_pixels_does_not_keep_others_from_being_encoded():
     assert node.device.encoded == ["y"]
 
 
+def test_pixels_that_wait_for_pages_do_not_keep_out_those_that_have_pages():
+    """A full shelf: who holds pages gets its pixels, whatever waits for these pages; who has none is not late because of us."""
+    node = _encoder(media_pages=5)
+    encode(node, asked("a", item("x", 0, tokens=8), item("y", 8, tokens=8)))
+    bring(node, "x")
+    encode(node, asked("b", item("z", 0, tokens=8)))
+    bring(node, "z")
+    node.run()
+    encode(node, asked("c", item("v", 0)), ttl=2.0)
+    assert node.device.encoded == ["x"], "a holds all pages, and z waits for some"
+    assert node.core.pixels_refused("y", node.now)
+    node.now = 1.9
+    assert not node.core.pixels_refused("v", node.now)
+    assert not node.core.pixels_refused("nobody's", node.now)
+    node.now = 3.8
+    node.send(Tick())
+    assert _ended(node) == [("a", Status.UNAVAILABLE)], "nobody brings y; v was refused a while ago"
+    node.now = 3.95
+    node.send(Tick())
+    assert _ended(node)[1:] == [("c", Status.UNAVAILABLE)]
+
+
 def test_tasks_that_pin_each_others_room_do_not_wait_for_ever():
     node = _encoder(media_pages=6)
     for name in "xy":
@@ -394,3 +416,23 @@ def test_pixels_that_come_twice_are_dropped_once():
     node.ready()
     assert node.send(MediaArrived("x")) == []
     assert DropMedia("x") in node.done()
+
+
+def test_what_waits_for_its_puller_gives_way_to_a_prompt_here_that_waits_for_its_room():
+    """Two instances that encode for each other's prompts would wait for ever."""
+    node = Node(media_config("i", "EPD", media_pages=4))  # three pages
+    first, second = _stage(node, "x", 4), _stage(node, "y", 4)
+    node.command(StartLocal(asked("a", item("w", 0, tokens=8))))
+    for _ in range(12):
+        assert not [end for end in node.reports(TaskEnded) if end.status is Status.UNAVAILABLE]
+        node.now += 0.5
+        for key in (first, second):
+            node.send(LeaseExtended(key, waiting=True))
+        node.send(Tick())
+        if node.now > 5.5:
+            break
+    node.now += 1.0
+    node.send(Tick())
+    (end,) = node.reports(TaskEnded)
+    assert (end.request, end.status) == ("ry", Status.UNAVAILABLE) and "a prompt here" in end.reason
+    assert node.core.resources().held_media_pages == 3, "the prompt has its two pages"

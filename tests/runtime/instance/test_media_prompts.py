@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from tests.runtime.instance.cluster import Node
 from tests.runtime.instance.fake_device import expected_outputs, read_prompt
 from tests.runtime.instance.media import (
@@ -220,6 +222,37 @@ def test_a_resumed_prompt_with_media_is_computed_for_its_puller_and_draws_nothin
     assert not node.tokens("a") and node.reports(PrefillDone)
     node.send(StagedReleased(node.reports(Staged)[0].handle.key))
     assert_free(node)
+
+
+@pytest.mark.parametrize("caching", [True, False])
+@pytest.mark.parametrize("counts", [(2, 0, 3), (0, 4), (0, 0, 2)])
+@pytest.mark.parametrize(("offset", "whole"), [(1, True), (3, False)])
+def test_a_sample_without_outputs_goes_on_where_there_are_no_embeddings(offset: int, whole: bool, counts, caching):
+    """Media lie in the prompt's last page; its last token, of text, is computed again over the KV that came."""
+    req = replace(asked("a", item("x", offset), text=1, n=len(counts), max_tokens=6), attempt=2)
+    assert (len(req.prompt) % 4 == 0) == whole
+    resumed = tuple(
+        SampleState(sample, tuple(expected_outputs(req, 64, sample)[0][:count])) for sample, count in enumerate(counts)
+    )
+    prefill, decode = prompt_node("P"), Node(media_config("d", "D", media_pages=0, prefix_cache=caching))
+    prefill.command(StartPrefill(req, 0, 5.0, resumed))
+    (pull,) = feed(prefill, req, 0)
+    pulled(prefill, req, pull, "x")
+    prefill.run()
+    (staged,) = prefill.reports(Staged)
+    decode.command(ReserveDecode(req, 5.0, resumed))
+    (kv,) = decode.command(StartDecode("a", staged.handle, 2))
+    assert isinstance(kv, StartPull)
+    for at, page in enumerate(kv.pages):
+        decode.device.pages[page] = list(prefill.device.pages[prefill.exported[staged.handle.key][at]])
+    decode.send(Imported("a", Continuation(req, resumed), StageTimes(), 2))
+    decode.run()
+    assert [(end.status, end.preemptions) for end in decode.reports(TaskEnded)] == [(Status.OK, 0)]
+    for sample, count in enumerate(counts):
+        drawn = [token.token for token in decode.tokens("a", sample)]
+        assert drawn == expected_outputs(req, 64, sample)[0][count:]
+    starts = [row.start for plan in decode.device.plans for row in plan.rows]
+    assert min(starts) == len(req.prompt) - 1 and decode.core.resources().idle
 
 
 def test_a_lost_pool_forgets_everything_and_cancels_pulls():

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from triptych.runtime.core.clock import ManualClock
 from triptych.runtime.core.instance import Capacity, Compatibility, InstanceInfo, InstanceRef, Load, Role
+from triptych.runtime.metrics.gateway_media import GatewayMedia
 from triptych.runtime.metrics.http import HttpMetrics
 from triptych.runtime.metrics.registry import ALIASED, Metrics
 from triptych.runtime.metrics.requests import RequestMetrics, Spent
@@ -143,6 +144,59 @@ def test_the_scheduler() -> None:
         found[f"triptych_scheduler_instance_tasks{labels}"],
         found[f"triptych_scheduler_instance_waiting{labels}"],
     ) == (4, 1)
+
+
+@dataclass
+class OneKeep:
+    held_bytes: int = 700
+    idle_bytes: int = 90
+
+
+@dataclass
+class OneDesk:
+    keep: OneKeep = field(default_factory=OneKeep)
+    sent_bytes: int = 33
+
+
+@dataclass
+class OnePushes:
+    brought: int = 5
+    not_wanted: int = 4
+    crowded: int = 3
+    failed: int = 1
+    bytes: int = 4000
+
+
+@dataclass
+class OneCourier:
+    active: int = 2
+    counts: OnePushes = field(default_factory=OnePushes)
+
+
+def test_media_at_a_gateway() -> None:
+    metrics, none = Metrics(), Metrics()
+    metrics.add(GatewayMedia(OneDesk, OneCourier))
+    none.add(GatewayMedia(lambda: None, OneCourier))
+    found = samples(metrics)
+    assert [
+        found[f"triptych_gateway_media_{what}{{}}"] for what in ("held_bytes", "idle_bytes", "sent_bytes", "pushes")
+    ] == [700, 90, 33, 2]
+    assert found["triptych_gateway_media_pushed_total{outcome=not_wanted}"] == 4
+    assert found["triptych_gateway_media_pushed_bytes_total{}"] == 4000
+    assert not any("media" in name for name in samples(none)), "a model of text has nothing to show"
+
+
+def test_media_at_a_worker() -> None:
+    metrics = WorkerMetrics(list, "toy")
+    snapshot = OneSnapshot(
+        resources={"device_media_pool_bytes": 512, "media_pages_held": 3, "shelf_bytes": 99},
+        counters={"encoded_items": 6},
+    )
+    metrics._shown.values = [occupancy(snapshot)]
+    found, labels = samples(metrics.metrics), "{instance=decode-0,model_name=toy,role=decode}"
+    assert found[f"triptych_device_media_pool_bytes{labels}"] == 512
+    assert (found[f"triptych_media_pages_held{labels}"], found[f"triptych_media_shelf_bytes{labels}"]) == (3, 99)
+    assert found[f"triptych_media_items_encoded_total{labels}"] == 6
 
 
 def test_odd_methods_make_no_new_label() -> None:

@@ -61,7 +61,7 @@ def test_media_are_driven_in_the_order_of_the_protocol() -> None:
     assert world.now_sent() == [("p", FeedMedia("r", handle(E.ref), (0,)))]
     assert world.told(MediaNeeded) == [MediaNeeded("r", E.ref, "e1:1", (0,))]
     world.report(E, EncodeDone("r", 1, StageTimes(compute=0.5)))
-    assert world.told(Progress) == [Progress("r", Role.ENCODE, StageTimes(compute=0.5))]
+    assert world.told(Progress) == [Progress("r", Role.ENCODE, StageTimes(compute=0.5), encoded=1)]
     world.report(E, ended(Role.ENCODE))
     assert not world.now_sent() and world.terminal("r") is None
     world.report(P, DONE)
@@ -209,7 +209,7 @@ def test_a_task_is_never_more_than_its_instance_can_hold() -> None:
     world = prefilling(small, media=tuple(image(f"h{i}", patches=1, tokens=5) for i in range(3)))  # two pages each
     assert want(world, 0, 1, 2) == [("e1", (0,))]
     for done in (0, 1):
-        live_on(world, 10.0)
+        live_on(world, 9.0)
         staged(world, small)
         assert started(world) == [], "one task an instance"
         live_on(world, 15.0)

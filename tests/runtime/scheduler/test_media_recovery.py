@@ -83,6 +83,40 @@ def test_an_encode_instance_lost_before_it_answered_is_replaced_at_once() -> Non
     assert not world.told(Interrupted)
 
 
+def test_an_encode_instance_that_lives_but_does_not_answer_is_replaced_after_a_while() -> None:
+    world = prefilling(E, E2, media=(CAT, DOG), config=SchedulerConfig(encode_answer=4.0))
+    assert want(world, 0) == [("e1", (0,))]
+    live_on(world, 2.0)
+    assert want(world, 1) == [("e2", (1,))]
+    live_on(world, 1.9)
+    assert len(world.sent(StartEncode)) == 2 and not world.sent(AbortTask)
+    staged(world, E2)
+    world.report(E2, ended(Role.ENCODE))
+    live_on(world, 0.2)
+    assert [c.role for c in world.sent(AbortTask, "e1")] == [Role.ENCODE]
+    assert [c.items for c in world.sent(StartEncode, "e2")] == [(1,), (0,)]
+    staged(world, E2)
+    world.report(E, EncodeStaged("r", handle(E.ref, 9), (0,)))  # it does so after all
+    world.report(E, ended(Role.ENCODE, Status.UNAVAILABLE, "aborted"))
+    live_on(world, 60.0)
+    assert world.terminal("r") is None and len(world.sent(StartEncode)) == 3
+    finish(world)
+    world.report(E2, ended(Role.ENCODE))
+    assert isinstance(world.terminal("r"), Completed) and not world.told(Interrupted)
+    world.assert_nothing_is_held()
+
+
+def test_with_no_other_encode_instance_one_that_does_not_answer_costs_the_patience() -> None:
+    world = prefilling(E)
+    want(world, 0)
+    live_on(world, 29.9)
+    assert world.terminal("r") is None
+    live_on(world, 0.2)
+    failure = world.terminal("r")
+    assert isinstance(failure, Failed) and failure.status is Status.UNAVAILABLE
+    assert failure.reason.endswith("instance e1 did not answer within 10 s")
+
+
 def test_an_encode_instance_lost_later_matters_only_if_the_prompt_says_so() -> None:
     world = prefilling(E, E2)
     want(world, 0)

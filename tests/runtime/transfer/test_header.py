@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from triptych.models.config import PRESETS
 from triptych.models.kv import kv_groups
 from triptych.proto.v1 import transfer_pb2
@@ -24,6 +26,8 @@ def test_header_survives_the_wire():
     assert len(header.digest()) == 64
 
 
-def test_part_bytes_counts_a_granule_of_all_layers():
+def test_part_bytes_counts_a_granule_of_a_layer_group():
     group = kv_groups(PRESETS["toy"], "bfloat16")[0]
-    assert part_bytes(make_header()) == group.bytes_per_token * 16 * 8
+    halves, whole = make_header(), replace(make_header(), layer_groups=((0, 2),))
+    assert part_bytes(whole, 0) == group.bytes_per_token * 16 * 8
+    assert part_bytes(halves, 0) == part_bytes(halves, 1) == part_bytes(whole, 0) // 2

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from triptych.runtime.core.clock import MonotonicClock
 from triptych.runtime.core.errors import EngineError
+from triptych.runtime.engine.results import PartialStep
 from triptych.runtime.instance.messages import DeviceReady, InstanceEvent, LeaseExtended, StepDone, Tick
-from triptych.runtime.instance.plan import Export, StepPlan, StepResult
+from triptych.runtime.instance.plan import Export, Pool, StepPlan, StepResult
 from triptych.runtime.worker import device_loop
 from triptych.runtime.worker.device_loop import DeviceLoop
 
@@ -50,7 +52,7 @@ class Owner:
 
     def on_message(self, message: object) -> None: ...
 
-    def on_export(self, export: Export) -> None: ...
+    def on_export(self, export: Export, layer_group: int | None = None) -> None: ...
 
     def on_flush(self) -> None: ...
 
@@ -120,3 +122,88 @@ def test_a_failing_job_loses_the_engine_and_the_loop_goes_on() -> None:
     loop.stop()
     loop.join()
     assert [str(error) for error in owner.lost] == ["a scatter failed"]
+
+
+class ByGroup(Immediate):
+    """Steps of GROUPS layer groups. What happens is written down, and a job comes in while the loop waits for a group."""
+
+    GROUPS = 4
+
+    def __init__(self, happened: list[str]) -> None:
+        self.happened = happened
+        self.loop: DeviceLoop | None = None
+
+    def dispatch(self, plan: StepPlan) -> Any:
+        self.happened.append(f"{plan.id}: group 0")
+        return PartialStep(
+            plan, self, cast(Any, SimpleNamespace(dispatched=1, must_wait=False)), *cast(Any, [None] * 3)
+        )
+
+    def advance(self, step: PartialStep) -> Any:
+        run = cast(Any, step.run)
+        if run.must_wait:
+            assert self.loop is not None
+            self.loop.call(lambda: self.happened.append("a job"))
+        self.happened.append(f"{step.plan.id}: group {run.dispatched}")
+        run.dispatched, run.must_wait = run.dispatched + 1, True
+        return step.plan if run.dispatched == self.GROUPS else step
+
+    def collect(self, pending: StepPlan) -> StepResult:
+        self.happened.append(f"{pending.id}: read")
+        return super().collect(pending)
+
+
+def test_a_step_in_layer_groups_is_exported_group_by_group_with_jobs_in_between() -> None:
+    """The second step's first groups are dispatched before the first step is read, its others after: nothing waits for a step."""
+    happened: list[str] = []
+
+    class Plans(OneAtATime):
+        def handle(self, event: InstanceEvent, now: float) -> list[StepPlan]:
+            exports = (Export(7, 0, (1,), True), Export(8, 0, (2,), True, Pool.MEDIA))
+            if isinstance(event, StepDone) and self.done == 1:
+                self.finished.set()
+            self.done += isinstance(event, StepDone)
+            if isinstance(event, DeviceReady) and self.planned < 2:
+                self.planned += 1
+                return [StepPlan(self.planned, (), exports=exports)]
+            return []
+
+    class Exports(Owner):
+        def on_export(self, export: Export, layer_group: int | None = None) -> None:
+            happened.append(f"{export.pool} {'whole' if layer_group is None else layer_group}")
+
+    core, engine, deaths = Plans(), ByGroup(happened), list[BaseException]()
+    loop = engine.loop = DeviceLoop("test", core, engine, Exports(), clock=MonotonicClock(), on_death=deaths.append)
+    loop.start()
+    assert core.finished.wait(10)
+    loop.stop()
+    loop.join()
+    assert not deaths
+    first = [
+        "1: group 0",
+        "kv 0",
+        "media whole",
+        "1: group 1",
+        "kv 1",
+        "1: group 2",
+        "kv 2",
+        "a job",
+        "1: group 3",
+        "kv 3",
+        "a job",
+    ]
+    second = [
+        "2: group 0",
+        "kv 0",
+        "media whole",
+        "2: group 1",
+        "kv 1",
+        "1: read",
+        "2: group 2",
+        "kv 2",
+        "a job",
+        "2: group 3",
+        "kv 3",
+        "a job",
+    ]
+    assert happened == [*first, *second, "2: read"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from tests.runtime.worker.media_bench import SLOTS, TOKENS, MediaBench, expected, item
+from tests.runtime.worker.media_bench import SLOTS, TOKENS, TOY, MediaBench, expected, item
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.request import Request
@@ -18,6 +18,7 @@ from triptych.runtime.core.tasks import (
     AbortTask,
     EncodeDone,
     EncodeStaged,
+    FeedMedia,
     Granted,
     MediaWanted,
     ReserveDecode,
@@ -28,6 +29,7 @@ from triptych.runtime.core.tasks import (
     StartPrefill,
     TaskEnded,
 )
+from triptych.runtime.instance import renewing
 
 pytestmark = pytest.mark.limit(300)
 COUNT = 6
@@ -86,6 +88,22 @@ def test_three_instances_give_the_tokens_of_a_dense_forward_pass(bench: MediaBen
     assert after["e"].resources["shelf_bytes"] == 0 and after["e"].resources["media_pages_cached"] == 4
     assert [gained[name]["compiled_after_ready"] for name in gained] == [0] * 4
     assert "kv_bytes_offered" not in after["e"].counters and "media_pages_total" not in after["d"].resources
+
+
+def test_an_instance_that_encodes_has_no_decoder_and_no_kv_on_its_device(bench: MediaBench) -> None:
+    """Bytes follow from shapes: embeddings of the toy model are 64 numbers of float32, and so are keys and values of a layer."""
+    states = bench.snapshots()
+    e, p, d, epd = (states[name].resources for name in ("e", "p", "d", "epd"))
+    page = MediaBench.OPTIONS["page_size"] * 64 * 4
+    pool = MediaBench.OPTIONS["media_pages"] * page
+    assert [state["device_media_pool_bytes"] for state in (e, p, d, epd)] == [pool, pool, 0, pool]
+    assert [state["device_encoder_bytes"] > 0 for state in (e, p, d, epd)] == [True, False, False, True]
+    assert e["device_encoder_bytes"] == epd["device_encoder_bytes"]
+    assert (e["device_decoder_bytes"], e["device_kv_pool_bytes"]) == (0, 0)
+    assert [state["device_kv_pool_bytes"] for state in (p, d, epd)] == [64 * 2 * 2 * page] * 3
+    assert d["device_decoder_bytes"] == epd["device_decoder_bytes"] < p["device_decoder_bytes"], (
+        "norms are on both devices"
+    )
 
 
 def test_what_is_known_is_neither_brought_nor_encoded_again(bench: MediaBench) -> None:
@@ -209,4 +227,63 @@ def test_a_pool_full_of_staged_embeddings_stops_encoding_until_they_are_pulled(b
     bench.report(requests[4], EncodeDone)
     for request in requests[1:]:
         bench.send("e", AbortTask(request.id, Status.OK, "not needed", Role.ENCODE))
+    bench.wait_idle()
+
+
+def test_a_shelf_full_of_pixels_that_wait_for_pages_takes_those_that_have_pages(bench: MediaBench) -> None:
+    """Two tasks hold all eight pages and lack a picture each; the shelf, which has room for one, has one of a third task."""
+    bench.wait_idle()
+    instance = next(one for one in bench.process.instances if one.info.ref.id == "e")
+    assert instance.door is not None
+    shelf = instance.door._shelf
+    limit, shelf._limit = shelf._limit, TOKENS * TOY.vision.patch_dim
+    pairs = [(30, 31), (32, 33), (34,), (35,)]
+    requests = [ask(*pair) for pair in pairs]
+    try:
+        for request, pair in zip(requests, pairs, strict=True):
+            bench.send("e", StartEncode(request, tuple(range(len(pair))), 20.0, 20.0))
+            bench.report(request, EncodeStaged)
+        for seed in (30, 32):
+            assert bench.bring("e", seed) == (True, True)
+            while bench.snapshots()["e"].resources["shelf_bytes"]:  # until it is encoded
+                time.sleep(0.01)
+        assert bench.bring("e", 34) == (True, True)
+        with pytest.raises(grpc.aio.AioRpcError, match="media shelf has 0 of 768 bytes left"):
+            bench.bring("e", 35)
+        for request, seed in zip(requests, (31, 33), strict=False):
+            assert bench.bring("e", seed) == (True, True), "it has pages"
+            bench.report(request, EncodeDone)
+        bench.send("e", AbortTask(requests[0].id, Status.OK, "not needed", Role.ENCODE))
+        bench.report(requests[2], EncodeDone)
+        assert bench.bring("e", 35) == (True, True)
+        bench.report(requests[3], EncodeDone)
+    finally:
+        shelf._limit = limit
+        for request in requests[1:]:
+            bench.send("e", AbortTask(request.id, Status.OK, "not needed", Role.ENCODE))
+    assert bench.wait_idle()["e"].resources["shelf_bytes"] == 0
+
+
+@pytest.mark.slow
+def test_embeddings_that_wait_for_room_outlive_their_lease(bench: MediaBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renewing, "RENEW", 0.3)
+    seeds = (21, 22, 23), (24,), (25,)  # those of the first two take all pages of the prompt's instance
+    first, second, small = requests = [ask(*of, text=2) for of in seeds]
+    answers = [expected(request, list(of), COUNT) for request, of in zip(requests, seeds, strict=True)]
+    bench.wait_idle()
+    for request in requests:
+        start_split(bench, request)
+        bench.wanted(request)
+    bench.send("e", StartEncode(small, (0,), 20.0, 2.0))
+    staged = bench.reports(small, EncodeStaged, 1)[-1]
+    bench.send("p", FeedMedia(small.id, staged.handle, (0,), small.attempt))
+    assert bench.bring("e", 25) == (True, True)
+    bench.reports(small, EncodeDone, 1)
+    time.sleep(4.0)  # two leases
+    assert not bench.heard(small, TaskEnded) and len(bench.heard(small, MediaWanted)) == 1
+    bench.feed(first, "p", (0, 1, 2), "epd")
+    bench.feed(second, "p", (0,), "epd")
+    assert [bench.bring("epd", seed) for seed in (21, 22, 23, 24)] == [(True, True)] * 4
+    assert [tokens_of(bench, request) for request in requests] == answers
+    assert len(bench.heard(small, MediaWanted)) == 1
     bench.wait_idle()

@@ -37,7 +37,8 @@ SLOTS = 16
 
 @dataclass
 class Stage:
-    """One encode instance's door behind a server. `told` are the items that its core heard of, `needless` those that it needs no more."""
+    """One encode instance's door behind a server. `told` are the items that its core heard of, `needless` those that it needs no more, `paged` those that
+    have pages already."""
 
     shelf: MediaShelf
     ref: InstanceRef = REF
@@ -45,10 +46,14 @@ class Stage:
     item: MediaItem = CAT_ITEM
     told: list[str] = field(default_factory=list)
     needless: set[str] = field(default_factory=set)
+    paged: set[str] = field(default_factory=set)
     channel: grpc.aio.Channel = field(init=False)
 
     async def lacking(self, owner: InstanceRef, hash: str) -> MediaItem | None:
         return None if hash in self.shelf or hash in self.needless else replace(self.item, hash=hash)
+
+    async def crowded(self, owner: InstanceRef, hash: str) -> bool:
+        return hash in self.paged
 
     def store(self, owner: InstanceRef, hash: str, item: Pixels, told: Callable[[bool], object]) -> None:
         if self.lives:
@@ -74,7 +79,7 @@ class Stage:
 async def stage(limit: int = 1 << 20) -> AsyncIterator[Stage]:
     mesh = make_mesh(jax.devices()[:1], 1)
     here = Stage(MediaShelf(limit))
-    door = MediaDoor(ToyEncoder(mesh), here.shelf, SLOTS, lambda: here.ref, here.lacking, here.store)
+    door = MediaDoor(ToyEncoder(mesh), here.shelf, SLOTS, lambda: here.ref, here.lacking, here.store, here.crowded)
     instances = (
         SimpleNamespace(info=SimpleNamespace(ref=REF, roles={"encode"}), door=door),
         SimpleNamespace(info=SimpleNamespace(ref=InstanceRef("d", 6), roles={"decode"}), door=None),
@@ -253,6 +258,25 @@ def test_a_client_that_says_nothing_for_long_is_left(monkeypatch: pytest.MonkeyP
     asyncio.run(scenario())
 
 
+def test_a_stream_that_says_nothing_in_many_words_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty pieces without end: others who have the item must not wait for ever."""
+    monkeypatch.setattr(media_door, "LASTS", 0.2)
+
+    async def scenario() -> None:
+        async with stage() as here:
+            call = here.call()
+            await call.write(header())
+            assert (await call.read()).wanted
+            began = asyncio.get_running_loop().time()
+            while not call.done() and asyncio.get_running_loop().time() < began + 5.0:
+                await call.write(piece(b""))
+                await asyncio.sleep(0.01)
+            assert await call.code() is grpc.StatusCode.UNAVAILABLE and "0 of 72 bytes" in await call.details()
+            here.assert_empty()
+
+    asyncio.run(scenario())
+
+
 def test_of_two_who_bring_an_item_one_is_asked_for_it() -> None:
     async def scenario() -> None:
         async with stage() as here:
@@ -296,6 +320,21 @@ def test_a_full_shelf_refuses_with_a_hint_and_takes_more_later() -> None:
             assert float(dict(await call.trailing_metadata())["retry-after"]) > 0
             here.shelf.drop("cat")
             assert await put(here.call(), header(hash="other"), *halves()) == (True, True)
+
+    asyncio.run(scenario())
+
+
+def test_what_has_pages_comes_although_the_shelf_is_full() -> None:
+    """Or pixels that wait for pages would keep out those that the pages wait for."""
+
+    async def scenario() -> None:
+        async with stage(limit=CAT.nbytes) as here:
+            here.paged = {"paged"}
+            assert await put(here.call(), header(), *halves()) == (True, True)
+            assert await put(here.call(), header(hash="paged"), *halves()) == (True, True)
+            assert here.shelf.nbytes == 2 * CAT.nbytes
+            code, details = await status(here.call(), header(hash="other"))
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and "0 of 72 bytes left" in details
 
     asyncio.run(scenario())
 

@@ -44,6 +44,52 @@ def test_connections_break_and_listening_goes_on(peers: subprocess.Popen[str]) -
     assert peers.stdout.readline() == "listens True\n"
 
 
+RING = """
+import socket, sys
+listening = socket.create_server(("127.0.0.1", 0))
+print(listening.getsockname()[1], flush=True)
+for port in map(int, sys.stdin.readline().split()):
+    mine = socket.create_connection(("127.0.0.1", port))
+theirs, _ = listening.accept()
+print("connected", flush=True)
+theirs.settimeout(0.5)
+try:
+    print("ended", theirs.recv(1) == b"", flush=True)
+except TimeoutError:
+    print("lives", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_of_three_processes_only_the_connection_between_two_breaks() -> None:
+    """a -> b -> c -> a: the one that b made to c."""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", RING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+
+    def line(process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        return process.stdout.readline().strip()
+
+    try:
+        ports = [line(process) for process in processes]
+        for process, port in zip(processes, ports[1:] + ports[:1], strict=True):
+            assert process.stdin is not None
+            process.stdin.write(f"{port}\n")
+            process.stdin.flush()
+        assert [line(process) for process in processes] == ["connected"] * 3
+        _, b, c = processes
+        assert cut_connections(b.pid, c.pid) == 1
+        assert [line(process) for process in processes] == ["lives", "lives", "ended True"]
+    except ConfigError as error:
+        pytest.skip(error.message)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
 def test_a_paused_process_stands_still_and_then_goes_on() -> None:
     with subprocess.Popen([sys.executable, "-c", COUNTER], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Sequence
 from typing import Any, Self
 
 import pytest
 
 from triptych.proto.v1 import inference_pb2 as pb
-from triptych.runtime.client import Chunk, Result
-from triptych.runtime.core.errors import InstanceLostError, Status
-from triptych.tools.trials.load import Outcome, Spec, send
+from triptych.runtime.client import Chunk, Result, Uploaded
+from triptych.runtime.core.errors import InstanceLostError, NotFoundError, Status
+from triptych.tools.trials.load import Load, Outcome, Spec, send
+from triptych.tools.trials.uploads import Uploads
 
 PROMPT = 4
 SPEC = Spec("toy", {"token_ids": [1] * PROMPT}, expected=(((10, 11, 12), "length"),))
@@ -86,3 +88,48 @@ def test_a_failed_stream_must_be_right_as_far_as_it_came() -> None:
     failed = outcome(GOOD[:1], None, lost)
     assert failed.status is Status.UNAVAILABLE and failed.reason == "gone" and failed.exact
     assert outcome([GOOD[0], GOOD[2]], None, lost).lost == 1
+
+
+class ForgetfulClient:
+    """A gateway that is started again after its first request: it knows no upload of before."""
+
+    def __init__(self) -> None:
+        self.uploaded: list[bytes] = []
+        self.asked: list[list[Any]] = []
+        self._known: set[str] = set()
+
+    async def upload_media(self, data: bytes) -> Uploaded:
+        self.uploaded.append(data)
+        self._known.add(f"handle {len(self.uploaded)}")
+        return Uploaded(f"handle {len(self.uploaded)}")
+
+    def generate(self, images: list[Any], **_: Any) -> FakeStream:
+        self.asked.append(images)
+        if len(self.asked) == 2:
+            self._known.clear()
+        if not all(image.handle in self._known for image in images):
+            return FakeStream([], None, NotFoundError("no such upload"))
+        return FakeStream(GOOD, "length", None)
+
+
+def test_what_was_uploaded_is_used_again_and_brought_again_when_it_is_lost() -> None:
+    client, uploads = ForgetfulClient(), Uploads()
+    spec = Spec("uploaded", {}, SPEC.expected, images=(b"one", b"two", b"one"), uploaded=True)
+    given: Any = client
+    first, second = (asyncio.run(send(given, spec, uploads)) for _ in range(2))
+    assert first.exact and second.exact and second.status is Status.OK
+    assert client.uploaded == [b"one", b"two", b"one", b"two"], "once each, and again when the handles were lost"
+    assert [[image.handle for image in images] for images in client.asked] == [
+        ["handle 1", "handle 2", "handle 1"],
+        ["handle 1", "handle 2", "handle 1"],
+        ["handle 3", "handle 4", "handle 3"],
+    ]
+
+
+def test_fresh_requests_are_taken_in_turn_and_none_twice_before_all_were() -> None:
+    fresh = [Spec(f"new {number}", {}) for number in range(5)]
+    load = Load(lambda: None, [SPEC], 1, fresh=fresh)  # type: ignore[arg-type,return-value]
+    drawn = [load._next(random.Random(number)) for number in range(100)]
+    taken = [spec.name for spec in drawn if spec is not SPEC]
+    assert taken[:7] == ["new 0", "new 1", "new 2", "new 3", "new 4", "new 0", "new 1"]
+    assert SPEC in drawn

@@ -28,6 +28,14 @@ def test_a_slow_leak_is_growth_and_two_per_cent_are_not() -> None:
     assert not grown([100 * MB] * 20 + [int(101.9 * MB)] * 20)
 
 
+def test_what_is_bounded_and_replaced_may_fill_up() -> None:
+    def found(process: str, after: int) -> bool:
+        return next(x for x in levels(process, samples([40 * MB] * 20 + [after * MB] * 20)) if x.measure == "rss").grown
+
+    assert found("encode-0", 43) and not found("decoder-0", 43)
+    assert found("decoder-0", 80)
+
+
 def test_a_few_files_come_and_go() -> None:
     steady, leaking = samples([MB] * 40), samples([MB] * 30) + samples([MB] * 10, fds=19)
     assert [level.grown for level in levels("toy", steady)] == [False] * 3

@@ -14,6 +14,7 @@ from tests.runtime.gateway.http.fake_gateway import World
 from tests.runtime.gateway.http.test_bad_bodies import refused
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
+MP4 = b"\0\0\0\x18ftypisom" + bytes(20)
 WAV = b"RIFF\x24\0\0\0WAVEfmt " + bytes(20)
 
 
@@ -36,11 +37,13 @@ def test_parts_reach_the_gateway_in_order(world: World, http: httpx2.Client) -> 
     text = {"type": "text", "text": "What is this?"}
     sound = {"type": "input_audio", "input_audio": {"data": b64(WAV), "format": "wav"}}
     handle = {"type": "media", "handle": "media-7"}
-    response = http.post("/v1/chat/completions", json=chat(image(detail="high"), text, sound, handle))
+    clip = {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{b64(MP4)}"}}
+    response = http.post("/v1/chat/completions", json=chat(image(detail="high"), text, sound, handle, clip))
     assert response.status_code == 200, response.text
     system, user = world.gateway.requests[-1].chat.messages
     assert (system.content, len(system.parts), user.content) == ("s", 0, "")
-    first, second, third, fourth = user.parts
+    first, second, third, fourth, fifth = user.parts
+    assert (fifth.media.data, fifth.media.type) == (MP4, "video/mp4")
     assert (first.media.data, first.media.type) == (PNG, "image/png")
     assert second.text == "What is this?"
     assert (third.media.data, third.media.type) == (WAV, "audio/wav")

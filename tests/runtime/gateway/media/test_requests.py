@@ -168,7 +168,7 @@ def test_the_model_tells_what_it_takes_and_media_cannot_be_tokenised():
     async def body():
         async with cluster(vlm(), processor=ToyProcessor()) as c:
             info = await c.stub.GetModelInfo(pb.GetModelInfoRequest())
-            assert (list(info.media_kinds), info.media_placeholder) == (["image"], "<|pad|>")
+            assert (list(info.media_kinds), info.media_placeholder) == (["image", "video"], "<|pad|>")
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await c.stub.Tokenize(pb.TokenizeRequest(chat=chat([shown(1)])))
             assert caught.value.code() is INVALID
@@ -294,7 +294,7 @@ def test_the_times_of_all_encode_tasks_of_the_last_attempt_are_added_up():
         async def script(order: Order) -> None:
             for seconds in (0.5, 0.25):
                 times = StageTimes(compute=seconds, bytes_moved=100)
-                order.notice(Progress(order.request.id, Role.ENCODE, times, order.request.attempt))
+                order.notice(Progress(order.request.id, Role.ENCODE, times, order.request.attempt, encoded=2))
             if order.request.attempt == 1:
                 order.interrupt(2)
             else:
@@ -308,6 +308,6 @@ def test_the_times_of_all_encode_tasks_of_the_last_attempt_are_added_up():
             outcome = await finish(c.stub.Generate(ask("a", media=[pb.Media(data=image(1))], **SOME)))
             timings = outcome.timings
             assert (timings.encode, timings.encode_tasks, timings.embedding_bytes) == (0.75, 2, 200)
-            assert timings.attempts == 2
+            assert (timings.attempts, timings.encoded_items) == (2, 4)
 
     run(body())

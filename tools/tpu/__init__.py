@@ -1,0 +1,1 @@
+"""Compiling this project's programs for TPUs with the real compiler, on a machine that has none."""
