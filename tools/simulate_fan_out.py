@@ -83,7 +83,7 @@ def draw(path: Path, fan_out: FanOut) -> None:
     times.plot(places, [first * counts[0] / n for n in counts], color="black", marker="_", linestyle=":", label="1/n")
     times.set(xlabel="encode instances", ylabel="milliseconds of TTFT", xticks=list(places))
     shares.plot(places, [fan_out.median(n, "share") for n in counts], marker="o", label="of TTFT")
-    shares.plot(places, [fan_out.relative(n) for n in counts], marker="o", label=f"of what {counts[0]} need")
+    shares.plot(places, [fan_out.relative(n) for n in counts], marker="o", label=f"gather, of that with {counts[0]}")
     shares.plot(places, [counts[0] / n for n in counts], color="black", linestyle=":", label="1/n")
     shares.set(xlabel="encode instances", ylabel="share", ylim=(0, 1.02), xticks=list(places))
     for axes in (times, shares):
