@@ -137,12 +137,10 @@ class ServeConfig:
         group="engine",
     )
     kv_layer_groups: str = setting(
-        "all",
-        "layers whose KV travels together while a prompt is computed: a number, all, or auto, which takes --kv-times",
-        group="engine",
+        "all", "layers whose KV leaves together while later ones compute: a number, all or auto", group="engine"
     )
     kv_times: str | None = setting(
-        None, "report of `triptych bench-overlap --json` from which --kv-layer-groups auto chooses", group="engine"
+        None, "report of `triptych bench-overlap --json` that --kv-layer-groups auto takes", group="engine"
     )
     kv_cache_dtype: str = setting(
         "auto", "dtype of KV pages; auto is that of the model", choices=("auto", "float32", "bfloat16"), group="engine"
@@ -315,9 +313,8 @@ def _out_of_range(c: ServeConfig) -> list[str]:
         value = getattr(c, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             problems.append(f"{name} is {value}; expected a positive number")
-    groups = c.kv_layer_groups
-    if groups not in ("all", "auto") and not (groups.isdecimal() and int(groups) > 0):
-        problems.append(f"kv_layer_groups is {groups!r}; expected a positive number of layers, all or auto")
+    if not re.fullmatch("all|auto|[1-9][0-9]*", c.kv_layer_groups):
+        problems.append(f"kv_layer_groups is {c.kv_layer_groups!r}; expected a positive number of layers, all or auto")
     for name in ("encode_patches", "media_memory"):
         if getattr(c, name) is not None and getattr(c, name) < 1:
             problems.append(f"{name} is {getattr(c, name)}; expected a positive number")

@@ -18,6 +18,7 @@ from triptych import __version__
 from triptych.models.hub.errors import ModelFetchError
 from triptych.models.hub.resolve import resolve_model
 from triptych.models.hub.text import open_text
+from triptych.models.speech.bundle import is_speech
 from triptych.models.text.chat import ChatTemplate
 from triptych.models.text.hf_tokenizer import tokenizer_from_folder
 from triptych.runtime.cluster import front
@@ -79,6 +80,10 @@ def served_model(config: ServeConfig) -> ServedModel:
     resolved = resolve_model(
         config.model, config.cache_path, progress=lambda line: print(line, file=sys.stderr, flush=True)
     )
+    if is_speech(resolved):
+        return front.open_served(
+            resolved, name=config.served_name, max_model_len=config.max_model_len or DEFAULT_CONTEXT
+        )
     text = open_text(resolved)
     tokenizer = text.tokenizer
     if config.tokenizer is not None:

@@ -55,12 +55,9 @@ def run_fan_out(
 
 def table(fan_out: FanOut) -> str:
     """A line a number of instances."""
-    lines = [
-        (
-            f"{'encoders':>8}{'TTFT':>9}{'gather':>9}{'enc wait':>10}{'encode':>9}{'E to P':>9}{'of TTFT':>9}{'gather/first':>14}{'1/n':>8}"
-            "   medians, milliseconds"
-        )
-    ]
+    names = ("encoders", "TTFT", "gather", "enc wait", "encode", "E to P", "of TTFT", "gather/first", "1/n")
+    head = "".join(f"{name:>{width}}" for name, width in zip(names, (8, 9, 9, 10, 9, 9, 9, 14, 8), strict=True))
+    lines = [f"{head}   medians, milliseconds"]
     fewest = min(fan_out.results)
     for count in fan_out.results:
         times = [fan_out.median(count, name) * 1e3 for name in ("ttft", "gather", *PARTS)]

@@ -1,7 +1,7 @@
 """`triptych transcribe`: the text of a sound file.
 
-For now it runs Whisper in this process, by the reference loop (`models/speech/transcribe.py`): no server is asked, and
-each call loads the model and compiles its programs.
+With --server a running server that serves a speech model is asked, and the text comes as it is written down. Without, Whisper
+runs in this process, by the reference loop (`models/speech/transcribe.py`): each call loads the model and compiles its programs.
 """
 
 from __future__ import annotations
@@ -10,12 +10,18 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triptych.models.speech.config import SAMPLE_RATE
+from triptych.runtime.client import Client
+from triptych.runtime.client.requests import speech_request
 from triptych.runtime.core.errors import ConfigError
 from triptych.tools.config import ServeConfig
+from triptych.tools.connection import TlsSettings
+from triptych.tools.generate import describe
+from triptych.tools.settings import add_flags, resolve, setting, split_secrets
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,28 +35,75 @@ DEFAULT_MODEL = "whisper-tiny.en"
 MAX_SECONDS = 3600.0
 
 
+@dataclass(frozen=True)
+class SpeechServer(TlsSettings):
+    """The server that is asked, if one is, and how it is reached."""
+
+    address: str | None = setting(
+        None, "running server to ask, host:port (auto: this process)", flags=("-a", "--server"), group="connection"
+    )
+    api_key: str | None = setting(None, "bearer token (better in the environment)", secret=True, group="connection")
+    wait: float = setting(0.0, "seconds to wait for the server to be ready", group="connection")
+
+    @property
+    def token(self) -> str | None:
+        """The first of several."""
+        return next(iter(split_secrets(self.api_key)), None)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        f"{parser.description} It runs in this process for now, on the first device that jax finds, and not on a "
-        "running server. Audio longer than a window of 30 s is cut in a pause near its end; there are no timestamps."
+        f"{parser.description} With --server a running server does it; without, this process, on the first device that jax "
+        "finds. Audio longer than a window of 30 s is cut in a pause near its end; there are no timestamps."
     )
     parser.add_argument("file", type=Path, help="WAV, FLAC, OGG or MP3, of any sampling rate and number of channels")
     parser.add_argument(
         "--model",
-        default=DEFAULT_MODEL,
-        help=f"a Hugging Face or CTranslate2 folder of Whisper, org/name, or a short name (default {DEFAULT_MODEL})",
+        help=f"a Hugging Face or CTranslate2 folder of Whisper, org/name, or a short name (default {DEFAULT_MODEL}; with --server "
+        "what it serves)",
     )
     parser.add_argument("--language", metavar="CODE", help="what is spoken, such as en (multilingual models need it)")
     parser.add_argument("--translate", action="store_true", help="into English, by multilingual models")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32 (without --server)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
     parser.add_argument("--verbose", "-v", action="store_true", help="print timings to stderr")
     parser.add_argument(
         "--cache-dir", default=DEFAULT_CACHE, help=f"where fetched models are kept (default {DEFAULT_CACHE})"
     )
+    add_flags(parser, SpeechServer)
 
 
 def run(args: argparse.Namespace) -> int:
+    server = resolve(SpeechServer, args)
+    return _here(args) if server.address is None else _there(args, server, server.address)
+
+
+def _there(args: argparse.Namespace, server: SpeechServer, address: str) -> int:
+    """On a running server."""
+    with Client(address, server.token, server.tls) as client:
+        if server.wait:
+            client.wait_ready(server.wait)
+        request = speech_request(args.file, args.language, args.translate, {}, model=args.model or "")
+        with client.stream(request) as stream:
+            for chunk in stream:
+                if not args.json:
+                    print(chunk.text, end="", flush=True)
+            result = stream.result
+        seconds = result.usage.audio_seconds if result.usage else 0.0
+        if args.json:
+            model = args.model or client.model_info().model
+            print(json.dumps({"text": result.text, "seconds": round(seconds, 3), "model": model}))
+        else:
+            print()
+    if args.verbose:
+        print(f"{seconds:.1f} s of audio; {describe(result)}", file=sys.stderr)
+    return 0
+
+
+def _here(args: argparse.Namespace) -> int:
+    """In this process."""
     from triptych.models.hub.errors import ModelFetchError
     from triptych.sharding.heads import IncompatibleTpError
 
@@ -58,13 +111,17 @@ def run(args: argparse.Namespace) -> int:
     seconds = samples.size / SAMPLE_RATE
     begun = time.monotonic()
     try:
-        transcriber = _load(args.model, Path(args.cache_dir).expanduser(), args.dtype)
+        transcriber = _load(args.model or DEFAULT_MODEL, Path(args.cache_dir).expanduser(), args.dtype)
         loaded = time.monotonic()
         text = transcriber.text(samples, args.language, "translate" if args.translate else "transcribe")
     except (ModelFetchError, IncompatibleTpError, OSError, ValueError) as error:  # bad names, broken files, languages
         raise ConfigError(str(error)) from error
     done = time.monotonic()
-    print(json.dumps({"text": text, "seconds": round(seconds, 3), "model": args.model}) if args.json else text)
+    print(
+        json.dumps({"text": text, "seconds": round(seconds, 3), "model": args.model or DEFAULT_MODEL})
+        if args.json
+        else text
+    )
     if args.verbose:
         print(
             f"{seconds:.1f} s of audio; model loaded in {loaded - begun:.1f} s, transcribed (compilation included) "

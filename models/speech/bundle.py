@@ -28,7 +28,7 @@ from triptych.models.text.tokenizer import Tokenizer
 from triptych.models.weights.hf import open_hf_folder
 from triptych.models.weights.source import TensorSource
 
-__all__ = ["SpeechBundle", "open_speech"]
+__all__ = ["SpeechBundle", "is_speech", "open_speech"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,19 @@ class SpeechBundle:
     tokenizer: Tokenizer
     tokens: SpeechTokens
     revision: str
+
+
+def is_speech(resolved: ResolvedModel) -> bool:
+    """Whether `open_speech` is what opens it."""
+    match resolved.kind:
+        case ModelKind.CT2:
+            return True
+        case ModelKind.PRESET:
+            return resolved.path.name in SPEECH_PRESETS
+        case ModelKind.HF_FOLDER:
+            return _json(resolved.path / "config.json").get("model_type") == "whisper"
+        case _:
+            return False
 
 
 def open_speech(resolved: ResolvedModel) -> SpeechBundle:

@@ -69,6 +69,11 @@ class WhisperConfig:
         return self.num_heads
 
     @property
+    def num_layers(self) -> int:
+        """Layers with a cache: the decoder's."""
+        return self.decoder_layers
+
+    @property
     def frames(self) -> int:
         """Mel frames of one window: 3000 for 30 s."""
         return self.audio_positions * FRAMES_PER_POSITION

@@ -16,10 +16,18 @@ from triptych.models.errors import WeightsError
 from triptych.models.speech.config import WhisperConfig
 from triptych.models.speech.decoder import WhisperDecoder
 from triptych.models.speech.encoder import WhisperEncoder
-from triptych.models.speech.structure import ModuleT, WhisperStructure, decoder_structure, encoder_structure
+from triptych.models.speech.listener import WhisperListener
+from triptych.models.speech.structure import (
+    ModuleT,
+    WhisperStructure,
+    decoder_structure,
+    encoder_structure,
+    listener_structure,
+)
 from triptych.models.weights.padding import AxisMap, axis_map, fill_physical, fused_maps, read_physical
 from triptych.models.weights.parts import Part
 from triptych.models.weights.source import TensorSource
+from triptych.sharding.heads import HeadLayout
 from triptych.sharding.rules import FUSED_AXES, RULES, LogicalAxis, ShardingRules, parameter_axes
 
 _HF_MODULES = {
@@ -59,6 +67,10 @@ class LoadedWhisper(Generic[ModuleT]):
         return self.structure.config
 
     @property
+    def head_layout(self) -> HeadLayout:
+        return self.structure.head_layout
+
+    @property
     def rules(self) -> ShardingRules:
         return self.structure.rules
 
@@ -79,6 +91,13 @@ def load_encoder(config: WhisperConfig, source: TensorSource, mesh: Mesh, dtype:
     return _load(encoder_structure(config, ShardingRules(mesh), dtype), source)
 
 
+def load_listener(
+    config: WhisperConfig, source: TensorSource, mesh: Mesh, dtype: str
+) -> LoadedWhisper[WhisperListener]:
+    """Place the encoder and the decoder's cross projections on `mesh`, as `load_encoder` does the encoder."""
+    return _load(listener_structure(config, ShardingRules(mesh), dtype), source)
+
+
 def load_decoder(config: WhisperConfig, source: TensorSource, mesh: Mesh, dtype: str) -> LoadedWhisper[WhisperDecoder]:
     """Place the decoder on `mesh`, as `load_encoder` does the encoder."""
     return _load(decoder_structure(config, ShardingRules(mesh), dtype), source)
@@ -96,6 +115,10 @@ def _load(structure: WhisperStructure[ModuleT], source: TensorSource) -> LoadedW
 def hf_names(half: str, path: str) -> tuple[str, ...]:
     """The checkpoint's tensors of a parameter: "layers.0.ffn.up.weight" -> ("model.encoder.layers.0.fc1.weight",)."""
     words = path.split(".")
+    if half == "listener":
+        if words[0] == "encoder":
+            return hf_names("encoder", path.removeprefix("encoder."))
+        return hf_names("decoder", ".".join(("layers", words[1], words[0], *words[2:])))  # cross.0.kv.weight
     prefix, at = (f"model.{half}.layers.{words[1]}", 2) if words[0] == "layers" else (f"model.{half}", 0)
     return tuple(f"{prefix}.{module}.{words[-1]}" for module in _HF_MODULES[".".join(words[at:-1])])
 
@@ -130,11 +153,12 @@ def _check_tensors(half: str, parts: Sequence[Part], source: TensorSource) -> No
         raise WeightsError(
             f"{len(missing)} tensors of the {half} are missing, the first is {missing[0]!r}; the file has {len(stored)}"
         )
-    others = ("model.encoder.", "model.decoder.")
+    # The listener has all of the encoder, and of the decoder only what it reads.
+    whole = f"model.{'encoder' if half == 'listener' else half}."
     extra = sorted(
         name
         for name in stored - set(wanted) - {TIED}
-        if name.startswith(f"model.{half}.") or not name.startswith(others)
+        if name.startswith(whole) or not name.startswith(("model.encoder.", "model.decoder."))
     )
     if extra:
         raise WeightsError(

@@ -1,6 +1,7 @@
 """Whisper taken apart: the encoder and the decoder are two structures, each with a flat tuple of arrays of its own.
 
-They are named weight sets of one checkpoint: an encode instance holds the encoder only, prefill and decode the decoder.
+They are named weight sets of one checkpoint: an encode instance holds the listener (the encoder with the projections of
+cross-attention), prefill and decode the decoder.
 See `models/structure.py` for why programs take flat tuples.
 """
 
@@ -17,18 +18,19 @@ from triptych.models.speech.config import WhisperConfig
 from triptych.models.speech.decoder import WhisperDecoder
 from triptych.models.speech.encoder import WhisperEncoder
 from triptych.models.speech.layers import whisper_heads
+from triptych.models.speech.listener import WhisperListener
 from triptych.models.structure import Pools, flatten_module
 from triptych.sharding.heads import HeadLayout
 from triptych.sharding.rules import POOL_AXES, ShardingRules
 
-ModuleT = TypeVar("ModuleT", WhisperEncoder, WhisperDecoder)
+ModuleT = TypeVar("ModuleT", WhisperEncoder, WhisperDecoder, WhisperListener)
 
 
 @dataclass(frozen=True)
 class WhisperStructure(Generic[ModuleT]):
     """What one half of a model on a mesh consists of, without its numbers.
 
-    `half` is "encoder" or "decoder"; `paths` are dotted names ("layers.0.attention.qkv.weight") and `abstract` the shape,
+    `half` is "encoder", "decoder" or "listener"; `paths` are dotted names ("layers.0.attention.qkv.weight") and `abstract` the shape,
     dtype and sharding of each parameter; both are in the order of the flat tuple.
     """
 
@@ -61,6 +63,11 @@ class WhisperStructure(Generic[ModuleT]):
 def encoder_structure(config: WhisperConfig, rules: ShardingRules, dtype: str) -> WhisperStructure[WhisperEncoder]:
     """The encoder on a mesh. Nothing is allocated. Raises IncompatibleTpError if the heads do not fit."""
     return _structure("encoder", lambda: WhisperEncoder(config, rules, jnp.dtype(dtype)), config, rules, dtype)
+
+
+def listener_structure(config: WhisperConfig, rules: ShardingRules, dtype: str) -> WhisperStructure[WhisperListener]:
+    """The listener on a mesh. Nothing is allocated. Raises IncompatibleTpError if the heads do not fit."""
+    return _structure("listener", lambda: WhisperListener(config, rules, jnp.dtype(dtype)), config, rules, dtype)
 
 
 def decoder_structure(config: WhisperConfig, rules: ShardingRules, dtype: str) -> WhisperStructure[WhisperDecoder]:

@@ -151,13 +151,14 @@ class SamplingParams(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Iterable[_Union[TokenBias, _Mapping]]] = ..., seed: _Optional[int] = ..., n: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ...) -> None: ...
 
 class MediaItem(_message.Message):
-    __slots__ = ("hash", "kind", "offset", "tokens", "patches", "grid", "later")
+    __slots__ = ("hash", "kind", "offset", "tokens", "patches", "grid", "attended", "later")
     HASH_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     PATCHES_FIELD_NUMBER: _ClassVar[int]
     GRID_FIELD_NUMBER: _ClassVar[int]
+    ATTENDED_FIELD_NUMBER: _ClassVar[int]
     LATER_FIELD_NUMBER: _ClassVar[int]
     hash: str
     kind: str
@@ -165,8 +166,9 @@ class MediaItem(_message.Message):
     tokens: int
     patches: int
     grid: _containers.RepeatedScalarFieldContainer[int]
+    attended: bool
     later: int
-    def __init__(self, hash: _Optional[str] = ..., kind: _Optional[str] = ..., offset: _Optional[int] = ..., tokens: _Optional[int] = ..., patches: _Optional[int] = ..., grid: _Optional[_Iterable[int]] = ..., later: _Optional[int] = ...) -> None: ...
+    def __init__(self, hash: _Optional[str] = ..., kind: _Optional[str] = ..., offset: _Optional[int] = ..., tokens: _Optional[int] = ..., patches: _Optional[int] = ..., grid: _Optional[_Iterable[int]] = ..., attended: bool = ..., later: _Optional[int] = ...) -> None: ...
 
 class Request(_message.Message):
     __slots__ = ("id", "gateway", "model", "prompt", "sampling", "deadline", "attempt", "priority", "cache_salt", "media")

@@ -48,30 +48,34 @@ class StartLocal(_message.Message):
     def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ..., resumed: _Optional[_Iterable[_Union[_common_pb2.SampleState, _Mapping]]] = ...) -> None: ...
 
 class AbortTask(_message.Message):
-    __slots__ = ("request", "status", "reason", "role", "attempt")
+    __slots__ = ("request", "status", "reason", "role", "attempt", "for_decode")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    FOR_DECODE_FIELD_NUMBER: _ClassVar[int]
     request: str
     status: int
     reason: str
     role: str
     attempt: int
-    def __init__(self, request: _Optional[str] = ..., status: _Optional[int] = ..., reason: _Optional[str] = ..., role: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
+    for_decode: bool
+    def __init__(self, request: _Optional[str] = ..., status: _Optional[int] = ..., reason: _Optional[str] = ..., role: _Optional[str] = ..., attempt: _Optional[int] = ..., for_decode: bool = ...) -> None: ...
 
 class StartEncode(_message.Message):
-    __slots__ = ("request", "items", "ttl", "lease")
+    __slots__ = ("request", "items", "ttl", "lease", "for_decode")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
+    FOR_DECODE_FIELD_NUMBER: _ClassVar[int]
     request: _common_pb2.Request
     items: _containers.RepeatedScalarFieldContainer[int]
     ttl: float
     lease: float
-    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ..., items: _Optional[_Iterable[int]] = ..., ttl: _Optional[float] = ..., lease: _Optional[float] = ...) -> None: ...
+    for_decode: bool
+    def __init__(self, request: _Optional[_Union[_common_pb2.Request, _Mapping]] = ..., items: _Optional[_Iterable[int]] = ..., ttl: _Optional[float] = ..., lease: _Optional[float] = ..., for_decode: bool = ...) -> None: ...
 
 class FeedMedia(_message.Message):
     __slots__ = ("request", "source", "items", "attempt")
@@ -114,18 +118,20 @@ class Granted(_message.Message):
     def __init__(self, request: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Refused(_message.Message):
-    __slots__ = ("request", "role", "reason", "permanent", "attempt")
+    __slots__ = ("request", "role", "reason", "permanent", "attempt", "for_decode")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PERMANENT_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    FOR_DECODE_FIELD_NUMBER: _ClassVar[int]
     request: str
     role: str
     reason: str
     permanent: bool
     attempt: int
-    def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., reason: _Optional[str] = ..., permanent: bool = ..., attempt: _Optional[int] = ...) -> None: ...
+    for_decode: bool
+    def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., reason: _Optional[str] = ..., permanent: bool = ..., attempt: _Optional[int] = ..., for_decode: bool = ...) -> None: ...
 
 class Staged(_message.Message):
     __slots__ = ("request", "handle", "attempt")
@@ -156,28 +162,32 @@ class MediaWanted(_message.Message):
     def __init__(self, request: _Optional[str] = ..., items: _Optional[_Iterable[int]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class EncodeStaged(_message.Message):
-    __slots__ = ("request", "handle", "lacking", "attempt")
+    __slots__ = ("request", "handle", "lacking", "attempt", "for_decode")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     LACKING_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    FOR_DECODE_FIELD_NUMBER: _ClassVar[int]
     request: str
     handle: _common_pb2.Handle
     lacking: _containers.RepeatedScalarFieldContainer[int]
     attempt: int
-    def __init__(self, request: _Optional[str] = ..., handle: _Optional[_Union[_common_pb2.Handle, _Mapping]] = ..., lacking: _Optional[_Iterable[int]] = ..., attempt: _Optional[int] = ...) -> None: ...
+    for_decode: bool
+    def __init__(self, request: _Optional[str] = ..., handle: _Optional[_Union[_common_pb2.Handle, _Mapping]] = ..., lacking: _Optional[_Iterable[int]] = ..., attempt: _Optional[int] = ..., for_decode: bool = ...) -> None: ...
 
 class EncodeDone(_message.Message):
-    __slots__ = ("request", "encoded", "times", "attempt")
+    __slots__ = ("request", "encoded", "times", "attempt", "for_decode")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     ENCODED_FIELD_NUMBER: _ClassVar[int]
     TIMES_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    FOR_DECODE_FIELD_NUMBER: _ClassVar[int]
     request: str
     encoded: int
     times: _common_pb2.StageTimes
     attempt: int
-    def __init__(self, request: _Optional[str] = ..., encoded: _Optional[int] = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ..., attempt: _Optional[int] = ...) -> None: ...
+    for_decode: bool
+    def __init__(self, request: _Optional[str] = ..., encoded: _Optional[int] = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ..., attempt: _Optional[int] = ..., for_decode: bool = ...) -> None: ...
 
 class PrefillDone(_message.Message):
     __slots__ = ("request", "report", "finished", "times", "attempt")
@@ -204,20 +214,22 @@ class DecodeStarted(_message.Message):
     def __init__(self, request: _Optional[str] = ..., times: _Optional[_Union[_common_pb2.StageTimes, _Mapping]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class TaskEnded(_message.Message):
-    __slots__ = ("request", "role", "status", "reason", "preemptions", "attempt")
+    __slots__ = ("request", "role", "status", "reason", "preemptions", "attempt", "for_decode")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    FOR_DECODE_FIELD_NUMBER: _ClassVar[int]
     request: str
     role: str
     status: int
     reason: str
     preemptions: int
     attempt: int
-    def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., status: _Optional[int] = ..., reason: _Optional[str] = ..., preemptions: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
+    for_decode: bool
+    def __init__(self, request: _Optional[str] = ..., role: _Optional[str] = ..., status: _Optional[int] = ..., reason: _Optional[str] = ..., preemptions: _Optional[int] = ..., attempt: _Optional[int] = ..., for_decode: bool = ...) -> None: ...
 
 class TaskReport(_message.Message):
     __slots__ = ("granted", "refused", "staged", "accepted", "prefill_done", "decode_started", "task_ended", "media_wanted", "encode_staged", "encode_done")
@@ -244,20 +256,22 @@ class TaskReport(_message.Message):
     def __init__(self, granted: _Optional[_Union[Granted, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., staged: _Optional[_Union[Staged, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., prefill_done: _Optional[_Union[PrefillDone, _Mapping]] = ..., decode_started: _Optional[_Union[DecodeStarted, _Mapping]] = ..., task_ended: _Optional[_Union[TaskEnded, _Mapping]] = ..., media_wanted: _Optional[_Union[MediaWanted, _Mapping]] = ..., encode_staged: _Optional[_Union[EncodeStaged, _Mapping]] = ..., encode_done: _Optional[_Union[EncodeDone, _Mapping]] = ...) -> None: ...
 
 class HeldTask(_message.Message):
-    __slots__ = ("ref", "request", "attempt", "role", "gateway", "running")
+    __slots__ = ("ref", "request", "attempt", "role", "gateway", "running", "for_decode")
     REF_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
+    FOR_DECODE_FIELD_NUMBER: _ClassVar[int]
     ref: _common_pb2.InstanceRef
     request: str
     attempt: int
     role: str
     gateway: str
     running: bool
-    def __init__(self, ref: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., request: _Optional[str] = ..., attempt: _Optional[int] = ..., role: _Optional[str] = ..., gateway: _Optional[str] = ..., running: bool = ...) -> None: ...
+    for_decode: bool
+    def __init__(self, ref: _Optional[_Union[_common_pb2.InstanceRef, _Mapping]] = ..., request: _Optional[str] = ..., attempt: _Optional[int] = ..., role: _Optional[str] = ..., gateway: _Optional[str] = ..., running: bool = ..., for_decode: bool = ...) -> None: ...
 
 class InstanceLoad(_message.Message):
     __slots__ = ("ref", "load")

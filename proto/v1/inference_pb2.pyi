@@ -98,7 +98,7 @@ class SamplingOptions(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., seed: _Optional[int] = ..., n: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., include_stop: bool = ..., skip_special_tokens: bool = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompt", "chat", "token_ids", "model", "sampling", "request_id", "timeout", "priority", "cache_salt", "media")
+    __slots__ = ("prompt", "chat", "token_ids", "model", "sampling", "request_id", "timeout", "priority", "cache_salt", "media", "speech")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +109,7 @@ class GenerateRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     MEDIA_FIELD_NUMBER: _ClassVar[int]
+    SPEECH_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     chat: Chat
     token_ids: TokenIds
@@ -119,7 +120,16 @@ class GenerateRequest(_message.Message):
     priority: int
     cache_salt: str
     media: _containers.RepeatedCompositeFieldContainer[Media]
-    def __init__(self, prompt: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., model: _Optional[str] = ..., sampling: _Optional[_Union[SamplingOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., timeout: _Optional[float] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., media: _Optional[_Iterable[_Union[Media, _Mapping]]] = ...) -> None: ...
+    speech: SpeechOptions
+    def __init__(self, prompt: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., model: _Optional[str] = ..., sampling: _Optional[_Union[SamplingOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., timeout: _Optional[float] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., media: _Optional[_Iterable[_Union[Media, _Mapping]]] = ..., speech: _Optional[_Union[SpeechOptions, _Mapping]] = ...) -> None: ...
+
+class SpeechOptions(_message.Message):
+    __slots__ = ("language", "translate")
+    LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    TRANSLATE_FIELD_NUMBER: _ClassVar[int]
+    language: str
+    translate: bool
+    def __init__(self, language: _Optional[str] = ..., translate: bool = ...) -> None: ...
 
 class TopLogprob(_message.Message):
     __slots__ = ("token", "logprob", "text")
@@ -168,16 +178,18 @@ class Completion(_message.Message):
     def __init__(self, sample: _Optional[int] = ..., finish_reason: _Optional[str] = ..., matched_stop: _Optional[str] = ..., matched_token: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "media_tokens")
+    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "media_tokens", "audio_seconds")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MEDIA_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    AUDIO_SECONDS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     media_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., media_tokens: _Optional[int] = ...) -> None: ...
+    audio_seconds: float
+    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., media_tokens: _Optional[int] = ..., audio_seconds: _Optional[float] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue", "prefill", "transfer", "first_token", "total", "kv_bytes", "pages_pulled", "pages_skipped", "prefill_instance", "decode_instance", "preemptions", "attempts", "media", "encode", "media_items", "encode_tasks", "embedding_bytes", "encoded_items")
@@ -264,7 +276,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model", "architecture", "revision", "vocab_size", "max_model_len", "eos_token_ids", "has_chat_template", "parameters", "media_kinds", "media_placeholder")
+    __slots__ = ("model", "architecture", "revision", "vocab_size", "max_model_len", "eos_token_ids", "has_chat_template", "parameters", "media_kinds", "media_placeholder", "transcribes", "languages")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -275,6 +287,8 @@ class ModelInfo(_message.Message):
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     MEDIA_KINDS_FIELD_NUMBER: _ClassVar[int]
     MEDIA_PLACEHOLDER_FIELD_NUMBER: _ClassVar[int]
+    TRANSCRIBES_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGES_FIELD_NUMBER: _ClassVar[int]
     model: str
     architecture: str
     revision: str
@@ -285,7 +299,9 @@ class ModelInfo(_message.Message):
     parameters: int
     media_kinds: _containers.RepeatedScalarFieldContainer[str]
     media_placeholder: str
-    def __init__(self, model: _Optional[str] = ..., architecture: _Optional[str] = ..., revision: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: bool = ..., parameters: _Optional[int] = ..., media_kinds: _Optional[_Iterable[str]] = ..., media_placeholder: _Optional[str] = ...) -> None: ...
+    transcribes: bool
+    languages: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., architecture: _Optional[str] = ..., revision: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: bool = ..., parameters: _Optional[int] = ..., media_kinds: _Optional[_Iterable[str]] = ..., media_placeholder: _Optional[str] = ..., transcribes: bool = ..., languages: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()

@@ -12,7 +12,14 @@ from triptych.proto.v1 import inference_pb2 as pb
 from triptych.proto.v1 import inference_pb2_grpc
 from triptych.runtime.client import transport
 from triptych.runtime.client.media import MediaInput, Uploaded, read_medium, upload_messages, uploaded
-from triptych.runtime.client.requests import Message, Sampling, detokenize_request, generate_request, tokenize_request
+from triptych.runtime.client.requests import (
+    Message,
+    Sampling,
+    detokenize_request,
+    generate_request,
+    speech_request,
+    tokenize_request,
+)
 from triptych.runtime.client.results import Chunk, Result
 from triptych.runtime.core.errors import DeadlineError, TriptychError
 from triptych.runtime.wire.auth import bearer_metadata
@@ -124,6 +131,17 @@ class AsyncClient:
     async def complete(self, prompt: str | None = None, **arguments: Any) -> Result:
         """Run a generation to its end; takes what `generate` takes."""
         async with self.generate(prompt, **arguments) as stream:
+            async for _ in stream:
+                pass
+            return stream.result
+
+    async def transcribe(
+        self, sound: MediaInput, *, language: str | None = None, translate: bool = False, **arguments: Any
+    ) -> Result:
+        """Write down a sound with a model of speech; takes what the blocking client's `transcribe` takes."""
+        known = ("model", "request_id", "timeout", "priority", "cache_salt")
+        rest = {name: arguments.pop(name) for name in known if name in arguments}
+        async with self.stream(speech_request(sound, language, translate, arguments, **rest)) as stream:
             async for _ in stream:
                 pass
             return stream.result

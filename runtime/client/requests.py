@@ -54,6 +54,7 @@ def generate_request(
     timeout: float | None = None,
     priority: int = 0,
     cache_salt: str = "",
+    speech: pb.SpeechOptions | None = None,
     sampling: Mapping[str, object] | None = None,
 ) -> pb.GenerateRequest:
     """The message of a Generate call. Raises InvalidRequestError for what cannot be said in one; the server checks the rest."""
@@ -62,7 +63,7 @@ def generate_request(
         for name, value in (("prompt", prompt), ("messages", messages), ("token_ids", token_ids))
         if value is not None
     ]
-    if len(given) != 1:
+    if len(given) != (1 if speech is None else 0):
         raise InvalidRequestError(
             f"input is {' and '.join(given) or 'not given'}; expected exactly one of prompt, messages, token_ids"
         )
@@ -78,6 +79,8 @@ def generate_request(
             request.prompt = prompt
         elif messages is not None:
             request.chat.CopyFrom(chat(messages, add_generation_prompt))
+        elif speech is not None:
+            request.speech.CopyFrom(speech)
         else:
             request.token_ids.SetInParent()
             request.token_ids.ids.extend(_ids("token_ids", token_ids or ()))
@@ -92,6 +95,31 @@ def generate_request(
     except (ValueError, TypeError) as error:  # protobuf names the field and the range
         raise InvalidRequestError(f"the request cannot be encoded: {error}") from error
     return request
+
+
+def speech_request(
+    sound: MediaInput,
+    language: str | None,
+    translate: bool,
+    sampling: Mapping[str, object],
+    *,
+    model: str = "",
+    request_id: str = "",
+    timeout: float | None = None,
+    priority: int = 0,
+    cache_salt: str = "",
+) -> pb.GenerateRequest:
+    """The message of a call that writes down a sound. Raises InvalidRequestError as `generate_request` does."""
+    return generate_request(
+        media=[sound],
+        speech=pb.SpeechOptions(language=language or "", translate=translate),
+        model=model,
+        request_id=request_id,
+        timeout=timeout,
+        priority=priority,
+        cache_salt=cache_salt,
+        sampling=sampling,
+    )
 
 
 def chat(messages: Sequence[Message], add_generation_prompt: bool | None = None) -> pb.Chat:

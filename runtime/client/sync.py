@@ -12,7 +12,14 @@ from triptych.proto.v1 import inference_pb2 as pb
 from triptych.proto.v1 import inference_pb2_grpc
 from triptych.runtime.client import transport
 from triptych.runtime.client.media import MediaInput, Uploaded, read_medium, upload_messages, uploaded
-from triptych.runtime.client.requests import Message, Sampling, detokenize_request, generate_request, tokenize_request
+from triptych.runtime.client.requests import (
+    Message,
+    Sampling,
+    detokenize_request,
+    generate_request,
+    speech_request,
+    tokenize_request,
+)
 from triptych.runtime.client.results import Chunk, Result
 from triptych.runtime.core.errors import DeadlineError, TriptychError
 from triptych.runtime.wire.auth import bearer_metadata
@@ -122,6 +129,42 @@ class Client:
     def complete(self, prompt: str | None = None, **arguments: Any) -> Result:
         """Run a generation to its end; takes what `generate` takes."""
         with self.generate(prompt, **arguments) as stream:
+            for _ in stream:
+                pass
+            return stream.result
+
+    def transcribe(
+        self,
+        sound: MediaInput,
+        *,
+        language: str | None = None,
+        translate: bool = False,
+        model: str = "",
+        request_id: str = "",
+        timeout: float | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        **sampling: Unpack[Sampling],
+    ) -> Result:
+        """Write down a sound (a path, the bytes of a file, a data URI or an upload) with a model of speech. `stream(speech_request(...))` streams it.
+
+        Args:
+            language: what is spoken, such as "en"; multilingual models need it.
+            translate: into English; multilingual models only.
+            timeout: seconds.
+        """
+        request = speech_request(
+            sound,
+            language,
+            translate,
+            sampling,
+            model=model,
+            request_id=request_id,
+            timeout=timeout,
+            priority=priority,
+            cache_salt=cache_salt,
+        )
+        with self.stream(request) as stream:
             for _ in stream:
                 pass
             return stream.result

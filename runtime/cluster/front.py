@@ -15,9 +15,11 @@ import grpc
 
 from triptych.models.hub.media import open_multimodal
 from triptych.models.hub.resolve import ModelKind, ResolvedModel
-from triptych.models.hub.text import ModelText
+from triptych.models.hub.text import ModelText, open_text
+from triptych.models.speech.bundle import is_speech, open_speech
+from triptych.models.speech.config import ARCHITECTURE as SPEECH_ARCHITECTURE
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
-from triptych.runtime.gateway.model import MediaModel, SamplingDefaults, ServedModel
+from triptych.runtime.gateway.model import MediaModel, SamplingDefaults, ServedModel, SpeechModel
 from triptych.runtime.gateway.server import SERVICE as INFERENCE
 from triptych.runtime.gateway.server import Gateway, server_options
 from triptych.runtime.scheduler.config import SchedulerConfig
@@ -92,6 +94,25 @@ class Front:
         """End the streams of workers that are still there, and free the port."""
         await self.control.stop()
         await self._server.stop(0)
+
+
+def open_served(resolved: ResolvedModel, *, name: str, max_model_len: int) -> ServedModel:
+    """Any model that can be served, as the gateway presents it. Raises what `open_text` and `open_speech` raise."""
+    if not is_speech(resolved):
+        return served_model(resolved, open_text(resolved), name=name, max_model_len=max_model_len)
+    bundle = open_speech(resolved)
+    return ServedModel(
+        name=name,
+        architecture=SPEECH_ARCHITECTURE,
+        revision=bundle.revision,
+        vocab_size=bundle.config.vocab_size,
+        max_model_len=min(max_model_len, bundle.config.max_position),
+        tokenizer=bundle.tokenizer,
+        eos_token_ids=(bundle.tokens.end,),
+        # A transcript is what was most likely said, unless somebody asks for another.
+        defaults=SamplingDefaults(temperature=0.0),
+        speech=SpeechModel(bundle.config, bundle.tokens),
+    )
 
 
 def served_model(resolved: ResolvedModel, text: ModelText, *, name: str, max_model_len: int) -> ServedModel:

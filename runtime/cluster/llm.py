@@ -20,9 +20,8 @@ import jax
 
 from triptych import __version__
 from triptych.models.hub.resolve import DEFAULT_MODEL, resolve_model
-from triptych.models.hub.text import open_text
 from triptych.runtime.client import AsyncClient, Result
-from triptych.runtime.cluster.front import FrontConfig, served_model
+from triptych.runtime.cluster.front import FrontConfig, open_served
 from triptych.runtime.cluster.local import LocalCluster
 from triptych.runtime.cluster.turns import in_turns
 from triptych.runtime.core.errors import ConfigError
@@ -65,9 +64,8 @@ class LLM:
         _cache_programs(cache.expanduser() / "compiled")
         _ensure_devices(sum(plan.tp for plan in instances))
         resolved = resolve_model(model, cache.expanduser())
-        text = open_text(resolved)
         max_model_len = options.pop("max_model_len", DEFAULT_CONTEXT)
-        served = served_model(resolved, text, name=resolved.name, max_model_len=max_model_len)
+        served = open_served(resolved, name=resolved.name, max_model_len=max_model_len)
         dtype = options.pop("dtype", "float32" if jax.default_backend() == "cpu" else "bfloat16")
         worker = WorkerConfig(
             name="llm",
@@ -107,7 +105,7 @@ class LLM:
     def generate(self, prompts: Sequence[str | Sequence[int]], **sampling: Any) -> list[Result]:
         """Complete many prompts (text or token ids), batched; results in the order of the prompts.
 
-        Sampling keywords are those of the client; `images` are shown to every prompt. Raises the first prompt's error if one fails.
+        Sampling keywords are those of the client; `images` and `videos` are shown to every prompt. Raises the first prompt's error if one fails.
         """
         requests = [{"prompt": p} if isinstance(p, str) else {"token_ids": list(p)} for p in prompts]
         return self._run(requests, sampling)
@@ -117,7 +115,7 @@ class LLM:
         return self.generate([prompt], **sampling)[0]
 
     def chat(self, conversations: Sequence[Sequence[Mapping[str, Any]]], **sampling: Any) -> list[Result]:
-        """Answer conversations, each a list of {"role", "content"} (text, or a list of parts with images), through the model's chat template."""
+        """Answer conversations, each a list of {"role", "content"} (text, or a list of parts with images and videos), through the model's chat template."""
         return self._run([{"messages": list(messages)} for messages in conversations], sampling)
 
     def _run(self, requests: list[dict[str, Any]], sampling: dict[str, Any]) -> list[Result]:

@@ -26,7 +26,7 @@ class Request:
         attempt: 1 for the first try; every token carries it.
         priority: larger is sooner, for QueueOrder policies.
         cache_salt: extra text in every prefix key; different salts never share KV.
-        media: what takes the place of prompt tokens, in order of `offset`, without overlaps.
+        media: first what all tokens attend to, then what takes the place of prompt tokens, in order of `offset`, without overlaps.
     """
 
     id: str

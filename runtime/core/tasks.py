@@ -19,6 +19,10 @@ A request with media goes on like this meanwhile (E = encode instance, P = the i
     E -> scheduler  TaskEnded              the puller has released them
     P computes the prompt once every item it wanted is there. What it lost again, or could not pull, it wants again.
 
+Media that every token attends to (MediaItem.attended) are needed wherever tokens are computed. D wants those too, from its grant on, and
+is fed in the same way beside its pull of the KV; it reports DecodeStarted when it has both. One encode instance may have two encode
+tasks of a request then, one that P pulls from and one that D pulls from (`for_decode`).
+
 An instance that holds both roles gets StartLocal instead of all of the former. AbortTask may come at any time and is always answered by
 exactly one TaskEnded for a task that the instance knows. Every task ends in exactly one TaskEnded; a refused one never began.
 
@@ -84,17 +88,19 @@ class StartEncode:
     """Encode `items` (indices into request.media) and stage their embeddings for a puller.
 
     `ttl`: seconds to wait for the pixels of an item. `lease`: seconds that staged embeddings outlive the puller's last sign of life.
+    `for_decode`: the decode task pulls them, not the one that computes the prompt.
     """
 
     request: Request
     items: tuple[int, ...]
     ttl: float
     lease: float
+    for_decode: bool = False
 
 
 @dataclass(frozen=True)
 class FeedMedia:
-    """`source` has (or will have) the embeddings of `items` of a request whose prompt this instance is to compute."""
+    """`source` has (or will have) the embeddings of `items`, which this instance's task of the request wanted."""
 
     request: str
     source: Handle
@@ -106,7 +112,8 @@ class FeedMedia:
 class AbortTask:
     """End the instance's task of `role` (None: every task) of this request, free what it holds, answer TaskEnded(status, reason).
 
-    `attempt`: only if the task is of this attempt (None: whichever it is of).
+    `attempt`: only if the task is of this attempt (None: whichever it is of). `for_decode`: of encode tasks only the one that the decode task
+    pulls from, or (False) only the other one (None: both).
     """
 
     request: str
@@ -114,6 +121,7 @@ class AbortTask:
     reason: str
     role: Role | None = None
     attempt: int | None = None
+    for_decode: bool | None = None
 
 
 TaskCommand = ReserveDecode | StartPrefill | StartDecode | StartLocal | StartEncode | FeedMedia | AbortTask
@@ -130,13 +138,15 @@ class Granted:
 
 @dataclass(frozen=True)
 class Refused:
-    """Answer to ReserveDecode, StartPrefill or StartLocal: nothing is held. `permanent`: it can never fit here."""
+    """Answer to ReserveDecode, StartPrefill, StartLocal or StartEncode: nothing is held. `permanent`: it can never fit here. `for_decode`:
+    as in StartEncode."""
 
     request: str
     role: Role
     reason: str
     permanent: bool = False
     attempt: int = 1
+    for_decode: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +168,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class MediaWanted:
-    """The instance that computes the prompt needs the embeddings of `items` and has no others under way for them."""
+    """The task of this instance (it computes the prompt, or decodes) needs the embeddings of `items` and has no others under way for them."""
 
     request: str
     items: tuple[int, ...]
@@ -176,6 +186,7 @@ class EncodeStaged:
     handle: Handle
     lacking: tuple[int, ...] = ()
     attempt: int = 1
+    for_decode: bool = False
 
 
 @dataclass(frozen=True)
@@ -209,11 +220,12 @@ class EncodeDone:
     encoded: int
     times: StageTimes = StageTimes()
     attempt: int = 1
+    for_decode: bool = False
 
 
 @dataclass(frozen=True)
 class DecodeStarted:
-    """All KV arrived and passed its checks; decoding goes on from the continuation."""
+    """All KV (and all media that it attends to) arrived and passed its checks; decoding goes on from the continuation."""
 
     request: str
     times: StageTimes = StageTimes()
@@ -225,7 +237,8 @@ class TaskEnded:
     """The task's single end: everything it held on the instance is free. Status OK, or why not.
 
     UNAVAILABLE and DATA_LOSS say that what it ran on or pulled from is lost, and that another attempt may succeed; so does DEADLINE_EXCEEDED
-    as long as the request's own deadline has not passed. With every other status the request has failed for good.
+    as long as the request's own deadline has not passed. With every other status the request has failed for good. `for_decode`: as in
+    StartEncode.
     """
 
     request: str
@@ -234,6 +247,7 @@ class TaskEnded:
     reason: str = ""
     preemptions: int = 0
     attempt: int = 1
+    for_decode: bool = False
 
 
 TaskReport = (
@@ -257,7 +271,9 @@ class HeldTask:
     Attributes:
         role: None for a local task, which has both.
         gateway: who hears its tokens.
-        running: needs nothing of any other instance any more: a local task that does not wait for media, or a decode task whose KV has arrived.
+        running: needs nothing of any other instance any more: a local task that does not wait for media, or a decode task whose KV (and media
+            that it attends to) have arrived.
+        for_decode: as in StartEncode.
     """
 
     ref: InstanceRef
@@ -266,3 +282,4 @@ class HeldTask:
     role: Role | None
     gateway: str
     running: bool
+    for_decode: bool = False

@@ -24,7 +24,11 @@ NO_MEDIA = -1
 
 
 def takes_media(shape: ExtendShape, config: EngineConfig) -> bool:
-    """Whether tokens of the program may be embeddings out of the media pool: those of prompts may."""
+    """Whether the program reads the media pool: its rows attend to what is there, or it has tokens of prompts, which may be embeddings."""
+    return config.attended > 0 or _takes_embeddings(shape, config)
+
+
+def _takes_embeddings(shape: ExtendShape, config: EngineConfig) -> bool:
     return config.takes_media and shape.prefill_tokens > 0
 
 
@@ -32,18 +36,24 @@ def extend_packing(shape: ExtendShape, config: EngineConfig) -> Packing:
     """The inputs of an extend program. `carried` is the slot whose last draw is the token's id, or max_num_seqs: the id is given.
 
     `media_index` is the slot of the media pool that a token's embedding is in, or NO_MEDIA. `positions` are [3, tokens] where M-RoPE's may differ.
+    `attended_lens` and `attended_pages` are how many entries of the media pool a row attends to, and where they are.
     """
     rows = shape.rows(config.max_prefill_rows)
+    embedded = _takes_embeddings(shape, config)
     names = ("tokens", "carried", "positions", "write_index")
-    names = (*names, "media_index") if takes_media(shape, config) else names
-    three = {"positions"} if takes_media(shape, config) and config.mrope else set()
+    names = (*names, "media_index") if embedded else names
+    three = {"positions"} if embedded and config.mrope else set()
     per_token = tuple(Field(name, (3, shape.tokens) if name in three else (shape.tokens,)) for name in names)
+    attended: tuple[Field, ...] = ()
+    if config.attended:
+        attended = (Field("attended_lens", (rows,)), Field("attended_pages", (rows, config.attended_pages)))
     return Packing(
         (
             *per_token,
             Field("kv_lens", (rows,)),
             Field("cu_q_lens", (rows + 1,)),
             Field("page_indices", (rows, shape.width)),
+            *attended,
             Field("picks", (config.max_num_seqs,)),
         )
     )
@@ -119,6 +129,8 @@ class BatchPacker:
         length, size = row.length, self._config.page_size
         for run in row.embedded:
             self._embed(views, row, run, token)
+        if row.attended:
+            self._attend(views, row, place)
         views["kv_lens"][place] = row.start + length
         pages = views["page_indices"][place]
         used = min(len(row.pages), width)
@@ -154,6 +166,23 @@ class BatchPacker:
             raise PlanError(f"media pages {run.pages} are named; the pool has {self._config.media_pages}")
         pages = np.asarray(run.pages, np.int32)
         views["media_index"][token + run.at : token + run.at + run.count] = pages[index // size] * size + index % size
+
+    def _attend(self, views: dict[str, np.ndarray], row: Row, place: int) -> None:
+        """Point a row to what it attends to. Raises PlanError for what is not in the pool, or cannot be attended to."""
+        if len(row.attended) > 1 or "attended_lens" not in views:
+            raise PlanError(
+                f"sequence {row.sequence} attends to {len(row.attended)} items; the model attends to {int(self._config.attended > 0)}"
+            )
+        item = row.attended[0]
+        used = -(-item.count // self._config.page_size)
+        if not 0 < item.count <= self._config.attended or used > len(item.pages):
+            raise PlanError(
+                f"sequence {row.sequence} attends to {item.count} entries in {len(item.pages)} media pages; a row attends to at most {self._config.attended}"
+            )
+        if not all(0 < page < self._config.media_pages for page in item.pages):
+            raise PlanError(f"media pages {item.pages} are named; the pool has {self._config.media_pages}")
+        views["attended_lens"][place] = item.count
+        views["attended_pages"][place, :used] = item.pages[:used]
 
     def _check_pages(self, page_indices: np.ndarray) -> None:
         """A program does not check what it gathers by: a wrong page would be somebody's memory."""

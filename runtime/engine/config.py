@@ -27,6 +27,8 @@ class EngineConfig:
         compile_threads: programs compiled at once.
         media_pages: pages of the media pool, the null page 0 included; 0: there is none.
         encode_patches: slots of the largest encode program, and so of one item; 0: nothing is encoded.
+        attended: most entries of the media pool that a row attends to; 0: the model has no cross-attention.
+        suppressed: token ids that are never drawn.
         mrope: tokens of programs that take media have three positions.
         layer_groups: half-open ranges of layers by which prompts are computed, each a program of its own, so that KV of the first ones can
             leave while later ones are computed; empty: all layers in one program.
@@ -45,6 +47,8 @@ class EngineConfig:
     compile_threads: int = 2
     media_pages: int = 0
     encode_patches: int = 0
+    attended: int = 0
+    suppressed: tuple[int, ...] = ()
     mrope: bool = False
     layer_groups: tuple[tuple[int, int], ...] = ()
 
@@ -72,6 +76,8 @@ class EngineConfig:
             )
         if self.encode_patches and not self.media_pages:
             raise ConfigError("an engine that encodes needs a media pool for what it encodes: raise media_pages")
+        if self.attended and not self.media_pages:
+            raise ConfigError("a decoder that attends to media needs a pool of them: raise media_pages")
         if self.decodes:
             self._check_decoder()
 
@@ -97,7 +103,12 @@ class EngineConfig:
     @property
     def takes_media(self) -> bool:
         """Whether prompts may contain embeddings."""
-        return self.media_pages > 0 and Role.PREFILL in self.roles
+        return self.media_pages > 0 and not self.attended and Role.PREFILL in self.roles
+
+    @property
+    def attended_pages(self) -> int:
+        """Media pages that a row attends to."""
+        return -(-self.attended // self.page_size)
 
     def by_layer_groups(self, shape: ExtendShape) -> bool:
         """Whether steps of this size run a program for each layer group: where prompts are computed for others to decode."""
@@ -123,6 +134,8 @@ def engine_config(
     compile_threads: int = 2,
     media_pages: int = 0,
     encode_patches: int = 0,
+    attended: int = 0,
+    suppressed: tuple[int, ...] = (),
     mrope: bool = False,
     layer_groups: tuple[tuple[int, int], ...] = (),
 ) -> EngineConfig:
@@ -148,6 +161,8 @@ def engine_config(
         compile_threads=compile_threads,
         media_pages=media_pages,
         encode_patches=encode_patches,
+        attended=attended,
+        suppressed=suppressed,
         mrope=mrope,
         layer_groups=layer_groups,
     )

@@ -71,19 +71,26 @@ class DrawPacker:
         if bias is not None:
             used = len(bias[0])
             ids[:used], values[:used] = bias
-        if draw.position < seat.forbidden_until and seat.forbidden:
-            end = used + len(seat.forbidden)
-            ids[used:end], values[used:end] = seat.forbidden, -np.inf
+        forbidden = _forbidden(draw, seat)
+        end = used + len(forbidden)
+        ids[used:end], values[used:end] = forbidden, -np.inf
+
+
+def _forbidden(draw: Draw, seat: Seat) -> tuple[int, ...]:
+    """Ids that may not be drawn there."""
+    least = seat.forbidden if draw.position < seat.forbidden_until else ()
+    return (*least, *seat.forbidden_first) if draw.position == seat.first else least
 
 
 def check_seat(seat: Seat, slots: int, vocab: int) -> None:
     """Raises PlanError for a seat that the sampler cannot hold."""
     if not 0 <= seat.slot < slots:
         raise PlanError(f"seat for slot {seat.slot}; slots are 0 to {slots - 1}")
-    entries = len(seat.params.logit_bias) + len(seat.forbidden)
+    forbidden = (*seat.forbidden, *seat.forbidden_first)
+    entries = len(seat.params.logit_bias) + len(forbidden)
     if entries > MAX_SPARSE:
         raise PlanError(f"slot {seat.slot} has {entries} biased and forbidden ids; the sampler holds {MAX_SPARSE}")
-    largest = max((*seat.prompt, *seat.outputs, *seat.forbidden), default=0)
+    largest = max((*seat.prompt, *seat.outputs, *forbidden), default=0)
     if largest >= vocab:
         raise PlanError(f"slot {seat.slot} names token id {largest}; the vocabulary has {vocab}")
 
@@ -93,7 +100,7 @@ def _variant(draws: list[Draw], seats: list[Seat]) -> Variant:
     random = filtered = False
     for draw, seat in zip(draws, seats, strict=True):
         params = seat.params
-        forbidden = seat.forbidden and draw.position < seat.forbidden_until
+        forbidden = _forbidden(draw, seat)
         if params.penalised or params.logit_bias or params.logprobs is not None or forbidden:
             return Variant.FULL
         if not params.greedy:

@@ -1,7 +1,7 @@
-"""What an engine needs of an encoder: something that takes a bucket of packed items and gives rows of embeddings.
+"""What an engine needs of an encoder: something that takes a bucket of packed items and gives rows for the media pool.
 
-Several items go through one program call: they are packed into a bucket of slots, whose contents are data. What comes out are rows of
-embeddings, item after item, and rows of padding behind them.
+Several items go through one program call: they are packed into a bucket of slots, whose contents are data. What comes out are rows (an
+embedding, or an entry of cross-attention), item after item, and rows of padding behind them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,18 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
 
+from triptych.models.kv import KVGroup
+from triptych.runtime.engine.buckets import geometric
 from triptych.runtime.engine.shelf import Pixels
+
+# A smaller bucket of patches than this saves nothing that can be measured: it reads the same weights.
+SMALLEST_PATCHES = 256
+
+
+def patch_sizes(limit: int) -> tuple[int, ...]:
+    """Buckets for an encoder that takes any number of patches."""
+    return geometric(min(SMALLEST_PATCHES, limit), limit)
 
 
 class MediaEncoder(Protocol):
@@ -27,9 +36,8 @@ class MediaEncoder(Protocol):
         """Shape, dtype and sharding of each of `params`."""
         ...
 
-    @property
-    def hidden(self) -> int:
-        """Numbers of an embedding."""
+    def group(self, dtype: str) -> KVGroup:
+        """What a pool in `dtype` of what it gives must hold."""
         ...
 
     @property
@@ -45,6 +53,10 @@ class MediaEncoder(Protocol):
         """Slots of a bucket that an item takes: what `MediaItem.patches` counts."""
         ...
 
+    def sizes(self, limit: int) -> tuple[int, ...]:
+        """The buckets to compile, in slots, ascending; the last one is at most `limit`."""
+        ...
+
     def rows(self, slots: int) -> int:
         """Output rows of a bucket."""
         ...
@@ -57,6 +69,6 @@ class MediaEncoder(Protocol):
         """A bucket of items, and how many output rows each has. Raises ValueError if they do not fit."""
         ...
 
-    def apply(self, params: Sequence[jax.Array], packed: Any) -> Float[Array, "rows hidden"]:
-        """The embeddings of a bucket; traced."""
+    def apply(self, params: Sequence[jax.Array], packed: Any) -> Any:
+        """The rows of a bucket, as `MediaPool.write` takes them; traced."""
         ...

@@ -19,15 +19,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from triptych.models.kv import kv_groups
 from triptych.models.structure import Pools
-from triptych.models.weights.load import LoadedDecoder
 from triptych.runtime.core.errors import EngineError
 from triptych.runtime.engine.batch import BatchPacker, ExtendBatch, takes_media
 from triptych.runtime.engine.buckets import PlanError
 from triptych.runtime.engine.compile_guard import compile_count
 from triptych.runtime.engine.compiling import CompileReport, Progress, compile_programs
 from triptych.runtime.engine.config import EngineConfig
+from triptych.runtime.engine.decoders import ServedDecoder, self_group
 from triptych.runtime.engine.draws import DrawBatch, DrawPacker, check_seat
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.programs import COPY_PAGES, Programs
@@ -43,17 +42,17 @@ class Engine:
 
     Attributes:
         pools: per layer (keys, values), each [num_pages, page_size, kv_heads_total, head_dim]; page 0 is the null page.
-        media: the pool of embeddings, and the encoder if there is one; None for models without media.
+        media: the pool of what was encoded, and the encoder if there is one; None for models without media.
     """
 
     def __init__(
-        self, config: EngineConfig, loaded: LoadedDecoder, mesh: Mesh, media: MediaStage | None = None
+        self, config: EngineConfig, loaded: ServedDecoder, mesh: Mesh, media: MediaStage | None = None
     ) -> None:
         if loaded.rules.mesh != mesh:
             raise ValueError(f"the weights lie on mesh {loaded.rules.mesh}, the engine was given {mesh}")
         if (media is None) == (config.media_pages > 0):
             raise ValueError(f"media_pages is {config.media_pages}, and the engine was given {media}")
-        (group,) = kv_groups(loaded.config, config.kv_dtype)
+        group = self_group(loaded.config, config.kv_dtype)
         self.config = config
         self.mesh = mesh
         self.model = loaded.config

@@ -21,11 +21,14 @@ from jaxtyping import Array, Float, Int32
 from triptych.models.decoder import KV, Decoder, paged_attend
 from triptych.models.ragged import Ragged
 from triptych.models.rope import Rotation
-from triptych.models.structure import DecoderStructure, Pools
+from triptych.models.speech.decoder import CrossRows, WhisperDecoder
+from triptych.models.structure import Pools
 from triptych.runtime.engine.batch import extend_packing
 from triptych.runtime.engine.buckets import ExtendShape
 from triptych.runtime.engine.config import EngineConfig
-from triptych.runtime.engine.media_pool import Embeddings, MediaPool
+from triptych.runtime.engine.cross_extend import cross_extend
+from triptych.runtime.engine.decoders import ServedStructure
+from triptych.runtime.engine.media_pool import EmbeddingPool, Embeddings, MediaPool
 
 ExtendOutputs = tuple[Float[Array, "slots hidden"], Float[Array, "prefill_tokens hidden"] | None, Pools]
 
@@ -36,11 +39,11 @@ def scores_prompts(shape: ExtendShape, config: EngineConfig) -> bool:
 
 
 def build_extend(
-    structure: DecoderStructure, shape: ExtendShape, config: EngineConfig, media: MediaPool | None = None
+    structure: ServedStructure, shape: ExtendShape, config: EngineConfig, media: MediaPool | None = None
 ) -> Callable[..., ExtendOutputs]:
     """(params, pools, packed, last_tokens) -> (picked hidden states, hidden states of the prefill tokens if they can be scored, pools).
 
-    With a media pool its arrays are a last argument, and tokens that have a media index are what is there.
+    With a media pool its arrays are a last argument: tokens that have a media index are the embedding there, or rows attend to what is there.
     """
     packing = extend_packing(shape, config)
     scored = scores_prompts(shape, config)
@@ -56,8 +59,12 @@ def build_extend(
         tokens = known_tokens(inputs, last_tokens, config)
         batch = ragged(inputs, tokens, shape)
         decoder = structure.merge(params)
-        seen = None if media is None else media.read(embeddings, inputs["media_index"])
-        hidden, pools = extend(decoder, decoder.embed(tokens), pools, batch, seen)
+        if isinstance(decoder, WhisperDecoder):
+            cross = CrossRows(inputs["attended_lens"], inputs["attended_pages"])
+            hidden, pools = cross_extend(decoder, pools, embeddings, batch, cross)
+        else:
+            seen = media.read(embeddings, inputs["media_index"]) if isinstance(media, EmbeddingPool) else None
+            hidden, pools = extend(decoder, decoder.embed(tokens), pools, batch, seen)
         picked = hidden.at[inputs["picks"]].get(mode="clip")
         return picked, hidden[shape.decode_rows :] if scored else None, pools
 

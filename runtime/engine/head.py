@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from triptych.models.structure import DecoderStructure
+from triptych.runtime.engine.decoders import ServedStructure
 
 Head = Callable[[Float[Array, "rows hidden"]], Float[Array, "rows vocab"]]
 
@@ -22,7 +23,7 @@ Head = Callable[[Float[Array, "rows hidden"]], Float[Array, "rows vocab"]]
 class HeadParams:
     """The part of a model that turns hidden states into logits. `indices` are places in the flat tuple of parameters."""
 
-    structure: DecoderStructure
+    structure: ServedStructure
     indices: tuple[int, ...]
 
     @property
@@ -41,9 +42,18 @@ class HeadParams:
         return self.structure.merge(leaves).head  # pyright: ignore[reportArgumentType]
 
 
-def head_params(structure: DecoderStructure) -> HeadParams:
+def head_params(structure: ServedStructure) -> HeadParams:
     """Find the arrays that the head reads."""
     hidden = jax.ShapeDtypeStruct((1, structure.config.hidden_size), jnp.dtype(structure.dtype))
     traced = jax.make_jaxpr(lambda params, x: structure.merge(params).head(x))(structure.abstract, hidden).jaxpr
     used = {id(variable) for equation in traced.eqns for variable in equation.invars}
     return HeadParams(structure, tuple(at for at, variable in enumerate(traced.invars[:-1]) if id(variable) in used))
+
+
+def without(tokens: tuple[int, ...], logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
+    """`logits` with those of `tokens` at -inf: they are never drawn. Inside a traced program."""
+    if not tokens:
+        return logits
+    never = np.zeros(logits.shape[1], bool)
+    never[list(tokens)] = True
+    return jnp.where(never, -jnp.inf, logits)

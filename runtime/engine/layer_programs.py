@@ -8,10 +8,10 @@ arguments, and called with any other's.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ from triptych.runtime.engine.extend import extend_range, known_tokens, ragged, s
 from triptych.runtime.engine.media_pool import MediaPool
 
 Params = tuple[jax.Array, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,11 @@ class LayerCut:
         """Whether the group's program takes the media pool, too: some of its layers have embeddings of media as their input."""
         return bool(self._injected(group))
 
-    def layers(self, params: Params, group: int) -> Params:
-        """The group's arrays out of all parameters."""
+    def layers(self, params: Sequence[T], group: int) -> tuple[T, ...]:
+        """The group's arrays (or what stands for them) out of all parameters."""
         return tuple(params[at] for at in self._places(group))
 
-    def outer(self, params: Params) -> Params:
+    def outer(self, params: Sequence[T]) -> tuple[T, ...]:
         """The arrays of no layer: embedding, norm and head."""
         return tuple(params[at] for at in self._outer)
 

@@ -1,4 +1,4 @@
-"""The media side of an engine: the pool of embeddings, and the encode programs where there is an encoder.
+"""The media side of an engine: the pool of what was encoded, and the encode programs where there is an encoder.
 
 An encode step packs its items into one bucket and writes what comes out to their pages, in one call:
 
@@ -17,15 +17,12 @@ import numpy as np
 
 from triptych.models.structure import Pools
 from triptych.runtime.core.errors import ConfigError
-from triptych.runtime.engine.buckets import PlanError, geometric, smallest
+from triptych.runtime.engine.buckets import PlanError, smallest
 from triptych.runtime.engine.compiling import Executable, Key, Program
 from triptych.runtime.engine.encoder import MediaEncoder
 from triptych.runtime.engine.media_pool import MediaPool
 from triptych.runtime.engine.shelf import MediaShelf, Pixels
 from triptych.runtime.instance.plan import Encode
-
-# A smaller bucket than this saves nothing that can be measured: it reads the same weights.
-SMALLEST_ENCODE = 256
 
 
 class MediaStage:
@@ -38,7 +35,7 @@ class MediaStage:
         encode_patches: slots of the largest bucket; 0 without an encoder.
 
     Attributes:
-        pools: keys and values of the pseudo layer (see `media_pool`); whoever moves pages takes it and puts the result back.
+        pools: keys and values of each layer (see `media_pool`); whoever moves pages takes it and puts the result back.
     """
 
     def __init__(
@@ -48,8 +45,8 @@ class MediaStage:
         shelf: MediaShelf | None = None,
         encode_patches: int = 0,
     ):
-        if encoder is not None and encoder.hidden != pool.hidden:
-            raise ConfigError(f"the encoder gives embeddings of {encoder.hidden} numbers, the pool holds {pool.hidden}")
+        if encoder is not None and encoder.group(pool.dtype) != pool.group:
+            raise ConfigError(f"the encoder gives {encoder.group(pool.dtype)}, the pool holds {pool.group}")
         self.pool = pool
         self.encoder = encoder
         self.shelf = shelf
@@ -57,7 +54,7 @@ class MediaStage:
         self._compiled: dict[Key, Executable] = {}
         self._sizes: tuple[int, ...] = ()
         if encoder is not None:
-            self._sizes = geometric(min(SMALLEST_ENCODE, encode_patches), encode_patches)
+            self._sizes = encoder.sizes(encode_patches)
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from triptych.models.kv import DTYPE_BYTES
-from triptych.models.structure import DecoderStructure
 from triptych.runtime.core.errors import ConfigError
+from triptych.runtime.engine.decoders import ServedStructure
 
 # Host memory has no limit that JAX knows; this holds about 11 thousand tokens of a small model in float32 (SmolLM2-135M: 46 kB each).
 DEFAULT_HOST_BYTES = 512 << 20
@@ -23,7 +23,7 @@ class MemoryDevice(Protocol):
     def memory_stats(self) -> Mapping[str, int] | None: ...
 
 
-def page_bytes(structure: DecoderStructure, page_size: int, kv_dtype: str) -> int:
+def page_bytes(structure: ServedStructure, page_size: int, kv_dtype: str) -> int:
     """Bytes of one page on one device: keys and values of all layers, pads and replicas of heads included."""
     heads = structure.head_layout.kv_heads_per_device
     config = structure.config
@@ -48,7 +48,7 @@ def _free(device: MemoryDevice, fraction: float) -> int:
 
 
 def pages_that_fit(
-    structure: DecoderStructure, *, page_size: int, kv_dtype: str, max_model_len: int, bytes_per_device: int
+    structure: ServedStructure, *, page_size: int, kv_dtype: str, max_model_len: int, bytes_per_device: int
 ) -> int:
     """Pages of a pool within `bytes_per_device`, the null page included.
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from jax.sharding import Mesh
 
-from triptych.models.weights.load import LoadedDecoder
 from triptych.runtime.engine.config import EngineConfig
+from triptych.runtime.engine.decoders import ServedDecoder
 from triptych.runtime.engine.engine import Engine
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.results import PartialStep, PendingStep
@@ -35,7 +35,7 @@ class PacedEngine(Engine):
     """An Engine whose steps take at least what `pace` says."""
 
     def __init__(
-        self, config: EngineConfig, loaded: LoadedDecoder, mesh: Mesh, pace: Pace, media: MediaStage | None = None
+        self, config: EngineConfig, loaded: ServedDecoder, mesh: Mesh, pace: Pace, media: MediaStage | None = None
     ) -> None:
         super().__init__(config, loaded, mesh, media)
         self._pace = pace

@@ -15,15 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from triptych.models.kv import KVGroup
-from triptych.models.structure import DecoderStructure, Pools
+from triptych.models.structure import Pools
 from triptych.runtime.engine.batch import extend_packing, takes_media
 from triptych.runtime.engine.buckets import ExtendShape
 from triptych.runtime.engine.compiling import Executable, Key, Program
 from triptych.runtime.engine.config import EngineConfig
+from triptych.runtime.engine.decoders import ServedStructure
 from triptych.runtime.engine.extend import build_extend, copy_pages
-from triptych.runtime.engine.head import Head, HeadParams, head_params
+from triptych.runtime.engine.head import Head, HeadParams, head_params, without
 from triptych.runtime.engine.layer_programs import LayerCut, LayerRun, build_embed, build_end, build_layers
-from triptych.runtime.engine.media_pool import MediaPool
+from triptych.runtime.engine.media_pool import EmbeddingPool, MediaPool
 from triptych.runtime.engine.sample import Variant, sample_full, sample_packing, sample_plain
 from triptych.runtime.engine.score import score
 from triptych.runtime.engine.state import SamplerState, fresh_state, seat_program
@@ -33,16 +34,18 @@ COPY_PAGES = 8
 
 
 class Programs:
-    """The compiled programs of one engine's decoder. `media` is the pool of embeddings, if prompts may have some."""
+    """The compiled programs of one engine's decoder. `media` is the pool of what was encoded, if requests may have media."""
 
     def __init__(
-        self, structure: DecoderStructure, group: KVGroup, config: EngineConfig, media: MediaPool | None = None
+        self, structure: ServedStructure, group: KVGroup, config: EngineConfig, media: MediaPool | None = None
     ) -> None:
         self._structure, self._config, self._media = structure, config, media
         self.head: HeadParams = head_params(structure)
         pool = structure.pool_struct(group, config.num_pages, config.page_size)
         self._pools = tuple((pool, pool) for _ in group.layers)
-        self._cut = LayerCut(structure, config.layer_groups, () if media is None else media.injections)
+        self._cut = LayerCut(
+            structure, config.layer_groups, media.injections if isinstance(media, EmbeddingPool) else ()
+        )
         self._compiled: dict[Key, Executable] = {}
 
     def __getitem__(self, key: Key) -> Executable:
@@ -139,7 +142,7 @@ class Programs:
         state = self._state()
 
         def run(head: tuple[jax.Array, ...], picked: jax.Array, packed: jax.Array, state: Any) -> Any:
-            logits = self.head.over(head)(picked[:draws])
+            logits = without(self._config.suppressed, self.head.over(head)(picked[:draws]))
             inputs = packing.unpack(packed)
             if variant is Variant.FULL:
                 return sample_full(logits, inputs, state)

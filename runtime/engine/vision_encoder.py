@@ -10,8 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from triptych.models.errors import MediaShapeError, UnsupportedModelError
+from triptych.models.kv import KVGroup
 from triptych.models.vision.packing import Grid, Piece, empty, pack
 from triptych.models.vision.structure import LoadedEncoder
+from triptych.runtime.engine.encoder import patch_sizes
+from triptych.runtime.engine.media_pool import media_group
 from triptych.runtime.engine.shelf import Pixels
 
 
@@ -31,6 +34,7 @@ class VisionMediaEncoder:
 
     @property
     def hidden(self) -> int:
+        """Numbers of an embedding."""
         return self._loaded.config.output_size
 
     @property
@@ -49,6 +53,12 @@ class VisionMediaEncoder:
 
     def slots(self, grid: tuple[int, int, int]) -> int:
         return grid[0] * self._loaded.config.slots(*grid[1:])
+
+    def group(self, dtype: str) -> KVGroup:
+        return media_group(self.hidden, dtype)
+
+    def sizes(self, limit: int) -> tuple[int, ...]:
+        return patch_sizes(limit)
 
     def rows(self, slots: int) -> int:
         return self._loaded.config.output_bound(slots)

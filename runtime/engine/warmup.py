@@ -36,10 +36,9 @@ def run_each_once(
     for shape in config.buckets.extend:
         packed, views = extend_packing(shape, config).host()
         views["carried"].fill(slots)
-        media: tuple[Pools, ...] = ()
-        if takes_media(shape, config):
+        if "media_index" in views:
             views["media_index"].fill(NO_MEDIA)
-            media = (embeddings,)
+        media = (embeddings,) if takes_media(shape, config) else ()
         if config.by_layer_groups(shape):
             run = programs.by_layer_groups(shape, params, packed, last_tokens, *media)
             while run.left:

@@ -85,6 +85,6 @@ class Account:
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self.report.cached_tokens if self.report else 0,
             completion_tokens=self.completion_tokens,
-            media_tokens=sum(item.tokens for item in self._media),
+            media_tokens=sum(item.taken for item in self._media),
         )
         return pb.Summary(usage=usage, timings=timings)

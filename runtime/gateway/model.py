@@ -9,6 +9,8 @@ from typing import Any
 from triptych.models.errors import UnsupportedModelError
 from triptych.models.multimodal.config import MultimodalConfig
 from triptych.models.multimodal.prompt import MarkerIds, marker_ids
+from triptych.models.speech.config import WhisperConfig
+from triptych.models.speech.tokens import SpeechTokens
 from triptych.models.text.chat import ChatTemplate
 from triptych.models.text.tokenizer import Tokenizer
 from triptych.runtime.core.media import MediaKind
@@ -89,6 +91,24 @@ class MediaModel:
 
 
 @dataclass(frozen=True)
+class SpeechModel:
+    """What a model that writes down speech knows beside its vocabulary. It takes one sound a request, and no text.
+
+    Attributes:
+        config: the size of a window.
+        tokens: prompts, by language and task.
+    """
+
+    config: WhisperConfig
+    tokens: SpeechTokens
+
+    @property
+    def max_tokens(self) -> int:
+        """Of one window's transcript: half of the decoder's positions, as in the paper's own decoder."""
+        return self.config.max_position // 2
+
+
+@dataclass(frozen=True)
 class ServedModel:
     """One served model.
 
@@ -98,7 +118,8 @@ class ServedModel:
         max_model_len: prompt and generated tokens together.
         tokenizer: None for weights without a vocabulary; then only token ids go in and no text comes out.
         chat_template: None for a base model: chat input is refused.
-        media: None for a text model: media are refused.
+        media: what prompts may contain beside text; None: nothing.
+        speech: of a model that writes down speech; None for others.
     """
 
     name: str
@@ -112,3 +133,11 @@ class ServedModel:
     parameters: int = 0
     defaults: SamplingDefaults = SamplingDefaults()
     media: MediaModel | None = None
+    speech: SpeechModel | None = None
+
+    @property
+    def media_kinds(self) -> tuple[MediaKind, ...]:
+        """What it takes beside text, or instead of it."""
+        if self.speech is not None:
+            return (MediaKind.AUDIO,)
+        return () if self.media is None else self.media.kinds

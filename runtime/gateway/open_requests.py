@@ -54,6 +54,7 @@ class Entry:
         self.internal_id = internal_id
         self.live: LiveRequest | None = None
         self.pieces: tuple[Piece, ...] = ()  # of its media: piece i is item i of the request
+        self.parts: list[Entry] = []  # what it was taken apart into: windows of a long sound
         self.early_error: TriptychError | None = None
         self._failed = asyncio.Event()
 
@@ -63,6 +64,8 @@ class Entry:
         elif self.early_error is None:
             self.early_error = error
             self._failed.set()
+        for part in self.parts:
+            part.fail(error)
 
     def check(self) -> None:
         """Raises the error that came before there was a session."""
@@ -107,7 +110,7 @@ class OpenRequests:
     @property
     def open(self) -> int:
         """Generate calls that have arrived and not ended."""
-        return len(self._entries)
+        return len(self._public)
 
     @contextmanager
     def enter(self, public_id: str) -> Iterator[Entry]:
@@ -117,7 +120,7 @@ class OpenRequests:
         `refuse_new`.
         """
         self.check_taking()
-        if len(self._entries) >= self._config.max_in_flight:
+        if len(self._public) >= self._config.max_in_flight:
             raise OverloadedError(
                 f"{self._config.max_in_flight} requests are open, the most this gateway takes; retry later",
                 retry_after=self._config.retry_after,
@@ -133,9 +136,26 @@ class OpenRequests:
             yield entry
         finally:
             del self._entries[entry.internal_id], self._public[public_id]
-            if entry.live is not None:
-                entry.live.close()
-                self._add_counts(entry.live)
+            self._close(entry)
+
+    @contextmanager
+    def part(self, whole: Entry) -> Iterator[Entry]:
+        """A request to the scheduler of its own for a part of an open one, which fails with it. Raises the error with which that has failed already."""
+        whole.check()
+        entry = Entry(whole.public_id, f"{whole.public_id}~{secrets.token_hex(6)}")
+        self._entries[entry.internal_id] = entry
+        whole.parts.append(entry)
+        try:
+            yield entry
+        finally:
+            del self._entries[entry.internal_id]
+            whole.parts.remove(entry)
+            self._close(entry)
+
+    def _close(self, entry: Entry) -> None:
+        if entry.live is not None:
+            entry.live.close()
+            self._add_counts(entry.live)
 
     def abort(self, public_id: str, error: TriptychError) -> None:
         """End one request with `error`. Raises NotFoundError for an id that is not open."""

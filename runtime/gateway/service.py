@@ -2,6 +2,7 @@
 
     enter        a place and two ids                             OpenRequests.enter
     media        decoded and processed, held until the end       media/desk.py
+    windows      of a sound: each goes through what follows      windows.py
     validate     envelope, deadline; text on a thread            validate.py, prompt.py
     submit       to the scheduler, or wait for one               LiveRequest.changed, SchedulerLink.send
     deliver      tokens, notices and timers feed its Session; what the Session queues is written to the client
@@ -18,6 +19,7 @@ from functools import partial
 
 import grpc
 
+from triptych.models.speech.config import SAMPLE_RATE
 from triptych.proto.v1 import inference_pb2 as pb
 from triptych.runtime.core.clock import Clock
 from triptych.runtime.core.control import Cancel
@@ -28,15 +30,18 @@ from triptych.runtime.gateway.live import LiveRequest, Write
 from triptych.runtime.gateway.media.asking import Asked, asked_media, check_text_only, without_data
 from triptych.runtime.gateway.media.bringing import MediaCourier
 from triptych.runtime.gateway.media.desk import MediaDesk
-from triptych.runtime.gateway.media.pieces import Medium
+from triptych.runtime.gateway.media.pieces import Medium, Piece
 from triptych.runtime.gateway.media.uploads import UnsupportedMediaError, UploadShelf, owner_of
 from triptych.runtime.gateway.model import ServedModel
 from triptych.runtime.gateway.open_requests import Entry, OpenRequests
 from triptych.runtime.gateway.prompt import chat_ids, check_ids, text_ids, tokenizer_of
 from triptych.runtime.gateway.scheduler_link import SchedulerLink
 from triptych.runtime.gateway.session import Session
+from triptych.runtime.gateway.speech import check_speech
 from triptych.runtime.gateway.text_pool import TextPool
+from triptych.runtime.gateway.transcript import Transcript
 from triptych.runtime.gateway.validate import build_request, check_envelope, deadline_of
+from triptych.runtime.gateway.windows import transcribe_windows
 from triptych.runtime.metrics.observer import RequestObserver
 from triptych.runtime.wire.auth import client_of
 from triptych.runtime.wire.rate import RateLimiter
@@ -89,6 +94,7 @@ class InferenceService:
             self._check_rate(context)
             check_envelope(request, self._model)
             asked = self._asked(request)
+            check_speech(request, asked, self._model)
             deadline = deadline_of(request, context.time_remaining(), self._config.default_timeout, arrived)
             with self._requests.enter(request.request_id) as entry:
                 write = seen.through(entry.public_id, context.write)
@@ -102,8 +108,11 @@ class InferenceService:
                             if asked:
                                 asked.clear()
                                 request = without_data(request)
-                            entry.pieces = holding.pieces
-                            await self._generate(request, write, entry, arrived, deadline, holding.media)
+                            if self._model.speech is not None:
+                                await self._transcribe(request, write, entry, arrived, deadline, holding.pieces)
+                            else:
+                                entry.pieces = holding.pieces
+                                await self._generate(request, write, entry, arrived, deadline, holding.media)
                 finally:
                     self._courier.forget(entry.internal_id)
             status = Status.OK
@@ -125,6 +134,29 @@ class InferenceService:
             raise InvalidRequestError(f"{asked[0].field}: {self._model.name} takes no media; expected text")
         return asked
 
+    async def _transcribe(
+        self,
+        request: pb.GenerateRequest,
+        write: Write,
+        entry: Entry,
+        arrived: float,
+        deadline: float,
+        pieces: Sequence[Piece],
+    ) -> None:
+        """A sound: each of its windows is a request of its own to the scheduler."""
+
+        async def window(index: int, piece: Piece, heard: Write) -> None:
+            with self._requests.part(entry) as part:
+                part.pieces = (piece,)
+                try:
+                    await self._generate(request, heard, part, arrived, deadline, (), piece)
+                finally:
+                    self._courier.forget(part.internal_id)
+
+        seconds = sum(piece.shape[0] for piece in pieces) / SAMPLE_RATE
+        transcript = Transcript(entry.public_id, len(pieces), seconds)
+        await transcribe_windows(pieces, window, transcript, write)
+
     async def _generate(
         self,
         request: pb.GenerateRequest,
@@ -133,6 +165,7 @@ class InferenceService:
         arrived: float,
         deadline: float,
         media: Sequence[Medium],
+        window: Piece | None = None,
     ) -> None:
         began = self._clock.now()
         build = partial(
@@ -144,6 +177,7 @@ class InferenceService:
             gateway=self._gateway,
             deadline=deadline,
             media=media,
+            window=window,
         )
         admitted = await entry.unless_failed(self._text.run(build, timeout=deadline - began))
         options = request.sampling
@@ -156,7 +190,7 @@ class InferenceService:
         )
         self._scheduler.check_backlog()
         away_since = None if self._scheduler.connected else self._clock.now()
-        media_time = began - arrived if media else 0.0
+        media_time = began - arrived if admitted.media else 0.0
         session = Session(admitted, entry.public_id, self._model, text, self._config, arrived, away_since, media_time)
         entry.live = LiveRequest(session, self._scheduler, self._clock, self._config.drain_grace, self._ended)
         await entry.live.deliver(write)
@@ -190,7 +224,9 @@ class InferenceService:
             eos_token_ids=model.eos_token_ids,
             has_chat_template=model.chat_template is not None,
             parameters=model.parameters,
-            media_kinds=[] if model.media is None or self._desk is None else [kind.value for kind in model.media.kinds],
+            media_kinds=[] if self._desk is None else [kind.value for kind in model.media_kinds],
+            transcribes=model.speech is not None,
+            languages=[] if model.speech is None else [code for code, _ in model.speech.tokens.languages],
             media_placeholder="" if model.media is None or self._desk is None else model.media.placeholder,
         )
 

@@ -14,9 +14,10 @@ from triptych.runtime.core.errors import DeadlineError, InvalidRequestError, Unk
 from triptych.runtime.core.request import Request
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.gateway.config import GatewayConfig
-from triptych.runtime.gateway.media.pieces import Medium
+from triptych.runtime.gateway.media.pieces import Medium, Piece
 from triptych.runtime.gateway.model import SamplingDefaults, ServedModel
 from triptych.runtime.gateway.prompt import prompt_ids
+from triptych.runtime.gateway.speech import speech_prompt
 
 MAX_REQUEST_ID = 128  # characters; ids appear in logs and in every token message
 MAX_CACHE_SALT = 1024  # characters; hashed into every page key
@@ -99,10 +100,20 @@ def build_request(
     gateway: str,
     deadline: float,
     media: Sequence[Medium] = (),
+    window: Piece | None = None,
 ) -> Request:
-    """The validated core request; call on a text thread, it tokenises. `media`: those of the request, processed. Raises InvalidRequestError."""
-    ids, items = prompt_ids(request, model, config.max_prompt_chars, media)
-    room = model.max_model_len - len(ids)
+    """The validated core request; call on a text thread, it tokenises. Raises InvalidRequestError.
+
+    Args:
+        media: those of the request, processed.
+        window: of a speech model, the part of its sound that this request is to transcribe.
+    """
+    if model.speech is not None and window is not None:
+        ids, items = speech_prompt(request, model.speech), (window.at(0),)
+        room = min(model.max_model_len - len(ids), model.speech.max_tokens)
+    else:
+        ids, items = prompt_ids(request, model, config.max_prompt_chars, media)
+        room = model.max_model_len - len(ids)
     if config.max_prompt_tokens is not None and len(ids) > config.max_prompt_tokens:
         raise InvalidRequestError(
             f"the prompt has {len(ids)} tokens; expected at most max_prompt_tokens ({config.max_prompt_tokens})"

@@ -13,6 +13,7 @@ from enum import Enum, auto
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.handle import Handle
 from triptych.runtime.core.instance import Role
+from triptych.runtime.core.media import MediaItem
 from triptych.runtime.core.request import Request, SampleState
 from triptych.runtime.core.tasks import (
     Accepted,
@@ -24,15 +25,15 @@ from triptych.runtime.core.tasks import (
     StartPrefill,
     TaskEnded,
 )
-from triptych.runtime.instance import positions, spans
+from triptych.runtime.instance import attending, positions, spans
 from triptych.runtime.instance.agreement import disagreement
-from triptych.runtime.instance.gathering import begin
+from triptych.runtime.instance.gathering import attend, begin
 from triptych.runtime.instance.lifecycle import Kind, State, Trigger
 from triptych.runtime.instance.messages import InstanceMessage, OpenStaging, Report
 from triptych.runtime.instance.resuming import least_pages, room, try_reserve
 from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.instance.state import InstanceState, end_task
-from triptych.runtime.instance.tasks import ROLES, DecodeTask, Fill, LocalTask, PrefillTask, Task, live_samples
+from triptych.runtime.instance.tasks import DecodeTask, EncodeTask, Fill, LocalTask, PrefillTask, Task, live_samples
 
 _PREFILLS, _DECODES = frozenset({Role.PREFILL}), frozenset({Role.DECODE})
 
@@ -40,8 +41,8 @@ KEY_BITS = 63  # a handle's key is random and unguessable; 63 bits fit every sig
 
 
 def reserve_decode(state: InstanceState, command: ReserveDecode, now: float) -> list[InstanceMessage]:
-    """Hold pages for the prompt and each live sample's outputs so far and next one, and a slot per live sample; or
-    refuse."""
+    """Hold pages for the prompt and each live sample's outputs so far and next one, a slot per live sample, and room for the media that it
+    attends to; or refuse."""
     request, resumed = command.request, command.resumed
     refused = _refusal(state, request, Role.DECODE, _DECODES, resumed)
     if refused is not None:
@@ -53,6 +54,8 @@ def reserve_decode(state: InstanceState, command: ReserveDecode, now: float) -> 
     if state.slots.free < slots:
         return [_refused(request, Role.DECODE, f"{slots} slots were asked for, {state.slots.free} are free")]
     sequence = _new_sequence(state, request)
+    if request.media and not attending.can_attend(state, request):
+        return [_refused(request, Role.DECODE, "too few pages are free for the media that it attends to")]
     cached = sequence.pin_prefix(len(request.prompt))
     if not try_reserve(state, sequence, *room(state.config, request, resumed)):
         sequence.evict()
@@ -73,6 +76,8 @@ def reserve_decode(state: InstanceState, command: ReserveDecode, now: float) -> 
     task.streams = state.streams_for(task)
     for stream in task.streams:
         state.seat(stream)
+    if request.media:
+        attend(state, task)
     state.add(task)
     return [Report(Granted(request.id, cached, request.attempt))]
 
@@ -219,7 +224,8 @@ def _queue(state: InstanceState, task: Task) -> None:
 
 
 def _new_sequence(state: InstanceState, request: Request) -> Sequence:
-    return Sequence(state.memory, list(request.prompt), state.memory.roots(request.cache_salt), request.media)
+    names = tuple(item.hash for item in spans.attended(request.media)) if request.media else ()
+    return Sequence(state.memory, list(request.prompt), state.memory.roots(request.cache_salt, names), request.media)
 
 
 def _refusal(
@@ -230,7 +236,10 @@ def _refusal(
     held = conflict(state, request, role)
     if held is not None:
         return held
-    media = _media_difference(state, request) if request.media and Role.PREFILL in roles else None
+    held_here = request.media if Role.PREFILL in roles else spans.attended(request.media) if request.media else ()
+    media = _media_difference(state, request, held_here) if held_here else None
+    if media is None and request.media and roles == _DECODES:
+        media = attending.difference(state, request)
     if role is Role.DECODE:
         slots, pages = len(live_samples(request, resumed)), least_pages(config, request, resumed)
     else:
@@ -259,33 +268,33 @@ def _refusal(
     return Refused(request.id, role, reason, permanent=True, attempt=request.attempt)
 
 
-def conflict(state: InstanceState, request: Request, role: Role) -> Refused | None:
-    """Why `request` cannot have another task of `role` here now, if so."""
-    for other in ROLES:
-        live = state.tasks.get((request.id, other))
-        if live is not None and (other is role or live.request.attempt > request.attempt):
-            reason = f"request {request.id} already has a {other} task here, of attempt {live.request.attempt}"
-            return Refused(request.id, role, reason, attempt=request.attempt)
+def conflict(state: InstanceState, request: Request, role: Role, for_decode: bool = False) -> Refused | None:
+    """Why `request` cannot have another task of `role` here now, if so. `for_decode` tells its two encode tasks apart."""
+    for live in state.tasks_of(request.id):
+        same = live.role is role and (not isinstance(live, EncodeTask) or live.for_decode is for_decode)
+        if same or live.request.attempt > request.attempt:
+            reason = f"request {request.id} already has a {live.role} task here, of attempt {live.request.attempt}"
+            return Refused(request.id, role, reason, attempt=request.attempt, for_decode=for_decode)
     return None
 
 
-def _media_difference(state: InstanceState, request: Request) -> str | None:
-    """Why the media of `request` can never be taken, if so."""
+def _media_difference(state: InstanceState, request: Request, items: tuple[MediaItem, ...]) -> str | None:
+    """Why `items` of `request`, whose embeddings are needed here, can never be taken, if so."""
     media = state.media
     if media is None:
-        return f"the prompt has {len(request.media)} media items; instance {state.ref.id} takes none"
-    pages = sum(media.store.pages_for(tokens) for tokens in {item.hash: item.tokens for item in request.media}.values())
+        return f"{len(items)} media items are needed to compute it; instance {state.ref.id} takes none"
+    pages = sum(media.store.pages_for(tokens) for tokens in {item.hash: item.tokens for item in items}.values())
     if pages > media.store.usable_pages:
         return f"the media need {pages} pages of embeddings; the instance has {media.store.usable_pages}"
-    wrong = spans.difference(request.media, len(request.prompt)) or disagreement(media, request.media)
+    wrong = spans.difference(request.media, len(request.prompt)) or disagreement(media, items)
     return positions.difference(request.media) if wrong is None and state.config.mrope else wrong
 
 
 def _queue_full(state: InstanceState, request: Request, role: Role) -> Refused | None:
     """Those that wait beside the queue for media keep out others with media only."""
     waiting = len(state.waiting)
-    if request.media and state.media is not None:
-        waiting = max(waiting, len(state.media.beside))
+    if request.media and state.media is not None and len(state.media.beside) >= state.config.max_waiting:
+        waiting = max(waiting, len(state.media.prompts_beside()))
     if waiting < state.config.max_waiting:
         return None
     reason = f"{waiting} sequences wait here already (max_waiting {state.config.max_waiting})"

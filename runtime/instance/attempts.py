@@ -12,12 +12,12 @@ from triptych.runtime.core.tasks import AbortTask, HeldTask
 from triptych.runtime.instance.lifecycle import Kind, State, Trigger
 from triptych.runtime.instance.messages import InstanceMessage
 from triptych.runtime.instance.state import InstanceState, end_task
-from triptych.runtime.instance.tasks import ROLES, Task
+from triptych.runtime.instance.tasks import EncodeTask, Task
 
 
 def supersede(state: InstanceState, request: Request) -> list[InstanceMessage]:
     """End what is left of earlier attempts of `request`, which begins here."""
-    older = [task for task in _tasks(state, request.id) if task.request.attempt < request.attempt]
+    older = [task for task in state.tasks_of(request.id) if task.request.attempt < request.attempt]
     if not older:
         return []
     reason = f"attempt {request.attempt} of the request began"
@@ -28,8 +28,10 @@ def abort(state: InstanceState, command: AbortTask) -> list[InstanceMessage]:
     """End the tasks that are meant. One that is not here (it ended, or is of another attempt) is not answered."""
     tasks = [
         task
-        for task in _tasks(state, command.request)
-        if command.role in (None, task.role) and command.attempt in (None, task.request.attempt)
+        for task in state.tasks_of(command.request)
+        if command.role in (None, task.role)
+        and command.attempt in (None, task.request.attempt)
+        and (not isinstance(task, EncodeTask) or command.for_decode in (None, task.for_decode))
     ]
     if not tasks:
         state.stale += 1
@@ -46,6 +48,7 @@ def held(state: InstanceState) -> tuple[HeldTask, ...]:
             None if task.kind is Kind.LOCAL else task.role,
             task.request.gateway,
             _runs(state, task),
+            isinstance(task, EncodeTask) and task.for_decode,
         )
         for task in state.tasks.values()
     )
@@ -56,7 +59,3 @@ def _runs(state: InstanceState, task: Task) -> bool:
     if task.kind is Kind.LOCAL:
         return state.media is None or not state.media.waits(task)
     return task.state is State.DECODING
-
-
-def _tasks(state: InstanceState, request: str) -> list[Task]:
-    return [task for role in ROLES if (task := state.tasks.get((request, role))) is not None]

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from triptych.runtime.core.instance import Role
 from triptych.runtime.instance.gathering import coming
-from triptych.runtime.instance.lifecycle import State
+from triptych.runtime.instance.lifecycle import Kind, State
 from triptych.runtime.instance.media import MediaMemory
 from triptych.runtime.instance.sequence import Sequence
+from triptych.runtime.instance.spans import attended
 from triptych.runtime.instance.state import InstanceState
-from triptych.runtime.instance.tasks import EncodeTask, Task
+from triptych.runtime.instance.tasks import EncodeTask, Task, TaskKey
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Resources:
     reserved_pages: int
     free_slots: int
     staged_keys: tuple[int, ...]
-    tasks: tuple[tuple[str, Role], ...]
+    tasks: tuple[TaskKey, ...]
     waiting: int
     running: int
     in_flight: int
@@ -133,12 +133,21 @@ def _audit_media(state: InstanceState, media: MediaMemory) -> None:
         _expect(
             fill.sequence.number == number and fill.task is state.tasks.get(fill.task.key), "a gathering of no task"
         )
+        _expect(fill.sequence in _sequences(fill.task), "a gathering of a sequence that nobody has")
         queued = number in state.waiting or number in state.filling
-        _expect(queued != gathering.beside, "a gathering is neither beside the queue nor in it, or both")
+        _expect(not (queued and gathering.beside), "a gathering is beside the queue and in it")
+        if gathering.ends or fill.task.kind is Kind.PREFILL:
+            _expect(
+                queued != gathering.beside,
+                "what takes places is held for a prompt that is neither waiting nor computed",
+            )
         _expect(gathering.beside or gathering.holds, "a prompt was queued without its embeddings")
         _expect(
-            bool(gathering.sizes) and gathering.sizes.keys() == gathering.index.keys() == gathering.ends.keys(), "sizes"
+            bool(gathering.sizes) and gathering.sizes.keys() == gathering.index.keys() >= gathering.ends.keys(), "sizes"
         )
+        attending = {item.hash for item in attended(fill.sequence.media)}
+        _expect(gathering.sizes.keys() - gathering.ends.keys() == attending, "what is attended to is not held")
+        _expect(len(gathering.attended) == (len(attended(fill.sequence.media)) if gathering.holds else 0), "attended")
         for name in gathering.sizes if gathering.holds else ():
             holders.setdefault(name, set()).add(gathering)
     for task in tasks:
@@ -164,6 +173,13 @@ def _audit_media(state: InstanceState, media: MediaMemory) -> None:
         by_item == {(name, serial) for name in media.encoders for serial in media.encoders[name]}, "who encodes what"
     )
     _expect(all(task in tasks for task in media.wanters.values()), "an item is wanted for a task that has ended")
+    for task in tasks:
+        if attended(task.request.media) and task.kind in (Kind.DECODE, Kind.LOCAL):
+            for sequence in _sequences(task):
+                gathering = media.gatherings.get(sequence.number)
+                _expect(gathering is not None, "a sequence does not hold what it attends to")
+    for task in media.imported:
+        _expect(task in tasks and media.waits(task), "KV waits for media that nobody waits for")
     _expect(all(entry.holders == holders.get(name) for name, entry in media.store.entries.items()), "holders differ")
     _expect(holders.keys() == media.store.entries.keys(), "an item is held that has no entry")
     for entry in media.store.entries.values():

@@ -25,6 +25,7 @@ class InstanceConfig:
         groups: KV groups by name, each with its own block table and prefix keys.
         export_pages: pages per Export; only the last one of a prompt may have fewer.
         eos_ids: token ids that end a generation unless `ignore_eos`.
+        forbidden_first: token ids that no output begins with.
         prefix_cache: whether pages of committed tokens are kept for later requests.
         switchable: roles beyond `roles` that it can take on (`InstanceCore.switch`).
         media_pages: pages of the media pool, its null page included; 0: it takes no media.
@@ -49,6 +50,7 @@ class InstanceConfig:
     groups: tuple[str, ...] = ("self",)
     export_pages: int = 8
     eos_ids: tuple[int, ...] = ()
+    forbidden_first: tuple[int, ...] = ()
     prefix_cache: bool = True
     switchable: frozenset[Role] = frozenset()
     media_pages: int = 0

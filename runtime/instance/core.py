@@ -6,8 +6,8 @@ composer.py), and every full page is exported in the plan that fills it; the res
 tokens, which go to the gateway, and the final record (results.py); the pages stay until the puller released them or its
 lease ran out (expiry.py). On the decode side: ReserveDecode holds pages and slots, StartDecode pulls, Imported turns
 the reservation into streams (importing.py), each decodes a token a step until it ends (termination.py) or is preempted
-(preemption.py). StartLocal is both without a transfer. A prompt with media waits beside the queue for their embeddings
-(gathering.py), which an encode task has staged on this instance or another one (encoding.py); both share one store
+(preemption.py). StartLocal is both without a transfer. A prompt with media, or a reservation that attends to some, waits beside the
+queue for their embeddings (gathering.py), which an encode task has staged on this instance or another one (encoding.py); both share one store
 (media.py, embeddings.py).
 
 What the shell promises, on its one device loop:
@@ -157,17 +157,19 @@ class InstanceCore:
 
     def _tend_media(self, now: float) -> list[InstanceMessage]:
         """What follows for media once something has changed. Ends: each round ends a task, moves one on, or changes nothing."""
-        state, messages = self._state, []
+        state = self._state
+        messages = renewing.make_room(state, now)
         while state.media is not None and state.media.stirred:
             state.media.stirred = False
             messages += encoding.tend(state, now)
             messages += gathering.gather(state)
+            messages += importing.gathered(state)
         return [*messages, *renewing.renew(state, now)]
 
     def load(self) -> Load:
         """How busy the instance is; cheap enough for every heartbeat."""
         state, media = self._state, self._state.media
-        beside = [gathering.fill for gathering in media.beside] if media is not None else []
+        beside = [gathering.fill for gathering in media.prompts_beside()] if media is not None else []
         waiting = [*state.waiting.values(), *beside]
         return Load(
             running=len(state.running) + len(state.filling),

@@ -61,14 +61,18 @@ class EmbeddingStore:
             if name not in self.entries and self._cached(name, tokens) is None
         )
 
-    def can_hold(self, sizes: Mapping[str, int]) -> bool:
-        """Whether there is room for all of these at once."""
+    def taken(self, sizes: Mapping[str, int]) -> int:
+        """Available pages that `hold` would take."""
         revived = sum(
             self.pages_for(tokens)
             for name, tokens in sizes.items()
             if name not in self.entries and self._cached(name, tokens) is not None
         )
-        return self.missing(sizes) + revived <= self.pool.available
+        return self.missing(sizes) + revived
+
+    def can_hold(self, sizes: Mapping[str, int]) -> bool:
+        """Whether there is room for all of these at once."""
+        return self.taken(sizes) <= self.pool.available
 
     def hold(self, holder: object, sizes: Mapping[str, int]) -> None:
         """Give `holder` a hold on every item: entries that exist, cached ones (ready), or fresh pages. The caller has checked `can_hold`."""

@@ -53,6 +53,7 @@ def start_encode(state: InstanceState, command: StartEncode, now: float) -> list
         sizes={item.hash: item.tokens for item in items},
         pixel_seconds=command.ttl,
         pixels_by=now + command.ttl,
+        for_decode=command.for_decode,
     )
     store = media.store
     here = {name: tokens for name, tokens in task.sizes.items() if store.resident(name, tokens)}
@@ -70,7 +71,7 @@ def start_encode(state: InstanceState, command: StartEncode, now: float) -> list
     pages = sum(store.pages_for(item.tokens) for item in items)
     handle = Handle(state.ref, config.address, key, config.media_digest)
     opened = OpenStaging(request.id, key, pages * config.page_size, 0, pages, Pool.MEDIA)
-    return [opened, Report(EncodeStaged(request.id, handle, lacking, request.attempt))]
+    return [opened, Report(EncodeStaged(request.id, handle, lacking, request.attempt, task.for_decode))]
 
 
 def media_arrived(state: InstanceState, name: str, now: float) -> list[InstanceMessage]:
@@ -178,12 +179,12 @@ def encoded(media: MediaMemory, entries: list[Entry]) -> None:
 
 def _refusal(state: InstanceState, command: StartEncode) -> Refused | None:
     request, config, media = command.request, state.config, state.media
-    held = conflict(state, request, Role.ENCODE)
+    held = conflict(state, request, Role.ENCODE, command.for_decode)
     if held is not None:
         return held
     if Role.ENCODE not in config.roles or media is None:
         reason = f"instance {state.ref.id} has roles {', '.join(sorted(config.roles))}; encode needed"
-        return Refused(request.id, Role.ENCODE, reason, permanent=True, attempt=request.attempt)
+        return _refused(command, reason, permanent=True)
     known = len(request.media)
     wrong = difference(request.media, len(request.prompt))
     if wrong is None and not (command.items and all(0 <= index < known for index in command.items)):
@@ -198,11 +199,16 @@ def _refusal(state: InstanceState, command: StartEncode) -> Refused | None:
         else:
             wrong = disagreement(media, items)
     if wrong is not None:
-        return Refused(request.id, Role.ENCODE, wrong, permanent=True, attempt=request.attempt)
+        return _refused(command, wrong, permanent=True)
     if len(media.encoding) >= config.max_waiting:
         reason = f"{len(media.encoding)} encode tasks wait here already (max_waiting {config.max_waiting})"
-        return Refused(request.id, Role.ENCODE, reason, attempt=request.attempt)
+        return _refused(command, reason)
     return None
+
+
+def _refused(command: StartEncode, reason: str, *, permanent: bool = False) -> Refused:
+    request = command.request
+    return Refused(request.id, Role.ENCODE, reason, permanent, request.attempt, command.for_decode)
 
 
 def _admit(state: InstanceState, media: MediaMemory, now: float) -> list[InstanceMessage]:
@@ -255,7 +261,7 @@ def _stage(state: InstanceState, media: MediaMemory, task: EncodeTask, now: floa
     request = task.request
     messages: list[InstanceMessage] = [
         CompleteStaging(task.staging_key, None, Pool.MEDIA),
-        Report(EncodeDone(request.id, task.encoded, times, request.attempt)),
+        Report(EncodeDone(request.id, task.encoded, times, request.attempt, task.for_decode)),
     ]
     if task.released:
         return messages + end_task(state, task, Trigger.RELEASED)

@@ -4,7 +4,7 @@ nobody pulls, waiting for pixels that do not come."""
 from __future__ import annotations
 
 from triptych.runtime.core.errors import Status
-from triptych.runtime.instance.lifecycle import State, Trigger
+from triptych.runtime.instance.lifecycle import Kind, State, Trigger
 from triptych.runtime.instance.messages import InstanceMessage, LeaseExtended, StagedReleased
 from triptych.runtime.instance.state import InstanceState, end_task
 from triptych.runtime.instance.tasks import DecodeTask, EncodeTask, StagingTask, Task
@@ -29,15 +29,25 @@ def expire(state: InstanceState, now: float) -> list[InstanceMessage]:
 
 def _make_room(state: InstanceState, task: EncodeTask, now: float) -> list[InstanceMessage]:
     """Nothing was pulled for as long as a lease, and `task` has no room: of what is staged for pullers that have none themselves the youngest
-    gives way. One of these may be waiting, in the end, for `task`."""
+    gives way, or else of the decode tasks whose samples wait for KV and hold what they attend to. One of these may be waiting, in the end, for `task`."""
     if task.room_by is None or task.room_by > now:
         return []
-    staged = [other for other in state.staged.values() if isinstance(other, EncodeTask) and other.waited_for]
-    if not staged:
+    staged: list[Task] = [
+        other for other in state.staged.values() if isinstance(other, EncodeTask) and other.waited_for
+    ]
+    waiting = [
+        fill.task
+        for number, fill in state.waiting.items()
+        if fill.task.kind is Kind.DECODE and state.media is not None and number in state.media.gatherings
+    ]
+    if not staged and not waiting:
         return []
     task.room_by = now + task.lease_seconds
     reason = "its puller had no room for it for as long as a lease, and others need the room"
-    return end_task(state, max(staged, key=lambda other: other.serial), Trigger.FAILED, Status.UNAVAILABLE, reason)
+    if not staged:
+        reason = "a sample of it waits for KV, and others need the room of what it attends to"
+    youngest = max(staged or waiting, key=lambda other: other.serial)
+    return end_task(state, youngest, Trigger.FAILED, Status.UNAVAILABLE, reason)
 
 
 def _expired(task: Task, now: float) -> tuple[Status, str] | None:

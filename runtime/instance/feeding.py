@@ -1,6 +1,7 @@
-"""Where a prompt's embeddings come from: FeedMedia, pulls, and what is done when they fail.
+"""Where the embeddings come from that a task needs: FeedMedia, pulls, and what is done when they fail.
 
-A feed is used as soon as the prompt holds pages for what it still lacks. Staged on another instance, it is pulled whole, straight
+The task is one whose prompt is computed here, or a decode task that attends to media: what is said of prompts holds of both. A feed is used as
+soon as the prompt holds pages for what it still lacks. Staged on another instance, it is pulled whole, straight
 into the store; encoded on this one, nothing is pulled: the prompt takes over the entries, and the encode task ends. What does
 not come is wanted again (gathering.py), a few times.
 """
@@ -27,7 +28,7 @@ MAX_TRIES = 3
 def feed_media(state: InstanceState, command: FeedMedia) -> list[InstanceMessage]:
     """Note where embeddings will be. Without a prompt that waits for any (it ended, or all came otherwise) the source is not
     used: its lease or the scheduler ends it."""
-    task = _prompt_task(state, command.request, command.attempt)
+    task = _needing(state, command.request, command.attempt)
     media = state.media
     if task is None or media is None:
         state.stale += 1
@@ -197,18 +198,18 @@ def _missed(state: InstanceState, task: Task, names: Iterable[str], reason: str)
     return []
 
 
-def _prompt_task(state: InstanceState, request: str, attempt: int) -> Task | None:
-    """The task of this attempt that computes the prompt here."""
+def _needing(state: InstanceState, request: str, attempt: int) -> Task | None:
+    """The task of this attempt that may need embeddings here: the one that computes the prompt, or a decode task that attends to some."""
     for role in (Role.PREFILL, Role.DECODE):
         task = state.tasks.get((request, role))
-        if task is not None and task.kind is not Kind.DECODE and task.request.attempt == attempt:
+        if task is not None and task.request.attempt == attempt and (task.kind is not Kind.DECODE or task.media):
             return task
     return None
 
 
 def _pulled(state: InstanceState, request: str, key: int, attempt: int) -> tuple[MediaMemory, Task, Feed] | None:
     """The feed whose pull has ended; it is the task's no more. None if the pull was cancelled before."""
-    task, media = _prompt_task(state, request, attempt), state.media
+    task, media = _needing(state, request, attempt), state.media
     if task is not None and task.media is not None and media is not None:
         feed = task.media.feeds.get(key)
         if feed is not None and feed.pages is not None:

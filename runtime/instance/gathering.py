@@ -1,6 +1,8 @@
-"""Prompts with media: what they need, whom they ask for it, and when they may be queued.
+"""Sequences with media: what they need, whom they ask for it, and when they may be queued.
 
-A prompt of which some item is not covered by the prefix cache goes beside the queue (media.Gathering). What the store lacks
+A prompt of which some item is not covered by the prefix cache, or that attends to some, goes beside the queue (media.Gathering). A decode task
+that attends to media gathers them as soon as it is reserved; it has room for them from the start, and its samples go on when its KV is there too
+(importing.py). What the store lacks
 and nobody is bringing is reported in MediaWanted; feeding.py brings it. What another task brings is waited for, and wanted by
 whoever is left if that task ends. `gather` looks, in order of age, at the prompts that something happened to (beside.py); whatever changes
 something only says so (`MediaMemory.stirred`, `touch`), and InstanceCore calls it once the event is done.
@@ -13,32 +15,60 @@ from triptych.runtime.instance.feeding import settle_feeds, use_feeds
 from triptych.runtime.instance.lifecycle import Kind
 from triptych.runtime.instance.media import Gathering, MediaMemory
 from triptych.runtime.instance.messages import InstanceMessage, Report
+from triptych.runtime.instance.spans import attended, needed
 from triptych.runtime.instance.state import InstanceState
-from triptych.runtime.instance.tasks import Fill, PromptMedia
+from triptych.runtime.instance.tasks import DecodeTask, Fill, PromptMedia
 
 
 def begin(state: InstanceState, fill: Fill) -> bool:
-    """Put `fill` beside the queue if it needs embeddings, because the prefix cache does not cover its media; else False, and it may be queued.
+    """Put `fill` beside the queue if it needs embeddings that it does not hold; else False, and it may be queued.
 
-    A sample that decodes elsewhere than its prompt was computed cannot get any: it is queued, and admission decides.
+    A sample that decodes elsewhere than its prompt was computed has what it attends to, and can get nothing else: it is queued, and admission
+    decides.
     """
     media, sequence, task = state.media, fill.sequence, fill.task
-    if media is None or not sequence.media or task.kind is Kind.DECODE:
+    if media is None or not sequence.media:
+        return False
+    if task.kind is Kind.DECODE:
+        media.keep(fill)
         return False
     cached = 0 if fill.score is not None else sequence.cached_prefix(len(sequence.tokens) - 1)
-    gathering = Gathering(fill, {}, {}, {})
-    for index, item in enumerate(sequence.media):
-        if item.end > cached:
-            gathering.sizes[item.hash] = item.tokens
-            gathering.index.setdefault(item.hash, index)
-            gathering.ends[item.hash] = item.end
+    gathering = _gathering(fill, cached)
+    if media.holds(gathering):
+        media.keep(fill)
+        return False
+    media.forget(sequence.number)
     if not gathering.sizes:
         return False
     if task.media is None:
         task.media = PromptMedia()
-    media.forget(sequence.number)
     media.wait(gathering)
     return True
+
+
+def attend(state: InstanceState, task: DecodeTask) -> None:
+    """The reserved `task` takes room for what it attends to (attending.can_attend) and wants what is not there."""
+    media, sequence = state.media, task.sequence
+    if media is None or sequence is None or not attended(sequence.media):
+        return
+    task.media = PromptMedia()
+    gathering = _gathering(Fill(task, sequence, task.streams, False), len(task.request.prompt))
+    media.wait(gathering)
+    media.hold(gathering)
+
+
+def _gathering(fill: Fill, cached: int) -> Gathering:
+    """Of everything that `fill` needs with its first `cached` tokens in the prefix cache."""
+    gathering, media = Gathering(fill, {}, {}, {}), fill.sequence.media
+    attending = {item.hash for item in attended(media)}
+    for item in needed(media, cached):
+        gathering.sizes[item.hash] = item.tokens
+        if item.hash not in attending:
+            gathering.ends[item.hash] = item.end
+    for index, item in enumerate(media):
+        if item.hash in gathering.sizes:
+            gathering.index.setdefault(item.hash, index)
+    return gathering
 
 
 def gather(state: InstanceState) -> list[InstanceMessage]:
@@ -57,7 +87,8 @@ def gather(state: InstanceState) -> list[InstanceMessage]:
         if gathering.holds and all(map(media.store.is_ready, gathering.sizes)):
             gathering.beside = False
             media.beside.remove(gathering)
-            _queue(state, gathering.fill)
+            if gathering.fill.task.kind is not Kind.DECODE:
+                _queue(state, gathering.fill)
             messages += settle_feeds(state, gathering.fill.task)
         elif gathering.holds or not gathering.asked:
             messages += _ask(media, gathering)
@@ -67,23 +98,13 @@ def gather(state: InstanceState) -> list[InstanceMessage]:
 def _give_room(media: MediaMemory) -> None:
     """First come, first served; but what needs no new page takes nothing from those before it."""
     while (first := media.beside.first_roomless) is not None and media.store.can_hold(first.sizes):
-        _hold(media, first)
+        media.hold(first)
     looked: set[int] = set()
     while others := [gathering for gathering in media.beside.touched if id(gathering) not in looked]:
         for gathering in others:
             looked.add(id(gathering))
             if not gathering.holds and not media.store.missing(gathering.sizes):
-                _hold(media, gathering)
-
-
-def _hold(media: MediaMemory, gathering: Gathering) -> None:
-    """Pages for all that it needs. Where an entry is new, others that need the same need no page for it any more."""
-    fresh = [name for name in gathering.sizes if name not in media.store.entries]
-    media.counts.found += sum(media.store.resident(*size) for size in gathering.sizes.items())
-    media.store.hold(gathering, gathering.sizes)
-    media.beside.got_room(gathering)
-    for name in fresh:
-        media.touch(name)
+                media.hold(gathering)
 
 
 def _ask(media: MediaMemory, gathering: Gathering) -> list[InstanceMessage]:

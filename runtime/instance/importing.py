@@ -1,7 +1,7 @@
 """Decode side of a transfer: from the reservation to streams that decode.
 
 Until `Imported` the pages belong to the reservation alone and nothing of them enters the prefix index. Then the prompt
-is committed and its samples go on (resuming.py).
+is committed and its samples go on (resuming.py): at once, or when the media are here that it attends to (gathering.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from triptych.runtime.instance.lifecycle import State, Trigger
 from triptych.runtime.instance.messages import Imported, ImportFailed, InstanceMessage, Report, StartPull
 from triptych.runtime.instance.resuming import go_on
 from triptych.runtime.instance.state import InstanceState, end_task
-from triptych.runtime.instance.tasks import DecodeTask
+from triptych.runtime.instance.tasks import DecodeTask, Task
 
 
 def start_decode(state: InstanceState, command: StartDecode) -> list[InstanceMessage]:
@@ -59,6 +59,23 @@ def imported(state: InstanceState, event: Imported) -> list[InstanceMessage]:
         return end_task(
             state, task, Trigger.FAILED, Status.FAILED_PRECONDITION, f"the continuation does not fit: {wrong}"
         )
+    if state.media is not None and state.media.waits(task):
+        state.media.imported[task] = event
+        return []
+    return _go_on(state, task, event)
+
+
+def gathered(state: InstanceState) -> list[InstanceMessage]:
+    """Decode tasks whose KV came first, and whose media are all here now, go on."""
+    media = state.media
+    assert media is not None
+    messages: list[InstanceMessage] = []
+    for task in [task for task in media.imported if not media.waits(task)]:
+        messages += _go_on(state, task, media.imported.pop(task))
+    return messages
+
+
+def _go_on(state: InstanceState, task: Task, event: Imported) -> list[InstanceMessage]:
     task.advance(Trigger.IMPORTED)
     sequence, task.sequence = task.sequence, None
     assert sequence is not None

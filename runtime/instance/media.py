@@ -4,7 +4,7 @@ Both sides of a transfer meet here, on an instance with both roles in one store:
 and stage them, prompts (gathering.py, feeding.py) hold them until they are computed. A Gathering is one sequence's needs. It goes
 *beside* the queue at first; once it *holds* every entry that it needs, all at once and in order of age, it waits for those
 that are not ready, and then its sequence joins the queue. What waits for room holds nothing, so two prompts never wait for
-each other's pages.
+each other's pages. What all its tokens attend to a sequence holds as long as it lives, and when it is forked each of the two does.
 
 Who brings an item that is needed is known at any time: an encode task here, a pull, or the task that last reported it in
 MediaWanted (`wanters`). Where nobody does, gathering.py wants it again. `stirred` says that something changed, so that both
@@ -20,24 +20,29 @@ from triptych.runtime.core.media import MediaItem
 from triptych.runtime.instance.beside import Beside
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.embeddings import EmbeddingStore, Entry
-from triptych.runtime.instance.messages import CancelPull, InstanceMessage
-from triptych.runtime.instance.plan import Embedded, Pool
+from triptych.runtime.instance.lifecycle import Kind
+from triptych.runtime.instance.messages import CancelPull, Imported, InstanceMessage
+from triptych.runtime.instance.plan import Attended, Embedded, Pool
 from triptych.runtime.instance.positions import places
-from triptych.runtime.instance.spans import overlapping
-from triptych.runtime.instance.tasks import EncodeTask, Feed, Fill, Task
+from triptych.runtime.instance.sequence import Sequence
+from triptych.runtime.instance.spans import attended, needed, overlapping
+from triptych.runtime.instance.tasks import EncodeTask, Feed, Fill, Stream, Task
 
 
 @dataclass(eq=False, slots=True)
 class Gathering:
-    """The embeddings that one sequence needs, until the last token of each item is in a plan.
+    """The embeddings that one sequence needs: until the last token of each item is in a plan or, of an item that all attend to, until nothing
+    is computed of the sequence any more.
 
     Attributes:
+        fill: what is to be computed; of a sequence that decodes: what would be, were it preempted.
         sizes: embeddings of each item that is still needed, by hash.
         index: index of the first item of each hash in request.media.
-        ends: first token behind the last item of each hash.
+        ends: first token behind the last item of each hash; what is attended to is not in it.
         beside: the sequence waits beside the queue.
         holds: it holds an entry for each of `sizes`.
         asked: what was not here was wanted.
+        attended: for rows of the sequence, once it holds the entries.
     """
 
     fill: Fill
@@ -47,6 +52,7 @@ class Gathering:
     beside: bool = True
     holds: bool = False
     asked: bool = False
+    attended: tuple[Attended, ...] = ()
 
 
 @dataclass(slots=True)
@@ -68,8 +74,10 @@ class MediaMemory:
         beside: those of them whose sequences wait beside the queue.
         encoding: encode tasks of which something is not encoded or not offered yet, by serial, oldest first.
         encoders: the same ones by the items that they have, by hash.
-        wanters: by hash, the prompt's task that last reported it in MediaWanted and has it not yet.
+        wanters: by hash, the task that last reported it in MediaWanted and has it not yet.
+        imported: decode tasks whose KV came before their media, with what was said of it.
         renew_at: when owners of what is waited for are told again (renewing.py).
+        roomless: the oldest without room when that was looked at last, and since when it is.
     """
 
     def __init__(self, config: InstanceConfig):
@@ -82,9 +90,11 @@ class MediaMemory:
         self.encoding: dict[int, EncodeTask] = {}
         self.encoders: dict[str, dict[int, EncodeTask]] = {}
         self.wanters: dict[str, Task] = {}
+        self.imported: dict[Task, Imported] = {}
         self.counts = MediaCounts()
         self.stirred = False
         self.renew_at = float("-inf")
+        self.roomless: tuple[Gathering, float] | None = None
 
     @property
     def waiting_patches(self) -> int:
@@ -103,8 +113,12 @@ class MediaMemory:
         self.beside.add(gathering)
         self.stirred = True
 
+    def prompts_beside(self) -> list[Gathering]:
+        """As `beside`, without reservations: those wait for their KV, too, and in no queue."""
+        return [gathering for gathering in self.beside if gathering.fill.task.kind is not Kind.DECODE]
+
     def waits(self, task: Task) -> bool:
-        """Whether a sequence of `task` waits beside the queue."""
+        """Whether a sequence of `task` waits for embeddings, beside the queue."""
         return any(gathering.fill.task is task for gathering in self.beside.of_request(task.request.id))
 
     def waiting(self, task: Task, name: str) -> list[Gathering]:
@@ -149,15 +163,60 @@ class MediaMemory:
 
     def lacks(self, fill: Fill, cached: int) -> bool:
         """Whether `fill`, with its first `cached` tokens in the prefix cache, needs embeddings that it does not hold."""
-        media = fill.sequence.media
-        if not media or media[-1].end <= cached:
-            return False
         gathering = self.gatherings.get(fill.sequence.number)
         held = gathering.sizes if gathering is not None and gathering.holds else {}
         return any(
-            item.hash not in held or not self.store.is_ready(item.hash)
-            for item in overlapping(media, cached, media[-1].end)
+            item.hash not in held or not self.store.is_ready(item.hash) for item in needed(fill.sequence.media, cached)
         )
+
+    def hold(self, gathering: Gathering) -> None:
+        """Take the entries of all that it needs, for which there is room. Where one is new, others that need the same need no page for it any
+        more."""
+        store = self.store
+        fresh = [name for name in gathering.sizes if name not in store.entries]
+        self.counts.found += sum(store.resident(*size) for size in gathering.sizes.items())
+        store.hold(gathering, gathering.sizes)
+        self.beside.got_room(gathering)
+        gathering.attended = tuple(
+            Attended(item.tokens, store.entries[item.hash].pages) for item in attended(gathering.fill.sequence.media)
+        )
+        for name in fresh:
+            self.touch(name)
+
+    def holds(self, wanted: Gathering) -> bool:
+        """Whether the sequence of `wanted` holds all of it, and it attends to some: who does not asks for the rest and this at once."""
+        held = self.gatherings.get(wanted.fill.sequence.number)
+        if held is None or not held.attended or not wanted.sizes.keys() <= held.sizes.keys():
+            return False
+        return all(map(self.store.is_ready, wanted.sizes))
+
+    def keep(self, fill: Fill) -> None:
+        """What the sequence of `fill` holds is kept for `fill`: it was preempted."""
+        gathering = self.gatherings.get(fill.sequence.number)
+        if gathering is not None:
+            gathering.fill = fill
+
+    def share(self, sequence: Sequence, streams: tuple[Stream, ...]) -> None:
+        """`streams` go on with `sequence` and forks of it: each holds what all tokens attend to."""
+        gathering = self.gatherings.get(sequence.number)
+        if gathering is None:
+            return
+        for stream in streams:
+            own = stream.sequence
+            assert own is not None
+            fill = Fill(stream.task, own, (stream,), True)
+            if own is sequence:
+                gathering.fill = fill
+                continue
+            twin = Gathering(fill, dict(gathering.sizes), dict(gathering.index), dict(gathering.ends), beside=False)
+            twin.holds, twin.attended = True, gathering.attended
+            self.gatherings[own.number] = twin
+            self.store.hold(twin, twin.sizes)
+
+    def attended(self, sequence: Sequence) -> tuple[Attended, ...]:
+        """What rows of `sequence` attend to."""
+        gathering = self.gatherings.get(sequence.number)
+        return () if gathering is None else gathering.attended
 
     def embedded(self, fill: Fill, start: int, end: int) -> tuple[Embedded, ...]:
         """The runs of tokens [start, end) whose embeddings the row takes from the media pool."""
@@ -185,7 +244,7 @@ class MediaMemory:
             del self.gatherings[number]
 
     def forget(self, number: int) -> None:
-        """A sequence needs nothing any more: it was given up or preempted."""
+        """A sequence needs nothing any more: it was given up, or needs other things than before."""
         gathering = self.gatherings.pop(number, None)
         if gathering is not None:
             self.beside.remove(gathering)
@@ -206,6 +265,7 @@ class MediaMemory:
                 self.touch(name)
             self.beside.touch_request(task.request.id)
         elif task.media is not None:
+            self.imported.pop(task, None)
             for key, feed in task.media.feeds.items():
                 if feed.pages is not None:
                     messages.append(CancelPull(task.request.id, Pool.MEDIA, key))
@@ -258,5 +318,6 @@ class MediaMemory:
     def _let_go(self, gathering: Gathering, name: str) -> None:
         if gathering.holds:
             self.store.drop(gathering, name)
-        del gathering.sizes[name], gathering.index[name], gathering.ends[name]
+        del gathering.sizes[name], gathering.index[name]
+        gathering.ends.pop(name, None)
         self.stirred = True

@@ -6,7 +6,7 @@ from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.pages import PagePool
 from triptych.runtime.instance.prefix import PrefixIndex, root_key
 
-SALTS = 256  # whose first keys are remembered; clients choose salts
+SALTS = 256  # with which first keys are remembered; clients choose salts
 
 
 class KvMemory:
@@ -19,18 +19,20 @@ class KvMemory:
         self.index = PrefixIndex()
         self.pool = PagePool(config.num_pages, self.index)
         self._sequences = 0
-        self._roots: dict[str, tuple[bytes, ...]] = {}
+        self._roots: dict[tuple[str, ...], tuple[bytes, ...]] = {}
 
     def next_number(self) -> int:
         """A sequence number never used before in this incarnation."""
         self._sequences += 1
         return self._sequences
 
-    def roots(self, salt: str) -> tuple[bytes, ...]:
-        """Per group, the key that first pages follow."""
-        roots = self._roots.get(salt)
+    def roots(self, salt: str, attended: tuple[str, ...] = ()) -> tuple[bytes, ...]:
+        """Per group, the key that first pages follow. `attended`: hashes of the media that all tokens attend to; every page's key is made of
+        its parent's, so those of all pages depend on them."""
+        extra = (salt, *attended)
+        roots = self._roots.get(extra)
         if roots is None:
             if len(self._roots) >= SALTS:
                 self._roots.clear()
-            roots = self._roots[salt] = tuple(root_key(group, salt) for group in self.groups)
+            roots = self._roots[extra] = tuple(root_key(group, *extra) for group in self.groups)
         return roots

@@ -66,10 +66,19 @@ class Embedded:
 
 
 @dataclass(frozen=True)
+class Attended:
+    """All tokens of a row attend to the first `count` embeddings in `pages` of the media pool (cross-attention)."""
+
+    count: int
+    pages: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Seat:
     """A sample takes a sampler slot: its parameters, and the tokens its penalties count.
 
-    `forbidden` token ids may not be drawn at positions below `forbidden_until` (min_tokens: EOS and stop ids).
+    `forbidden` token ids may not be drawn at positions below `forbidden_until` (min_tokens: EOS and stop ids), `forbidden_first` not at position `first`,
+    that of the first output (what a transcript cannot begin with).
     `prompt`/`outputs` are empty unless `params.penalised`.
     """
 
@@ -80,6 +89,8 @@ class Seat:
     outputs: tuple[int, ...] = ()
     forbidden: tuple[int, ...] = ()
     forbidden_until: int = 0
+    forbidden_first: tuple[int, ...] = ()
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,7 @@ class Row:
         score: ids whose log-probability is wanted: score[i] follows input token i (prompt_logprobs); empty = none.
         score_top: how many most likely tokens to report with each score.
         embedded: runs of input tokens whose embeddings come from the media pool, not from their ids; in order, without overlaps.
+        attended: media that all its tokens attend to, in the request's order; the same in every row of a sequence.
     """
 
     sequence: int
@@ -117,6 +129,7 @@ class Row:
     score: tuple[int, ...] = ()
     score_top: int = 0
     embedded: tuple[Embedded, ...] = ()
+    attended: tuple[Attended, ...] = ()
 
     @property
     def length(self) -> int:
@@ -124,7 +137,8 @@ class Row:
 
     @property
     def decode(self) -> bool:
-        """Whether the row fits the decode segment of a program: one token with an id, nothing to score."""
+        """Whether the row fits the decode segment of a program: one token with an id, nothing to score. What it attends to
+        does not matter."""
         return self.length == 1 and not self.score and not self.embedded
 
 

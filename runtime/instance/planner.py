@@ -154,7 +154,9 @@ class PlanBuilder:
         tokens = () if stream.pending else (sequence.tokens[start],)
         stream.pending += 1
         position = start + stream.task.position_offset
-        self.rows.append(Row(sequence.number, tokens, start, position, sequence.pages, slot, (Draw(slot, end),)))
+        media, draws = self._state.media, (Draw(slot, end),)
+        attended = media.attended(sequence) if sequence.media and media is not None else ()
+        self.rows.append(Row(sequence.number, tokens, start, position, sequence.pages, slot, draws, attended=attended))
         self._planned.append(PlannedRow(sequence, sequence.generation, end, ((stream, stream.generation),)))
 
     def chunk(self, fill: Fill, tokens: int) -> None:
@@ -185,6 +187,7 @@ class PlanBuilder:
             embedded=self._state.media.embedded(fill, start, end)
             if sequence.media and self._state.media is not None
             else (),
+            attended=self._state.media.attended(sequence) if sequence.media and self._state.media is not None else (),
         )
         if sequence.media and self._state.media is not None:
             self._state.media.passed(sequence.number, end)
@@ -224,7 +227,17 @@ class PlanBuilder:
         assert stream.slot is not None
         prompt, outputs = (request.prompt, tuple(stream.outputs)) if params.penalised else ((), ())
         self._seats.append(
-            Seat(stream.slot, stream.sample, params, prompt, outputs, end.forbidden, end.forbidden_until)
+            Seat(
+                stream.slot,
+                stream.sample,
+                params,
+                prompt,
+                outputs,
+                end.forbidden,
+                end.forbidden_until,
+                self._state.config.forbidden_first,
+                len(request.prompt),
+            )
         )
         stream.seated = True
 
@@ -249,6 +262,8 @@ class PlanBuilder:
         state, task = self._state, fill.task
         del state.filling[fill.sequence.number]
         if task.kind is Kind.PREFILL:
+            if state.media is not None:  # nothing is computed of it any more
+                state.media.forget(fill.sequence.number)
             return
         if not fill.drawing:
             task.sequence = None
@@ -260,6 +275,8 @@ class PlanBuilder:
             first.sequence, task.sequence = fill.sequence, None
             for stream in others:
                 stream.sequence = fill.sequence.fork()
+            if state.media is not None:
+                state.media.share(fill.sequence, fill.streams)
             task.advance(Trigger.COMPUTED)
         for stream in fill.streams:
             insort(state.running, stream, key=lambda running: running.order)

@@ -17,6 +17,8 @@ def places(media: tuple[MediaItem, ...]) -> Iterator[tuple[MediaItem, Place]]:
     """Each item of a prompt with its place, in order."""
     index = position = origin = 0  # of the first token behind the items so far, and where the present medium begins
     for item in media:
+        if item.attended:
+            continue
         steps, rows, columns = item.grid
         if item.later is None:
             origin = position = position + item.offset - index
@@ -40,6 +42,8 @@ def difference(media: tuple[MediaItem, ...]) -> str | None:
     """What is wrong with the grids of `media` for such a model, if anything."""
     end = 0
     for number, item in enumerate(media):
+        if item.attended:
+            continue
         grid = item.grid
         if len(grid) != 3 or min(grid) < 1 or grid[0] * grid[1] * grid[2] != item.tokens:
             return f"media item {number} has {item.tokens} tokens and a grid of {grid}; expected (time, rows, columns) of as many"

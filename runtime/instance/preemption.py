@@ -6,6 +6,7 @@ being computed for a puller: others count on those. The oldest is never a victim
 What a victim had committed stays in the prefix cache as long as it can, and its outputs are kept: recomputing draws
 nothing that is already known, and a draw depends on its position only, so the tokens that follow are the same.
 One with media that the prefix cache does not cover any more gets its embeddings first, beside the queue (gathering.py).
+What all its tokens attend to it keeps.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def requeue(state: InstanceState, stream: Stream) -> None:
     state.unseat(stream)
     sequence = stream.sequence
     assert sequence is not None
-    state.forget(sequence)
+    state.displace(sequence)
     _to_front(state, Fill(stream.task, sequence, (stream,), True))
 
 
@@ -66,7 +67,7 @@ def _restart(state: InstanceState, fill: Fill) -> None:
     fill.abandoned = True
     for stream in fill.streams:
         state.unseat(stream)
-    state.forget(fill.sequence)
+    state.displace(fill.sequence)
     if not fill.resumed:
         fill.task.scores.clear()
         fill.task.advance(Trigger.PREEMPTED)

@@ -6,11 +6,33 @@ often the busier everything is. The owner may still give them up for others when
 
 from __future__ import annotations
 
+from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef
+from triptych.runtime.instance.lifecycle import Trigger
 from triptych.runtime.instance.messages import InstanceMessage, KeepStaged
-from triptych.runtime.instance.state import InstanceState
+from triptych.runtime.instance.state import InstanceState, end_task
+from triptych.runtime.instance.tasks import EncodeTask
 
 RENEW = 1.0  # seconds, as signs of life of a pull: leases last several of them
+
+
+def make_room(state: InstanceState, now: float) -> list[InstanceMessage]:
+    """A prompt has been the first without room here for as long as a lease: of what is staged for pullers that have none either the youngest gives
+    way. Two instances that encode for each other's prompts could wait for ever. Not due costs one comparison."""
+    media = state.media
+    if media is None or now < media.renew_at:
+        return []
+    first, before = media.beside.first_roomless, media.roomless
+    if first is None or before is None or before[0] is not first:
+        media.roomless = None if first is None else (first, now)
+        return []
+    staged = [task for task in state.staged.values() if isinstance(task, EncodeTask) and task.waited_for]
+    youngest = max(staged, key=lambda task: task.serial, default=None)
+    if youngest is None or now < before[1] + youngest.lease_seconds:
+        return []
+    media.roomless = first, now
+    reason = "its puller had no room for it for as long as a lease, and a prompt here needs the room"
+    return end_task(state, youngest, Trigger.FAILED, Status.UNAVAILABLE, reason)
 
 
 def renew(state: InstanceState, now: float) -> list[InstanceMessage]:

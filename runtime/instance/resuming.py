@@ -65,7 +65,9 @@ def go_on(
         stream.sequence = sequence.fork() if index else sequence
     sequence.drop_spare()
     if not going:
-        sequence.evict()
+        state.forget(sequence)
+    elif state.media is not None:
+        state.media.share(sequence, tuple(stream for stream, _ in going))
     for stream, outputs in going:
         assert stream.sequence is not None
         stream.sequence.tokens.extend(outputs)

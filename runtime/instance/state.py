@@ -24,7 +24,16 @@ from triptych.runtime.instance.messages import CancelPull, CloseStaging, Instanc
 from triptych.runtime.instance.plan import Pool
 from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.instance.slots import SlotPool
-from triptych.runtime.instance.tasks import DecodeTask, EncodeTask, Fill, StagingTask, Stream, Task, live_samples
+from triptych.runtime.instance.tasks import (
+    DecodeTask,
+    EncodeTask,
+    Fill,
+    StagingTask,
+    Stream,
+    Task,
+    TaskKey,
+    live_samples,
+)
 from triptych.runtime.instance.termination import StopProbeFactory, Termination
 from triptych.runtime.instance.timers import Timers
 
@@ -61,7 +70,7 @@ class InstanceState:
     random: random.Random
     memory: KvMemory
     slots: SlotPool
-    tasks: dict[tuple[str, Role], Task] = field(default_factory=dict)
+    tasks: dict[TaskKey, Task] = field(default_factory=dict)
     by_serial: dict[int, Task] = field(default_factory=dict)
     media: MediaMemory | None = None
     staged: dict[int, StagingTask] = field(default_factory=dict)
@@ -77,6 +86,12 @@ class InstanceState:
     blocked: tuple[int, int] | None = (
         None  # (sequence number, pages available) when the head of the queue last did not fit
     )
+
+    def tasks_of(self, request: str) -> list[Task]:
+        """Every task of a request, those that encode first."""
+        encodes: tuple[TaskKey, TaskKey] = (request, Role.ENCODE, False), (request, Role.ENCODE, True)
+        keys: tuple[TaskKey, ...] = (*encodes, (request, Role.PREFILL), (request, Role.DECODE))
+        return [task for key in keys if (task := self.tasks.get(key)) is not None]
 
     def streams_for(self, task: Task) -> tuple[Stream, ...]:
         """Fresh streams for every sample that has not ended."""
@@ -128,11 +143,15 @@ class InstanceState:
             self.forget(stream.sequence)
             stream.sequence = None
 
-    def forget(self, sequence: Sequence) -> None:
-        """Take `sequence` out of the queues and free its pages."""
+    def displace(self, sequence: Sequence) -> None:
+        """Take `sequence` out of the queues and free its pages of KV."""
         self.waiting.pop(sequence.number, None)
         self.filling.pop(sequence.number, None)
         sequence.evict()
+
+    def forget(self, sequence: Sequence) -> None:
+        """Take `sequence` out of the queues, and from it all that it holds."""
+        self.displace(sequence)
         if self.media is not None:
             self.media.forget(sequence.number)
 
@@ -158,6 +177,7 @@ def end_task(
         messages += state.media.abandon(task)
     if isinstance(task, DecodeTask) and task.pulling:
         messages.append(CancelPull(task.request.id))
-    request = task.request
-    messages.append(Report(TaskEnded(request.id, task.role, status, reason, task.preemptions, request.attempt)))
+    request, for_decode = task.request, isinstance(task, EncodeTask) and task.for_decode
+    ended = TaskEnded(request.id, task.role, status, reason, task.preemptions, request.attempt, for_decode)
+    messages.append(Report(ended))
     return messages

@@ -17,7 +17,8 @@ from triptych.runtime.instance.lifecycle import Kind, State, Trigger, next_state
 from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.instance.termination import Termination
 
-ROLES = tuple(Role)  # the roles that a task may have, to look through
+TaskKey = tuple[str, Role] | tuple[str, Role, bool]
+"""The request and the role; of an encode task also whether the decode task pulls from it."""
 
 
 def live_samples(request: Request, resumed: tuple[SampleState, ...]) -> tuple[int, ...]:
@@ -91,7 +92,7 @@ class Fill:
 
 @dataclass(eq=False, slots=True)
 class Feed:
-    """One FeedMedia: `items` (indices into the request's media) can be had from `source`, for the prompt of `task`.
+    """One FeedMedia: `items` (indices into the request's media) can be had from `source`, for `task`.
 
     Attributes:
         local: the source is this instance: nothing is pulled.
@@ -111,7 +112,7 @@ class Feed:
 
 @dataclass(eq=False, slots=True)
 class PromptMedia:
-    """What a prompt's task knows of its media: feeds by the key of their source, and how often each item failed to come, by hash."""
+    """What a task that needs embeddings knows of its media: feeds by the key of their source, and how often each item failed to come, by hash."""
 
     feeds: dict[int, Feed] = field(default_factory=dict)
     tries: dict[str, int] = field(default_factory=dict)
@@ -142,10 +143,10 @@ class Task:
     preemptions: int = 0
     embedding_bytes: int = 0  # of its media that came from other instances
     embedding_seconds: float = 0.0  # that their pulls took, added up
-    media: PromptMedia | None = None  # of a prompt with media that is computed here
+    media: PromptMedia | None = None  # of a task that needs embeddings here
 
     @property
-    def key(self) -> tuple[str, Role]:
+    def key(self) -> TaskKey:
         return self.request.id, self.role
 
     @property
@@ -198,6 +199,7 @@ class EncodeTask(StagingTask):
         held: hashes whose entries it holds.
         exported: places in `items` whose pages are offered to the puller.
         encoded: items that were encoded for this task.
+        for_decode: the request's decode task pulls from it, not the one that computes the prompt.
     """
 
     items: tuple[int, ...]
@@ -209,6 +211,11 @@ class EncodeTask(StagingTask):
     room_by: float | None = None
     exported: set[int] = field(default_factory=set)
     encoded: int = 0
+    for_decode: bool = False
+
+    @property
+    def key(self) -> TaskKey:
+        return self.request.id, self.role, self.for_decode
 
     def found(self, name: str, now: float | None = None) -> None:
         """The pixels of `name` came at `now`, or (None) its embeddings are here. Pixels come one after another: after each the others have

@@ -76,6 +76,10 @@ def _misplaced(request: Request) -> str | None:
     """Which media item does not lie in the prompt behind the one before it; None if all do."""
     behind, length = 0, len(request.prompt)
     for index, item in enumerate(request.media):
+        if item.attended and (item.offset or behind):
+            return (
+                f"media[{index}] is attended to by all tokens; expected it at offset 0, before those that have places"
+            )
         if item.tokens < 1 or item.offset < behind or item.end > length:
             place = f"tokens {item.offset} to {item.end}"
             return f"media[{index}] is at {place}; expected at least one token, in {behind} to {length} and in order"

@@ -14,7 +14,17 @@ from collections.abc import Iterable
 
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef, Role
-from triptych.runtime.core.tasks import AbortTask, DecodeStarted, HeldTask, Refused, StartDecode, TaskEnded, TaskReport
+from triptych.runtime.core.tasks import (
+    AbortTask,
+    DecodeStarted,
+    EncodeDone,
+    EncodeStaged,
+    HeldTask,
+    Refused,
+    StartDecode,
+    TaskEnded,
+    TaskReport,
+)
 from triptych.runtime.scheduler.cluster import Cluster, Member
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.counters import Count, Counters
@@ -25,7 +35,7 @@ from triptych.runtime.scheduler.media_flow import MediaFlow
 from triptych.runtime.scheduler.state import Phase, Record, Step
 from triptych.runtime.scheduler.tasks import EncodeTask, Task, TaskKind, TaskSignal, TaskState, kind_of, role_of
 
-Key = tuple[InstanceRef, TaskKind | None]
+Key = tuple[InstanceRef, TaskKind | None, bool]
 
 
 class Adoption:
@@ -73,13 +83,14 @@ class Adoption:
 
     def returned(self, member: Member, held: Iterable[HeldTask], out: Out) -> None:
         """`member` is back after its stream broke, with these tasks."""
-        declared = {(task.request, _kind(task)): task for task in held}
+        declared = {(task.request, _kind(task), task.for_decode): task for task in held}
         for request in list(member.requests):
             record = self._ledger.records[request]
             for task in record.live_tasks(member.ref):
-                match = declared.get((request, task.kind))
+                key = request, task.kind, isinstance(task, EncodeTask) and task.for_decode
+                match = declared.get(key)
                 if match is not None and match.attempt == record.request.attempt:
-                    del declared[request, task.kind]
+                    del declared[key]
                     self._goes_on(record, task, match, out)
                 else:
                     reason = f"instance {member.ref.id} came back without its {task.kind} task"
@@ -114,6 +125,8 @@ class Adoption:
         elif task.kind is TaskKind.DECODE and record.phase in (Phase.TRANSFERRING, Phase.ADOPTING):
             if held.running:
                 self._runs(record)
+                if record.encoding is not None:
+                    self._media.decodes(record, out)
             elif record.source is not None:  # it may not have heard where to pull from; if it has, it ignores this
                 self._life.send(task.ref, StartDecode(record.id, record.source, record.request.attempt), out)
 
@@ -181,7 +194,7 @@ class Adoption:
             role = (
                 Role.ENCODE if role_of(report) is Role.ENCODE else None
             )  # every task of a prompt, or one that encodes
-            task = HeldTask(member.ref, report.request, report.attempt, role, "", running=False)
+            task = HeldTask(member.ref, report.request, report.attempt, role, "", False, _for_decode(report))
             self._refuse(task, f"the scheduler does not know this task of attempt {report.attempt}", out)
 
     def expire(self, out: Out) -> None:
@@ -224,7 +237,9 @@ class Adoption:
         refused.append(task)
         if len(refused) > self._config.max_active:  # no instance holds so many: it speaks of tasks that it has not got
             del refused[0]
-        self._life.send(task.ref, AbortTask(task.request, Status.UNAVAILABLE, reason, task.role, task.attempt), out)
+        for_decode = task.for_decode if task.role is Role.ENCODE else None
+        command = AbortTask(task.request, Status.UNAVAILABLE, reason, task.role, task.attempt, for_decode)
+        self._life.send(task.ref, command, out)
 
     def _end_refused(self, task: HeldTask) -> None:
         tasks = self._refused[task.ref]
@@ -233,7 +248,7 @@ class Adoption:
             del self._refused[task.ref]
 
     def _keep(self, task: HeldTask, now: float) -> None:
-        key = (task.ref, _kind(task))
+        key = (task.ref, _kind(task), task.for_decode)
         self._unclaimed.setdefault(task.request, {})[key] = task
         self._expiry.put((task.request, key), now + self._config.adopt_grace)
 
@@ -260,14 +275,23 @@ def _is_about(report: TaskReport, task: HeldTask) -> bool:
     """Whether `report`, of the same instance, request and attempt, is about `task`. A local task answers to either role, but encodes nothing."""
     role = role_of(report)
     if Role.ENCODE in (role, task.role):
-        return role is task.role
+        return role is task.role and _for_decode(report) is task.for_decode
     return task.role is None or role in (None, task.role)
 
 
+def _for_decode(report: TaskReport) -> bool:
+    """Of a report on an encode task: whether the decode task pulls from it."""
+    return isinstance(report, Refused | EncodeStaged | EncodeDone | TaskEnded) and report.for_decode
+
+
 def _may_wait_for_media(record: Record, kind: TaskKind, held: HeldTask) -> bool:
-    """Whether the task may be one whose prompt waits for media, of which something was said or told that is lost now."""
-    if record.encoding is None or kind not in (TaskKind.PREFILL, TaskKind.LOCAL):
+    """Whether the task may be one that waits for media, of which something was said or told that is lost now."""
+    if record.encoding is None or kind is TaskKind.ENCODE:
         return False
     if kind is TaskKind.LOCAL:
         return not held.running
-    return record.phase in (Phase.PREFILLING, Phase.TRANSFERRING) and not record.encoding.computed
+    if record.phase not in (Phase.PREFILLING, Phase.TRANSFERRING):
+        return False
+    if kind is TaskKind.DECODE:
+        return not held.running and any(item.attended for item in record.request.media)
+    return not record.encoding.computed

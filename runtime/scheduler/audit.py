@@ -45,6 +45,13 @@ def _audit_media(record: Record, ledger: Ledger) -> None:
     asked = any(task.state is TaskState.ASKED for task in record.encodes.values())
     timed = name in ledger.timers[Due.ENCODING]
     assert timed == (wants or asked), f"{name}: wants media: {wants}, asked for some: {asked}, but timed: {timed}"
-    assert record.prompt_task is not None or not (wants or asked), f"{name}: wants media for no prompt"
-    for task in record.encodes.values():
-        assert task.items, f"{name}: an encode task on {task.ref.id} without items"
+    for for_decode in (False, True):
+        wanting = encoding is not None and any(want.for_decode is for_decode for want in encoding.wanted)
+        mine = [task for task in record.encodes.values() if task.for_decode is for_decode]
+        live = (puller := record.puller(for_decode)) is not None and puller.state is not TaskState.ABORTING
+        over = all(task.state is TaskState.ABORTING for task in mine) and not wanting
+        assert live or over, f"{name}: media are wanted or encoded for nobody"
+    for key, task in record.encodes.items():
+        assert task.items and task.key == key, (
+            f"{name}: an encode task on {task.ref.id} without items, or of another key"
+        )

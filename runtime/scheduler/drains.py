@@ -173,7 +173,7 @@ class Drains:
                 record.needs(task.kind) for task in record.live_tasks(member.ref)
             ):
                 self._life.interrupt(record, Status.UNAVAILABLE, reason, out)
-            if (encode := record.encodes.get(member.ref)) is not None:
+            for encode in [encode for encode in record.encodes.values() if encode.ref == member.ref]:
                 self._media.take_back(record, encode, reason, out)
 
     def _gone(self, name: str, drain: Drain, out: Out) -> None:

@@ -32,6 +32,7 @@ from triptych.runtime.scheduler.placer import Placer
 from triptych.runtime.scheduler.policies.queue_order import QueueOrder
 from triptych.runtime.scheduler.state import Phase, Record, Step
 from triptych.runtime.scheduler.tasks import (
+    EncodeKey,
     EncodeTask,
     ProtocolViolation,
     Task,
@@ -177,10 +178,12 @@ class Flow:
                     self._adoption.found(record)
                 record.advance(Step.DECODE_STARTED)
                 self._life.notify(record, Progress(record.id, Role.DECODE, report.times, report.attempt), out)
+                if record.encoding is not None:
+                    self._media.decodes(record, out)
             case TaskEnded():
                 self._ended(record, task, report, out)
             case MediaWanted():
-                self._media.wanted(record, report, out)
+                self._media.wanted(record, task, report, out)
             case EncodeStaged() if isinstance(task, EncodeTask):
                 self._media.staged(record, task, member, report, out)
             case EncodeDone() if isinstance(task, EncodeTask):
@@ -311,8 +314,15 @@ def _task_of(record: Record, ref: InstanceRef, report: TaskReport) -> Task | Non
     kind = kind_of(role)
     task = None if kind is None else tasks.get(kind)
     if task is None:
-        return record.encodes.get(ref) if role is Role.ENCODE else None
+        if isinstance(report, MediaWanted):
+            return next((task for task in tasks.values() if task.ref == ref), None)
+        return record.encodes.get(EncodeKey(ref, _for_decode(report))) if role is Role.ENCODE else None
     return task if task.ref is ref or task.ref == ref else None
+
+
+def _for_decode(report: TaskReport) -> bool:
+    """Of a report on an encode task: whose puller is the decode task?"""
+    return isinstance(report, Refused | EncodeStaged | EncodeDone | TaskEnded) and report.for_decode
 
 
 _SIGNALS: dict[type[TaskReport], TaskSignal] = {

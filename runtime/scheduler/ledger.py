@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from triptych.runtime.scheduler.lazy_heap import LazyHeap
 from triptych.runtime.scheduler.state import Phase, Record, media_of
+from triptych.runtime.scheduler.tasks import TaskState, Want
 
 
 class Due(StrEnum):
@@ -17,7 +18,7 @@ class Due(StrEnum):
     RESUME = "its gateway to say what the client has seen"
     ADOPTION = "the instance that runs it to register"
     CLAIM = "its gateway to come back and declare it"
-    ENCODING = "encode instances to take the media that its prompt wants"
+    ENCODING = "encode instances to take the media that it wants"
     ANSWER = "the encode instance that was asked first to answer"
 
 
@@ -78,9 +79,9 @@ class Ledger:
         self.queue.discard(record.id)
         self.timers[Due.PLACEMENT].discard(record.id)
 
-    def want(self, record: Record, items: Iterable[int], until: float) -> None:
-        """The prompt of `record` wants the embeddings of `items`, which has media; at the latest by `until` encode instances must have taken them."""
-        media_of(record).wanted.update(dict.fromkeys(items))
+    def want(self, record: Record, wants: Iterable[Want], until: float) -> None:
+        """Tasks of `record`, which has media, want embeddings; at the latest by `until` encode instances must have taken what is wanted."""
+        media_of(record).wanted.update(dict.fromkeys(wants))
         self.wanting[record.id] = None
         if record.id not in self.timers[Due.ENCODING]:
             self.timers[Due.ENCODING].put(record.id, until)
@@ -90,12 +91,23 @@ class Ledger:
         self.wanting.pop(record.id, None)
 
     def unwant(self, record: Record) -> None:
-        """The prompt of `record` wants nothing, or nobody wants the prompt."""
+        """No task of `record` wants anything any more."""
         if record.encoding is not None:
             record.encoding.wanted.clear()
             self.wanting.pop(record.id, None)
             self.timers[Due.ENCODING].discard(record.id)
             self.timers[Due.ANSWER].discard(record.id)
+
+    def unwant_for(self, record: Record, for_decode: bool) -> None:
+        """One puller of `record`, which has media, wants nothing any more, and its encode tasks are being ended."""
+        encoding = media_of(record)
+        for want in [want for want in encoding.wanted if want.for_decode is for_decode]:
+            del encoding.wanted[want]
+        if not encoding.wanted:
+            self.wanting.pop(record.id, None)
+            if not any(task.state is TaskState.ASKED for task in encoding.tasks.values()):
+                self.timers[Due.ENCODING].discard(record.id)
+                self.timers[Due.ANSWER].discard(record.id)
 
     def end(self, record: Record) -> None:
         """The request has failed: it waits for nothing but its tasks' ends. Its phase is ENDING."""

@@ -78,7 +78,7 @@ class Lifecycle:
         member = self._cluster.get(task.ref)
         assert member is not None, f"placed on {task.ref}, which is not a member"
         if isinstance(task, EncodeTask):
-            media_of(record).tasks[task.ref] = task
+            media_of(record).tasks[task.key] = task
             self._cluster.assign_encode(member, record.id, task)
         else:
             record.tasks[task.kind] = task
@@ -90,10 +90,13 @@ class Lifecycle:
             task.advance(TaskSignal.ABORTED)
             self._withdraw_with(record, task)
             self.repeat_abort(record, task, status, reason, out)
+            if task.kind is TaskKind.DECODE:
+                self.end_encodes(record, "its decode task is ended", out, for_decode=True)
 
     def repeat_abort(self, record: Record, task: Task, status: Status, reason: str, out: Out) -> None:
         """Tell the instance (again) to end `task`, of this attempt and no other."""
-        command = AbortTask(record.id, status, reason, task.kind.role, record.request.attempt)
+        for_decode = task.for_decode if isinstance(task, EncodeTask) else None
+        command = AbortTask(record.id, status, reason, task.kind.role, record.request.attempt, for_decode)
         self.send(task.ref, command, out)
 
     def forget(self, record: Record, task: Task) -> None:
@@ -101,12 +104,14 @@ class Lifecycle:
         task.state = TaskState.GONE
         member = self._cluster.get(task.ref)
         if isinstance(task, EncodeTask):
-            del media_of(record).tasks[task.ref]
+            del media_of(record).tasks[task.key]
             if member is not None:
                 self._cluster.release_encode(member, record.id, task)
         else:
             del record.tasks[task.kind]
             self._withdraw_with(record, task)
+            if record.encoding is not None and task.kind is TaskKind.DECODE:
+                record.encoding.reservation_over()
             if member is not None:
                 self._cluster.release(member, record.id, task)
                 self.room(member)
@@ -173,7 +178,9 @@ class Lifecycle:
         """If the last task is gone: complete the request, forget it, or (its attempt or reservation given up) let it wait again."""
         if record.encoding is not None:
             if record.prompt_task is None:
-                self.end_encodes(record, "nothing computes the prompt any more", out)
+                self.end_encodes(record, "nothing computes the prompt any more", out, for_decode=False)
+            if TaskKind.DECODE not in record.tasks:
+                self.end_encodes(record, "nothing decodes any more", out, for_decode=True)
             if record.encoding.tasks:
                 return
         if record.tasks:
@@ -195,12 +202,13 @@ class Lifecycle:
                 reason = f"every task ended OK while the request was {phase}: nobody finished it"
                 self.fail(record, Status.INTERNAL, reason, out)
 
-    def end_encodes(self, record: Record, reason: str, out: Out) -> None:
-        """Nobody will pull what is staged of the media of `record`, nor wants more of them."""
+    def end_encodes(self, record: Record, reason: str, out: Out, *, for_decode: bool) -> None:
+        """This puller has, or will never have, what is staged for it of the media of `record`, and wants no more of them."""
         if record.encoding is not None:
-            self._ledger.unwant(record)
             for task in record.encodes.values():
-                self.abort(record, task, Status.OK, reason, out)
+                if task.for_decode is for_decode:
+                    self.abort(record, task, Status.OK, reason, out)
+            self._ledger.unwant_for(record, for_decode)
 
     def requeue(self, record: Record, step: Step, out: Out) -> None:
         """Let `record`, which has no tasks, wait again at its old place in the queue."""

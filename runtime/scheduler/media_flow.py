@@ -1,11 +1,14 @@
 """A request's media: the prompt's instance wants items, encode instances are given them, and the prompt's instance hears where they will be.
 
-    wanted -> ASKED (StartEncode) -> fed (EncodeStaged: FeedMedia) -> over          the puller has released everything, or the prompt is computed
+    wanted -> ASKED (StartEncode) -> fed (EncodeStaged: FeedMedia) -> over          the puller has released everything, or needs no more
     ASKED -> wanted                                                                  refused, or lost before it was staged
-    fed -> wanted                                                                    only if the prompt's instance says so again
+    fed -> wanted                                                                    only if the puller's instance says so again
 
-An item goes where it was encoded before, or else to the prompt's own instance if that encodes, or else to the least busy encode instance at that
-moment: one request's items fan out over all of them. A request has at most one encode task an instance, which the instance must be able to hold as a
+An instance that decodes what attends to media wants those, too. Each of the two pullers has encode tasks of its own, on the same instance perhaps:
+neither waits for the other's pull, and what one has had encoded the other finds in that instance's store.
+
+An item goes where it was encoded before, or else to the puller's own instance if that encodes, or else to the least busy encode instance at that
+moment: one request's items fan out over all of them. A puller has at most one encode task an instance, which the instance must be able to hold as a
 whole. What finds no instance waits on the record until something changes, as long as patience lasts; every item is given to instances a bounded number
 of times.
 """
@@ -16,7 +19,7 @@ from collections.abc import Iterator, Mapping
 
 from triptych.runtime.core.control import MediaNeeded, Progress
 from triptych.runtime.core.errors import Status
-from triptych.runtime.core.instance import InstanceRef, Role
+from triptych.runtime.core.instance import Role
 from triptych.runtime.core.media import MediaItem
 from triptych.runtime.core.tasks import (
     EncodeDone,
@@ -36,7 +39,16 @@ from triptych.runtime.scheduler.lifecycle import Lifecycle, Out
 from triptych.runtime.scheduler.media_reach import can_encode, pages_of
 from triptych.runtime.scheduler.placement import shared_transport
 from triptych.runtime.scheduler.state import Encoding, Phase, Record, media_of
-from triptych.runtime.scheduler.tasks import EncodeTask, ProtocolViolation, TaskKind, TaskState, encode_task
+from triptych.runtime.scheduler.tasks import (
+    EncodeKey,
+    EncodeTask,
+    ProtocolViolation,
+    Task,
+    TaskKind,
+    TaskState,
+    Want,
+    encode_task,
+)
 
 
 class MediaFlow:
@@ -51,21 +63,26 @@ class MediaFlow:
         self._affinity = Affinity(config.remembered_media)
         self._fresh: dict[str, None] = {}  # requests whose wants have not been looked at yet
 
-    # ---- from the instance that computes the prompt
+    # ---- from instances that need embeddings
 
-    def wanted(self, record: Record, report: MediaWanted, out: Out) -> None:
-        """Some items are to be encoded (again). Raises ProtocolViolation if the request has no such items."""
-        media = record.request.media
+    def wanted(self, record: Record, puller: Task, report: MediaWanted, out: Out) -> None:
+        """The task `puller` wants some items encoded (again). Raises ProtocolViolation if it can want no such items."""
+        media, for_decode = record.request.media, puller.kind is TaskKind.DECODE
         wrong = [item for item in report.items if not 0 <= item < len(media)]
         if wrong or not media:
             raise ProtocolViolation(f"it wants media items {wrong} of a request that has {len(media)}")
-        if _overtaken(record):
+        if for_decode and not all(media[item].attended for item in report.items):
+            raise ProtocolViolation(
+                f"it decodes, and wants media items {report.items}, which have places in the prompt"
+            )
+        if _overtaken(record, for_decode):
             return
         self._counters.add(Count.ITEMS_WANTED, len(report.items))
-        asked = {item for task in record.encodes.values() if task.state is TaskState.ASKED for item in task.items}
-        again = [item for item in report.items if item not in asked]
-        for task in record.encodes.values():
-            if not set(again).isdisjoint(task.items):  # its pull failed: nobody will come for the rest of it either
+        tasks = [task for task in record.encodes.values() if task.for_decode is for_decode]
+        asked = {want for task in tasks if task.state is TaskState.ASKED for want in task.wants}
+        again = [want for item in report.items if (want := Want(for_decode, item)) not in asked]
+        for task in tasks:
+            if not set(again).isdisjoint(task.wants):  # its pull failed: nobody will come for the rest of it either
                 trouble = media_of(record).trouble or f"what instance {task.ref.id} had staged was wanted again"
                 self._doubt(record, task, trouble)
                 self._life.abort(record, task, Status.CANCELLED, "its embeddings were wanted again", out)
@@ -74,7 +91,11 @@ class MediaFlow:
     def computed(self, record: Record, encoding: Encoding, out: Out) -> None:
         """The prompt is computed."""
         encoding.computed = True
-        self._life.end_encodes(record, "the prompt is computed", out)
+        self._life.end_encodes(record, "the prompt is computed", out, for_decode=False)
+
+    def decodes(self, record: Record, out: Out) -> None:
+        """The decode task has all that it needs."""
+        self._life.end_encodes(record, "it decodes", out, for_decode=True)
 
     # ---- from encode instances
 
@@ -82,11 +103,11 @@ class MediaFlow:
         """An encode task was accepted. Raises ProtocolViolation if it lacks pixels of what it was not asked for."""
         if not set(report.lacking) <= set(task.items):
             raise ProtocolViolation(f"it lacks media items {report.lacking} of a task for {task.items}")
-        prompt = record.prompt_task
-        assert prompt is not None, f"{record.id} has encode tasks without a prompt"
+        puller = record.puller(task.for_decode)
+        assert puller is not None, f"{record.id} has encode tasks that nobody pulls from"
         task.fed = True
         attempt = record.request.attempt
-        self._life.send(prompt.ref, FeedMedia(record.id, report.handle, tuple(task.items), attempt), out)
+        self._life.send(puller.ref, FeedMedia(record.id, report.handle, tuple(task.items), attempt), out)
         task.lacking = report.lacking
         self._need(record, task, member, out)
         self._progress(record, out)
@@ -94,7 +115,9 @@ class MediaFlow:
     def done(self, record: Record, task: EncodeTask, member: Member, report: EncodeDone, out: Out) -> None:
         """Every item of `task` has its embeddings."""
         self._cluster.encoded(member, task)
-        self._life.notify(record, Progress(record.id, Role.ENCODE, report.times, report.attempt, report.encoded), out)
+        if report.encoded or not task.for_decode:  # once is enough that the decode task's items were found in the store
+            encoded = Progress(record.id, Role.ENCODE, report.times, report.attempt, report.encoded)
+            self._life.notify(record, encoded, out)
 
     def refused(self, record: Record, task: EncodeTask, member: Member, report: Refused, out: Out) -> None:
         """Nothing is held for `task`: another instance, or this one later."""
@@ -109,9 +132,9 @@ class MediaFlow:
                 self._life.fail(record, Status.INVALID_ARGUMENT, f"its media can be encoded nowhere ({reasons})", out)
                 return
         else:
-            encoding.tries.subtract(task.items)
+            encoding.tries.subtract(task.wants)
             self._cluster.encoders.close(member, out.now + self._config.reopen_after)
-        self._want(record, task.items, out)
+        self._want(record, task.wants, out)
 
     def ended(self, record: Record, task: EncodeTask, report: TaskEnded, out: Out) -> None:
         """The end of an encode task that nobody aborted. Raises ProtocolViolation if it ended well without having begun."""
@@ -143,7 +166,7 @@ class MediaFlow:
         again = task.state is TaskState.ASKED
         self._life.abort(record, task, Status.UNAVAILABLE, reason, out)
         if again:
-            self._want(record, task.items, out)
+            self._want(record, task.wants, out)
 
     def unanswered(self, record: Record, out: Out) -> None:
         """Some encode instance has not answered in time: what it was asked for is wanted from others."""
@@ -171,7 +194,10 @@ class MediaFlow:
         encoding = media_of(record)
         if not self._cluster.media_reach.encodes:
             return "no encode instance"
-        return encoding.trouble or f"no encode instance is open for items {list(encoding.wanted)}"
+        return (
+            encoding.trouble
+            or f"no encode instance is open for items {sorted({want.item for want in encoding.wanted})}"
+        )
 
     # ---- giving items to instances
 
@@ -197,50 +223,54 @@ class MediaFlow:
                 self._give(self._ledger.records[name], out)
 
     def _give(self, record: Record, out: Out) -> None:
-        encoding, media, prompt = media_of(record), record.request.media, record.prompt_task
-        asker = None if prompt is None else self._cluster.get(prompt.ref)
-        assert asker is not None, f"{record.id} wants media for no prompt"
-        worn = [item for item in encoding.wanted if encoding.tries[item] >= self._config.max_encodes]
+        encoding, media = media_of(record), record.request.media
+        worn = [want for want in encoding.wanted if encoding.tries[want] >= self._config.max_encodes]
         if worn:
-            last = f"; last: {encoding.trouble}" if encoding.trouble else ""
-            reason = f"media item {worn[0]} was given to encode instances {encoding.tries[worn[0]]} times in vain{last}"
+            last, tries = f"; last: {encoding.trouble}" if encoding.trouble else "", encoding.tries[worn[0]]
+            reason = f"media item {worn[0].item} was given to encode instances {tries} times in vain{last}"
             self._life.fail(record, Status.UNAVAILABLE, reason, out, self._config.retry_after)
             return
-        tasks: dict[InstanceRef, EncodeTask] = {}
-        for item in list(encoding.wanted):
-            member = self._choose(record, encoding, media[item], asker, tasks)
+        tasks: dict[EncodeKey, EncodeTask] = {}
+        for want in list(encoding.wanted):
+            puller, item = record.puller(want.for_decode), media[want.item]
+            asker = None if puller is None else self._cluster.get(puller.ref)
+            assert asker is not None, f"{record.id} wants media for nobody"
+            member = self._choose(record, want, asker, tasks)
             if member is None:
                 continue
-            if member.ref not in tasks:
-                tasks[member.ref] = encode_task(member.ref)
-                self._life.take(record, tasks[member.ref])
-            self._cluster.also_encode(member, tasks[member.ref], item, media[item])
-            self._affinity.put(media[item].hash, member.ref)
-            encoding.tries[item] += 1
-            del encoding.wanted[item]
+            key = EncodeKey(member.ref, want.for_decode)
+            if key not in tasks:
+                tasks[key] = encode_task(*key)
+                self._life.take(record, tasks[key])
+            self._cluster.also_encode(member, tasks[key], want.item, item)
+            self._affinity.put(item.hash, member.ref)
+            encoding.tries[want] += 1
+            del encoding.wanted[want]
         if tasks and record.id not in self._ledger.timers[Due.ANSWER]:
             self._ledger.timers[Due.ANSWER].put(record.id, out.now + self._config.encode_answer)
-        for ref, task in tasks.items():
+        for key, task in tasks.items():
             task.asked = out.now
             self._counters.add(Count.ENCODES_STARTED)
-            items, config = tuple(task.items), self._config
-            self._life.send(ref, StartEncode(record.request, items, config.pixel_ttl, config.lease_seconds), out)
+            config = self._config
+            start = StartEncode(
+                record.request, tuple(task.items), config.pixel_ttl, config.lease_seconds, key.for_decode
+            )
+            self._life.send(key.ref, start, out)
         if not encoding.wanted:
             self._ledger.taken(record)
 
-    def _choose(
-        self, record: Record, encoding: Encoding, item: MediaItem, asker: Member, ours: Mapping[InstanceRef, EncodeTask]
-    ) -> Member | None:
-        """The open instance that shall encode `item` for `asker`; `ours` are the tasks that are being made up right now."""
+    def _choose(self, record: Record, want: Want, asker: Member, ours: Mapping[EncodeKey, EncodeTask]) -> Member | None:
+        """The open instance that shall encode what `asker` wants; `ours` are the tasks that are being made up right now."""
+        encoding, item = media_of(record), record.request.media[want.item]
 
         def usable(member: Member) -> bool:
-            ref, capacity = member.ref, member.info.capacity
-            pages = ours[ref].pages if ref in ours else 0
+            key, capacity = EncodeKey(member.ref, want.for_decode), member.info.capacity
+            pages = ours[key].pages if key in ours else 0
             return (
                 can_encode(capacity, item)
                 and pages + pages_of(item, capacity.page_size) <= capacity.media_pages
-                and ref not in encoding.never
-                and (ref in ours or ref not in record.encodes)
+                and member.ref not in encoding.never
+                and (key in ours or key not in record.encodes)
                 and (member is asker or shared_transport(member.info, asker.info) is not None)
             )
 
@@ -274,9 +304,9 @@ class MediaFlow:
             address, attempt = member.info.address, record.request.attempt
             self._life.notify(record, MediaNeeded(record.id, member.ref, address, task.lacking, attempt), out)
 
-    def _want(self, record: Record, items: list[int], out: Out) -> None:
-        if items:
-            self._ledger.want(record, items, out.now + self._config.patience)
+    def _want(self, record: Record, wants: list[Want], out: Out) -> None:
+        if wants:
+            self._ledger.want(record, wants, out.now + self._config.patience)
             self._fresh[record.id] = None
 
     def _progress(self, record: Record, out: Out) -> None:
@@ -288,8 +318,8 @@ class MediaFlow:
 
     def _over(self, record: Record, task: EncodeTask, *, again: bool, out: Out) -> None:
         self._life.forget(record, task)
-        if again and record.prompt_task is not None:
-            self._want(record, task.items, out)
+        if again and record.puller(task.for_decode) is not None:
+            self._want(record, task.wants, out)
         self._life.settle(record, out)
 
     def _doubt(self, record: Record, task: EncodeTask, trouble: str) -> None:
@@ -311,9 +341,11 @@ class MediaFlow:
         )
 
 
-def _overtaken(record: Record) -> bool:
+def _overtaken(record: Record, for_decode: bool) -> bool:
     """Whether a want is old: what it asked for came with another request, the prompt was computed, and that was heard first. A local task may want
-    media at any time: a preempted sample is computed again."""
+    media at any time: a preempted sample is computed again. A decode task wants some from its grant until it has all."""
     if TaskKind.LOCAL in record.tasks:
         return False
+    if for_decode:
+        return record.phase not in (Phase.PREFILLING, Phase.TRANSFERRING, Phase.ADOPTING)
     return media_of(record).computed or record.phase not in (Phase.TRANSFERRING, Phase.ADOPTING)

@@ -1,6 +1,7 @@
 """What media the instances can serve, kept up to date as they come and go.
 
-The instance that computes a prompt holds the embeddings of all its media at once; each item must fit some instance that encodes. Instances are
+The instance that computes a prompt holds the embeddings of all its media at once, and one that decodes those of all that it attends to; each item
+must fit some instance that encodes. Instances are
 counted by what decides that: there are few kinds, so a question costs no walk over the cluster.
 """
 
@@ -30,6 +31,11 @@ def can_hold(capacity: Capacity, media: Sequence[MediaItem]) -> bool:
     return pages_for(media, capacity.page_size) <= capacity.media_pages
 
 
+def attended(media: Sequence[MediaItem]) -> tuple[MediaItem, ...]:
+    """Those of `media` that all tokens attend to, and that decode instances hold."""
+    return tuple(item for item in media if item.attended)
+
+
 def can_encode(capacity: Capacity, item: MediaItem) -> bool:
     """Whether an instance that encodes can encode `item`."""
     return item.patches <= capacity.max_patches and pages_of(item, capacity.page_size) <= capacity.media_pages
@@ -40,12 +46,26 @@ def without_prompts(info: InstanceInfo) -> InstanceInfo:
     return replace(info, roles=info.roles - {Role.PREFILL})
 
 
+def without_tokens(info: InstanceInfo) -> InstanceInfo:
+    """`info` as it is for requests of whose media it cannot even hold what all tokens attend to."""
+    return replace(info, roles=info.roles - {Role.PREFILL, Role.DECODE})
+
+
+def as_serving(info: InstanceInfo, media: Sequence[MediaItem]) -> InstanceInfo:
+    """`info` as it is for requests with `media`."""
+    if not can_hold(info.capacity, attended(media)):
+        return without_tokens(info)
+    return info if can_hold(info.capacity, media) else without_prompts(info)
+
+
 class MediaReach:
     """A multiset of instances, and what follows from it."""
 
     def __init__(self) -> None:
         self._takers = Reach()  # instances that take no media do not prefill here
+        self._attenders = Reach()  # nor do they decode here
         self._prompts: Counter[Capacity] = Counter()
+        self._decoders: Counter[Capacity] = Counter()  # that take media
         self._encoders: Counter[Capacity] = Counter()
 
     @property
@@ -55,9 +75,9 @@ class MediaReach:
 
     @property
     def kinds(self) -> frozenset[tuple[Role, Capacity]]:
-        """The capacities of instances that compute prompts, and of those that encode."""
-        prompts = ((Role.PREFILL, kind) for kind in self._prompts)
-        return frozenset((*prompts, *((Role.ENCODE, kind) for kind in self._encoders)))
+        """The capacities of instances that compute prompts, of those that decode and take media, and of those that encode."""
+        by_role = {Role.PREFILL: self._prompts, Role.DECODE: self._decoders, Role.ENCODE: self._encoders}
+        return frozenset((role, kind) for role, kinds in by_role.items() for kind in kinds)
 
     @property
     def encodes(self) -> bool:
@@ -68,24 +88,26 @@ class MediaReach:
         """Add `info` (`by` 1) or take it out (-1)."""
         capacity = info.capacity
         self._takers.change(info if capacity.media_pages else without_prompts(info), by)
+        self._attenders.change(info if capacity.media_pages else without_tokens(info), by)
         if Role.PREFILL in info.roles and capacity.media_pages:
             _count(self._prompts, capacity, by)
+        if Role.DECODE in info.roles and capacity.media_pages:
+            _count(self._decoders, capacity, by)
         if Role.ENCODE in info.roles and capacity.max_patches:
             _count(self._encoders, capacity, by)
 
     def can_serve(self, length: int, media: Sequence[MediaItem]) -> bool:
         """Whether a sequence of `length` tokens with `media` can be served."""
-        return length <= self.longest and self.too_large(media) is None and self._not_encodable(media) is None
+        longest = self._reach(media).longest
+        return length <= longest and self.too_large(media) is None and self._not_encodable(media) is None
 
     def too_large(self, media: Sequence[MediaItem]) -> str | None:
-        """Why no instance that computes prompts can hold `media`, which is not empty; None if one can."""
-        if not self._prompts:
-            return "the instances that compute prompts here take no media"
-        if any(can_hold(kind, media) for kind in self._prompts):
-            return None
-        most = max(self._prompts, key=lambda kind: kind.media_pages)
-        needed = pages_for(media, most.page_size)
-        return f"the media need {needed} pages of embeddings; an instance that computes prompts here holds at most {most.media_pages}"
+        """Why no instance that computes prompts can hold `media`, which is not empty, or none that decodes what of it is attended to; None if some
+        can."""
+        reason = _too_large(self._prompts, "compute{} prompts", media)
+        if reason is None and (items := attended(media)):
+            reason = _too_large(self._decoders, "decode{}", items)
+        return reason
 
     def refused(self, media: Sequence[MediaItem]) -> str | None:
         """Why `media`, which is not empty, can never be served by what is here: it is too large for every instance of a stage. None if one can
@@ -95,7 +117,10 @@ class MediaReach:
     def shortage(self, length: int, media: Sequence[MediaItem]) -> str:
         """Why nothing can serve a sequence of `length` tokens with `media`, which is not empty."""
         reason = self.too_large(media) or self._not_encodable(media)
-        return reason or f"with media, {self._takers.shortage(length)}"
+        return reason or f"with media, {self._reach(media).shortage(length)}"
+
+    def _reach(self, media: Sequence[MediaItem]) -> Reach:
+        return self._attenders if any(item.attended for item in media) else self._takers
 
     def _not_encodable(self, media: Sequence[MediaItem]) -> str | None:
         if not self._encoders:
@@ -109,6 +134,17 @@ class MediaReach:
                     f"{patches} patches and {embeddings} embeddings"
                 )
         return None
+
+
+def _too_large(kinds: Counter[Capacity], does: str, media: Sequence[MediaItem]) -> str | None:
+    if not kinds:
+        return f"the instances that {does.format('')} here take no media"
+    if any(can_hold(kind, media) for kind in kinds):
+        return None
+    most = max(kinds, key=lambda kind: kind.media_pages)
+    needed = pages_for(media, most.page_size)
+    what = does.format("s")
+    return f"the media need {needed} pages of embeddings; an instance that {what} here holds at most {most.media_pages}"
 
 
 def _count(counter: Counter[Capacity], kind: Capacity, by: int) -> None:

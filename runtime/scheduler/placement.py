@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from triptych.runtime.core.instance import InstanceInfo, InstanceRef, TransportKind
+from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Role, TransportKind
 from triptych.runtime.scheduler.cluster import Cluster, Pool
-from triptych.runtime.scheduler.media_reach import can_hold
+from triptych.runtime.scheduler.media_reach import attended, can_hold
 from triptych.runtime.scheduler.reach import Reach
 from triptych.runtime.scheduler.state import Record
 
@@ -73,11 +73,13 @@ class PlacementView:
         self._length = record.length
         self._never = record.never
         self._media = record.request.media
+        self._attended = attended(self._media) if self._media else ()
 
     def by_load(self, pool: Pool) -> Iterator[Candidate]:
-        """Usable members of `pool`, least loaded first; of those that prefill the ones that can hold the request's media."""
+        """Usable members of `pool`, least loaded first: of those that prefill the ones that can hold the request's media, of the others those that can
+        hold what all its tokens attend to."""
         length, never = self._length, self._never
-        media = self._media and (() if pool is Pool.DECODE else self._media)
+        media = self._media and (self._attended if pool is Pool.DECODE else self._media)
         for member in self._cluster.by_load(pool):
             info = member.info
             if (
@@ -88,14 +90,20 @@ class PlacementView:
                 yield member
 
     def decoders(self, pool: Pool) -> Iterator[Candidate]:
-        """Usable members of `pool`, least loaded first, for a prompt that another instance computes: no media come here."""
+        """Usable members of `pool`, least loaded first, for a prompt that another instance computes: only media that are attended to come here."""
         for member in self._cluster.by_load(pool):
-            if self._usable(member.info):
+            if self._usable(member.info) and (not self._attended or can_hold(member.info.capacity, self._attended)):
                 yield member
+
+    def is_apart(self, decode: InstanceInfo) -> bool:
+        """Whether no instance of both roles may prefill for `decode`: it has both itself, and the request attends to media. Each of two such could wait
+        for room that a reservation holds whose prompt waits for room on the other, and so for ever. Either can serve alone what they could together.
+        """
+        return bool(self._attended) and _BOTH <= decode.roles
 
     def after(self, pool: Pool, instance_id: str) -> Iterator[Candidate]:
         """Usable members of `pool` in order of name, starting behind `instance_id` ("" for the first) and going round once."""
-        media = self._media and (() if pool is Pool.DECODE else self._media)
+        media = self._media and (self._attended if pool is Pool.DECODE else self._media)
         for member in self._cluster.after(pool, instance_id):
             if not member.closed and self._usable(member.info) and (not media or can_hold(member.info.capacity, media)):
                 yield member
@@ -107,6 +115,7 @@ class PlacementView:
 _COMPARED = (
     8  # prefill instances weighed against each other: enough to find one beside the decode instance, and bounded
 )
+_BOTH = frozenset({Role.PREFILL, Role.DECODE})
 _RANK = {kind: rank for rank, kind in enumerate(TransportKind)}
 
 
@@ -114,7 +123,7 @@ def best_prefill(view: PlacementView, decode: InstanceInfo) -> Candidate | None:
     """The least loaded instance that can prefill for `decode`; among equals the one with the better transport to it."""
     best: Candidate | None = None
     best_key = (math.inf, 0)
-    for pool in (Pool.PREFILL, Pool.LOCAL):
+    for pool in (Pool.PREFILL,) if view.is_apart(decode) else (Pool.PREFILL, Pool.LOCAL):
         compared = 0
         for candidate in view.by_load(pool):
             if candidate.pressure > best_key[0]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from triptych.runtime.core.errors import Status
-from triptych.runtime.core.instance import InstanceInfo, InstanceRef
-from triptych.runtime.core.media import MediaItem
+from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.core.tasks import ReserveDecode, StartLocal, StartPrefill
 from triptych.runtime.scheduler.cluster import Cluster
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.ledger import Due, Ledger
 from triptych.runtime.scheduler.lifecycle import Lifecycle, Out
-from triptych.runtime.scheduler.media_reach import can_hold, without_prompts
+from triptych.runtime.scheduler.media_reach import as_serving
 from triptych.runtime.scheduler.placement import Placement, PlacementView, best_prefill, servable_length
 from triptych.runtime.scheduler.policies.router import Router
 from triptych.runtime.scheduler.state import Record, Step
@@ -99,7 +96,7 @@ class Placer:
         if not record.never:
             return None
         media = record.request.media
-        others = (_as_serving(info, media) for info in self._cluster.infos if info.ref not in record.never)
+        others = (as_serving(info, media) for info in self._cluster.infos if info.ref not in record.never)
         if servable_length(others) >= record.length:
             return None
         reasons = "; ".join(f"{ref.id}: {reason}" for ref, reason in record.never.items())
@@ -117,10 +114,6 @@ class Placer:
             self._ledger.enqueue(record)
         self._longest, self._kinds = longest, kinds
         self._life.changed = True
-
-
-def _as_serving(info: InstanceInfo, media: Sequence[MediaItem]) -> InstanceInfo:
-    return without_prompts(info) if media and not can_hold(info.capacity, media) else info
 
 
 def _prefill_task(record: Record, ref: InstanceRef) -> Task:

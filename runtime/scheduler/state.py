@@ -13,7 +13,7 @@
     ENDING -> INTERRUPTED                                                         its gateway, taken for lost, is back and has it open
 
 All tasks of a record are of its request's attempt. Encode tasks come beside the phases: they begin when the instance that computes the prompt wants
-media, and no phase waits for them, but while one is live the request is not gone. An attempt from which tokens may have come is never placed again:
+media, or one that decodes and attends to them, and no phase waits for them, but while one is live the request is not gone. An attempt from which tokens may have come is never placed again:
 what an instance that was lost has sent, or may still send, then belongs to an attempt that is over.
 
 A request whose tasks have all ended is gone; nothing about it is kept. PrefillDone and DecodeStarted come from different instances, hence in
@@ -31,7 +31,7 @@ from triptych.runtime.core.control import Failed, Resume
 from triptych.runtime.core.handle import Handle
 from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.core.request import Request, SampleState
-from triptych.runtime.scheduler.tasks import EncodeTask, ProtocolViolation, Task, TaskKind
+from triptych.runtime.scheduler.tasks import EncodeKey, EncodeTask, ProtocolViolation, Task, TaskKind, Want
 
 
 class Phase(StrEnum):
@@ -114,22 +114,28 @@ class Encoding:
     """What an attempt knows of its media.
 
     Attributes:
-        tasks: the live encode tasks.
-        wanted: indices of items that wait for an encode instance, in the order in which they were wanted.
-        tries: how often each item was given to an instance that did not refuse it for lack of room.
+        tasks: the live encode tasks. The decode task has its own, so that neither puller waits for the other; what they share is encoded once,
+            because the instance's store has it.
+        wanted: what waits for an encode instance, in the order in which it was wanted.
+        tries: how often each was given to an instance that did not refuse it for lack of room; a decode task's begin with its reservation.
         never: instances that refused some of them for good, with their reasons.
         doubted: instances whose tasks failed, or were pulled from in vain; others are asked first.
         trouble: how the last encode task failed, for the reason that a client is shown.
         computed: whether the prompt is computed.
     """
 
-    tasks: dict[InstanceRef, EncodeTask] = field(default_factory=dict)
-    wanted: dict[int, None] = field(default_factory=dict)
-    tries: Counter[int] = field(default_factory=Counter)
+    tasks: dict[EncodeKey, EncodeTask] = field(default_factory=dict)
+    wanted: dict[Want, None] = field(default_factory=dict)
+    tries: Counter[Want] = field(default_factory=Counter)
     never: dict[InstanceRef, str] = field(default_factory=dict)
     doubted: dict[InstanceRef, None] = field(default_factory=dict)
     trouble: str = ""
     computed: bool = False
+
+    def reservation_over(self) -> None:
+        """The decode task is gone; should there be another one, it begins anew."""
+        for want in [want for want in self.tries if want.for_decode]:
+            del self.tries[want]
 
 
 @dataclass
@@ -200,7 +206,7 @@ class Record:
         return len(self.request.prompt) + longest + 1
 
     @property
-    def encodes(self) -> Mapping[InstanceRef, EncodeTask]:
+    def encodes(self) -> Mapping[EncodeKey, EncodeTask]:
         """The live encode tasks."""
         return _NONE if self.encoding is None else self.encoding.tasks
 
@@ -209,9 +215,14 @@ class Record:
         """The live task that computes the prompt."""
         return self.tasks.get(TaskKind.PREFILL) or self.tasks.get(TaskKind.LOCAL)
 
+    def puller(self, for_decode: bool) -> Task | None:
+        """The live task that pulls what encode tasks stage: the decode task, or the one that computes the prompt."""
+        return self.tasks.get(TaskKind.DECODE) if for_decode else self.prompt_task
+
     def holds(self, task: Task) -> bool:
         """Whether `task` is live."""
-        return self.tasks.get(task.kind) is task or self.encodes.get(task.ref) is task
+        live = self.encodes.get(task.key) if isinstance(task, EncodeTask) else self.tasks.get(task.kind)
+        return live is task
 
     def live_tasks(self, ref: InstanceRef | None = None) -> list[Task]:
         """Every live task (on `ref`), those that encode last: what they serve is ended first."""
@@ -242,7 +253,7 @@ class Record:
         return not (kind is TaskKind.PREFILL and self.phase in (Phase.DECODING, Phase.ADOPTING))
 
 
-_NONE: Mapping[InstanceRef, EncodeTask] = {}
+_NONE: Mapping[EncodeKey, EncodeTask] = {}
 _NEEDLESS = frozenset({Phase.FINISHING, Phase.INTERRUPTED, Phase.ENDING})
 
 

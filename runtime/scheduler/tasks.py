@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from triptych.runtime.core.errors import TriptychError
 from triptych.runtime.core.instance import InstanceRef, Role
@@ -31,7 +32,7 @@ class ProtocolViolation(TriptychError):
 
 
 class TaskKind(StrEnum):
-    """Tasks of a request; at most one of each kind is live, of encode tasks at most one an instance."""
+    """Tasks of a request; at most one of each kind is live, of encode tasks at most one an instance and puller."""
 
     PREFILL = "prefill"
     DECODE = "decode"
@@ -114,6 +115,20 @@ class Task:
         self.state = target
 
 
+class EncodeKey(NamedTuple):
+    """Which encode task of a request: where it is, and whether the decode task pulls from it or the one that computes the prompt."""
+
+    ref: InstanceRef
+    for_decode: bool
+
+
+class Want(NamedTuple):
+    """An item (index into the request's media) that a task needs: the decode task, or the one that computes the prompt."""
+
+    for_decode: bool
+    item: int
+
+
 @dataclass
 class EncodeTask(Task):
     """Embeddings of some of a request's media. Make one with `encode_task`.
@@ -122,9 +137,10 @@ class EncodeTask(Task):
         items: indices into the request's media, in the order in which they are staged.
         patches: those that wait to be encoded.
         pages: what the embeddings of all items take.
-        fed: whether the instance that computes the prompt was told where to pull from.
+        fed: whether the puller's instance was told where to pull from.
         lacking: items whose pixels the gateway was told to bring.
         asked: when the instance was told to start it, in seconds.
+        for_decode: the decode task is the puller, not the one that computes the prompt.
     """
 
     items: list[int] = field(default_factory=list)
@@ -133,15 +149,26 @@ class EncodeTask(Task):
     fed: bool = False
     lacking: tuple[int, ...] = ()
     asked: float = 0.0
+    for_decode: bool = False
+
+    @property
+    def key(self) -> EncodeKey:
+        return EncodeKey(self.ref, self.for_decode)
+
+    @property
+    def wants(self) -> list[Want]:
+        """What it is to fulfil."""
+        return [Want(self.for_decode, item) for item in self.items]
 
 
-def encode_task(ref: InstanceRef) -> EncodeTask:
+def encode_task(ref: InstanceRef, for_decode: bool = False) -> EncodeTask:
     """An encode task on `ref` that has no items yet."""
-    return EncodeTask(TaskKind.ENCODE, ref, 0, 0, 0)
+    return EncodeTask(TaskKind.ENCODE, ref, 0, 0, 0, for_decode=for_decode)
 
 
 def role_of(report: TaskReport) -> Role | None:
-    """The role whose task `report` is about; None for a local task, which has both (and answers to either)."""
+    """The role whose task `report` is about; None for a local task, which has both (and answers to either), and for the one on that instance
+    that wants media."""
     if isinstance(report, Refused | TaskEnded):
         return report.role
     return _ROLE_OF_REPORT[type(report)]
@@ -153,7 +180,7 @@ _ROLE_OF_REPORT: dict[type[TaskReport], Role | None] = {
     Staged: Role.PREFILL,
     PrefillDone: Role.PREFILL,
     Accepted: None,
-    MediaWanted: Role.PREFILL,
+    MediaWanted: None,
     EncodeStaged: Role.ENCODE,
     EncodeDone: Role.ENCODE,
 }

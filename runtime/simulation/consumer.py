@@ -9,10 +9,10 @@ from __future__ import annotations
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.core.tasks import StageTimes
-from triptych.runtime.instance.messages import CancelPull, Imported, ImportFailed, MediaImported, StartPull
+from triptych.runtime.instance.messages import CancelPull, Imported, ImportFailed, KeepStaged, MediaImported, StartPull
 from triptych.runtime.instance.plan import Pool
 from triptych.runtime.simulation.network import End
-from triptych.runtime.simulation.transfer import SERVICE, Closed, Data, Final, Offer, Open, Release, Surroundings
+from triptych.runtime.simulation.transfer import SERVICE, Closed, Data, Final, Keep, Offer, Open, Release, Surroundings
 
 
 class _Pull:
@@ -63,6 +63,13 @@ class SimConsumer:
         pull = self._pulls.pop((message.request, message.key), None)
         if pull is not None:
             pull.end.abort("the pull was cancelled")
+
+    def keep(self, message: KeepStaged) -> None:
+        """Tell an owner that its stagings are waited for; nobody answers, and what is lost is said again later."""
+        around = self._around
+        end = around.network.dial(around.process, message.address, SERVICE, lambda _: None, lambda _: None)
+        end.send(Keep(message.owner, message.keys))
+        end.close("said")
 
     def _lives(self, pull: _Pull) -> bool:
         return self._pulls.get(_name(pull.message)) is pull

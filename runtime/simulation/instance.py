@@ -27,6 +27,7 @@ from triptych.runtime.instance.messages import (
     EmitPrompt,
     InstanceEvent,
     InstanceMessage,
+    KeepStaged,
     MediaArrived,
     OpenStaging,
     Report,
@@ -138,7 +139,7 @@ class SimInstance:
 
         def answer() -> None:
             stale = self.core.ref != owner
-            told(not stale and self.core.lacks_pixels(name), stale)
+            told(not stale and self.core.lacks_pixels(name) is not None, stale)
 
         self.call(answer)
 
@@ -299,5 +300,7 @@ class SimInstance:
                 self.consumer.start(message)
             case CancelPull():
                 self.consumer.cancel(message)
+            case KeepStaged():
+                self.consumer.keep(message)
             case DropMedia():
                 self.shelf.discard(message.hash)

@@ -15,7 +15,18 @@ from triptych.runtime.core.request import Continuation
 from triptych.runtime.instance.messages import LeaseExtended, OpenStaging, StagedReleased
 from triptych.runtime.instance.plan import Export, Pool
 from triptych.runtime.simulation.network import End
-from triptych.runtime.simulation.transfer import Alive, Closed, Data, Final, Offer, Open, Opened, Release, Surroundings
+from triptych.runtime.simulation.transfer import (
+    Alive,
+    Closed,
+    Data,
+    Final,
+    Keep,
+    Offer,
+    Open,
+    Opened,
+    Release,
+    Surroundings,
+)
 
 
 @dataclass(slots=True)
@@ -72,6 +83,13 @@ class SimProducer:
             staging.end.send(Closed(status, reason))
             staging.end.close(reason)
         return True
+
+    def extend(self, message: Keep) -> None:
+        """A puller waits for room."""
+        if message.owner == self.ref:
+            for key in message.keys:
+                if key in self._stagings and self._stagings[key].end is None:
+                    self._around.post(LeaseExtended(key, waiting=True))
 
     def restart(self, ref: InstanceRef) -> None:
         """The pools are lost: every staging ends, and the instance goes on as `ref`."""

@@ -92,7 +92,7 @@ class Codec:
             Pages: _pages,
             Gone: attrgetter("request", "key"),
             MediaArrived: lambda m: (m.hash,),
-            LeaseExtended: lambda m: (m.key,),
+            LeaseExtended: lambda m: (m.key, m.waiting),
             StagedReleased: lambda m: (m.key,),
         }
         self._decoders: dict[str, Callable[..., Any]] = {
@@ -126,7 +126,9 @@ class Codec:
             "Heartbeat": lambda worker, *loads: Heartbeat(
                 worker, tuple(InstanceLoad(self._refs[name], Load(*load)) for name, *load in loads)
             ),
-            "PullOpened": lambda *f: PullOpened(*f[:-1], Pool(f[-1])),
+            "PullOpened": lambda puller, request, key, pages, bandwidth, pool: PullOpened(
+                puller, request, key, pages, bandwidth, Pool(pool)
+            ),
             "Pages": self._arriving,
             "Gone": Gone,
             "MediaArrived": MediaArrived,
@@ -157,8 +159,9 @@ class Codec:
         return (arrival.serial, arrival.at, *_SHAPE(arrival.shape), tuple(map(tuple, arrival.shape.images)))
 
     def _opened(self, serial: int, at: float, *shape: Any) -> Request:
-        *lengths, images = shape
-        return self._book.open(Arrival(serial, at, Shape(*lengths, tuple(Image(*image) for image in images))))
+        prompt, output, session, blocks, block_tokens, images = shape
+        pictures = tuple(Image(*image) for image in images)
+        return self._book.open(Arrival(serial, at, Shape(prompt, output, session, blocks, block_tokens, pictures)))
 
     def _handle(self, owner: str, epoch: int, address: str, key: int, digest: str) -> Handle:
         ref = self._refs[owner]

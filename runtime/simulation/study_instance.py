@@ -30,6 +30,7 @@ from triptych.runtime.instance.messages import (
     EmitPrompt,
     InstanceEvent,
     InstanceMessage,
+    KeepStaged,
     LeaseExtended,
     OpenStaging,
     Report,
@@ -336,6 +337,8 @@ class StudyInstance:
                 self._transfers.pull(message, self._around.number(message.source_instance))
             case CancelPull():
                 self._transfers.cancel(message)
+            case KeepStaged():
+                self._transfers.keep(self._around.number(message.owner.id), message.keys)
 
 
 def _no_stop_strings(stop: tuple[str, ...]) -> StopProbe:

@@ -249,11 +249,11 @@ def take_quiet(state: InstanceState, draws: Draws) -> tuple[list[PlannedRow], bo
 
 
 def _encodes(state: InstanceState) -> bool:
-    """Whether media are being encoded, or wait to be: then the core plans."""
+    """Whether media are being encoded or waited for: then the core plans."""
     media = state.media
     if media is None:
         return False
-    return bool(media.encoding or media.stirred) or any(step.encodes for step in state.in_flight)
+    return bool(media.encoding or media.beside or media.stirred) or any(step.encodes for step in state.in_flight)
 
 
 def _queue_stands(state: InstanceState) -> bool:

@@ -191,6 +191,12 @@ class Transfers:
         for pull in self._pulls.values():
             self._post.send(self._me, pull.source, when, LeaseExtended(pull.message.source_key))
 
+    def keep(self, owner: int, keys: tuple[int, ...]) -> None:
+        """Tell party `owner` that these will be pulled once there is room here."""
+        when = self._loop.now() + self._wire.latency
+        for key in keys:
+            self._post.send(self._me, owner, when, LeaseExtended(key, waiting=True))
+
     def arriving(self, message: Pages) -> None:
         """Pages of a pull come in."""
         now = self._loop.now()

@@ -45,6 +45,14 @@ class Open:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """Instead of Open: what is staged under these keys will be pulled once there is room."""
+
+    owner: InstanceRef
+    keys: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """The key may be pulled."""
 

@@ -333,6 +333,8 @@ class SimWorker(Process):
         instance.asked(first.owner, first.hash, told)
 
     def _pulled(self, end: End, message: object) -> None:
+        if isinstance(message, transfer.Keep) and (instance := self.instances.get(message.owner.id)) is not None:
+            instance.producer.extend(message)
         if isinstance(message, transfer.Open):
             instance = self.instances.get(message.owner.id)
             if instance is None:

@@ -123,10 +123,7 @@ class TransferProducer:
             self._stagings.setdefault(message.key, Staging()).message = message
 
     def export(self, key: int, first_page: int, pages: tuple[int, ...], layer_group: int | None = None) -> None:
-        """Pages of `key` are filled by what was dispatched so far, in one layer group or (None) in all of them.
-
-        May come before `open_staging`; after the end it is ignored.
-        """
+        """Pages of `key` are filled in one layer group, or (None) in all. May come before `open_staging`; ignored after the end."""
         with self._lock:
             if not pages or key in self._tombstones:
                 return
@@ -280,15 +277,12 @@ class TransferProducer:
                     yield event
                 if ended:
                     return
-                if (
-                    self._loop.time() >= extended + self._alive_interval / 2
-                ):  # offers may come much faster than leases end
+                # Offers may come much faster than leases end.
+                if self._loop.time() >= extended + self._alive_interval / 2:
                     extended = self._loop.time()
                     self._events.alive(key)
-                try:
-                    async with asyncio.timeout(
-                        self._alive_interval
-                    ):  # not wait_for: before 3.12 it can swallow a cancellation
+                try:  # not wait_for: before 3.12 it can swallow a cancellation
+                    async with asyncio.timeout(self._alive_interval):
                         await staging.signal.wait()
                 except TimeoutError:
                     yield transfer_pb2.TransferEvent(alive=transfer_pb2.Alive())

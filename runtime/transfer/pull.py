@@ -71,7 +71,7 @@ class PullStats:
         bytes_moved: over the wire, granule padding included; a copy to a replica is not counted.
         pages_pulled: pages filled, each counted once whatever the number of layer groups.
         seconds: during which at least one offer was being fetched, written or verified.
-        exposed_seconds: from the final record to the last verified page: what did not hide behind the owner's compute.
+        exposed_seconds: of these, after the final record: what did not hide behind the owner's compute.
     """
 
     bytes_moved: int = 0
@@ -186,9 +186,9 @@ class Pull:
                     self._seen.add(event.offer.id)
                     pages = self._target_pages(event.offer)
                     _spawn(tasks, self._import(peer, transport, event.offer, pages, tasks))
-            complete = self._clock.now()
+            hidden = self._busy_until(self._clock.now())
             self._check_complete(event.final)
-        exposed = self._clock.now() - complete
+        exposed = self._busy_seconds - hidden
         return event.final.continuation, PullStats(self.bytes_moved, len(message.pages), self._busy_seconds, exposed)
 
     def _transfer(self) -> Any:
@@ -362,10 +362,13 @@ class Pull:
 
     def _count_busy(self, change: int) -> None:
         now = self._clock.now()
-        if self._busy:
-            self._busy_seconds += now - self._busy_since
+        self._busy_seconds = self._busy_until(now)
         self._busy += change
         self._busy_since = now
+
+    def _busy_until(self, now: float) -> float:
+        """Seconds up to `now` during which an offer was under way."""
+        return self._busy_seconds + (now - self._busy_since if self._busy else 0.0)
 
 
 def _spawn(tasks: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> None:

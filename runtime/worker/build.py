@@ -19,12 +19,15 @@ from jax.sharding import Mesh
 from triptych.models.hub.bundle import ModelBundle, open_model
 from triptych.models.hub.media import open_multimodal
 from triptych.models.hub.resolve import resolve_model
-from triptych.models.kv import KVGroup, kv_groups
+from triptych.models.kv import KVGroup
+from triptych.models.speech.bundle import SpeechBundle, is_speech
+from triptych.models.speech.load import load_decoder as load_speech_decoder
 from triptych.models.weights.dummy import DummySource
-from triptych.models.weights.load import LoadedDecoder, load_decoder
+from triptych.models.weights.load import load_decoder
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Compatibility, InstanceInfo, Role
 from triptych.runtime.engine.config import EngineConfig, engine_config
+from triptych.runtime.engine.decoders import ServedDecoder, self_group
 from triptych.runtime.engine.encode_engine import EncodeEngine
 from triptych.runtime.engine.engine import Engine
 from triptych.runtime.engine.media_stage import MediaStage
@@ -46,6 +49,7 @@ from triptych.runtime.worker.media_parts import (
     media_pages,
     media_stage,
 )
+from triptych.runtime.worker.speech_parts import open_speech_bundle
 from triptych.sharding.devices import Device
 from triptych.sharding.mesh import make_mesh
 
@@ -76,6 +80,8 @@ class InstanceParts:
 def open_worker_model(config: WorkerConfig) -> WorkerModel:
     """The model's parts; fetches it if it is not at hand. With `load_dummy` the weights are random ones of the same shapes."""
     resolved = resolve_model(config.model, config.cache, progress=lambda text: log.info("%s", text))
+    if is_speech(resolved):
+        return WorkerModel(resolved, open_speech_bundle(resolved, config.load_dummy))
     bundle = open_model(resolved)
     if config.load_dummy:
         bundle = dataclasses.replace(
@@ -113,7 +119,7 @@ def build_instance(
         log.warning("max_model_len %d is more than the model's %d, which holds", config.max_model_len, max_model_len)
     pages = media_pages(config, plan, model, max_model_len)
     decodes = bool(plan.possible & {Role.PREFILL, Role.DECODE})
-    loaded = load_decoder(bundle.config, bundle.tensor_source, mesh, config.dtype) if decodes else None
+    loaded = _load_decoder(config, model, mesh) if decodes else None
     stage = media_stage(config, plan, model, mesh, pages)
     progress(f"{plan.id}: weights on {plan.tp} device(s) in {time.monotonic() - started:.1f} s")
     limits = engine_config(
@@ -128,7 +134,9 @@ def build_instance(
         compile_threads=config.compile_threads,
         media_pages=pages,
         encode_patches=encode_patches(config, plan, model),
-        mrope=bundle.config.rope.sections is not None,
+        attended=0 if model.speech is None else model.speech.config.audio_positions,
+        suppressed=() if model.speech is None else model.speech.tokens.suppressed,
+        mrope=model.mrope,
         layer_groups=layer_groups(config, bundle),
     )
     engine = _engine(config, limits, loaded, mesh, stage)
@@ -139,7 +147,7 @@ def build_instance(
     report = engine.compile(compiled)
     kv = media = None
     if loaded is not None:
-        (group,) = kv_groups(bundle.config, config.kv_dtype)
+        group = self_group(bundle.config, config.kv_dtype)
         kv = PoolParts(_kv_mover(config, loaded, group, limits), kv_header(config, bundle, group))
         kv.mover.compile(compiled)
     header = media_header(config, model)
@@ -150,8 +158,15 @@ def build_instance(
     return InstanceParts(plan, mesh, engine, kv, media)
 
 
+def _load_decoder(config: WorkerConfig, model: WorkerModel, mesh: Mesh) -> ServedDecoder:
+    bundle = model.bundle
+    if isinstance(bundle, SpeechBundle):
+        return load_speech_decoder(bundle.config, bundle.tensor_source, mesh, config.dtype)
+    return load_decoder(bundle.config, bundle.tensor_source, mesh, config.dtype)
+
+
 def _kv_pages(
-    config: WorkerConfig, loaded: LoadedDecoder, devices: Sequence[Device], max_model_len: int, stage: MediaStage | None
+    config: WorkerConfig, loaded: ServedDecoder, devices: Sequence[Device], max_model_len: int, stage: MediaStage | None
 ) -> int:
     """Pages of the KV pool: what is asked for, or what fits. A media pool comes out of an accelerator's memory first."""
     if config.num_pages:
@@ -167,7 +182,7 @@ def _kv_pages(
 
 
 def _engine(
-    config: WorkerConfig, limits: EngineConfig, loaded: LoadedDecoder | None, mesh: Mesh, stage: MediaStage | None
+    config: WorkerConfig, limits: EngineConfig, loaded: ServedDecoder | None, mesh: Mesh, stage: MediaStage | None
 ) -> Engine | EncodeEngine:
     if loaded is None:
         assert stage is not None, "media_pages refuses an encode role without a pool"
@@ -177,7 +192,7 @@ def _engine(
     return PacedEngine(limits, loaded, mesh, config.pace, stage)
 
 
-def _kv_mover(config: WorkerConfig, loaded: LoadedDecoder, group: KVGroup, limits: EngineConfig) -> PageMover:
+def _kv_mover(config: WorkerConfig, loaded: ServedDecoder, group: KVGroup, limits: EngineConfig) -> PageMover:
     num_pages = limits.num_pages
     return PageMover(
         loaded.rules.mesh,
@@ -193,9 +208,11 @@ def _kv_mover(config: WorkerConfig, loaded: LoadedDecoder, group: KVGroup, limit
     )
 
 
-def layer_groups(config: WorkerConfig, bundle: ModelBundle) -> LayerGroups:
-    """The cut of the model's layers into offers of KV."""
+def layer_groups(config: WorkerConfig, bundle: ModelBundle | SpeechBundle) -> LayerGroups:
+    """The cut of the model's layers into offers of KV. Raises ConfigError if a speech model's are to be cut: its prompts have four tokens."""
     layers = bundle.config.num_layers
+    if isinstance(bundle, SpeechBundle) and config.kv_layer_groups not in (None, layers):
+        raise ConfigError(f"kv_layer_groups is {config.kv_layer_groups}; KV of a speech model is offered in one piece")
     return cut_layers(layers, config.kv_layer_groups or layers)
 
 
@@ -213,7 +230,7 @@ def compatibility(config: WorkerConfig, model: WorkerModel) -> Compatibility:
     )
 
 
-def kv_header(config: WorkerConfig, bundle: ModelBundle, group: KVGroup) -> KvHeader:
+def kv_header(config: WorkerConfig, bundle: ModelBundle | SpeechBundle, group: KVGroup) -> KvHeader:
     """What this instance's KV is, wherever it is sharded."""
     return KvHeader(
         model=config.served_model_name,
@@ -234,6 +251,7 @@ def make_core(
     prefix_cache: bool,
     eos_ids: tuple[int, ...],
     stop_probe: StopProbeFactory,
+    forbidden_first: tuple[int, ...] = (),
 ) -> InstanceCore:
     """The pure half for these parts."""
     config = parts.engine.config
@@ -253,6 +271,7 @@ def make_core(
             max_waiting=max_waiting,
             export_pages=next(pool.header.granule for pool in (parts.kv, parts.media) if pool is not None),
             eos_ids=eos_ids,
+            forbidden_first=forbidden_first,
             prefix_cache=prefix_cache,
             media_pages=config.media_pages,
             encode_patches=config.encode_patches,

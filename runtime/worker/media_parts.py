@@ -9,20 +9,28 @@ from jax.sharding import Mesh
 from triptych.models.hub.bundle import ModelBundle
 from triptych.models.hub.encoder import load_model_encoder
 from triptych.models.hub.resolve import ResolvedModel
+from triptych.models.kv import KVGroup
 from triptych.models.multimodal.config import MultimodalConfig
 from triptych.models.multimodal.plans import DynamicProcessing, Processing, plan_image
+from triptych.models.speech.bundle import SpeechBundle
 from triptych.models.vision.config import VisionConfig
 from triptych.models.weights.vision import dummy_encoder
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.engine.encoder import MediaEncoder
-from triptych.runtime.engine.media_pool import MediaPool, media_group
+from triptych.runtime.engine.media_pool import EmbeddingPool, MediaPool, media_group
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.page_programs import PageMover
 from triptych.runtime.engine.shelf import MediaShelf
 from triptych.runtime.engine.vision_encoder import VisionMediaEncoder
 from triptych.runtime.transfer.header import KvHeader, group_headers
 from triptych.runtime.worker.config import InstancePlan, WorkerConfig
+from triptych.runtime.worker.speech_parts import (
+    cross_group,
+    speech_encode_patches,
+    speech_media_pages,
+    speech_stage,
+)
 from triptych.sharding.rules import ShardingRules
 
 # Prompts of full length whose embeddings fit a media pool by default: they are small beside the KV of one.
@@ -33,16 +41,31 @@ ENCODE_PATCHES = 2048
 
 @dataclass(frozen=True)
 class WorkerModel:
-    """A model opened by a worker. `multimodal` is None for text models."""
+    """A model opened by a worker. `multimodal` is None for text models, and for those of speech, whose bundle says all."""
 
     resolved: ResolvedModel
-    bundle: ModelBundle
+    bundle: ModelBundle | SpeechBundle
     multimodal: MultimodalConfig | None = None
+
+    @property
+    def speech(self) -> SpeechBundle | None:
+        """The bundle of a speech model."""
+        return self.bundle if isinstance(self.bundle, SpeechBundle) else None
+
+    @property
+    def mrope(self) -> bool:
+        """Whether its positions have three parts."""
+        return not isinstance(self.bundle, SpeechBundle) and self.bundle.config.rope.sections is not None
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Tokens that end what it says."""
+        return (self.bundle.tokens.end,) if isinstance(self.bundle, SpeechBundle) else self.bundle.config.eos_token_ids
 
 
 def takes_media(config: WorkerConfig, model: WorkerModel) -> bool:
     """Whether instances of this process have to do with media at all."""
-    return model.multimodal is not None and config.media_pages != 0
+    return model.speech is not None or (model.multimodal is not None and config.media_pages != 0)
 
 
 def media_pages(config: WorkerConfig, plan: InstancePlan, model: WorkerModel, max_model_len: int) -> int:
@@ -50,6 +73,8 @@ def media_pages(config: WorkerConfig, plan: InstancePlan, model: WorkerModel, ma
 
     Raises ConfigError if it is to encode for a model without an encoder.
     """
+    if model.speech is not None:
+        return speech_media_pages(config, plan, model.speech.config)
     if not takes_media(config, model):
         if Role.ENCODE in plan.possible:
             raise ConfigError(
@@ -65,6 +90,8 @@ def media_pages(config: WorkerConfig, plan: InstancePlan, model: WorkerModel, ma
 
 def encode_patches(config: WorkerConfig, plan: InstancePlan, model: WorkerModel) -> int:
     """Slots of the largest encode program of an instance; 0 where it does not encode."""
+    if model.speech is not None:
+        return speech_encode_patches(config, plan, model.speech.config)
     if Role.ENCODE not in plan.possible or model.multimodal is None:
         return 0
     return config.encode_patches or max(ENCODE_PATCHES, _largest_item(model.multimodal))
@@ -88,9 +115,11 @@ def media_stage(
     config: WorkerConfig, plan: InstancePlan, model: WorkerModel, mesh: Mesh, pages: int
 ) -> MediaStage | None:
     """Pool and encoder (its weights are loaded here) of an instance with so many media pages; None for none."""
+    if model.speech is not None:
+        return speech_stage(config, model.speech, mesh, pages, encode_patches(config, plan, model))
     if not pages or model.multimodal is None:
         return None
-    pool = MediaPool(
+    pool = EmbeddingPool.of(
         ShardingRules(mesh),
         model.multimodal.vision.output_size,
         config.dtype,
@@ -111,27 +140,36 @@ def _encoder(config: WorkerConfig, model: WorkerModel, multimodal: MultimodalCon
 
 
 def media_header(config: WorkerConfig, model: WorkerModel) -> KvHeader | None:
-    """What embeddings of this model are, wherever they are sharded; None where none are taken."""
-    if model.multimodal is None or not takes_media(config, model):
+    """What a media pool of this model holds, wherever it is sharded; None where no media are taken."""
+    group = _group(config, model)
+    if group is None:
         return None
     return KvHeader(
         model=config.served_model_name,
         revision=f"{model.bundle.revision}/{config.dtype}",
-        groups=group_headers((media_group(model.multimodal.vision.output_size, config.dtype),)),
-        dtype=config.dtype,
+        groups=group_headers((group,)),
+        dtype=group.dtype,
         page_size=config.page_size,
         granule=config.export_pages,
-        layer_groups=((0, 1),),
+        layer_groups=((0, len(group.layers)),),
     )
+
+
+def _group(config: WorkerConfig, model: WorkerModel) -> KVGroup | None:
+    if model.speech is not None:
+        return cross_group(config, model.speech.config)
+    if model.multimodal is None or not takes_media(config, model):
+        return None
+    return media_group(model.multimodal.vision.output_size, config.dtype)
 
 
 def media_mover(config: WorkerConfig, mesh: Mesh, pool: MediaPool) -> PageMover:
     """Page programs of a media pool, not compiled yet."""
-    ((keys, _),) = pool.structs
+    keys, _ = pool.structs[0]
     return PageMover(
         mesh,
         pool.layout,
-        1,
+        len(pool.group.layers),
         pool.num_pages,
         pool.page_size,
         pool.group.head_dim,

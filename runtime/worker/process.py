@@ -192,7 +192,8 @@ class WorkerProcess:
                 info,
                 max_waiting=config.max_waiting,
                 prefix_cache=config.prefix_cache,
-                eos_ids=bundle.config.eos_token_ids,
+                eos_ids=model.eos_ids,
+                forbidden_first=() if model.speech is None else model.speech.tokens.suppressed_first,
                 stop_probe=lambda stops: _TextProbe(stops, bundle.tokenizer),
             )
             self._instances[info.ref.id] = LiveInstance(part, core, info, around)

@@ -29,7 +29,6 @@ SMALL = (
     "--num-pages=129",
     "--heartbeat-interval=0.2",
     "--heartbeat-timeout=2",
-    f"--startup-timeout={START_LIMIT:g}",
 )
 
 
@@ -113,13 +112,21 @@ def leaks(state: worker_pb2.InstanceState) -> dict[str, int]:
 
 
 @contextmanager
-def deployed(*flags: str) -> Iterator[Deployment]:
-    """Serve the toy model with SMALL and `flags` until the context is left."""
+def deployed(*flags: str, start_limit: float = START_LIMIT) -> Iterator[Deployment]:
+    """Serve the toy model with SMALL and `flags` until the context is left. `start_limit`: seconds until it must be ready."""
     server = Deployment()
     with Supervisor(log=server.hear) as supervisor:
-        argv = [sys.executable, "-m", "triptych.tools.cli", "serve", *SMALL, *flags]
+        argv = [
+            sys.executable,
+            "-m",
+            "triptych.tools.cli",
+            "serve",
+            *SMALL,
+            f"--startup-timeout={start_limit:g}",
+            *flags,
+        ]
         supervisor.start("serve", argv, dict(os.environ))
-        ready = supervisor.wait_ready(START_LIMIT)["serve"]
+        ready = supervisor.wait_ready(start_limit)["serve"]
         server.address, server.scheduler = ready["address"], ready["addresses"]["scheduler"]
         server.processes |= ready["processes"]
         yield server

@@ -32,6 +32,8 @@ def test_pages_move_once_and_decode_computes_no_prompt() -> None:
         assert decode.counters["prefill_tokens"] == 0
         assert prefill.counters["prefill_tokens"] == len(PROMPT) + len(PROMPT) - 64
         assert prefill.resources["staging_bytes"] == 0
+        assert decode.counters["kv_pull_us"] > 0 == prefill.counters["kv_pull_us"]
+        assert 0 <= decode.counters["kv_pull_exposed_us"] <= decode.counters["kv_pull_us"]
 
 
 @pytest.mark.limit(300)
@@ -43,7 +45,9 @@ def test_damaged_kv_fails_the_request_and_is_never_decoded(transport: str, monke
         return {kind: FaultyTransport(inner, schedule) for kind, inner in open_transports(*args, **kwargs).items()}
 
     monkeypatch.setattr("triptych.runtime.worker.process.open_transports", damaging)
-    with ToySetup("1P1D", transport=transport, max_num_seqs=4).cluster() as cluster, Client(cluster.address) as client:
+    groups = 1 if transport == "device" else None
+    setup = ToySetup("1P1D", transport=transport, max_num_seqs=4, kv_layer_groups=groups)
+    with setup.cluster() as cluster, Client(cluster.address) as client:
         tokens = 0
         with pytest.raises(TriptychError) as caught:
             for chunk in client.generate(token_ids=PROMPT, max_tokens=8, temperature=0, timeout=30):

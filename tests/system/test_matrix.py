@@ -36,15 +36,20 @@ FACTORS: dict[str, list[Any]] = {
 def possible(row: Row) -> bool:
     """PD and (P-D) move nothing and have one TP size; `local` stays inside a process."""
     if row["topology"] != "1P1D":
-        return row["processes"] == "one" and row["transport"] == "local" and row["tp"] in ((1, 1), (2, 1))
+        alone = row["processes"] == "one" and row["transport"] == "local" and row["kv_layer_groups"] is None
+        return alone and row["tp"] in ((1, 1), (2, 1))
     return not (row["processes"] == "two" and row["transport"] == "local")
 
 
 ROWS = covering_rows(FACTORS, possible)
-# In the fast run: the first row of each topology in one worker. Two workers, over transport `device`, with TP sizes that differ and a small pool, are in
+# In the fast run: the first row of each topology in one worker, by layer groups where KV moves. Two workers, over transport `device`, with TP sizes that differ and a small pool, are in
 # test_two_processes_give_the_monoliths_tokens, in processes of their own. The other rows run in `make test-all`.
 FAST = [
-    next(row for row in ROWS if (row["topology"], row["processes"]) == (topology, "one"))
+    next(
+        row
+        for row in ROWS
+        if (row["topology"], row["processes"]) == (topology, "one") and (topology != "1P1D" or row["kv_layer_groups"])
+    )
     for topology in FACTORS["topology"]
 ]
 

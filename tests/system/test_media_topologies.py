@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.runtime.media import files
 from tests.system.toy import shape_of
 from tests.system.toy_media import cluster_of, encoded, picture
 from triptych.runtime.client import Client, Result
@@ -39,12 +40,12 @@ def test_a_picture_asked_about_by_many_is_encoded_once() -> None:
         assert second.timings.embedding_bytes == second.timings.encode_tasks == 0
 
 
-def test_several_pictures_are_encoded_by_all_encode_instances() -> None:
+def test_pictures_and_frames_are_encoded_by_all_encode_instances() -> None:
     """Items of one request fan out, and their embeddings come together in the order of the prompt."""
-    images = [picture(20 + n) for n in range(6)]
     request: dict[str, Any] = {
-        "prompt": " ".join(f"{n}:<|pad|>" for n in range(6)),
-        "images": images,
+        "prompt": " ".join(f"{n}:<|pad|>" for n in range(4)),
+        "images": [picture(20 + n) for n in range(3)],
+        "videos": [files.video_file(files.video_frames(30, 32, 24))],  # three seconds, so three frames
         "max_tokens": 8,
         "temperature": 0,
     }

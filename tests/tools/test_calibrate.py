@@ -94,6 +94,7 @@ def test_host_time_is_measured_on_steps_in_which_all_rows_decode(rows: int, most
     assert 0 < core_seconds(engine, rows) < 1
 
 
+@pytest.mark.slow
 def test_encode_programs_of_a_multimodal_model_are_measured(tmp_path: Path, capsys):
     out = tmp_path / "table.json"
     assert main(("calibrate", "dummy:toy-vlm", "--out", str(out), *FLAGS, "--encode-patches", "300")) == 0

@@ -57,7 +57,13 @@ def test_flags_under_the_names_that_users_know(flag: str, field: str, value: obj
 
 def test_every_field_has_a_flag_and_an_environment_twin_that_do_the_same():
     samples: dict[str, str] = {"bool": "false", "int": "7", "float": "0.5", "str": "x"}
-    special = {"topology": "2PD", "chat_template": __file__, "emulate_devices": "8", "heartbeat_timeout": "60"}
+    special = {
+        "topology": "2PD",
+        "chat_template": __file__,
+        "emulate_devices": "8",
+        "heartbeat_timeout": "60",
+        "kv_layer_groups": "3",
+    }
     for field in dataclasses.fields(ServeConfig):
         if field.metadata["parse"] is None and field.metadata["choices"]:
             text = field.metadata["choices"][0]

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="dummy:smollm2-135m",
         help="what to run (default dummy:smollm2-135m, random weights of its shape)",
     )
-    parser.add_argument("--groups", default="1,2,3,5,10,all", help="layers an offer (default 1,2,3,5,10,all)")
+    parser.add_argument("--groups", default="1,2,3,4,5,10,all", help="layers an offer (default 1,2,3,4,5,10,all)")
     link = parser.add_mutually_exclusive_group()
     link.add_argument("--handshake-ms", type=float, help="what each offer costs before its bytes move")
     link.add_argument(
@@ -185,14 +185,14 @@ def describe(report: dict[str, Any]) -> str:
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Hidden and exposed KV time of each size."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    try:
+        from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ConfigError("--plot needs matplotlib: pip install 'triptych[plot]'") from error
     rows = report["rows"]
     names = [f"{row['layers_per_offer']}{'*' if row['chosen'] else ''}" for row in rows]
-    figure, axes = pyplot.subplots(figsize=(6, 3.5))
+    figure = Figure(figsize=(6, 3.5))
+    axes = figure.subplots()
     axes.bar(names, [row["transfer"] for row in rows], label="hidden", color="#9dc3a5")
     axes.bar(names, [row["exposed_of_requests"] for row in rows], label="after own prefill", color="#e8c07d")
     axes.bar(names, [row["exposed_in_run"] for row in rows], label="no prefill computes", color="#c0504d")
@@ -201,7 +201,6 @@ def draw(report: dict[str, Any], path: Path) -> None:
     axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
 def _tell(line: str) -> None:

@@ -1,6 +1,6 @@
 """Every device program of an encode instance, lowered for a mesh from shapes alone: no weights, no pools.
 
-Encode programs write the media pool; page programs take pages of it out and put pages in; `replace` is what the prompt's instance does
+Encode programs write the media pool; page programs take pages of it out and put pages in; `inject` is what the prompt's instance does
 with it. Whisper's program goes from samples to the pages of cross-attention.
 """
 
@@ -52,7 +52,7 @@ def lowered_programs(model: Published, mesh: Mesh, *, largest: bool = False) -> 
     for program in MediaStage(pool, encoder, None, model.slots).programs():
         if not largest or program.key[0] != "encode" or program.key[1] == model.slots:
             yield program.name, program.lower()
-    yield "replace", _replace(pool).lower()
+    yield "inject", _inject(pool).lower()
     mover = PageMover(
         mesh, pool.layout, 1, pages, PAGE_SIZE, pool.group.head_dim, DTYPE, EXPORT_PAGES,
         pool_sharding=pool.structs[0][0].sharding,  # type: ignore[arg-type]
@@ -60,16 +60,16 @@ def lowered_programs(model: Published, mesh: Mesh, *, largest: bool = False) -> 
     yield from mover.lower().items()
 
 
-def _replace(pool: MediaPool) -> Program:
+def _inject(pool: MediaPool) -> Program:
     """Embeddings in place of a prompt's placeholder tokens."""
     small = pool.rules.replicated()
     tokens = jax.ShapeDtypeStruct((PROMPT_TOKENS, pool.hidden), jnp.dtype(DTYPE), sharding=small)
     index = jax.ShapeDtypeStruct((PROMPT_TOKENS,), np.int32, sharding=small)
 
     def run(x: jax.Array, pools: Any, index: jax.Array) -> jax.Array:
-        return pool.replace(x, pools, index)
+        return pool.read(pools, index).into(0, x)
 
-    return Program(("replace", PROMPT_TOKENS), run, (tokens, pool.structs, index), small)
+    return Program(("inject", PROMPT_TOKENS), run, (tokens, pool.structs, index), small)
 
 
 def _speech(model: PublishedSpeech, rules: ShardingRules) -> Program:

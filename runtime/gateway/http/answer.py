@@ -17,7 +17,7 @@ from triptych.runtime.core.errors import DeadlineError, TriptychError
 from triptych.runtime.gateway.http.config import HttpConfig
 from triptych.runtime.gateway.http.errors import HttpError, from_runtime
 from triptych.runtime.gateway.http.generation import Generation, Totals, chunks, started
-from triptych.runtime.gateway.http.wire import ClientGoneError, Events, attended, send_json
+from triptych.runtime.gateway.http.wire import TEXT_TYPE, ClientGoneError, Events, attended, send_body, send_json
 from triptych.runtime.metrics.observer import spent_by
 from triptych.runtime.metrics.requests import RequestMetrics, Watch
 
@@ -25,13 +25,13 @@ LAST_WORDS = 1.0  # seconds that a client gets to take the error that ends its s
 
 
 class Format(Protocol):
-    """An endpoint's objects: `ChatFormat`, `CompletionFormat`."""
+    """An endpoint's objects: `ChatFormat`, `CompletionFormat`, `TranscriptionFormat`. A whole answer that is no object is sent as plain text."""
 
     def ready(self, results: Sequence[Result]) -> bool: ...
     def opening(self, results: Sequence[Result]) -> list[dict[str, Any]]: ...
     def piece(self, prompt: int, chunk: Chunk) -> dict[str, Any] | None: ...
     def closing(self, usage: dict[str, Any]) -> dict[str, Any]: ...
-    def whole(self, results: Sequence[Result], usage: dict[str, Any]) -> dict[str, Any]: ...
+    def whole(self, results: Sequence[Result], usage: dict[str, Any]) -> dict[str, Any] | str: ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,11 @@ class _Work:
     async def whole(self, send: Send) -> None:
         await self._run(None)
         self._finish()
-        await send_json(send, 200, self._form.whole(self._totals.results, self._totals.usage()))
+        whole = self._form.whole(self._totals.results, self._totals.usage())
+        if isinstance(whole, str):
+            await send_body(send, 200, whole.encode(), {"content-type": TEXT_TYPE})
+        else:
+            await send_json(send, 200, whole)
 
     async def stream(self, events: Events) -> None:
         await self._run(events)

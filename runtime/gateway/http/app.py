@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -19,16 +20,18 @@ from triptych.proto.v1 import inference_pb2 as pb
 from triptych.runtime.client import AsyncClient
 from triptych.runtime.core.clock import Clock
 from triptych.runtime.core.errors import TriptychError
-from triptych.runtime.gateway.http import chat, completions
+from triptych.runtime.gateway.http import chat, completions, transcriptions
 from triptych.runtime.gateway.http.answer import Format, Service, answer
 from triptych.runtime.gateway.http.chat import ChatFormat
 from triptych.runtime.gateway.http.completions import CompletionFormat
 from triptych.runtime.gateway.http.door import Door
 from triptych.runtime.gateway.http.errors import HttpError, from_runtime
 from triptych.runtime.gateway.http.fields import parse_json
+from triptych.runtime.gateway.http.forms import read_form
 from triptych.runtime.gateway.http.generation import Generation
 from triptych.runtime.gateway.http.limits import Bodies, Keys, Places, Room
 from triptych.runtime.gateway.http.probes import Readiness
+from triptych.runtime.gateway.http.transcriptions import TranscriptionFormat
 from triptych.runtime.gateway.http.wire import header, read_body, send_body, send_json
 from triptych.runtime.metrics.http import HttpMetrics
 from triptych.runtime.metrics.instances import Instances, Occupancy
@@ -83,6 +86,8 @@ class Api:
         table: list[tuple[str, Handler, list[str]]] = [
             ("/v1/chat/completions", self.chat, post),
             ("/v1/completions", self.completions, post),
+            ("/v1/audio/transcriptions", partial(self.transcribe, translate=False), post),
+            ("/v1/audio/translations", partial(self.transcribe, translate=True), post),
             ("/v1/models", self.models, get),
             ("/v1/models/{model:path}", self.model, get),
             ("/health", self.health, get),
@@ -113,6 +118,13 @@ class Api:
                 raise from_runtime(error, generation.fields) from error
             form = CompletionFormat(generation, generation.model or await self._name(), echo, texts)
             await self._generate(scope, generation, form, receive, send)
+
+    async def transcribe(self, scope: Scope, receive: Receive, send: Send, *, translate: bool) -> None:
+        config = self._service.config
+        with self._bodies.room() as room:
+            form = await read_form(scope, receive, config.max_body_bytes, config.body_timeout, room)
+            generation, wanted = transcriptions.parse(form, f"transcript-{secrets.token_hex(16)}", translate)
+            await self._generate(scope, generation, TranscriptionFormat(generation, wanted), receive, send)
 
     async def models(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_json(send, 200, {"object": "list", "data": [self._card(await self._name())]})

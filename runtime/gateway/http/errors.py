@@ -143,5 +143,5 @@ def from_runtime(error: TriptychError, fields: frozenset[str] = frozenset()) -> 
 _PART = re.compile(r"^chat\.messages\[(\d+)\]\.parts\[(\d+)\]")
 """A part of a message, which has another name in a body."""
 
-_PARAMS = {"chat": "messages", "token_ids": "prompt"}
+_PARAMS = {"chat": "messages", "token_ids": "prompt", "media": "file", "speech": "language"}
 """Fields whose names differ between the gateway and HTTP."""

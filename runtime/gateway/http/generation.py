@@ -7,23 +7,37 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
+from triptych.proto.v1 import inference_pb2 as pb
 from triptych.runtime.client import AsyncClient, AsyncStream, Chunk, Result
-from triptych.runtime.client.requests import Message, Sampling, generate_request
+from triptych.runtime.client.requests import Message, Sampling, generate_request, speech_request
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A sound file that is to be written down: in its `language` (empty: unsaid), or in English."""
+
+    data: bytes
+    language: str = ""
+    translate: bool = False
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt, in exactly one of three forms."""
+    """One prompt, in exactly one of four forms."""
 
     text: str | None = None
     token_ids: tuple[int, ...] | None = None
     messages: tuple[Message, ...] | None = None
+    sound: Sound | None = None
 
     @property
     def has_media(self) -> bool:
-        """Whether its messages may have media: those of text alone are strings by now."""
-        return any(not isinstance(message.get("content"), str) for message in self.messages or ())
+        """Whether it is a sound, or its messages may have media: those of text alone are strings by now."""
+        return self.sound is not None or any(
+            not isinstance(message.get("content"), str) for message in self.messages or ()
+        )
 
 
 @dataclass(frozen=True)
@@ -82,23 +96,34 @@ async def started(client: AsyncClient, generation: Generation, timeout: float) -
     async with AsyncExitStack() as stack:
         streams = []
         for index, prompt in enumerate(generation.prompts):
-            made = partial(
-                generate_request,
-                prompt.text,
-                messages=prompt.messages,
-                token_ids=prompt.token_ids,
-                add_generation_prompt=generation.add_generation_prompt,
-                model=generation.model,
-                request_id=generation.id if len(generation.prompts) == 1 else f"{generation.id}-{index}",
-                timeout=timeout,
-                priority=generation.priority,
-                cache_salt=generation.cache_salt,
-                sampling=generation.sampling,
-            )
+            request_id = generation.id if len(generation.prompts) == 1 else f"{generation.id}-{index}"
+            made = partial(_request, generation, prompt, request_id, timeout)
             # Media are decoded from base64 here, which takes long enough to be felt by others.
             request = await asyncio.to_thread(made) if prompt.has_media else made()
             streams.append(await stack.enter_async_context(client.stream(request, generation.traceparent)))
         yield streams
+
+
+def _request(generation: Generation, prompt: Prompt, request_id: str, timeout: float) -> pb.GenerateRequest:
+    """The message of one prompt. Raises InvalidRequestError."""
+    rest: dict[str, Any] = {
+        "model": generation.model,
+        "request_id": request_id,
+        "timeout": timeout,
+        "priority": generation.priority,
+        "cache_salt": generation.cache_salt,
+    }
+    if prompt.sound is not None:
+        sound = prompt.sound
+        return speech_request(sound.data, sound.language, sound.translate, generation.sampling, **rest)
+    return generate_request(
+        prompt.text,
+        messages=prompt.messages,
+        token_ids=prompt.token_ids,
+        add_generation_prompt=generation.add_generation_prompt,
+        sampling=generation.sampling,
+        **rest,
+    )
 
 
 async def chunks(streams: Sequence[AsyncStream]) -> AsyncIterator[tuple[int, Chunk]]:

@@ -5,6 +5,8 @@ devices, whose answer is kept for a while so that probing costs next to nothing.
 from __future__ import annotations
 
 import asyncio
+import io
+import wave
 
 from triptych.runtime.client import AsyncClient
 from triptych.runtime.core.clock import Clock
@@ -15,6 +17,20 @@ FAILED_TTL = (
     1.0  # seconds that a failure is kept: short, so that recovery shows, and not nothing, so that probes do not pile up
 )
 PROBE_TOKEN = 1  # any id that every vocabulary has
+
+
+def silence(seconds: float = 0.1) -> bytes:
+    """A WAV file of nothing."""
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(2 * int(16_000 * seconds)))
+    return out.getvalue()
+
+
+SILENCE = silence()
 
 
 class Readiness:
@@ -46,6 +62,14 @@ class Readiness:
             self._probing.cancel()
             await asyncio.gather(self._probing, return_exceptions=True)
 
+    async def _ask(self, limit: float) -> None:
+        """For one token: after one of a prompt, or of a moment of silence."""
+        if not (info := await self._client.model_info()).transcribes:
+            await self._client.complete(token_ids=[PROBE_TOKEN], max_tokens=1, temperature=0.0, timeout=limit)
+            return
+        language = info.languages[0] if info.languages else None
+        await self._client.transcribe(SILENCE, language=language, max_tokens=1, timeout=limit)
+
     def _probed(self, task: asyncio.Task[str | None]) -> None:
         self._probing = None
         if not task.cancelled() and task.exception() is None:
@@ -60,7 +84,7 @@ class Readiness:
         limit = self._config.ready_timeout
         try:
             async with asyncio.timeout(limit + 0.5):
-                await self._client.complete(token_ids=[PROBE_TOKEN], max_tokens=1, temperature=0.0, timeout=limit)
+                await self._ask(limit)
         except TriptychError as error:
             return f"{error.status.name}: {error.message}"
         except TimeoutError:

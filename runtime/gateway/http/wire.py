@@ -15,6 +15,7 @@ from triptych.runtime.gateway.http.limits import Room
 T = TypeVar("T")
 
 JSON_TYPE = "application/json"
+TEXT_TYPE = "text/plain; charset=utf-8"
 EVENTS_TYPE = "text/event-stream; charset=utf-8"
 
 
@@ -31,10 +32,15 @@ def header(scope: Scope, name: bytes) -> list[bytes]:
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int, timeout: float, room: Room) -> bytes:
-    """The whole body, counted in `room`. Raises HttpError 413, 415, 429 or 408, or ClientGoneError."""
+    """The whole body, which must be JSON, counted in `room`. Raises HttpError 413, 415, 429 or 408, or ClientGoneError."""
     kind = next(iter(header(scope, b"content-type")), b"").split(b";")[0].strip().lower()
     if kind and kind != JSON_TYPE.encode() and not kind.endswith(b"+json"):
         raise HttpError(415, f"the content type is {kind.decode('latin-1')}; expected {JSON_TYPE}", close=True)
+    return await read_bytes(scope, receive, limit, timeout, room)
+
+
+async def read_bytes(scope: Scope, receive: Receive, limit: int, timeout: float, room: Room) -> bytes:
+    """The whole body, whatever its type, counted in `room`. Raises HttpError 413, 429 or 408, or ClientGoneError."""
     too_large = HttpError(413, f"the body is larger than {limit} bytes", close=True)
     declared = next(iter(header(scope, b"content-length")), b"0")
     if declared.isdigit():

@@ -1,6 +1,6 @@
-"""What decoder processes do for a gateway: decode an image or frames and cut them into the encoder's pieces there, so that only patches come back.
+"""What decoder processes do for a gateway: decode an image, frames or a sound and cut them into the encoder's pieces there, so that only those come back.
 
-The table goes to the pool by name (runtime/media/pool.py) and is imported in its processes alone: this is where Pillow comes in.
+The table goes to the pool by name (runtime/media/pool.py) and is imported in its processes alone: this is where Pillow, soundfile and soxr come in.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import numpy as np
 from triptych.models.errors import MediaShapeError
 from triptych.models.multimodal.plans import plan_image
 from triptych.models.multimodal.processing import process_image
+from triptych.models.speech.windows import split_windows
 from triptych.runtime.gateway.media.description import understood
 from triptych.runtime.media.errors import CorruptMediaError, MediaKindError
 from triptych.runtime.media.image import decode_image
 from triptych.runtime.media.limits import MediaLimits
-from triptych.runtime.media.operations import each_frame, video_index
+from triptych.runtime.media.operations import audio, each_frame, video_index
 from triptych.runtime.media.sniff import MediaType
 
 
@@ -32,6 +33,13 @@ def image_pieces(data: bytearray, options: Mapping[str, Any]) -> tuple[np.ndarra
     except MediaShapeError as error:
         raise MediaKindError(str(error)) from error
     return np.concatenate([piece.patches for piece in pieces]), {"width": width, "height": height}
+
+
+def audio_windows(data: bytearray, options: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+    """The samples of all windows of a sound, one window after another: float32 at options["rate"] Hz; and how many each window has."""
+    samples, _ = audio(data, options)
+    windows = split_windows(samples, options["window"])
+    return np.concatenate(windows), {"lengths": [window.size for window in windows]}
 
 
 def video_patches(data: bytearray, options: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
@@ -54,4 +62,9 @@ def video_patches(data: bytearray, options: Mapping[str, Any]) -> tuple[np.ndarr
     return np.stack(found), {"width": width, "height": height}
 
 
-OPERATIONS = {"image_pieces": image_pieces, "video_index": video_index, "video_patches": video_patches}
+OPERATIONS = {
+    "image_pieces": image_pieces,
+    "video_index": video_index,
+    "video_patches": video_patches,
+    "audio_windows": audio_windows,
+}

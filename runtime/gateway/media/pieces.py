@@ -22,7 +22,7 @@ class Piece:
         pixel_grid: (time, rows, columns) of its patches, before any merging.
         shape: of the array whose bytes are `data`; the encoder knows the type of its numbers.
         checksum: CRC-32 of `data`.
-        later: as in MediaItem.
+        attended, later: as in MediaItem.
     """
 
     hash: str
@@ -34,11 +34,14 @@ class Piece:
     shape: tuple[int, ...]
     data: bytes
     checksum: int
+    attended: bool = False
     later: int | None = None
 
     def at(self, offset: int) -> MediaItem:
         """The item, whose embeddings begin at prompt token `offset`."""
-        return MediaItem(self.hash, self.kind, offset, self.tokens, self.patches, self.grid, later=self.later)
+        return MediaItem(
+            self.hash, self.kind, offset, self.tokens, self.patches, self.grid, attended=self.attended, later=self.later
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from triptych.runtime.core.instance import Role
 from triptych.runtime.engine.buckets import Buckets, ExtendShape
 from triptych.runtime.engine.encode_engine import EncodeEngine
 from triptych.runtime.engine.engine import Engine
-from triptych.runtime.engine.media_pool import MediaPool
+from triptych.runtime.engine.media_pool import EmbeddingPool
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.shelf import MediaShelf, Pixels
 from triptych.runtime.instance.plan import Embedded, Encode
@@ -34,7 +34,7 @@ def media_stage(
     tp: int, encodes: bool = True, *, hidden: int = HIDDEN, injections: tuple[tuple[int, int], ...] = ((0, 0),)
 ) -> MediaStage:
     rules = oracle.toy(tp).rules
-    pool = MediaPool(rules, hidden, "float32", PAGE, MEDIA_PAGES, injections)
+    pool = EmbeddingPool.of(rules, hidden, "float32", PAGE, MEDIA_PAGES, injections)
     if not encodes:
         return MediaStage(pool)
     return MediaStage(pool, ToyEncoder(rules.mesh, hidden), MediaShelf(1 << 20), PATCHES)

@@ -16,7 +16,7 @@ from triptych.runtime.core.errors import ConfigError, EngineError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.engine.compile_guard import no_compilation
 from triptych.runtime.engine.engine import Engine
-from triptych.runtime.engine.media_pool import MediaPool, media_group
+from triptych.runtime.engine.media_pool import EmbeddingPool, media_group
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.programs import Programs
 from triptych.runtime.instance.plan import Embedded, Encode
@@ -213,6 +213,6 @@ def test_odd_sizes_are_refused() -> None:
 
 def test_page_bytes_are_what_the_pool_takes() -> None:
     for tp in (1, 2, 3):
-        pool = MediaPool(oracle.toy(tp).rules, HIDDEN, "float32", PAGE, rig.MEDIA_PAGES)
+        pool = EmbeddingPool.of(oracle.toy(tp).rules, HIDDEN, "float32", PAGE, rig.MEDIA_PAGES)
         taken = sum(np.prod(half.sharding.shard_shape(half.shape)) * 4 for half in pool.structs[0])  # type: ignore[union-attr]
         assert taken == rig.MEDIA_PAGES * pool.page_bytes

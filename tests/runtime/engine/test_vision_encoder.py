@@ -14,7 +14,7 @@ from triptych.models.multimodal.presets import VLM_PRESETS
 from triptych.models.vision.packing import Grid, Piece, pack
 from triptych.models.weights.vision import dummy_encoder
 from triptych.runtime.engine.compiling import compile_programs
-from triptych.runtime.engine.media_pool import MediaPool
+from triptych.runtime.engine.media_pool import EmbeddingPool
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.shelf import MediaShelf, Pixels
 from triptych.runtime.engine.vision_encoder import VisionMediaEncoder
@@ -45,7 +45,7 @@ def alone(patches: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("tp", [1, 2])
 def test_pictures_and_steps_of_a_video_in_one_bucket(tp: int) -> None:
     encoder = VisionMediaEncoder(loaded(tp))
-    pool = MediaPool(ShardingRules(loaded(tp).rules.mesh), encoder.hidden, "float32", PAGE, 20)
+    pool = EmbeddingPool.of(ShardingRules(loaded(tp).rules.mesh), encoder.hidden, "float32", PAGE, 20)
     stage = MediaStage(pool, encoder, MediaShelf(1 << 20), 4 * SLOTS)
     compiled, report = compile_programs(stage.programs(), 1, lambda name, done, total: None)
     assert report.programs == 2, "one bucket and the pool"

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from triptych.models.kv import KVGroup
+from triptych.runtime.engine.encoder import patch_sizes
+from triptych.runtime.engine.media_pool import media_group
 from triptych.runtime.engine.shelf import Pixels
 
 PATCH_DIM = 6
@@ -51,6 +54,12 @@ class ToyEncoder:
 
     def slots(self, grid: tuple[int, int, int]) -> int:
         return grid[0] * grid[1] * grid[2]
+
+    def group(self, dtype: str) -> KVGroup:
+        return media_group(self.hidden, dtype)
+
+    def sizes(self, limit: int) -> tuple[int, ...]:
+        return patch_sizes(limit)
 
     def rows(self, slots: int) -> int:
         return slots

@@ -5,7 +5,8 @@ block table: a wrong page, slot, position or order of plans gives another token,
 fails at once. `expected_outputs` computes the same from the request alone.
 
 An embedding is a (hash, number) in a page of the media pool; as an input it is a token of its own, whatever the id in its
-place, so that embeddings of another item, or in the wrong order, show in the same way.
+place, so that embeddings of another item, or in the wrong order, show in the same way. What a row attends to is mixed into everything that
+it writes and draws.
 """
 
 from __future__ import annotations
@@ -46,8 +47,21 @@ def read_prompt(request: Request) -> list[int]:
     """The prompt as the model reads it: ids, and embeddings in the place of media items."""
     tokens = list(request.prompt)
     for item in request.media:
+        if item.attended:
+            continue
         tokens[item.offset : item.end] = [token_of((item.hash, number)) for number in range(item.tokens)]
     return tokens
+
+
+def mark_of(embeddings: list[Embedding]) -> int:
+    """What attending to these adds to every token; 0 for none."""
+    return sum(token_of(embedding) * (index + 1) for index, embedding in enumerate(embeddings)) % 10_007 * 2_000
+
+
+def request_mark(request: Request) -> int:
+    """Of all that the tokens of `request` attend to."""
+    items = (item for item in request.media if item.attended)
+    return mark_of([(item.hash, number) for item in items for number in range(item.tokens)])
 
 
 def score_of(tokens: list[int], target: int) -> Logprobs:
@@ -61,14 +75,14 @@ def counted(request: Request, outputs: list[int]) -> int:
 def expected_outputs(request: Request, max_model_len: int, sample: int = 0) -> tuple[list[int], Finish]:
     """What one sample of `request` must give, wherever and however it is computed."""
     params, outputs = request.sampling, []
-    prompt = read_prompt(request)
+    prompt, mark = read_prompt(request), request_mark(request)
     stops = {token: Finish(FinishReason.STOP, token) for token in params.stop_token_ids}
     if not params.ignore_eos:
         stops[EOS] = Finish(FinishReason.STOP)
     while True:
         position = len(request.prompt) + len(outputs)
         forbidden = tuple(stops) if len(outputs) < params.min_tokens else ()
-        known = [*prompt, *outputs]
+        known = [token + mark for token in (*prompt, *outputs)]
         token = next_token(known, params, sample, position, forbidden, counted(request, outputs))
         outputs.append(token)
         if len(outputs) > params.min_tokens:
@@ -164,7 +178,19 @@ class FakeDevice:
                 assert embedding is not None, "an embedding was read and never written"
                 assert embedding[1] == run.first + index, "the embedding is another of its item"
                 tokens[run.at + index] = token_of(embedding)
-        return tokens
+        mark = mark_of(self._attended(row))
+        return [token + mark for token in tokens]
+
+    def _attended(self, row: Row) -> list[Embedding]:
+        found: list[Embedding] = []
+        for media in row.attended:
+            for number in range(media.count):
+                page, place = divmod(number, self.config.page_size)
+                embedding = self.embeddings[media.pages[page]][place]
+                assert embedding is not None, "what is attended to was never written"
+                assert embedding[1] == number, "it is another embedding of its item"
+                found.append(embedding)
+        return found
 
     def _result(self, row: Row, length: int) -> RowResult:
         known = self.read(row.pages, 0, row.start + length)

@@ -31,12 +31,17 @@ def item(name: str, offset: int, tokens: int = 6, patches: int = 8) -> MediaItem
     return MediaItem(name, MediaKind.IMAGE, offset, tokens, patches, (1, 1, tokens))
 
 
+def heard(name: str, tokens: int = 6, patches: int = 8) -> MediaItem:
+    """A recording that every token attends to."""
+    return MediaItem(name, MediaKind.AUDIO, 0, tokens, patches, (1, 1, tokens), attended=True)
+
+
 def asked(name: str, *items: MediaItem, text: int = 3, **params) -> Request:
     """A prompt of the given items and text before, between and behind them: `text` tokens behind the last."""
     length = (items[-1].end if items else 0) + text
     tokens = [(sum(map(ord, name)) + i * 7) % 89 + 1 for i in range(length)]
     for one in items:
-        tokens[one.offset : one.end] = [PLACEHOLDER] * one.tokens
+        tokens[one.offset : one.end] = [PLACEHOLDER] * one.taken
     deadline = params.pop("deadline", None)
     salt = params.pop("salt", "")
     return replace(request(name, tuple(tokens), deadline=deadline, salt=salt, **params), media=items)

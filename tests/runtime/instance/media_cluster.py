@@ -16,6 +16,7 @@ from triptych.runtime.core.instance import InstanceRef, Role
 from triptych.runtime.core.request import Request, SampleState, TokenOut
 from triptych.runtime.core.tasks import (
     AbortTask,
+    DecodeStarted,
     EncodeDone,
     EncodeStaged,
     FeedMedia,
@@ -39,6 +40,9 @@ TTL, LEASE = 3.0, 6.0
 LOST = (Status.UNAVAILABLE, Status.DATA_LOSS)
 
 
+Want = tuple[bool, int]  # whether it is the decode task that wants it, the item
+
+
 @dataclass
 class Journal:
     """What scheduler and gateway know of one request under its present attempt."""
@@ -48,8 +52,10 @@ class Journal:
     decode: Node
     resumed: tuple[SampleState, ...] = ()
     live: set[tuple[Node, Role]] = field(default_factory=set)
-    wanted: set[int] = field(default_factory=set)
-    encodes: dict[Node, tuple[tuple[int, ...], bool]] = field(default_factory=dict)  # items, whether they were fed
+    wanted: set[Want] = field(default_factory=set)
+    encodes: dict[tuple[Node, bool], tuple[tuple[int, ...], bool]] = field(
+        default_factory=dict
+    )  # items, whether they were fed
     tokens: dict[int, dict[int, TokenOut]] = field(default_factory=lambda: defaultdict(dict))
     over: Status | None = None
     reason: str = ""
@@ -70,7 +76,7 @@ class MediaCluster(Wires):
         super().__init__(nodes, luck, trouble)
         self.journals: dict[str, Journal] = {}
         self.commands: dict[Node, deque[TaskCommand]] = {node: deque() for node in nodes}
-        self.begun: Counter[tuple[str, int, Role, int]] = Counter()  # node index
+        self.begun: Counter[tuple[str, int, Role, int, bool]] = Counter()  # node index; of an encode task, who pulls
         self.backlog: list[Journal] = []
 
     def hear_token(self, token: TokenOut) -> None:
@@ -182,7 +188,9 @@ class MediaCluster(Wires):
         both = [node for node in self.nodes if {Role.PREFILL, Role.DECODE} <= node.config.roles]
         prefills = [node for node in self.nodes if Role.PREFILL in node.config.roles]
         decodes = [node for node in self.nodes if Role.DECODE in node.config.roles]
-        pairs = [(p, d) for p in prefills for d in decodes if p is not d] + [(node, node) for node in both]
+        # Two that do both never serve one request together: each could wait for room that the other's requests hold.
+        pairs = [(p, d) for p in prefills for d in decodes if p is not d and not (p in both and d in both)]
+        pairs += [(node, node) for node in both]
         return self.luck.choice(pairs)
 
     def _begin(self, journal: Journal) -> None:
@@ -219,15 +227,26 @@ class MediaCluster(Wires):
                 self.commands[node].append(abort)
 
     def _encode(self, journal: Journal) -> None:
-        """Every wanted item goes to an encode instance that has no task of this request."""
-        free = [node for node in self.nodes if Role.ENCODE in node.config.roles and node not in journal.encodes]
-        parts: dict[Node, list[int]] = {}
-        for index in sorted(journal.wanted) if free else ():
-            parts.setdefault(self.luck.choice(free), []).append(index)
-        for node, items in parts.items():
-            journal.wanted -= set(items)
-            journal.encodes[node] = (tuple(items), False)
-            self.commands[node].append(StartEncode(journal.request, tuple(items), TTL, LEASE))
+        """Every wanted item goes to an encode instance that has no task of this request for the same puller."""
+        encoders = [node for node in self.nodes if Role.ENCODE in node.config.roles]
+        parts: dict[tuple[Node, bool], list[int]] = {}
+        for for_decode, index in sorted(journal.wanted):
+            free = [node for node in encoders if (node, for_decode) not in journal.encodes]
+            if free:
+                parts.setdefault((self.luck.choice(free), for_decode), []).append(index)
+        for (node, for_decode), items in parts.items():
+            journal.wanted -= {(for_decode, item) for item in items}
+            journal.encodes[node, for_decode] = (tuple(items), False)
+            self.commands[node].append(StartEncode(journal.request, tuple(items), TTL, LEASE, for_decode))
+
+    def _end_encodes(self, journal: Journal, for_decode: bool) -> None:
+        """The puller has all that it needs."""
+        journal.wanted = {want for want in journal.wanted if want[0] is not for_decode}
+        name, attempt = journal.request.id, journal.request.attempt
+        for node, pulled_by in journal.encodes:
+            if pulled_by is for_decode:
+                done = AbortTask(name, Status.OK, "all is there", Role.ENCODE, attempt, for_decode)
+                self.commands[node].append(done)
 
     def _report(self, node: Node, report: TaskReport) -> None:
         journal = self.journals[report.request]
@@ -235,9 +254,10 @@ class MediaCluster(Wires):
         match report:
             case Granted() | Staged() | EncodeStaged():
                 role = {Granted: Role.DECODE, Staged: Role.PREFILL, EncodeStaged: Role.ENCODE}[type(report)]
-                self.begun[report.request, report.attempt, role, index] += 1
+                for_decode = isinstance(report, EncodeStaged) and report.for_decode
+                self.begun[report.request, report.attempt, role, index, for_decode] += 1
             case TaskEnded():
-                key = (report.request, report.attempt, report.role, index)
+                key = (report.request, report.attempt, report.role, index, report.for_decode)
                 if not (
                     report.role is Role.DECODE and key not in self.begun
                 ):  # a local task's start is not reported so
@@ -252,29 +272,31 @@ class MediaCluster(Wires):
                 self.commands[journal.decode].append(StartDecode(report.request, report.handle, report.attempt))
             case MediaWanted():
                 self.counts["wanted"] += len(report.items)
-                journal.wanted |= set(report.items)
+                for_decode = node is not journal.prompt
+                assert not for_decode or all(journal.request.media[item].attended for item in report.items)
+                journal.wanted |= {(for_decode, item) for item in report.items}
                 self._encode(journal)
             case EncodeStaged():
-                items, _ = journal.encodes[node]
-                journal.encodes[node] = (items, True)
-                self.commands[journal.prompt].append(FeedMedia(report.request, report.handle, items, report.attempt))
+                items, _ = journal.encodes[node, report.for_decode]
+                journal.encodes[node, report.for_decode] = (items, True)
+                puller = journal.decode if report.for_decode else journal.prompt
+                self.commands[puller].append(FeedMedia(report.request, report.handle, items, report.attempt))
                 names = {journal.request.media[item].hash for item in report.lacking}
                 self.pixels += [(node, name) for name in sorted(names)]
             case EncodeDone():
                 self.counts["encoded"] += report.encoded
             case PrefillDone():
-                journal.wanted.clear()
-                for encoder in journal.encodes:
-                    done = AbortTask(report.request, Status.OK, "the prompt is computed", Role.ENCODE, report.attempt)
-                    self.commands[encoder].append(done)
+                self._end_encodes(journal, for_decode=False)
                 if report.finished:
                     self._end(journal, Status.OK, "")
+            case DecodeStarted():
+                self._end_encodes(journal, for_decode=True)
             case Refused(role=Role.ENCODE):
-                items, _ = journal.encodes.pop(node)
+                items, _ = journal.encodes.pop((node, report.for_decode))
                 if report.permanent:
                     self._end(journal, Status.INVALID_ARGUMENT, report.reason)
                 else:
-                    journal.wanted |= set(items)
+                    journal.wanted |= {(report.for_decode, item) for item in items}
             case Refused():
                 if report.permanent:
                     self._end(journal, Status.INVALID_ARGUMENT, report.reason)
@@ -282,8 +304,8 @@ class MediaCluster(Wires):
                     self._abort_all(journal, Status.UNAVAILABLE, "refused")
                     self.backlog.append(journal)
             case TaskEnded(role=Role.ENCODE):
-                items, fed = journal.encodes.pop(node, ((), True))
-                journal.wanted |= set() if fed else set(items)
+                items, fed = journal.encodes.pop((node, report.for_decode), ((), True))
+                journal.wanted |= set() if fed else {(report.for_decode, item) for item in items}
                 self._encode(journal)
             case TaskEnded():
                 if report.status is Status.OK:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from tests.runtime.instance.cluster import Node
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.request import Continuation, Request, SampleState, TokenOut
-from triptych.runtime.core.tasks import StageTimes, TaskReport
+from triptych.runtime.core.tasks import FeedMedia, StageTimes, TaskReport
 from triptych.runtime.instance.messages import (
     CancelPull,
     CloseStaging,
+    Command,
     CompleteStaging,
     Emit,
     Imported,
@@ -47,7 +48,7 @@ class Staging:
     complete: bool = False
     final: Continuation | None = None
     closed: str | None = None
-    released: bool = False  # its puller gave up, so the rest need not be exported
+    released: bool = False  # its puller gave up, or is the owner itself, so the rest need not be exported
 
 
 def seen_samples(request: Request, tokens: dict[int, dict[int, TokenOut]]) -> tuple[SampleState, ...]:
@@ -79,6 +80,9 @@ class Wires:
         raise NotImplementedError
 
     def send(self, node: Node, event: InstanceEvent) -> None:
+        match event:
+            case Command(command=FeedMedia(source=source)) if source.owner == node.core.ref:
+                self.stagings[source.key].released = True  # nothing is pulled
         for message in node.send(event):
             self.route(node, message)
 

@@ -416,3 +416,23 @@ def test_pixels_that_come_twice_are_dropped_once():
     node.ready()
     assert node.send(MediaArrived("x")) == []
     assert DropMedia("x") in node.done()
+
+
+def test_what_waits_for_its_puller_gives_way_to_a_prompt_here_that_waits_for_its_room():
+    """Two instances that encode for each other's prompts would wait for ever."""
+    node = Node(media_config("i", "EPD", media_pages=4))  # three pages
+    first, second = _stage(node, "x", 4), _stage(node, "y", 4)
+    node.command(StartLocal(asked("a", item("w", 0, tokens=8))))
+    for _ in range(12):
+        assert not [end for end in node.reports(TaskEnded) if end.status is Status.UNAVAILABLE]
+        node.now += 0.5
+        for key in (first, second):
+            node.send(LeaseExtended(key, waiting=True))
+        node.send(Tick())
+        if node.now > 5.5:
+            break
+    node.now += 1.0
+    node.send(Tick())
+    (end,) = node.reports(TaskEnded)
+    assert (end.request, end.status) == ("ry", Status.UNAVAILABLE) and "a prompt here" in end.reason
+    assert node.core.resources().held_media_pages == 3, "the prompt has its two pages"

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tests.runtime.instance.cluster import Node
-from tests.runtime.instance.media import asked, item, media_config
+from tests.runtime.instance.media import asked, heard, item, media_config
 from tests.runtime.instance.media_cluster import LEASE, MediaCluster
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.request import Request
@@ -24,6 +24,8 @@ TOPOLOGIES = (
     ("E", "E", "P", "D"),
     ("EP", "EP", "D"),
     ("E", "EPD", "P"),
+    ("ED", "P"),
+    ("E", "PD", "PD"),
 )
 
 
@@ -33,7 +35,7 @@ def _build(luck: random.Random, topology: tuple[str, ...], trouble: float, roomy
         media = luck.choice([6, 8, 12, 30]) if not roomy else 60
         sizes = {
             "num_pages": luck.choice([14, 20, 40]) if not roomy else 64,
-            "media_pages": media if set(roles) & set("EP") else 0,
+            "media_pages": media if set(roles) & set("EP") or roomy else luck.choice([0, media, media]),
             "chunk_tokens": luck.choice([1, 3, 8, 64]),
             "max_num_seqs": luck.randint(3, 6) if not roomy else 24,
             "export_pages": luck.randint(1, 3),
@@ -48,14 +50,18 @@ def _build(luck: random.Random, topology: tuple[str, ...], trouble: float, roomy
 
 def _request(luck: random.Random, name: str) -> Request:
     items, at = [], luck.randint(0, 3)
-    for _ in range(luck.choice([0, 1, 1, 2, 3])):
+    if luck.random() < 0.4:
+        for which in luck.choices(range(3), k=luck.choice([1, 1, 2])):
+            items.append(heard(f"a{which}", tokens=4 + 3 * which, patches=4 + which))
+    for _ in range(luck.choice([0, 1, 1, 2, 3]) if not items or luck.random() < 0.3 else 0):
         which = luck.randrange(5)
         items.append(item(f"m{which}", at, tokens=1 + 2 * which, patches=3 + which))
         at = items[-1].end + luck.randint(0, 3)
     params: dict = {"max_tokens": luck.choice([1, 2, 5, 12]), "n": luck.choice([1, 1, 2]), "seed": luck.randint(0, 2)}
     if luck.random() < 0.2:
         params["prompt_logprobs"] = 1
-    return asked(luck.choice(["q", "q", name]), *items, text=luck.randint(0, 3) or (0 if items else 1), **params)
+    least = 0 if any(not one.attended for one in items) else 1
+    return asked(luck.choice(["q", "q", name]), *items, text=luck.randint(least, 3), **params)
 
 
 def test_what_a_slow_prefill_has_no_room_for_is_encoded_once_however_long_it_waits():

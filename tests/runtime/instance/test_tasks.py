@@ -136,7 +136,7 @@ def test_a_grant_expires_unless_decoding_was_started():
         Report(TaskEnded("a", Role.DECODE, Status.UNAVAILABLE, "the reservation expired before decoding was started"))
     ]
     assert node.command(StartDecode("a", HANDLE)) == []
-    assert [key for key, _ in node.core.resources().tasks] == ["b"]
+    assert [key for key, *_ in node.core.resources().tasks] == ["b"]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])

@@ -2,7 +2,8 @@
 
 Commands are answered at once; work advances when told to. What a pull needs of its source is looked up in `Staging`, shared by the
 instances of a test, so that a decode task starts only when its source has computed the prompt and fails when the source is gone. The same goes for
-embeddings: a prompt is computed only when every item of its media has been pulled from where it was encoded (`fake_media.py`).
+embeddings: a prompt is computed only when every item of its media has been pulled from where it was encoded (`fake_media.py`), and a decode task starts
+only when it has all that it attends to.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from triptych.runtime.core.tasks import (
     TaskReport,
 )
 
+Key = tuple[str, Role, bool]  # request, role, and of an encode task whether the decode task pulls from it
+
 
 class State(Enum):
     QUEUED = auto()  # prefill: accepted
@@ -54,8 +57,18 @@ class Work:
     key: int = 0  # of the staged KV: own (prefill) or pulled (decode)
     local: bool = False
     resumed: bool = False
-    needs: Needs | None = None  # of a prompt with media
+    needs: Needs | None = None  # of a task that needs embeddings
     encoding: Encoding | None = None  # of an encode task
+    pulled: bool = False  # decode: the KV is here
+
+    @property
+    def id(self) -> Key:
+        return self.request.id, self.role, self.encoding is not None and self.encoding.for_decode
+
+    @property
+    def lacks(self) -> bool:
+        """Whether it waits for embeddings."""
+        return self.needs is not None and bool(self.needs.missing)
 
 
 @dataclass
@@ -75,7 +88,7 @@ class FakeInstance:
     info: InstanceInfo
     staging: Staging
     slots: int = 4
-    tasks: dict[tuple[str, Role], Work] = field(default_factory=dict)
+    tasks: dict[Key, Work] = field(default_factory=dict)
     pixels: set[str] = field(default_factory=set)  # hashes of media whose pixels are here
     embeddings: set[str] = field(default_factory=set)  # hashes of media that are encoded here
 
@@ -83,59 +96,60 @@ class FakeInstance:
         """The immediate answers to `command`."""
         match command:
             case ReserveDecode():
+                work = self._begin(Work(command.request, Role.DECODE, State.RESERVED))
+                if isinstance(work, Refused):
+                    return [work]
                 granted = Granted(command.request.id, 0, command.request.attempt)
-                return [self._begin(command.request, Role.DECODE, State.RESERVED) or granted]
+                return [granted, *self._want(work, attended=True)]
             case StartPrefill():
-                refused = self._begin(command.request, Role.PREFILL, State.QUEUED)
-                if refused is not None:
-                    return [refused]
-                work = self.tasks[command.request.id, Role.PREFILL]
+                work = self._begin(Work(command.request, Role.PREFILL, State.QUEUED))
+                if isinstance(work, Refused):
+                    return [work]
                 work.resumed = bool(command.resumed)
                 staged = Staged(command.request.id, self._stage(work), command.request.attempt)
                 return [staged, *self._want(work)]
             case StartLocal():
-                refused = self._begin(command.request, Role.DECODE, State.QUEUED)
-                if refused is not None:
-                    return [refused]
-                work = self.tasks[command.request.id, Role.DECODE]
+                work = self._begin(Work(command.request, Role.DECODE, State.QUEUED))
+                if isinstance(work, Refused):
+                    return [work]
                 work.local, work.resumed = True, bool(command.resumed)
                 return [Accepted(command.request.id, command.request.attempt), *self._want(work)]
             case StartEncode():
-                encoding = Encoding(command.request, command.items)
-                refused = encoding.refusal() or self._begin(command.request, Role.ENCODE, State.ENCODING)
-                if refused is not None:
-                    return [refused]
-                work = self.tasks[command.request.id, Role.ENCODE]
-                work.encoding = encoding
+                encoding = Encoding(command.request, command.items, command.for_decode)
+                made = Work(command.request, Role.ENCODE, State.ENCODING, encoding=encoding)
+                work = encoding.refusal() or self._begin(made)
+                if isinstance(work, Refused):
+                    return [work]
                 return [encoding.staged(self._stage(work), self.pixels | self.embeddings)]
             case FeedMedia():
                 for role in (Role.PREFILL, Role.DECODE):
-                    work = self.tasks.get((command.request, role))
+                    work = self.tasks.get((command.request, role, False))
                     if work is not None and work.needs is not None and work.request.attempt == command.attempt:
                         work.needs.feed(command)
                 return []
             case StartDecode():
-                work = self.tasks.get((command.request, Role.DECODE))
+                work = self.tasks.get((command.request, Role.DECODE, False))
                 if work is not None and work.request.attempt == command.attempt and work.state is State.RESERVED:
                     work.state, work.key = State.PULLING, command.source.key
                 return []
             case AbortTask():
                 found = [
                     work
-                    for (request, role), work in self.tasks.items()
+                    for (request, role, for_decode), work in self.tasks.items()
                     if request == command.request
                     and command.role in (None, role)
+                    and (role is not Role.ENCODE or command.for_decode in (None, for_decode))
                     and command.attempt in (None, work.request.attempt)
                 ]
                 return [self._end(work, command.status, command.reason) for work in found]
 
-    def advance(self, name: str, role: Role, finish_early: bool = False) -> list[TaskReport]:
+    def advance(self, key: Key, finish_early: bool = False) -> list[TaskReport]:
         """Let one task take its next step, if it can. `finish_early`: a prompt's first token already ends the request."""
-        work = self.tasks[name, role]
-        attempt = work.request.attempt
+        work = self.tasks[key]
+        name, attempt = work.request.id, work.request.attempt
         match work.state:
-            case State.QUEUED if work.needs is not None and work.needs.missing:
-                return work.needs.pull(self.staging.complete, self.staging.released, self.embeddings)
+            case State.QUEUED | State.RESERVED if work.lacks:
+                return self._pull(work)
             case State.ENCODING if work.encoding is not None:
                 if work.encoding.gave_up():
                     return [self._end(work, Status.UNAVAILABLE, "the pixels did not come")]
@@ -167,11 +181,15 @@ class FakeInstance:
             case State.PULLING:
                 if work.key in self.staging.finished:
                     return [self._end(work)]
-                if work.key not in self.staging.complete:
+                if not work.pulled and work.key not in self.staging.complete:
                     return [self._end(work, Status.UNAVAILABLE, "the source is gone")]
-                if self.staging.complete[work.key]:
-                    work.state = State.RUNNING
+                if not work.pulled and self.staging.complete[work.key]:
+                    work.pulled = True
                     self.staging.released.add(work.key)
+                if work.lacks:
+                    return self._pull(work)
+                if work.pulled:
+                    work.state = State.RUNNING
                     return [DecodeStarted(name, attempt=attempt)]
                 return []
             case State.RUNNING:
@@ -179,11 +197,11 @@ class FakeInstance:
 
     def finish_everything(self) -> Iterator[TaskReport]:
         """Advance every task once."""
-        for name, role in list(self.tasks):
-            yield from self.advance(name, role)
+        for key in list(self.tasks):
+            yield from self.advance(key)
 
-    def fail(self, name: str, role: Role, status: Status = Status.INTERNAL) -> list[TaskReport]:
-        return [self._end(self.tasks[name, role], status, "toy failure")]
+    def fail(self, key: Key, status: Status = Status.INTERNAL) -> list[TaskReport]:
+        return [self._end(self.tasks[key], status, "toy failure")]
 
     def held(self) -> tuple[HeldTask, ...]:
         """What its worker declares."""
@@ -194,7 +212,8 @@ class FakeInstance:
                 work.request.attempt,
                 None if work.local else work.role,
                 work.request.gateway,
-                running=(work.local and not (work.needs and work.needs.missing)) or work.state is State.RUNNING,
+                running=(work.local and not work.lacks) or work.state is State.RUNNING,
+                for_decode=work.id[2],
             )
             for work in self.tasks.values()
         )
@@ -211,11 +230,15 @@ class FakeInstance:
         self.embeddings.clear()
         return [report for work in self.tasks.values() if work.needs is not None for report in work.needs.lose()]
 
-    def _want(self, work: Work) -> list[TaskReport]:
+    def _want(self, work: Work, attended: bool = False) -> list[TaskReport]:
         if not work.request.media:
             return []
-        work.needs = Needs(work.request)
+        work.needs = Needs(work.request, attended)
         return work.needs.want(self.embeddings)
+
+    def _pull(self, work: Work) -> list[TaskReport]:
+        assert work.needs is not None
+        return work.needs.pull(self.staging.complete, self.staging.released, self.embeddings)
 
     def _stage(self, work: Work) -> Handle:
         work.key = self.staging.next_key
@@ -223,18 +246,20 @@ class FakeInstance:
         self.staging.complete[work.key] = False
         return Handle(self.info.ref, self.info.address, work.key, "digest")
 
-    def _begin(self, request: Request, role: Role, state: State) -> Refused | None:
-        if (request.id, role) in self.tasks:
+    def _begin(self, work: Work) -> Work | Refused:
+        request, role, for_decode = work.request, work.role, work.id[2]
+        if work.id in self.tasks:
             raise AssertionError(f"{self.info.ref} was told twice to start {role} of {request.id}")
-        if sum((other is Role.ENCODE) == (role is Role.ENCODE) for _, other in self.tasks) >= self.slots:
-            return Refused(request.id, role, "toy instance is full", attempt=request.attempt)
+        if sum((other is Role.ENCODE) == (role is Role.ENCODE) for _, other, _ in self.tasks) >= self.slots:
+            return Refused(request.id, role, "toy instance is full", False, request.attempt, for_decode)
         if len(request.prompt) >= self.info.capacity.max_num_seqs * 10:
-            return Refused(request.id, role, "never fits", permanent=True, attempt=request.attempt)
-        self.tasks[request.id, role] = Work(request, role, state)
-        return None
+            return Refused(request.id, role, "never fits", True, request.attempt, for_decode)
+        self.tasks[work.id] = work
+        return work
 
     def _end(self, work: Work, status: Status = Status.OK, reason: str = "") -> TaskEnded:
-        del self.tasks[work.request.id, work.role]
+        del self.tasks[work.id]
         if work.role is not Role.DECODE:
             self.staging.complete.pop(work.key, None)
-        return TaskEnded(work.request.id, work.role, status, reason, attempt=work.request.attempt)
+        name, role, for_decode = work.id
+        return TaskEnded(name, role, status, reason, attempt=work.request.attempt, for_decode=for_decode)

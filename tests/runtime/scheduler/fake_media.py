@@ -17,15 +17,17 @@ _PATIENCE = 8  # steps that an encode task waits for pixels
 
 @dataclass
 class Needs:
-    """The items that a prompt has not got, and where they can be pulled from."""
+    """The items that a task has not got, and where they can be pulled from."""
 
     request: Request
+    attended: bool = False  # it needs only those
     missing: set[int] = field(default_factory=set)
     feeds: dict[int, tuple[int, ...]] = field(default_factory=dict)  # key -> items
 
     def want(self, stored: set[str]) -> list[TaskReport]:
-        """Right after the prompt was accepted."""
-        self.missing = {i for i, item in enumerate(self.request.media) if item.hash not in stored}
+        """Right after the task was accepted."""
+        media = enumerate(self.request.media)
+        self.missing = {i for i, item in media if item.hash not in stored and (item.attended or not self.attended)}
         return self._wanted(self.missing)
 
     def feed(self, command: FeedMedia) -> None:
@@ -64,16 +66,18 @@ class Encoding:
 
     request: Request
     items: tuple[int, ...]
+    for_decode: bool
     waited: int = 0
 
     def refusal(self) -> Refused | None:
         if any(self.request.media[item].patches > MOST_PATCHES for item in self.items):
-            return Refused(self.request.id, Role.ENCODE, "never fits", permanent=True, attempt=self.request.attempt)
+            attempt = self.request.attempt
+            return Refused(self.request.id, Role.ENCODE, "never fits", True, attempt, self.for_decode)
         return None
 
     def staged(self, handle: Handle, here: set[str]) -> EncodeStaged:
         lacking = tuple(item for item in self.items if self.request.media[item].hash not in here)
-        return EncodeStaged(self.request.id, handle, lacking, self.request.attempt)
+        return EncodeStaged(self.request.id, handle, lacking, self.request.attempt, self.for_decode)
 
     def gave_up(self) -> bool:
         """Whether the pixels are late by now."""
@@ -86,4 +90,4 @@ class Encoding:
             self.waited += 1
             return None
         stored |= hashes
-        return EncodeDone(self.request.id, len(hashes), attempt=self.request.attempt)
+        return EncodeDone(self.request.id, len(hashes), attempt=self.request.attempt, for_decode=self.for_decode)

@@ -47,9 +47,9 @@ class Storm(StormWorld):
 
     def fail_task(self) -> None:
         if (task := self.some_task()) is not None:
-            node, name, role = task
+            node, key = task
             status = self.random.choice([Status.INTERNAL, Status.UNAVAILABLE, Status.UNAVAILABLE, Status.DATA_LOSS])
-            node.say(node.fake.fail(name, role, status))
+            node.say(node.fake.fail(key, status))
 
     def lose_media(self) -> None:
         """Embeddings are evicted, and pulls of them fail."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from tests.runtime.scheduler.fake_instance import FakeInstance, Staging
+from tests.runtime.scheduler.fake_instance import FakeInstance, Key, Staging
 from tests.runtime.scheduler.storm_peers import Gateway, Node
-from tests.runtime.scheduler.world import Driver, image, info, request, seen
+from tests.runtime.scheduler.world import Driver, audio, image, info, request, seen
 from triptych.runtime.core.control import (
     Cancel,
     Completed,
@@ -211,11 +211,13 @@ class StormWorld:
         gateway.outbox.append(Submit(made))
 
     def some_media(self) -> tuple[MediaItem, ...]:
-        """Of a few images, so that they come again; "large" is refused by every instance, "huge" is above what any declares."""
+        """Of a few images and recordings, so that they come again; "large" is refused by every instance, "huge" is above what any declares."""
         large = [image("large", patches=95)] if self.random.random() < 0.1 else []
         huge = [image("huge", patches=500)] if self.severity and self.random.random() < 0.05 else []
         count = self.random.choice([1, 1, 2, 5])
-        return (*(image(f"h{self.random.randint(0, 9)}", patches=16) for _ in range(count)), *large, *huge)
+        images = [image(f"h{self.random.randint(0, 9)}", patches=16) for _ in range(count)]
+        heard = [audio(f"a{self.random.randint(0, 4)}") for _ in range(self.random.choice([0, 0, 1, 2]))]
+        return (*heard, *(images if not heard or self.random.random() < 0.4 else ()), *large, *huge)
 
     def deliver_command(self) -> None:
         node = self.any_node()
@@ -266,16 +268,16 @@ class StormWorld:
         samples = seen(*counts, n=known.sampling.n) if any(counts) else ()
         gateway.outbox.append(Resume(gateway.open[known.id], samples))
 
-    def some_task(self) -> tuple[Node, str, Role] | None:
+    def some_task(self) -> tuple[Node, Key] | None:
         node = self.any_node()
         if node.hung or not node.fake.tasks:
             return None
-        return (node, *self.random.choice(list(node.fake.tasks)))
+        return node, self.random.choice(list(node.fake.tasks))
 
     def work(self) -> None:
         if (task := self.some_task()) is not None:
-            node, name, role = task
-            node.say(node.fake.advance(name, role, finish_early=self.random.random() < 0.2))
+            node, key = task
+            node.say(node.fake.advance(key, finish_early=self.random.random() < 0.2))
 
     def tick(self) -> None:
         if not self.severity:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.runtime.instance.cluster import Node
-from tests.runtime.instance.media import asked, item, media_config
+from tests.runtime.instance.media import asked, heard, item, media_config
 from tests.runtime.scheduler.media_instances import Served
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.request import Request
@@ -22,6 +22,8 @@ TOPOLOGIES = (
     ("E", "E", "P", "D"),
     ("EP", "EP", "D"),
     ("E", "EPD", "P"),
+    ("ED", "P"),
+    ("E", "PD", "PD"),
 )
 
 
@@ -31,7 +33,7 @@ def build(luck: random.Random, topology: tuple[str, ...], trouble: float, roomy:
         media = 60 if roomy else luck.choice([6, 8, 12, 30])
         sizes = {
             "num_pages": 64 if roomy else luck.choice([14, 20, 40]),
-            "media_pages": media if set(roles) & set("EP") else 0,
+            "media_pages": media if set(roles) & set("EP") or roomy else luck.choice([0, media, media]),
             "chunk_tokens": luck.choice([3, 8, 64]),
             "max_num_seqs": 24 if roomy else luck.randint(3, 6),
             "max_waiting": 20,
@@ -45,7 +47,10 @@ def build(luck: random.Random, topology: tuple[str, ...], trouble: float, roomy:
 def some_request(luck: random.Random, name: str, least: int = 1) -> Request:
     """It draws at least `least` tokens."""
     items, at = [], luck.randint(0, 3)
-    for _ in range(luck.choice([0, 1, 1, 2, 3])):
+    if luck.random() < 0.4:
+        for which in luck.choices(range(3), k=luck.choice([1, 1, 2])):
+            items.append(heard(f"a{which}", tokens=4 + 3 * which, patches=4 + which))
+    for _ in range(luck.choice([0, 1, 1, 2, 3]) if not items or luck.random() < 0.3 else 0):
         which = luck.randrange(5)
         items.append(item(f"m{which}", at, tokens=1 + 2 * which, patches=3 + which))
         at = items[-1].end + luck.randint(0, 3)
@@ -54,7 +59,8 @@ def some_request(luck: random.Random, name: str, least: int = 1) -> Request:
         "n": luck.choice([1, 1, 2]),
         "seed": luck.randint(0, 2),
     }
-    prompt = asked(luck.choice(["q", "q", name]), *items, text=luck.randint(0, 3) or (0 if items else 1), **params)
+    text = 0 if any(not one.attended for one in items) else 1
+    prompt = asked(luck.choice(["q", "q", name]), *items, text=luck.randint(text, 3), **params)
     return replace(prompt, id=name)
 
 

@@ -81,6 +81,11 @@ def image(hash: str, patches: int = 16, tokens: int = 4) -> MediaItem:
     return MediaItem(hash, MediaKind.IMAGE, 0, tokens, patches, (1, 1, tokens))
 
 
+def audio(hash: str, patches: int = 16, tokens: int = 4) -> MediaItem:
+    """A recording that every token attends to; it comes before all images."""
+    return MediaItem(hash, MediaKind.AUDIO, 0, tokens, patches, (1, 1, tokens), attended=True)
+
+
 def request(
     name: str,
     *,
@@ -93,8 +98,8 @@ def request(
     media: tuple[MediaItem, ...] = (),
 ) -> Request:
     """`media` come one behind the other, and make the prompt as long as they are, if it is shorter."""
-    ends = list(accumulate(item.tokens for item in media))
-    placed = tuple(replace(item, offset=end - item.tokens) for item, end in zip(media, ends, strict=True))
+    ends = list(accumulate(item.taken for item in media))
+    placed = tuple(replace(item, offset=end - item.taken) for item, end in zip(media, ends, strict=True))
     prompt = max([prompt, *ends])
     return Request(
         id=name,

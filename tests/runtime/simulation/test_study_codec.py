@@ -98,6 +98,7 @@ def messages(request: Request) -> list:
         Gone(request.id, 99),
         MediaArrived("abc"),
         LeaseExtended(99),
+        LeaseExtended(99, waiting=True),
         StagedReleased(99),
     ]
 

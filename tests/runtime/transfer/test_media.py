@@ -19,7 +19,7 @@ from tests.runtime.transfer.test_faults import QUICK, always
 from triptych.runtime.core.clock import MonotonicClock
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef, TransportKind
-from triptych.runtime.engine.media_pool import MediaPool
+from triptych.runtime.engine.media_pool import EmbeddingPool
 from triptych.runtime.engine.page_programs import PageMover
 from triptych.runtime.instance.messages import KeepStaged, OpenStaging, StartPull
 from triptych.runtime.instance.plan import Pool
@@ -35,9 +35,9 @@ SOURCE, TARGET = (3, 9, 1, 6, 2), (5, 8, 2, 11, 4)
 
 
 @cache
-def geometry(tp: int, first_device: int) -> tuple[MediaPool, PageMover]:
+def geometry(tp: int, first_device: int) -> tuple[EmbeddingPool, PageMover]:
     mesh = make_mesh(jax.devices()[first_device : first_device + tp], tp)
-    pool = MediaPool(ShardingRules(mesh), HIDDEN, DTYPE, PAGE_SIZE, PAGES)
+    pool = EmbeddingPool.of(ShardingRules(mesh), HIDDEN, DTYPE, PAGE_SIZE, PAGES)
     mover = PageMover(mesh, pool.layout, 1, PAGES, PAGE_SIZE, pool.group.head_dim, DTYPE, GRANULE)
     mover.compile()
     return pool, mover

@@ -1,11 +1,13 @@
 """What a worker opens."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from triptych.models.kv import kv_groups
 from triptych.runtime.core.instance import Role
-from triptych.runtime.worker.build import open_worker_model
+from triptych.runtime.worker.build import compatibility, kv_header, open_worker_model
 from triptych.runtime.worker.config import InstancePlan, WorkerConfig
 
 GOLDENS = Path(__file__).parents[2] / "models" / "multimodal" / "goldens"
@@ -22,3 +24,17 @@ def _config(folder: Path) -> WorkerConfig:
 def test_a_model_that_sees_is_opened(family: str) -> None:
     model = open_worker_model(_config(GOLDENS / family))
     assert model.multimodal is not None and model.bundle.config is not None
+
+
+def test_workers_that_cut_layers_otherwise_are_told_apart_before_anything_moves() -> None:
+    """By the scheduler at registration, and by the header; a group of all layers is no cut."""
+    whole = replace(_config(Path("dummy:toy")), model="dummy:toy")
+    model = open_worker_model(whole)
+    (group,) = kv_groups(model.bundle.config, "float32")
+    same, cut = replace(whole, kv_layer_groups=2), replace(whole, kv_layer_groups=1)
+    assert compatibility(whole, model) == compatibility(same, model)
+    (difference,) = compatibility(whole, model).difference(compatibility(cut, model))
+    assert difference.startswith("kv_layout") and "offers of 1 layers" in difference
+    headers = [kv_header(config, model.bundle, group) for config in (whole, same, cut)]
+    assert headers[0] == headers[1] and headers[0].digest() != headers[2].digest()
+    assert headers[2].layer_groups == ((0, 1), (1, 2))

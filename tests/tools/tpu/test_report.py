@@ -20,7 +20,7 @@ from triptych.tools.tpu.models import PUBLISHED, PublishedSpeech, PublishedVisio
 pytestmark = pytest.mark.skipif(
     find_spec("libtpu") is None, reason="no TPU compiler: libtpu is there for Linux on x86-64 only"
 )
-MOVES = {"media", "replace", "gather heads=2 layers=1", "scatter heads=2 layers=1"}
+MOVES = {"media", "inject", "gather heads=2 layers=1", "scatter heads=2 layers=1"}
 
 
 def report(target: str, model: str, *flags: str, limit: float = 110) -> list[dict[str, Any]]:
@@ -55,6 +55,6 @@ def test_every_encoder_fits_every_target_at_full_depth(target: str, model: str) 
     if isinstance(published, PublishedSpeech):
         assert names == {"encode + cross KV"}
     else:
-        assert {"media", "replace", f"encode {published.slots}"} <= names
+        assert {"media", "inject", f"encode {published.slots}"} <= names
         assert any(name.startswith("gather") for name in names) and any(name.startswith("scatter") for name in names)
     assert all(0 < row["peak_bytes"] < row["memory_bytes"] for row in rows)

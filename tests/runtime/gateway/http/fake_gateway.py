@@ -26,7 +26,9 @@ CONTEXT = 128
 
 
 def text_of(request: pb.GenerateRequest) -> str:
-    """The prompt as text, whatever form it came in; a chat is `role:content` lines."""
+    """The prompt as text, whatever form it came in; a chat is `role:content` lines, a sound its language, its task and its bytes as characters."""
+    if request.HasField("speech"):
+        return f"{request.speech.language}{'>' if request.speech.translate else '='}{request.media[0].data.decode('latin-1')}"
     kind = request.WhichOneof("input")
     if kind == "prompt":
         return request.prompt
@@ -100,7 +102,10 @@ class FakeGateway(inference_pb2_grpc.InferenceServicer):
             yield pb.GenerateResponse(completion=done)
         if options.HasField("prompt_logprobs"):
             yield pb.GenerateResponse(prompt=prompt_info(request, prompt, options.prompt_logprobs))
-        usage = pb.Usage(prompt_tokens=len(prompt), completion_tokens=drawn, cached_tokens=len(prompt) // 2)
+        seconds = 2.5 if request.HasField("speech") else 0.0
+        usage = pb.Usage(
+            audio_seconds=seconds, prompt_tokens=len(prompt), completion_tokens=drawn, cached_tokens=len(prompt) // 2
+        )
         timings = pb.Timings(queue=0.5, prefill=0.25, transfer=0.125, first_token=0.75, total=1.5, kv_bytes=4096)
         yield pb.GenerateResponse(summary=pb.Summary(usage=usage, timings=timings))
 
