@@ -38,7 +38,7 @@ WORKER: dict[str, Any] = {
     "num_pages": 65,
     "max_model_len": 64,
     "chunk_tokens": 32,
-    "max_num_seqs": 4,
+    "max_num_seqs": 2,
 }
 ROWS = [
     ("1E1P1D", "device", (1, 2, 1)),
@@ -108,18 +108,16 @@ def test_transcripts_are_the_references(
             assert ask(client, "a window", "de").text == expected["a window", "de"]
             # Six tasks asked for it. Once more is a repair, where the machine is so slow that an instance is taken for lost.
             assert encoded(cluster) <= 2, "what is known is encoded again"
-            for _ in range(2):
-                for name in SOUNDS:
-                    assert ask(client, name).text == expected[name, "en"], name
+            for name in SOUNDS:
+                assert ask(client, name).text == expected[name, "en"], name
             with ThreadPoolExecutor(8) as threads:
                 jobs = {
-                    (name, tongue, n): threads.submit(ask, client, name, tongue, cache_salt=f"{n}")
+                    (name, tongue): threads.submit(ask, client, name, tongue, cache_salt="at once")
                     for name in SOUNDS
                     for tongue in ("en", "de")
-                    for n in range(2)
                 }
-                for (name, tongue, _), job in jobs.items():
-                    assert job.result().text == expected[name, tongue], (name, tongue)
+                for asked, job in jobs.items():
+                    assert job.result().text == expected[asked], asked
         usage = ask(client, "four seconds").usage
         assert (
             usage is not None and usage.prompt_tokens == 4 * len(WINDOWS["four seconds"]) and usage.audio_seconds == 4.0
