@@ -60,9 +60,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("a hand-shake takes no less than no time")
     sizes = parse_groups(args.groups)
     check_outputs(args.json, args.plot)
-    import jax  # late: a wrong flag is reported without waiting for it
-
-    jax.config.update("jax_num_cpu_devices", 2)
+    # Late: it imports jax, and a wrong flag is reported without waiting for it.
     from triptych.tools.bench import overlap_run
 
     work = overlap_run.Workload(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from triptych.runtime.core.errors import ConfigError
@@ -22,6 +23,7 @@ def test_groups_are_numbers_of_layers_or_all() -> None:
 @pytest.mark.slow
 @pytest.mark.limit(300)
 def test_a_run_on_the_toy_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jax.devices()  # this process keeps its devices: a fresh one would emulate as many as the run needs
     report = tmp_path / "overlap.json"
     flags = ["--requests=2", "--chunks=2", "--chunk-tokens=16", "--groups=1,all", "--handshake-ms=1"]
     assert cli.main(["bench-overlap", "dummy:toy", *flags, f"--cache-dir={tmp_path}", f"--json={report}"]) == 0
