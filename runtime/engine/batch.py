@@ -169,11 +169,11 @@ class BatchPacker:
 
     def _attend(self, views: dict[str, np.ndarray], row: Row, place: int) -> None:
         """Point a row to what it attends to. Raises PlanError for what is not in the pool, or cannot be attended to."""
-        if len(row.attended) > 1 or "attended_lens" not in views:
+        item, *others = row.attended
+        if others or "attended_lens" not in views:
             raise PlanError(
                 f"sequence {row.sequence} attends to {len(row.attended)} items; the model attends to {int(self._config.attended > 0)}"
             )
-        item = row.attended[0]
         used = -(-item.count // self._config.page_size)
         if not 0 < item.count <= self._config.attended or used > len(item.pages):
             raise PlanError(

@@ -24,7 +24,7 @@ from triptych.runtime.engine.buckets import ExtendShape
 from triptych.runtime.engine.compiling import Executable, Key
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.extend import extend_range, known_tokens, ragged, scores_prompts
-from triptych.runtime.engine.media_pool import MediaPool
+from triptych.runtime.engine.media_pool import EmbeddingPool, MediaPool
 
 Params = tuple[jax.Array, ...]
 T = TypeVar("T")
@@ -114,7 +114,7 @@ def build_embed(
     def run(outer: Params, packed: jax.Array, last_tokens: jax.Array, embeddings: Pools = ()) -> Any:
         inputs = packing.unpack(packed)
         x = cut.over_outer(outer).embed(known_tokens(inputs, last_tokens, config))
-        if media is not None:
+        if isinstance(media, EmbeddingPool):
             x = media.read(embeddings, inputs["media_index"]).into(0, x)
         return x, packed
 
@@ -130,7 +130,7 @@ def build_layers(
 
     def run(params: Params, pools: Pools, x: jax.Array, packed: jax.Array, embeddings: Pools = ()) -> Any:
         inputs = packing.unpack(packed)
-        seen = None if media is None else media.read(embeddings, inputs["media_index"])
+        seen = media.read(embeddings, inputs["media_index"]) if isinstance(media, EmbeddingPool) else None
         batch = ragged(inputs, inputs["tokens"], shape)
         return extend_range(cut.over_layers(params, group), x, pools, batch, layers, seen)
 

@@ -43,9 +43,9 @@ class Programs:
         self.head: HeadParams = head_params(structure)
         pool = structure.pool_struct(group, config.num_pages, config.page_size)
         self._pools = tuple((pool, pool) for _ in group.layers)
-        self._cut = LayerCut(
-            structure, config.layer_groups, media.injections if isinstance(media, EmbeddingPool) else ()
-        )
+        injections = media.injections if isinstance(media, EmbeddingPool) else ()
+        # Only text decoders are ever cut.
+        self._cut = LayerCut(structure, config.layer_groups, injections)  # pyright: ignore[reportArgumentType]
         self._compiled: dict[Key, Executable] = {}
 
     def __getitem__(self, key: Key) -> Executable:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from triptych.proto.v1 import inference_pb2 as pb
 
-_ADDED = ("prefill", "transfer", "kv_bytes", "pages_pulled", "pages_skipped", "preemptions", "encode", "media_items", "encode_tasks", "embedding_bytes")  # fmt: skip
+_ADDED = ("prefill", "transfer", "kv_bytes", "pages_pulled", "pages_skipped", "preemptions", "encode", "media_items", "encode_tasks", "encoded_items", "embedding_bytes")  # fmt: skip
 _LARGEST = ("queue", "total", "attempts", "media")
 _USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens", "media_tokens")
 

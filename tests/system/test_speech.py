@@ -138,14 +138,15 @@ def encoded(cluster: LocalCluster) -> int:
 
 
 def check_errors(client: Client) -> None:
-    for changes, words in (
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"language": None}, "name one of de, en"),
         ({"language": "xx"}, "^speech.language: no language 'xx'"),
         ({"n": 2}, "n is 2"),
         ({"prompt_logprobs": 1}, "prompt_logprobs is set"),
-    ):
+    )
+    for changes, words in wrong:
         with pytest.raises(InvalidRequestError, match=words):
-            client.transcribe(wav(SOUNDS["a window"]), **({"language": "en"} | changes))
+            client.transcribe(wav(SOUNDS["a window"]), **{"language": "en", **changes})
     with pytest.raises(InvalidRequestError, match="prompt is set; toy-whisper writes down speech"):
         client.complete("text")
     with pytest.raises(InvalidRequestError, match=r"^media\[0\]: "):

@@ -51,8 +51,8 @@ def wave(seed: int, seconds: float = 1.0) -> np.ndarray:
 @cache
 def transcriber() -> Transcriber:
     mesh = make_mesh(jax.devices()[:1], 1)
-    encoder, decoder = (load(CONFIG, SOURCE, mesh, "float32") for load in (load_encoder, load_decoder))
-    return Transcriber(encoder, decoder, TOKENS, TOKENIZER)
+    encoder = load_encoder(CONFIG, SOURCE, mesh, "float32")
+    return Transcriber(encoder, load_decoder(CONFIG, SOURCE, mesh, "float32"), TOKENS, TOKENIZER)
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -53,7 +54,7 @@ def test_what_is_encoded_is_what_cross_attention_of_each_layer_reads(engine: Eng
     driver.run(encodes=(rig.encode("wave 0", 0), rig.encode("wave 2", 2)))
     untouched = sorted(set(range(rig.MEDIA_PAGES)) - {*rig.pages(0), *rig.pages(2)})
     for number in (0, 2):
-        states = encode(reference.encoder.merge(reference.encoder.params), rig.wave(number))
+        states = encode(reference.encoder.merge(reference.encoder.params), jnp.asarray(rig.wave(number)))
         entries = cross_kv(reference.decoder.merge(reference.decoder.params), states)
         for pools, expected in zip(media(engine).pools, entries, strict=True):
             for pool, rows in zip(pools, expected, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from triptych.runtime.gateway.transcript import Transcript
 from triptych.runtime.gateway.windows import transcribe_windows
 
 
-def said(texts: Sequence[str], finish: str = "stop", **times: float) -> list[pb.GenerateResponse]:
+def said(texts: Sequence[str], finish: str = "stop", **times: Any) -> list[pb.GenerateResponse]:
     """What a window of its own answers."""
     deltas = [pb.GenerateResponse(delta=pb.Delta(text=text, tokens=[pb.TokenDetail(token=1)])) for text in texts]
     usage = pb.Usage(prompt_tokens=4, completion_tokens=len(texts), cached_tokens=1)
