@@ -145,8 +145,9 @@ def check_errors(client: Client) -> None:
         ({"prompt_logprobs": 1}, "prompt_logprobs is set"),
     )
     for changes, words in wrong:
+        arguments: dict[str, Any] = {"language": "en"} | changes
         with pytest.raises(InvalidRequestError, match=words):
-            client.transcribe(wav(SOUNDS["a window"]), **{"language": "en", **changes})
+            client.transcribe(wav(SOUNDS["a window"]), **arguments)
     with pytest.raises(InvalidRequestError, match="prompt is set; toy-whisper writes down speech"):
         client.complete("text")
     with pytest.raises(InvalidRequestError, match=r"^media\[0\]: "):

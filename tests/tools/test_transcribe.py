@@ -99,4 +99,4 @@ def test_wrong_calls_end_with_status_2_and_an_explanation(
 def test_the_help_says_where_it_runs() -> None:
     command = [sys.executable, "-m", "triptych.tools.cli", "transcribe", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "in this process for now" in " ".join(shown.split())
+    assert "With --server a running server does it; without, this process" in " ".join(shown.split())

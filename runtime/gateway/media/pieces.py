@@ -22,7 +22,7 @@ class Piece:
         pixel_grid: (time, rows, columns) of its patches, before any merging.
         shape: of the array whose bytes are `data`; the encoder knows the type of its numbers.
         checksum: CRC-32 of `data`.
-        attended, later: as in MediaItem.
+        later, attended: as in MediaItem.
     """
 
     hash: str
@@ -34,8 +34,8 @@ class Piece:
     shape: tuple[int, ...]
     data: bytes
     checksum: int
-    attended: bool = False
     later: int | None = None
+    attended: bool = False
 
     def at(self, offset: int) -> MediaItem:
         """The item, whose embeddings begin at prompt token `offset`."""

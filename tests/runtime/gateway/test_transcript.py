@@ -67,7 +67,7 @@ def test_one_answer_has_what_one_request_has() -> None:
 
 
 def piece(number: int) -> Piece:
-    return Piece(f"{number}", MediaKind.AUDIO, 1, 1, (1, 1, 1), (1, 1, 1), (1,), b"", 0, True)
+    return Piece(f"{number}", MediaKind.AUDIO, 1, 1, (1, 1, 1), (1, 1, 1), (1,), b"", 0, attended=True)
 
 
 def run(count: int, delays: dict[int, float], fails: int | None = None) -> tuple[str, int]:
