@@ -20,7 +20,7 @@ from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.engine.config import engine_config
 from triptych.runtime.engine.encode_engine import EncodeEngine
-from triptych.runtime.engine.media_pool import MediaPool
+from triptych.runtime.engine.media_pool import EmbeddingPool
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.shelf import MediaShelf, Pixels
 from triptych.runtime.engine.vision_encoder import VisionMediaEncoder
@@ -70,7 +70,7 @@ def make_engine(
     shelf = MediaShelf(2 * pixels.nbytes)
     shelf.reserve(pixels.nbytes)
     shelf.put("image", pixels)
-    pool = MediaPool(ShardingRules(mesh), model.text.hidden_size, dtype, page_size, num_pages=pages)
+    pool = EmbeddingPool.of(ShardingRules(mesh), model.vision.output_size, dtype, page_size, pages)
     return EncodeEngine(config, mesh, MediaStage(pool, encoder, shelf, patches))
 
 
@@ -93,7 +93,8 @@ def measure_encoder(
     for number, size in enumerate(held):
         progress(f"encode={size}", number, len(held))
         measured.append((size, _stream(engine, picture, size // picture.slots, seconds)))
-    hidden = engine.media.pool.hidden
+    group = engine.media.pool.group
+    hidden = 2 * group.num_kv_heads * group.head_dim
     return EncodeTable(tuple(measured), hidden * _VALUE_BYTES[dtype], (picture.slots, picture.tokens))
 
 

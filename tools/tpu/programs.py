@@ -21,7 +21,7 @@ from triptych.models.speech.structure import decoder_structure as speech_decoder
 from triptych.models.speech.structure import encoder_structure as speech_encoder
 from triptych.models.vision.structure import LoadedEncoder, encoder_structure
 from triptych.runtime.engine.compiling import Program
-from triptych.runtime.engine.media_pool import MediaPool
+from triptych.runtime.engine.media_pool import EmbeddingPool
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.page_programs import PageMover
 from triptych.runtime.engine.vision_encoder import VisionMediaEncoder
@@ -48,7 +48,7 @@ def lowered_programs(model: Published, mesh: Mesh, *, largest: bool = False) -> 
     encoder = VisionMediaEncoder(LoadedEncoder(encoder_structure(model.config, rules, DTYPE), ()))
     # Two buckets' worth of embeddings: one being written, one on its way out.
     pages = 2 * -(-encoder.rows(model.slots) // PAGE_SIZE) + 1
-    pool = MediaPool(rules, encoder.hidden, DTYPE, PAGE_SIZE, pages)
+    pool = EmbeddingPool.of(rules, encoder.hidden, DTYPE, PAGE_SIZE, pages)
     for program in MediaStage(pool, encoder, None, model.slots).programs():
         if not largest or program.key[0] != "encode" or program.key[1] == model.slots:
             yield program.name, program.lower()
@@ -60,10 +60,12 @@ def lowered_programs(model: Published, mesh: Mesh, *, largest: bool = False) -> 
     yield from mover.lower().items()
 
 
-def _inject(pool: MediaPool) -> Program:
+def _inject(pool: EmbeddingPool) -> Program:
     """Embeddings in place of a prompt's placeholder tokens."""
     small = pool.rules.replicated()
-    tokens = jax.ShapeDtypeStruct((PROMPT_TOKENS, pool.hidden), jnp.dtype(DTYPE), sharding=small)
+    tokens = jax.ShapeDtypeStruct(
+        (PROMPT_TOKENS, 2 * pool.group.num_kv_heads * pool.group.head_dim), jnp.dtype(DTYPE), sharding=small
+    )
     index = jax.ShapeDtypeStruct((PROMPT_TOKENS,), np.int32, sharding=small)
 
     def run(x: jax.Array, pools: Any, index: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ from triptych.models.weights.multimodal import text_source
 from triptych.runtime.core.errors import EngineError
 from triptych.runtime.core.media import MediaItem, MediaKind
 from triptych.runtime.engine.engine import Engine
-from triptych.runtime.engine.media_pool import MediaPool
+from triptych.runtime.engine.media_pool import EmbeddingPool
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.placing import place_media
 from triptych.runtime.engine.programs import Programs
@@ -59,7 +59,7 @@ def decoder(tp: int = 1) -> LoadedDecoder:
 def engine(request: pytest.FixtureRequest) -> Engine:
     loaded = decoder(request.param)
     config = toy_config(buckets=rig.SMALL, media_pages=rig.MEDIA_PAGES, mrope=True)
-    stage = MediaStage(MediaPool(loaded.rules, HIDDEN, "float32", PAGE, rig.MEDIA_PAGES))
+    stage = MediaStage(EmbeddingPool.of(loaded.rules, HIDDEN, "float32", PAGE, rig.MEDIA_PAGES))
     engine = Engine(config, loaded, loaded.rules.mesh, stage)
     engine.compile()
     for item, rows in zip(ITEMS, np.split(ROWS, (6, 10)), strict=True):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from triptych.models.config import ModelConfig
 from triptych.models.kv import kv_groups
 from triptych.runtime.core.instance import Role
 from triptych.runtime.worker.build import compatibility, kv_header, open_worker_model
@@ -30,6 +31,7 @@ def test_workers_that_cut_layers_otherwise_are_told_apart_before_anything_moves(
     """By the scheduler at registration, and by the header; a group of all layers is no cut."""
     whole = replace(_config(Path("dummy:toy")), model="dummy:toy")
     model = open_worker_model(whole)
+    assert isinstance(model.bundle.config, ModelConfig)
     (group,) = kv_groups(model.bundle.config, "float32")
     same, cut = replace(whole, kv_layer_groups=2), replace(whole, kv_layer_groups=1)
     assert compatibility(whole, model) == compatibility(same, model)
