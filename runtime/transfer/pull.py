@@ -328,7 +328,9 @@ class Pull:
             await self._transfer().Release(request, timeout=self._limits.release_seconds)
         except grpc.aio.AioRpcError as error:
             # What was released here is verified: if the owner is gone now, nothing is missing, and its lease ends by itself.
-            log.info("release of %s at %s: %s", self.message.request, self.message.source_instance, error.details())
+            # CANCELLED is the usual race: the staging ended in order while the release was on its way.
+            level = logging.DEBUG if error.code() is grpc.StatusCode.CANCELLED else logging.INFO
+            log.log(level, "release of %s at %s: %s", self.message.request, self.message.source_instance, error.details())
 
     async def _next(self, call: Any) -> transfer_pb2.TransferEvent:
         """The next event. Silence, an error status and an end without a final record are errors."""
