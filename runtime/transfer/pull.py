@@ -330,7 +330,9 @@ class Pull:
             # What was released here is verified: if the owner is gone now, nothing is missing, and its lease ends by itself.
             # CANCELLED is the usual race: the staging ended in order while the release was on its way.
             level = logging.DEBUG if error.code() is grpc.StatusCode.CANCELLED else logging.INFO
-            log.log(level, "release of %s at %s: %s", self.message.request, self.message.source_instance, error.details())
+            log.log(
+                level, "release of %s at %s: %s", self.message.request, self.message.source_instance, error.details()
+            )
 
     async def _next(self, call: Any) -> transfer_pb2.TransferEvent:
         """The next event. Silence, an error status and an end without a final record are errors."""
