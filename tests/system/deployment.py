@@ -102,7 +102,7 @@ HELD = (
 
 def leaks(state: worker_pb2.InstanceState) -> dict[str, int]:
     """Everything that an idle instance must not hold and this one does."""
-    found = {name: state.resources[name] for name in HELD if state.resources[name]}
+    found = {name: state.resources[name] for name in HELD if state.resources.get(name)}
     if state.resources["slots_free"] != state.resources["slots_total"]:
         found["slots"] = state.resources["slots_total"] - state.resources["slots_free"]
     free = state.resources["pages_free"] + state.resources["pages_cached"]

@@ -44,6 +44,8 @@ class FakeEngine:
     def __init__(self, config: InstanceConfig, seconds: float):
         self.config = SimpleNamespace(num_pages=config.num_pages, max_num_seqs=config.max_num_seqs)
         self.pools = ()
+        self.params = ()
+        self.media = None
         self.seconds = seconds
         self.device = FakeDevice(config)
 
