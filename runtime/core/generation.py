@@ -4,7 +4,8 @@
     FINISHED   every sample is finished
     FAILED     ended with `error`
 
-What is lost while it runs makes a new attempt, which goes on from what the journal has released. The scheduler says so (Interrupted), or it is found
+What is lost while it runs makes a new attempt, which goes on from what the journal has released. The scheduler says so (Interrupted), and from the third
+attempt on it waits a little before it begins, longer each time, so that a short fault does not use them all up; or it is found
 here: a token that does not come while later ones are there, or a Completed without its last tokens (a worker's stream broke). A scheduler that is away
 is waited for, and tokens count meanwhile. Nothing waits without a bound.
 """
@@ -36,6 +37,7 @@ class Patience:
         gap: for a missing position while later ones are here.
         last_tokens: for the last tokens after the scheduler said that the request is complete.
         scheduler: without a scheduler and without a new token; then it fails.
+        again: before the third attempt, twice as long before the fourth, and so on; the second one begins at once.
         attempts: after which a loss that is found here fails it. (The scheduler bounds those that it finds.)
         retry_after: the hint that goes with a failure for lack of a scheduler.
     """
@@ -43,6 +45,7 @@ class Patience:
     gap: float = 10.0
     last_tokens: float = 5.0
     scheduler: float = 30.0
+    again: float = 0.5
     attempts: int = 5
     retry_after: float = 1.0
 
@@ -68,6 +71,7 @@ class Generation:
         self._complete_since: float | None = None
         self._gap_since: float | None = None
         self._last_token: float | None = None
+        self._next: tuple[int, float] | None = None  # the attempt that the scheduler waits for, and when it begins
 
     @property
     def request(self) -> Request:
@@ -99,6 +103,7 @@ class Generation:
             self._gap_since = None
         elif released or self._gap_since is None:
             self._gap_since = now
+        self._decline_if_finished()
         return released
 
     def close_sample(self, sample: int, position: int, finish: Finish) -> None:
@@ -107,6 +112,7 @@ class Generation:
         self.journal.close_sample(sample, position, finish)
         if not self.journal.gapped:
             self._gap_since = None
+        self._decline_if_finished()
 
     def heard(self, attempt: int) -> None:
         """Something was told of this attempt, by an instance or by the scheduler."""
@@ -119,7 +125,7 @@ class Generation:
             if self.state is State.FINISHED:
                 self._standing.decline("every sample is finished")
             elif self.state is State.RUNNING and notice.attempt > self.journal.attempt:
-                self._begin(notice.attempt)
+                self._begin_soon(notice.attempt, now)
             return False
         if isinstance(notice, Failed):
             if self._standing.answered:  # or it crossed a Resume of this gateway, which begins anew at the scheduler
@@ -164,6 +170,9 @@ class Generation:
         due = {kind for kind, at in self._timers().items() if now >= at}
         if "deadline" in due:
             self.fail(DeadlineError(f"the deadline passed after {self.journal.emitted} tokens"))
+        elif "again" in due:
+            assert self._next is not None
+            self._begin(self._next[0])
         elif "last_tokens" in due:
             self._go_on("the request was completed, but its last tokens were lost on the way to the gateway")
         elif "gap" in due:
@@ -191,6 +200,7 @@ class Generation:
             "deadline": (self.request.deadline, 0.0),
             "last_tokens": (self._complete_since, patience.last_tokens),
             "gap": (self._gap_since, patience.gap),
+            "again": (None if self._next is None else self._next[1], 0.0),
             "scheduler": (quiet, patience.scheduler),
         }
         return {kind: since + wait for kind, (since, wait) in waits.items() if since is not None}
@@ -204,6 +214,19 @@ class Generation:
         else:
             self._begin(self.journal.attempt + 1)
 
+    def _begin_soon(self, attempt: int, now: float) -> None:
+        """Begin an attempt that the scheduler waits for: the second one now, later ones after a while."""
+        if attempt <= 2:
+            self._begin(attempt)
+        elif self._next is None or self._next[0] != attempt:
+            self._next = attempt, now + self._patience.again * 2.0 ** (attempt - 3)
+
     def _begin(self, attempt: int) -> None:
         self._standing.resume(attempt, self.journal.resume(attempt))
-        self._complete_since = self._gap_since = None
+        self._complete_since = self._gap_since = self._next = None
+
+    def _decline_if_finished(self) -> None:
+        """The last tokens of the attempt before came after all: the next one is not needed."""
+        if self._next is not None and self.state is State.FINISHED:
+            self._next = None
+            self._standing.decline("every sample is finished")

@@ -202,6 +202,42 @@ def test_a_process_that_stood_still_waits_anew():
     assert s.state is State.FAILED, "the deadline is a point in time"
 
 
+# ---- further attempts ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_second_attempt_begins_at_once_and_later_ones_after_longer_and_longer():
+    """A fault of three seconds must not use up five attempts."""
+    s = session()
+    s.tell()
+    began = []
+    for attempt in (2, 3, 4, 5):
+        s.notice(Interrupted("r", attempt, "its pull failed"), 10.0 * attempt)
+        s.notice(Interrupted("r", attempt, "asked again"), 10.0 * attempt + 0.1)
+        at = 10.0 * attempt
+        while not (told := s.tell()):
+            at = s.wakes_at()
+            assert at is not None
+            s.tick(at)
+        (resume,) = told
+        assert isinstance(resume, Resume) and resume.request.attempt == attempt
+        began.append(at - 10.0 * attempt)
+    assert began == [0.0, 0.5, 1.0, 2.0]
+
+
+def test_an_attempt_that_waits_is_declined_when_the_last_tokens_come_after_all():
+    s = session()
+    s.tell()
+    tokens = TOKENIZER.encode("abc", add_special_tokens=False)
+    s.notice(Interrupted("r", 2, "the stream broke"), 1.0)
+    s.tell()
+    s.token(_token(tokens, 0, 2), 1.0)
+    s.notice(Interrupted("r", 3, "the stream broke"), 2.0)
+    for index in range(1, len(tokens)):
+        s.token(_token(tokens, index, 2), 2.1)
+    (told,) = s.tell()
+    assert isinstance(told, Cancel) and s.wakes_at() != 2.5
+
+
 # ---- text ------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +264,8 @@ def test_text_is_the_same_wherever_an_attempt_ends(cuts: list[int], lost: int, s
                 for index in range(begin + 1, min(begin + 1 + lost, len(tokens))):
                     s.token(_token(tokens, index, attempt), 1.0)  # position `begin` is lost
                 s.notice(Interrupted("r", attempt + 1, "d0 was lost"), 2.0)
+                if attempt > 1:  # later attempts begin after a while
+                    s.tick(2.0 + 60.0)
                 (resume,) = s.tell()
                 assert isinstance(resume, Resume)
                 assert [list(state.outputs) for state in resume.samples] == [tokens[:begin]]
