@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -38,6 +39,15 @@ HOST_STEPS = 200
 GREEDY = SamplingParams(temperature=0.0)
 
 Progress = Callable[[str, int, int], None]
+Pending = TypeVar("Pending")
+
+
+class StepEngine(Protocol[Pending]):
+    """The part of an engine that runs steps."""
+
+    def dispatch(self, plan: StepPlan) -> Pending: ...
+
+    def collect(self, pending: Pending) -> StepResult: ...
 
 
 @dataclass(frozen=True)
@@ -94,13 +104,20 @@ def plan_of(engine: Engine, load: Load, number: int, draws: int) -> StepPlan:
 
 
 def stream(engine: Engine, load: Load, draws: int, seconds: float, busy: float = 0.0) -> list[float]:
-    """Seconds a step, as means over windows, for about `seconds` seconds. `busy`: seconds of other host work in every
-    step."""
-    pending, last, times, number = engine.dispatch(plan_of(engine, load, 0, draws)), time.perf_counter(), [], 0
+    """Seconds a step of this load, as means over windows, for about `seconds` seconds."""
+    return step_windows(engine, lambda number: plan_of(engine, load, number, draws), seconds, busy)
+
+
+def step_windows(
+    engine: StepEngine[Pending], plan: Callable[[int], StepPlan], seconds: float, busy: float = 0.0
+) -> list[float]:
+    """Seconds a step, as means over windows, for about `seconds` seconds; each step is dispatched before the last one
+    is read. `plan`: the plan of a number. `busy`: seconds of other host work in every step."""
+    pending, last, times, number = engine.dispatch(plan(0)), time.perf_counter(), [], 0
     end = last + seconds
     while len(times) <= LEAST_WINDOWS or last < end:
         number += 1
-        following = engine.dispatch(plan_of(engine, load, number, draws))
+        following = engine.dispatch(plan(number))
         if busy:
             _spin(busy)
         engine.collect(pending)

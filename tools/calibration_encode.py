@@ -7,7 +7,6 @@ engine never runs it for such images.
 from __future__ import annotations
 
 import statistics
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +26,7 @@ from triptych.runtime.engine.vision_encoder import VisionMediaEncoder
 from triptych.runtime.instance.plan import Encode, StepPlan
 from triptych.runtime.simulation.steptime_table import EncodeTable
 from triptych.sharding.rules import ShardingRules
-from triptych.tools.calibration import LEAST_WINDOWS, WINDOW, Progress
+from triptych.tools.calibration import Progress, step_windows
 
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -92,24 +91,9 @@ def measure_encoder(
     measured = []
     for number, size in enumerate(held):
         progress(f"encode={size}", number, len(held))
-        measured.append((size, _stream(engine, picture, size // picture.slots, seconds)))
+        images = size // picture.slots
+        times = step_windows(engine, lambda number, n=images: plan_of(engine, picture, n, number), seconds)
+        measured.append((size, statistics.median(times)))
     group = engine.media.pool.group
     hidden = 2 * group.num_kv_heads * group.head_dim
     return EncodeTable(tuple(measured), hidden * _VALUE_BYTES[dtype], (picture.slots, picture.tokens))
-
-
-def _stream(engine: EncodeEngine, picture: Picture, images: int, seconds: float) -> float:
-    """Median seconds a step, over windows, each step dispatched before the last one is read."""
-    pending, last, times, number = engine.dispatch(plan_of(engine, picture, images, 0)), time.perf_counter(), [], 0
-    end = last + seconds
-    while len(times) <= LEAST_WINDOWS or last < end:
-        number += 1
-        following = engine.dispatch(plan_of(engine, picture, images, number))
-        engine.collect(pending)
-        pending = following
-        if number % WINDOW == 0:
-            now = time.perf_counter()
-            times.append((now - last) / WINDOW)
-            last = now
-    engine.collect(pending)
-    return statistics.median(times[1:])  # the first window warms up

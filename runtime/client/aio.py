@@ -21,9 +21,10 @@ from triptych.runtime.client.requests import (
     tokenize_request,
 )
 from triptych.runtime.client.results import Chunk, Result
-from triptych.runtime.core.errors import DeadlineError, TriptychError
+from triptych.runtime.core.errors import DeadlineError
 from triptych.runtime.wire.auth import bearer_metadata
-from triptych.runtime.wire.status import error_from_call
+from triptych.runtime.wire.ended import CallEnd
+from triptych.runtime.wire.status import typed_error
 from triptych.runtime.wire.tls import Tls, open_channel
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ class AsyncStream(AsyncIterator[Chunk]):
                 self.result.check_complete()
                 raise
             except grpc.aio.AioRpcError as error:
-                raise _typed(error) from error
+                raise typed_error(error) from error
             chunk = self.result.feed(response)
             if chunk is not None:
                 return chunk
@@ -169,8 +170,12 @@ class AsyncClient:
 
     async def upload_media(self, medium: MediaInput, declared: str = "") -> Uploaded:
         """Upload a file once, to use what is returned in many requests. `declared`: its type, checked by the server."""
-        messages = upload_messages(read_medium(medium), declared)
-        return uploaded(await self._unary(self._stub.UploadMedia(messages, metadata=self._metadata)))
+        call = self._stub.UploadMedia(upload_messages(read_medium(medium), declared), metadata=self._metadata)
+        end = CallEnd(call)  # it may be refused while it is being sent
+        try:
+            return uploaded(await call)
+        except grpc.aio.AioRpcError as error:
+            raise typed_error(end.error(error)) from error
 
     async def delete_media(self, upload: Uploaded) -> None:
         """Raises NotFoundError if it is not there (any more)."""
@@ -194,7 +199,7 @@ class AsyncClient:
                 await check(transport.HEALTH_REQUEST, timeout=2.0, metadata=self._metadata) == transport.HEALTH_SERVING
             )
         except grpc.aio.AioRpcError as error:
-            failure = _typed(error)
+            failure = typed_error(error)
             if failure.status in transport.FATAL:
                 raise failure from error
             return False
@@ -221,8 +226,4 @@ class AsyncClient:
         try:
             return await call
         except grpc.aio.AioRpcError as error:
-            raise _typed(error) from error
-
-
-def _typed(error: grpc.aio.AioRpcError) -> TriptychError:
-    return error_from_call(error.code(), error.details(), error.trailing_metadata())
+            raise typed_error(error) from error

@@ -21,9 +21,9 @@ from triptych.runtime.client.requests import (
     tokenize_request,
 )
 from triptych.runtime.client.results import Chunk, Result
-from triptych.runtime.core.errors import DeadlineError, TriptychError
+from triptych.runtime.core.errors import DeadlineError
 from triptych.runtime.wire.auth import bearer_metadata
-from triptych.runtime.wire.status import error_from_call
+from triptych.runtime.wire.status import typed_error
 from triptych.runtime.wire.tls import Tls
 
 
@@ -46,7 +46,7 @@ class Stream(Iterator[Chunk]):
                 self.result.check_complete()
                 raise
             except grpc.RpcError as error:
-                raise _typed(error) from error
+                raise typed_error(error) from error
             chunk = self.result.feed(response)
             if chunk is not None:
                 return chunk
@@ -211,7 +211,7 @@ class Client:
         try:
             return check(transport.HEALTH_REQUEST, timeout=2.0, metadata=self._metadata) == transport.HEALTH_SERVING
         except grpc.RpcError as error:
-            failure = _typed(error)
+            failure = typed_error(error)
             if failure.status in transport.FATAL:
                 raise failure from error
             return False
@@ -238,9 +238,4 @@ class Client:
         try:
             return method(request, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise _typed(error) from error
-
-
-def _typed(error: Any) -> TriptychError:
-    """grpc's blocking errors are calls, too: they have the status and the trailing metadata."""
-    return error_from_call(error.code(), error.details(), error.trailing_metadata())
+            raise typed_error(error) from error

@@ -141,7 +141,8 @@ class BatchPacker:
             if row.tokens:
                 views["tokens"][token] = row.tokens[0]
             views["positions"][..., token] = row.position
-            place_media(views["positions"], row, token)
+            if row.embedded:
+                place_media(views["positions"], row, token)
             views["write_index"][token] = row.pages[row.start // size] * size + row.start % size
             return
         here = slice(token, token + length)

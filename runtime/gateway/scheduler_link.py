@@ -21,7 +21,8 @@ from triptych.runtime.core.standing import Told
 from triptych.runtime.gateway.config import GatewayConfig
 from triptych.runtime.gateway.links import Backoff, Connect, describe
 from triptych.runtime.wire.convert import decode_oneof, encode_oneof
-from triptych.runtime.wire.status import error_from_call
+from triptych.runtime.wire.ended import CallEnd
+from triptych.runtime.wire.status import typed_error
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class SchedulerLink:
         try:
             return await self._stub.GetCluster(control_pb2.GetClusterRequest(), timeout=5.0, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            raise error_from_call(error.code(), error.details(), error.trailing_metadata()) from error
+            raise typed_error(error) from error
 
     async def _run(self) -> None:
         backoff = Backoff(self._config)
@@ -119,6 +120,7 @@ class SchedulerLink:
         outgoing: asyncio.Queue[control_pb2.GatewayMessage | None] = asyncio.Queue()
         outgoing.put_nowait(control_pb2.GatewayMessage(hello=control_pb2.Hello(gateway=self._gateway)))
         call = self._stub.Gateway(_drain(outgoing), metadata=self._metadata)
+        end = CallEnd(call)
         reason = "the scheduler closed the stream"
         try:
             async for message in call:
@@ -128,7 +130,7 @@ class SchedulerLink:
                     self._listener.on_connected()
                 self._listener.on_notice(decode_oneof(message, self._clock.now()))
         except grpc.aio.AioRpcError as error:
-            reason = describe(error)
+            reason = describe(end.error(error))
         except InvalidRequestError as error:  # a notice that this version cannot read: the two do not belong together
             reason = error.message
         except (

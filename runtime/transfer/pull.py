@@ -37,7 +37,7 @@ from triptych.runtime.transfer.header import KvHeader, check
 from triptych.runtime.transfer.transports.base import OfferSpec, Peer, Transport
 from triptych.runtime.transfer.transports.grpc import Channels
 from triptych.runtime.wire.convert import decode, encode
-from triptych.runtime.wire.status import error_from_call
+from triptych.runtime.wire.status import typed_error
 from triptych.sharding.devices import Device
 
 if TYPE_CHECKING:
@@ -345,7 +345,7 @@ class Pull:
             raise TransferError(f"the owner was silent for {self._limits.idle_seconds:g} s") from None
         except grpc.aio.AioRpcError as error:
             self._owner_ended = True
-            refusal = error_from_call(error.code(), error.details(), error.trailing_metadata())
+            refusal = typed_error(error)
             raise self._not_there(refusal) if refusal.status is Status.NOT_FOUND else refusal from error
         if not isinstance(event, transfer_pb2.TransferEvent):  # grpc.aio.EOF
             raise TransferError("the owner ended the transfer without a final record")

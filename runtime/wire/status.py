@@ -52,6 +52,11 @@ def error_from_call(code: grpc.StatusCode | None, details: str | None, metadata:
     return error
 
 
+def typed_error(error: Any) -> TriptychError:
+    """The typed error that a peer raised, from the grpc.aio.AioRpcError, or the blocking grpc.RpcError, of a failed call."""
+    return error_from_call(error.code(), error.details(), error.trailing_metadata())
+
+
 def _details(message: str) -> str:
     """`message`, shortened to what fits a trailer: it may quote input of any length."""
     shown = message[:MAX_DETAILS]

@@ -10,6 +10,7 @@ Lives on the asyncio loop on which it is made; what it is told may come from any
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
@@ -34,8 +35,9 @@ from triptych.runtime.core.instance import InstanceInfo, InstanceRef, Load
 from triptych.runtime.core.tasks import HeldTask, TaskCommand, TaskReport
 from triptych.runtime.wire.auth import bearer_metadata
 from triptych.runtime.wire.convert import decode, decode_oneof, encode_oneof
+from triptych.runtime.wire.ended import CallEnd
 from triptych.runtime.wire.outbox import Outbox
-from triptych.runtime.wire.status import error_from_call
+from triptych.runtime.wire.status import typed_error
 from triptych.runtime.wire.tls import Tls, open_channel
 
 log = logging.getLogger(__name__)
@@ -113,9 +115,10 @@ class ControlClient:
             raise RuntimeError("a ControlClient connects once; make a new one")
         channel = open_channel(self._address, self._tls, OPTIONS)
         call = control_pb2_grpc.ControlStub(channel).Worker(metadata=self._metadata)
+        end = CallEnd(call)
         try:
             async with asyncio.timeout(timeout):  # wait_for of Python 3.11 can swallow a cancellation
-                interval = await self._register(call, WorkerJoined(self._worker, tuple(instances), tuple(held)))
+                interval = await self._register(call, end, WorkerJoined(self._worker, tuple(instances), tuple(held)))
         except BaseException as error:
             self._outbox.close()
             call.cancel()
@@ -125,7 +128,7 @@ class ControlClient:
                     f"no welcome from the scheduler at {self._address} within {timeout:g} s"
                 ) from None
             raise
-        self._life = asyncio.create_task(self._live(channel, call, self._outbox, interval), name="control stream")
+        self._life = asyncio.create_task(self._live(channel, call, end, self._outbox, interval), name="control stream")
 
     def report(self, ref: InstanceRef, report: TaskReport) -> None:
         """Tell the scheduler what became of a task. Dropped if the stream has ended: the next one declares what is held then."""
@@ -157,16 +160,16 @@ class ControlClient:
 
     # ---- the stream
 
-    async def _register(self, call: grpc.aio.StreamStreamCall, joined: WorkerJoined) -> float:
+    async def _register(self, call: grpc.aio.StreamStreamCall, end: CallEnd, joined: WorkerJoined) -> float:
         """Send the registration, wait for the welcome; returns the seconds between heartbeats."""
-        welcome = None
         try:
-            await call.write(encode_oneof(joined, control_pb2.WorkerMessage, self._clock.now()))
+            with contextlib.suppress(asyncio.InvalidStateError):  # it is over: the read says how
+                await call.write(encode_oneof(joined, control_pb2.WorkerMessage, self._clock.now()))
             welcome = await call.read()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass  # the call's own status says more than the failed write
+        except grpc.aio.AioRpcError as error:
+            raise typed_error(end.error(error)) from error
         if not isinstance(welcome, control_pb2.WorkerCommand):
-            raise error_from_call(await call.code(), await call.details(), await call.trailing_metadata())
+            raise InstanceLostError("the scheduler closed the stream without a welcome")
         if welcome.WhichOneof("kind") != "welcome":
             raise InvalidRequestError(f"expected welcome from the scheduler, got {welcome.WhichOneof('kind')}")
         return welcome.welcome.heartbeat_interval
@@ -175,28 +178,25 @@ class ControlClient:
         self,
         channel: grpc.aio.Channel,
         call: grpc.aio.StreamStreamCall,
+        end: CallEnd,
         outbox: Outbox[control_pb2.WorkerMessage],
         interval: float,
     ) -> None:
         beating = asyncio.create_task(self._beat(outbox, interval), name="heartbeats")
-        broke = InstanceLostError("the stream to the scheduler broke while a message was being written")
         reason = "the scheduler closed the stream"
 
         async def write(message: control_pb2.WorkerMessage) -> None:
             try:
                 await call.write(message)
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-                raise broke from error
+            except asyncio.InvalidStateError as error:
+                raise InstanceLostError("the stream to the scheduler ended before a message was written") from error
 
         try:
             await outbox.converse(write, self._listen(call))
         except TriptychError as error:
             reason = error.message
         except grpc.aio.AioRpcError as error:
-            # A failed write replaces the call's status by one of gRPC's own, INTERNAL, that says nothing.
-            overwritten = broke.__cause__ is not None and error.code() is grpc.StatusCode.INTERNAL
-            known = error_from_call(error.code(), error.details(), error.trailing_metadata())
-            reason = broke.message if overwritten else known.message
+            reason = typed_error(end.error(error)).message
         except Exception as error:
             log.exception("the control stream of worker %s failed", self._worker)
             reason = f"{type(error).__name__}: {error}"

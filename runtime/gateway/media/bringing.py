@@ -20,6 +20,7 @@ from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.gateway.config import GatewayConfig
 from triptych.runtime.gateway.links import Backoff, describe
 from triptych.runtime.gateway.media.pieces import Piece
+from triptych.runtime.wire.ended import CallEnd
 
 logger = logging.getLogger(__name__)
 
@@ -174,9 +175,11 @@ class MediaCourier:
         call = self._calls.put_media(push.address, self._config.media_push_timeout)
         if call is None:
             return False  # its directory is still on its way, or it is gone and the scheduler will say so
+        end = CallEnd(call)
         try:
             return await self._send(call, owner, push)
-        except grpc.aio.AioRpcError as error:
+        except grpc.aio.AioRpcError as raised:
+            error = end.error(raised)
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # back-pressure, and no trouble
                 push.crowded = True
                 self.counts.crowded += 1

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from triptych.runtime.core.errors import TransferError, TransferTimeoutError
-from triptych.runtime.core.instance import TransportKind
 from triptych.runtime.transfer.transports.base import OfferSpec, Peer, Transport
+from triptych.runtime.transfer.transports.wrapped import WrappedTransport
 from triptych.sharding.devices import Device
 
 
@@ -54,26 +54,13 @@ class FaultSchedule:
         return None
 
 
-class FaultyTransport:
+class FaultyTransport(WrappedTransport):
     """`inner`, with the faults of `schedule`; a delayed fetch waits `delay` seconds first."""
 
     def __init__(self, inner: Transport, schedule: FaultSchedule, delay: float = 0.1):
-        self._inner = inner
+        super().__init__(inner)
         self.schedule = schedule
         self._delay = delay
-
-    @property
-    def kind(self) -> TransportKind:
-        return self._inner.kind
-
-    def endpoint(self) -> str:
-        return self._inner.endpoint()
-
-    def publish(self, offer_id: int, chunks: Sequence[jax.Array]) -> None:
-        self._inner.publish(offer_id, chunks)
-
-    def withdraw(self, offer_id: int) -> None:
-        self._inner.withdraw(offer_id)
 
     async def fetch(
         self, peer: Peer, spec: OfferSpec, devices: Sequence[Device], timeout: float
@@ -99,9 +86,6 @@ class FaultyTransport:
             flipped = _flip_a_bit(chunks[victim], self.schedule.random)
             chunks = (*chunks[:victim], jax.device_put(flipped, devices[victim]), *chunks[victim + 1 :])
         return chunks
-
-    def close(self) -> None:
-        self._inner.close()
 
 
 def _flip_a_bit(chunk: jax.Array, source: random.Random) -> np.ndarray:

@@ -19,7 +19,7 @@ from triptych.proto.v1 import common_pb2, transfer_pb2, transfer_pb2_grpc
 from triptych.runtime.core.errors import NotFoundError, Status, TransferError, TransferTimeoutError
 from triptych.runtime.core.instance import TransportKind
 from triptych.runtime.transfer.transports.base import OfferSpec, Peer
-from triptych.runtime.wire.status import error_from_call
+from triptych.runtime.wire.status import typed_error
 from triptych.sharding.devices import Device
 
 PIECE_BYTES = 1 << 20
@@ -77,7 +77,7 @@ class GrpcTransport:
             async for piece in call:
                 buffers.add(piece)
         except grpc.aio.AioRpcError as error:
-            failure = error_from_call(error.code(), error.details(), error.trailing_metadata())
+            failure = typed_error(error)
             if failure.status is Status.DEADLINE_EXCEEDED:
                 raise TransferTimeoutError(
                     f"offer {spec.id:#x} of {peer.owner.id} did not arrive within {timeout:.3f} s"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import jax
 
-from triptych.runtime.core.instance import TransportKind
 from triptych.runtime.transfer.transports.base import OfferSpec, Peer, Transport
+from triptych.runtime.transfer.transports.wrapped import WrappedTransport
 from triptych.sharding.devices import Device
 
 
@@ -28,27 +28,14 @@ class Fetched:
     end: float
 
 
-class HandshakeTransport:
+class HandshakeTransport(WrappedTransport):
     """`inner`; a fetch waits for those before it, then `seconds()`, then for its bytes, and `told` hears of it."""
 
     def __init__(self, inner: Transport, seconds: Callable[[], float], told: Callable[[Fetched], object]):
-        self._inner = inner
+        super().__init__(inner)
         self._seconds = seconds
         self._told = told
         self._link = asyncio.Lock()
-
-    @property
-    def kind(self) -> TransportKind:
-        return self._inner.kind
-
-    def endpoint(self) -> str:
-        return self._inner.endpoint()
-
-    def publish(self, offer_id: int, chunks: Sequence[jax.Array]) -> None:
-        self._inner.publish(offer_id, chunks)
-
-    def withdraw(self, offer_id: int) -> None:
-        self._inner.withdraw(offer_id)
 
     async def fetch(
         self, peer: Peer, spec: OfferSpec, devices: Sequence[Device], timeout: float
@@ -59,6 +46,3 @@ class HandshakeTransport:
             chunks = await self._inner.fetch(peer, spec, devices, timeout)
             self._told(Fetched(peer.key, sum(chunk.nbytes for chunk in chunks), begin, time.monotonic()))
             return chunks
-
-    def close(self) -> None:
-        self._inner.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.core.media import MediaItem, MediaKind
 from triptych.runtime.engine.shelf import MediaShelf, Pixels
 from triptych.runtime.wire.auth import bearer_interceptor, bearer_metadata
+from triptych.runtime.wire.ended import CallEnd
 from triptych.runtime.wire.handlers import service_handler
 from triptych.runtime.worker import media_door
 from triptych.runtime.worker.media_door import MediaDoor
@@ -128,14 +130,17 @@ async def put(call: Any, first: worker_pb2.PutMediaRequest, *pieces: bytes) -> t
 
 async def status(call: Any, *messages: worker_pb2.PutMediaRequest) -> tuple[grpc.StatusCode, str]:
     """How a call ends that sends these and stops sending."""
+    end = CallEnd(call)
     try:
-        for message in messages:
-            await call.write(message)
-        await call.done_writing()
+        with contextlib.suppress(asyncio.InvalidStateError):  # it was refused: the read says how
+            for message in messages:
+                await call.write(message)
+            await call.done_writing()
         while isinstance(await call.read(), worker_pb2.PutMediaReply):
             pass
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        pass  # it was refused
+    except grpc.aio.AioRpcError as raised:
+        error = end.error(raised)
+        return error.code(), str(error.details())
     return await call.code(), await call.details()
 
 
@@ -265,13 +270,17 @@ def test_a_stream_that_says_nothing_in_many_words_is_left(monkeypatch: pytest.Mo
     async def scenario() -> None:
         async with stage() as here:
             call = here.call()
+            end = CallEnd(call)
             await call.write(header())
             assert (await call.read()).wanted
             began = asyncio.get_running_loop().time()
-            while not call.done() and asyncio.get_running_loop().time() < began + 5.0:
-                await call.write(piece(b""))
-                await asyncio.sleep(0.01)
-            assert await call.code() is grpc.StatusCode.UNAVAILABLE and "0 of 72 bytes" in await call.details()
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                while not call.done() and asyncio.get_running_loop().time() < began + 5.0:
+                    await call.write(piece(b""))
+                    await asyncio.sleep(0.01)
+                await call.read()
+            error = end.error(raised.value)
+            assert error.code() is grpc.StatusCode.UNAVAILABLE and "0 of 72 bytes" in str(error.details())
             here.assert_empty()
 
     asyncio.run(scenario())

@@ -117,6 +117,9 @@ class _CutOnce:
     async def write(self, message: Any) -> None:
         raise asyncio.CancelledError()
 
+    def add_done_callback(self, callback: Any) -> None:
+        pass
+
     def cancel(self) -> None:
         pass
 
