@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from triptych.models.kernels.choice import KERNELS
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.engine.buckets import Buckets, Demand, ExtendShape, default_buckets
@@ -32,6 +33,7 @@ class EngineConfig:
         mrope: tokens of programs that take media have three positions.
         layer_groups: half-open ranges of layers by which prompts are computed, each a program of its own, so that KV of the first ones can
             leave while later ones are computed; empty: all layers in one program.
+        attention: the kernel that text decoders attend with, one of `models/kernels/choice.py`.
     """
 
     page_size: int
@@ -51,6 +53,7 @@ class EngineConfig:
     suppressed: tuple[int, ...] = ()
     mrope: bool = False
     layer_groups: tuple[tuple[int, int], ...] = ()
+    attention: str = "reference"
 
     def __post_init__(self) -> None:
         for name in (
@@ -63,6 +66,8 @@ class EngineConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.attention not in KERNELS:
+            raise ConfigError(f"attention {self.attention!r} is unknown; known: {', '.join(KERNELS)}")
         if not self.roles:
             raise ConfigError("an engine needs a role: encode, prefill or decode")
         if self.media_pages < 0 or self.media_pages == 1:
@@ -138,6 +143,7 @@ def engine_config(
     suppressed: tuple[int, ...] = (),
     mrope: bool = False,
     layer_groups: tuple[tuple[int, int], ...] = (),
+    attention: str = "reference",
 ) -> EngineConfig:
     """An EngineConfig with the default buckets for its limits and roles."""
     buckets = default_buckets(
@@ -165,4 +171,5 @@ def engine_config(
         suppressed=suppressed,
         mrope=mrope,
         layer_groups=layer_groups,
+        attention=attention,
     )

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
-from triptych.models.decoder import KV, Decoder, paged_attend
+from triptych.models.decoder import KV, Decoder
+from triptych.models.kernels.choice import attend_with
 from triptych.models.ragged import Ragged
 from triptych.models.rope import Rotation
 from triptych.models.speech.decoder import CrossRows, WhisperDecoder
@@ -64,7 +65,7 @@ def build_extend(
             hidden, pools = cross_extend(decoder, pools, embeddings, batch, cross)
         else:
             seen = media.read(embeddings, inputs["media_index"]) if isinstance(media, EmbeddingPool) else None
-            hidden, pools = extend(decoder, decoder.embed(tokens), pools, batch, seen)
+            hidden, pools = extend(decoder, decoder.embed(tokens), pools, batch, config.attention, seen)
         picked = hidden.at[inputs["picks"]].get(mode="clip")
         return picked, hidden[shape.decode_rows :] if scored else None, pools
 
@@ -95,10 +96,15 @@ def ragged(inputs: dict[str, jax.Array], tokens: Int32[Array, "tokens"], shape: 
 
 
 def extend(
-    decoder: Decoder, x: Float[Array, "tokens hidden"], pools: Pools, batch: Ragged, seen: Embeddings | None = None
+    decoder: Decoder,
+    x: Float[Array, "tokens hidden"],
+    pools: Pools,
+    batch: Ragged,
+    attention: str,
+    seen: Embeddings | None = None,
 ) -> tuple[Float[Array, "tokens hidden"], Pools]:
-    """`models.decoder.extend` from embedded tokens on, with each kind of layer traced once; `seen` are the media among the tokens."""
-    x, written = extend_range(decoder, x, pools, batch, range(decoder.config.num_layers), seen)
+    """`models.decoder.extend` from embedded tokens on, with each kind of layer traced once; `attention` names the kernel, `seen` are the media among the tokens."""
+    x, written = extend_range(decoder, x, pools, batch, range(decoder.config.num_layers), attention, seen)
     return decoder.norm(x), written
 
 
@@ -108,16 +114,17 @@ def extend_range(
     pools: Pools,
     batch: Ragged,
     layers: range,
+    attention: str,
     seen: Embeddings | None = None,
 ) -> tuple[Float[Array, "tokens hidden"], Pools]:
     """`models.decoder.extend_layers`, with each kind of layer traced once. `pools` are those of `layers`."""
-    scale, tp = decoder.config.head_dim**-0.5, decoder.rules.tp
+    scale, rules = decoder.config.head_dim**-0.5, decoder.rules
 
     @partial(jax.jit, static_argnums=0)
     def layer(
         definition: Any, arrays: Any, x: Float[Array, "tokens hidden"], by: Rotation, kv: KV, batch: Ragged
     ) -> tuple[Float[Array, "tokens hidden"], KV]:
-        return nnx.merge(definition, arrays)(x, by, kv, paged_attend(batch, scale, tp))
+        return nnx.merge(definition, arrays)(x, by, kv, attend_with(attention, batch, scale, rules))
 
     by = decoder.rotation(batch.positions)
     written: list[KV] = []

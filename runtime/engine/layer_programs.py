@@ -132,7 +132,7 @@ def build_layers(
         inputs = packing.unpack(packed)
         seen = media.read(embeddings, inputs["media_index"]) if isinstance(media, EmbeddingPool) else None
         batch = ragged(inputs, inputs["tokens"], shape)
-        return extend_range(cut.over_layers(params, group), x, pools, batch, layers, seen)
+        return extend_range(cut.over_layers(params, group), x, pools, batch, layers, config.attention, seen)
 
     return run
 
