@@ -14,7 +14,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,8 @@ def _handler(method: Callable[[Any, Any], Any], descriptor: MethodDescriptor) ->
 
     async def guarded(request: Any, context: grpc.aio.ServicerContext) -> Message | None:
         try:
-            return await method(parsed(request), context)
+            async with _unfinished(request, descriptor):
+                return await method(parsed(request), context)
         except TriptychError as error:
             failure = error
         except (asyncio.CancelledError, grpc.aio.AbortError, grpc.aio.InternalError):  # the last: the client has gone
@@ -91,7 +92,7 @@ def _handler(method: Callable[[Any, Any], Any], descriptor: MethodDescriptor) ->
 
     async def guarded_stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Message]:
         try:
-            async with aclosing(method(parsed(request), context)) as responses:
+            async with _unfinished(request, descriptor), aclosing(method(parsed(request), context)) as responses:
                 async for response in responses:
                     yield response
             return
@@ -123,6 +124,17 @@ def _checked(message: Message | _Malformed, descriptor: MethodDescriptor) -> Mes
     if isinstance(message, _Malformed):
         raise InvalidRequestError(f"the request is not a valid {descriptor.input_type.name}: {message.reason}")
     return message
+
+
+@asynccontextmanager
+async def _unfinished(request: Any, descriptor: MethodDescriptor) -> AsyncIterator[None]:
+    """Ends a stream of requests that its method leaves before its end: unfinished it refers to itself, and with it to the call."""
+    try:
+        yield
+    finally:
+        if descriptor.client_streaming:
+            with suppress(RuntimeError):  # somebody still waits for a message: who is cancelled then ends it
+                await aiter(request).aclose()
 
 
 async def _stream(messages: AsyncIterator[_Held], descriptor: MethodDescriptor) -> AsyncIterator[Message]:
