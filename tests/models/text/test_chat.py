@@ -149,6 +149,7 @@ def test_a_hostile_template_ends_soon_with_an_error(source: str):
     assert time.process_time() - started < 5.0
 
 
+@pytest.mark.limit(400)
 def test_hostile_templates_stay_small():
     """All of them together, in a process that may not use more than 1.5 GB of address space."""
     program = (
@@ -158,7 +159,7 @@ def test_hostile_templates_stay_small():
         "    try: t.ChatTemplate(source, limits=t.RenderLimits(max_seconds=0.5)).render(t.USER)\n"
         "    except t.ChatTemplateError as error: assert 'MemoryError' not in str(error), source[:80]\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=360)
 
 
 def test_a_long_conversation_is_well_inside_the_limits():
