@@ -118,7 +118,9 @@ def test_a_crash_loop_is_said_clearly_with_the_last_words_and_does_not_end_the_r
 
 def test_a_worker_that_leaves_in_good_order_stays_away(tmp_path):
     leave = tmp_path / "leave"
-    act = f"a(address='x:1'); [time.sleep(0.05) for _ in iter(lambda: os.path.exists({str(leave)!r}), True)]; sys.exit(0)"
+    act = (
+        f"a(address='x:1'); [time.sleep(0.05) for _ in iter(lambda: os.path.exists({str(leave)!r}), True)]; sys.exit(0)"
+    )
     with served("2P1D", {"prefill-0": act}) as process:
         said(process, "ready")
         leave.touch()

@@ -126,7 +126,7 @@ def test_errors_are_the_servers_own_types_with_message_and_retry_hint():
                     with pytest.raises(CancelledByClientError, match="'mine' was aborted"):
                         list(running)
                     with pytest.raises(DeadlineError, match="the deadline passed after 0 tokens"):
-                        client.complete("hello", timeout=0.1)
+                        client.complete("hello", timeout=1.0)
 
             await asyncio.to_thread(use)
 

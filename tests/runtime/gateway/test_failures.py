@@ -60,7 +60,7 @@ def test_the_requests_timeout_and_the_calls_deadline_both_end_it(monkeypatch: py
     async def body():
         async with cluster() as c:
             c.scheduler.script = never
-            outcome = await finish(c.stub.Generate(ask(timeout=0.2)))
+            outcome = await finish(c.stub.Generate(ask(timeout=1.0)))
             assert outcome.code is grpc.StatusCode.DEADLINE_EXCEEDED
             assert "the deadline passed after 0 tokens" in outcome.details
             await asyncio.wait_for(c.scheduler.last.cancelled.wait(), PATIENCE)
@@ -162,7 +162,7 @@ def test_tokens_that_a_departing_worker_sent_are_not_lost():
 
 def test_a_defect_in_handling_tokens_ends_the_request_and_not_the_gateway(monkeypatch: pytest.MonkeyPatch):
     async def body():
-        async with cluster(final_token_grace=0.2, max_attempts=1) as c:
+        async with cluster(final_token_grace=1.0, max_attempts=1) as c:
             with monkeypatch.context() as broken:
                 broken.setattr(c.gateway, "on_tokens", lambda tokens: 1 / 0)
                 outcome = await finish(c.stub.Generate(ask()))

@@ -38,7 +38,10 @@ def wait_for(condition: Any, limit: float = PATIENCE) -> None:
 
 
 def test_only_the_right_key_gets_in(world: World) -> None:
-    with world.http(api_keys=("s3cret", "other"), token="upstream") as url, httpx2.Client(base_url=url, timeout=PATIENCE) as client:
+    with (
+        world.http(api_keys=("s3cret", "other"), token="upstream") as url,
+        httpx2.Client(base_url=url, timeout=PATIENCE) as client,
+    ):
         for headers in (
             {},
             {"authorization": "Bearer wrong"},
@@ -64,13 +67,19 @@ def test_two_authorization_headers_are_none() -> None:
 
 
 def test_one_clients_rate_is_not_anothers(world: World) -> None:
-    with world.http(api_keys=("a", "b"), rate=Rate(0.01, 1)) as url, httpx2.Client(base_url=url, timeout=PATIENCE) as client:
+    with (
+        world.http(api_keys=("a", "b"), rate=Rate(0.01, 1)) as url,
+        httpx2.Client(base_url=url, timeout=PATIENCE) as client,
+    ):
         statuses = [
             client.post("/v1/completions", json=TEXT, headers={"authorization": f"Bearer {key}"})
             for key in ("a", "a", "b")
         ]
         assert [s.status_code for s in statuses] == [200, 429, 200]
-        assert 1 < int(statuses[1].headers["retry-after"]) <= 100 and statuses[1].json()["error"]["type"] == "rate_limit_error"
+        assert (
+            1 < int(statuses[1].headers["retry-after"]) <= 100
+            and statuses[1].json()["error"]["type"] == "rate_limit_error"
+        )
 
 
 def test_bodies_have_a_bound(world: World) -> None:
@@ -224,12 +233,18 @@ def test_what_runs_at_shutdown_gets_time_and_then_an_error(world: World) -> None
 
 
 def test_probes(world: World) -> None:
-    with world.http(ready_ttl=1000.0, ready_timeout=PATIENCE) as url, httpx2.Client(base_url=url, timeout=PATIENCE) as client:
+    with (
+        world.http(ready_ttl=1000.0, ready_timeout=PATIENCE) as url,
+        httpx2.Client(base_url=url, timeout=PATIENCE) as client,
+    ):
         assert client.get("/ready").json() == {"status": "ok"}
         assert client.get("/readyz").status_code == client.get("/healthz").status_code == 200
         (probe,) = world.gateway.requests
         assert probe.sampling.max_tokens == 1, "one request answers both"
-    with world.http(ready_ttl=0.2, ready_timeout=PATIENCE) as url, httpx2.Client(base_url=url, timeout=PATIENCE) as client:
+    with (
+        world.http(ready_ttl=0.2, ready_timeout=PATIENCE) as url,
+        httpx2.Client(base_url=url, timeout=PATIENCE) as client,
+    ):
         assert client.get("/ready").status_code == 200
         world.gateway.fail_after = (0, grpc.StatusCode.UNAVAILABLE, "no instance is left", None)
         wait_for(lambda: client.get("/ready").status_code == 503)
@@ -269,7 +284,10 @@ def test_https_and_client_certificates(world: World, tmp_path: Path) -> None:
         assert client.post("/v1/completions", json=TEXT).status_code == 200
     mutual = TlsFiles(files.certificate, files.key, tmp_path / "ca.pem")
     with world.http(tls=mutual) as url:
-        with httpx2.Client(base_url=url, verify=trusting, timeout=PATIENCE) as client, pytest.raises(httpx2.TransportError):
+        with (
+            httpx2.Client(base_url=url, verify=trusting, timeout=PATIENCE) as client,
+            pytest.raises(httpx2.TransportError),
+        ):
             client.get("/live")
         trusting.load_cert_chain(tmp_path / "client.pem", tmp_path / "client-key.pem")
         with httpx2.Client(base_url=url, verify=trusting, timeout=PATIENCE) as client:

@@ -92,7 +92,8 @@ def test_uploads_at_once_are_bounded_and_leave_nothing_when_they_are_cut_off():
                 for call in calls[-MAX_OWN:]:
                     await call.write(messages(PNG)[0])
                     await call.write(messages(PNG)[1])
-                await until(lambda count=len(calls): c.gateway._service._uploads()._coming.total() == count)
+                count = len(calls)
+                await until(lambda count=count: c.gateway._service._uploads()._coming.total() == count)
                 if token == tokens[0]:
                     assert (
                         await refused(token)
