@@ -194,14 +194,15 @@ def test_a_client_that_goes_away_is_cancelled_within_a_token(world: World, url: 
 
 
 def test_a_client_that_never_reads_does_not_stay(world: World) -> None:
-    with world.http(request_timeout=2.0) as url:  # time enough for all eight to begin
+    with world.http(request_timeout=2.0) as url:
         host, port = url.removeprefix("http://").split(":")
         world.gateway.delay = 0.5
         with socket.create_connection((host, int(port))) as connection:
             body = json.dumps(TEXT | {"stream": True, "prompt": ["x" * 100] * 8, "max_tokens": 100}).encode()
             head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
             connection.sendall(head.encode() + body)
-            wait_for(lambda: len(world.gateway.cancelled) == 8)
+            # All eight, unless the machine is so busy that some had not begun by then.
+            wait_for(lambda: 0 < len(world.gateway.requests) == len(world.gateway.cancelled))
 
 
 def test_ids_are_the_clients_or_new(world: World, url: str) -> None:
