@@ -32,7 +32,8 @@ from triptych.sharding.heads import head_layout, padded_size
 from triptych.sharding.rules import LogicalAxis, ShardingRules
 
 Pages = Float[Array, "pages page_size kv_heads head_dim"]
-KV = tuple[Pages, Pages]
+KV = tuple[Pages, ...]
+"""One layer's pages: (keys, values), or as the kernel's `models/pool_layout.py` says."""
 
 
 class Attend(Protocol):
@@ -242,7 +243,7 @@ def paged_attend(batch: Ragged, scale: float, tp: int) -> Attend:
 def extend_layers(
     decoder: Decoder, x: Float[Array, "tokens hidden"], pools: Sequence[KV], batch: Ragged, layers: range | None = None
 ) -> tuple[Float[Array, "tokens hidden"], tuple[KV, ...]]:
-    """Run a range of layers (all by default) on hidden states. `pools` holds one pair of pages per layer."""
+    """Run a range of layers (all by default) on hidden states. `pools` holds the pages of each layer, keys and values apart."""
     layers = range(decoder.config.num_layers) if layers is None else layers
     if len(pools) != len(layers):
         raise ValueError(f"{len(layers)} layers need as many pools, got {len(pools)}")
