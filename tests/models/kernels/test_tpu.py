@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import pallas
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding
 
+from tests.models.kernels.interpreted import interpret_tpu_kernels
 from triptych.models.decoder import paged_attend
 from triptych.models.errors import UnsupportedModelError
 from triptych.models.kernels.tpu import HEADS, PAGES, tpu_attend
@@ -49,6 +46,8 @@ CASES = {
     "heads over two devices": Case(((1, 17), (6, 10)), 1, tp=2, dtype="bfloat16"),
     "nothing but padding": Case(((1, 0), (0, 0)), 1, padding=4),
 }
+# Each takes some seconds to compile.
+SLOW = {"mixed, with a window", "nothing but padding"}
 
 
 def batch_of(case: Case, rng: np.random.Generator) -> Ragged:
@@ -67,20 +66,11 @@ def batch_of(case: Case, rng: np.random.Generator) -> Ragged:
     return Ragged(tokens, tokens, *parts, decode_rows=case.decode_rows, max_q_len=int(max(1, q_lens.max())))
 
 
-@pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pallas's interpreter of any backend, because that of TPUs does not know reshaped references (jax 0.10.2); and masked stores, of which
-    it does not know those with a fixed index, as reads and writes."""
-
-    def store(ref: Any, value: jax.Array, *, mask: jax.Array) -> None:
-        ref[...] = jnp.where(mask, value, ref[...])
-
-    monkeypatch.setattr(pallas, "pallas_call", partial(pallas.pallas_call, interpret=True))
-    monkeypatch.setattr(pltpu, "store", store)
-
-
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_the_kernel_gives_what_the_reference_gives(case: Case, interpreted: None) -> None:
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, case in CASES.items()]
+)
+def test_the_kernel_gives_what_the_reference_gives(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    interpret_tpu_kernels(monkeypatch)
     rng = np.random.default_rng(7)
     batch = batch_of(case, rng)
     pages = 1 + len(case.rows) * WIDTH
