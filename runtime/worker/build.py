@@ -139,6 +139,7 @@ def build_instance(
         suppressed=() if model.speech is None else model.speech.tokens.suppressed,
         mrope=model.mrope,
         layer_groups=layer_groups(config, bundle),
+        attention=config.attention,
     )
     engine = _engine(config, limits, loaded, mesh, stage)
 
@@ -179,6 +180,7 @@ def _kv_pages(
         kv_dtype=config.kv_dtype,
         max_model_len=max_model_len,
         bytes_per_device=config.kv_cache_memory or free_bytes(devices, config.memory_fraction) - media_bytes,
+        attention=config.attention,
     )
 
 
