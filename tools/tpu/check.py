@@ -148,13 +148,13 @@ def _engine(args: argparse.Namespace, model: ModelConfig, mesh: Mesh, memory_byt
 
 def _check_text(engine: TextEngine, args: argparse.Namespace, report: Report) -> Iterator[Checked]:
     try:
-        engine.num_pages
+        pages = engine.num_pages
     except ConfigError as error:
         yield Checked("weights and pages", None, error=error.message)
         return
     report.about(
         f"{engine.model.name} over {engine.mesh.size} of the chips: {engine.weight_bytes / GIB:.2f} GiB of weights and "
-        f"{engine.pool_bytes / GIB:.2f} GiB for {(engine.num_pages - 1) * args.page_size} cached tokens a chip, attention {args.attention}"
+        f"{engine.pool_bytes / GIB:.2f} GiB for {(pages - 1) * args.page_size} cached tokens a chip, attention {args.attention}"
     )
     pieces = engine.pieces(every=args.every)
     alike = len(set(engine.model.layer_windows)) == 1 and not args.full_depth
