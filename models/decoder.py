@@ -202,6 +202,8 @@ class Decoder(nnx.Module):
     def head(self, x: Float[Array, "rows hidden"]) -> Float[Array, "rows vocab"]:
         """Logits over the logical vocabulary, float32 and replicated, from hidden states after the final norm."""
         logits = (self.embedding if self.lm_head is None else self.lm_head).logits(x)
+        # First where the weight lies: asked for whole logits at once, the compiler gathers the weight instead.
+        logits = self.rules.constrain(logits, "tokens", "vocab")
         return self.rules.constrain(logits)[:, : self.config.vocab_size]
 
 
