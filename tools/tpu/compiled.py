@@ -7,7 +7,7 @@ estimates for one chip. They leave out what kernels do (attention on TPUs), and 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 # Read by libtpu and JAX when they are loaded: no chips, no metadata server, other processes may compile beside this one.
@@ -70,4 +70,4 @@ def deeper(shallow: Compiled, deep: Compiled, further: int) -> Compiled:
         )
         for field in fields(Compiled)
     }
-    return Compiled(**(grown | {"seconds": shallow.seconds + deep.seconds}))
+    return replace(deep, **(grown | {"seconds": shallow.seconds + deep.seconds}))

@@ -87,10 +87,10 @@ def test_the_kernel_gives_what_the_reference_gives(case: Case, monkeypatch: pyte
     assert COMBINED.slots(local) == local or case.tp == 1, "padding of heads is each device's own"
     combined = jax.device_put(COMBINED.merge(k_pages, v_pages), NamedSharding(rules.mesh, PAGES))
 
-    expected, kv = jax.jit(lambda *args: paged_attend(batch, SCALE, case.tp)(*args, case.window))(
+    expected, kv = jax.jit(lambda q, k, v, kv: paged_attend(batch, SCALE, case.tp)(q, k, v, kv, case.window))(
         q, k, v, (k_pages, v_pages)
     )
-    attend = jax.jit(lambda *args: tpu_attend(batch, SCALE, rules)(*args, case.window))
+    attend = jax.jit(lambda q, k, v, kv: tpu_attend(batch, SCALE, rules)(q, k, v, kv, case.window))
     out, (written,) = attend(q, k, v, (combined,))
 
     tolerance = 2e-6 if case.dtype == "float32" else 0.02
