@@ -32,7 +32,8 @@ from triptych.sharding.heads import head_layout, padded_size
 from triptych.sharding.rules import LogicalAxis, ShardingRules
 
 Pages = Float[Array, "pages page_size kv_heads head_dim"]
-KV = tuple[Pages, Pages]
+KV = tuple[Pages, ...]
+"""One layer's pages: (keys, values), or as the kernel's `models/pool_layout.py` says."""
 
 
 class Attend(Protocol):
@@ -201,6 +202,8 @@ class Decoder(nnx.Module):
     def head(self, x: Float[Array, "rows hidden"]) -> Float[Array, "rows vocab"]:
         """Logits over the logical vocabulary, float32 and replicated, from hidden states after the final norm."""
         logits = (self.embedding if self.lm_head is None else self.lm_head).logits(x)
+        # First where the weight lies: asked for whole logits at once, the compiler gathers the weight instead.
+        logits = self.rules.constrain(logits, "tokens", "vocab")
         return self.rules.constrain(logits)[:, : self.config.vocab_size]
 
 
@@ -242,7 +245,7 @@ def paged_attend(batch: Ragged, scale: float, tp: int) -> Attend:
 def extend_layers(
     decoder: Decoder, x: Float[Array, "tokens hidden"], pools: Sequence[KV], batch: Ragged, layers: range | None = None
 ) -> tuple[Float[Array, "tokens hidden"], tuple[KV, ...]]:
-    """Run a range of layers (all by default) on hidden states. `pools` holds one pair of pages per layer."""
+    """Run a range of layers (all by default) on hidden states. `pools` holds the pages of each layer, keys and values apart."""
     layers = range(decoder.config.num_layers) if layers is None else layers
     if len(pools) != len(layers):
         raise ValueError(f"{len(layers)} layers need as many pools, got {len(pools)}")

@@ -18,7 +18,7 @@ from triptych.models.kv import KVGroup
 from triptych.sharding.heads import HeadLayout, head_layout
 from triptych.sharding.rules import POOL_AXES, ShardingRules
 
-Pools = tuple[tuple[jax.Array, jax.Array], ...]
+Pools = tuple[tuple[jax.Array, ...], ...]
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,9 @@ COMMANDS = {
     ),
     "simulate": Command("triptych.tools.simulate", "simulate a cluster under load: objectives met, goodput, occupancy"),
     "calibrate": Command("triptych.tools.calibrate", "measure step times of a model on this machine, for simulate"),
+    "compile-check": Command(
+        "triptych.tools.tpu.check", "compile every program of a model for TPUs that are not here, and see what fits"
+    ),
     "convert": Command("triptych.tools.convert", "write a model as an Orbax checkpoint"),
     "scheduler": Command("triptych.tools.scheduler", "run only the scheduler"),
     "gateway": Command("triptych.tools.gateway", "run only a gateway, which clients call"),

@@ -142,6 +142,9 @@ class ServeConfig:
     kv_times: str | None = setting(
         None, "report of `triptych bench-overlap --json` that --kv-layer-groups auto takes", group="engine"
     )
+    attention: str = setting(
+        "reference", "kernel of text decoders: reference anywhere, tpu", flags=("--attention-backend",), group="engine"
+    )
     kv_cache_dtype: str = setting(
         "auto", "dtype of KV pages; auto is that of the model", choices=("auto", "float32", "bfloat16"), group="engine"
     )

@@ -136,6 +136,8 @@ def worker_config(
     config: ServeConfig, specs: tuple[InstanceSpec, ...], name: str, scheduler: str, listen: str, platform: str
 ) -> WorkerConfig:
     """The worker's part of the deployment's settings, for devices of `platform` (what jax calls it: cpu, gpu, tpu)."""
+    if config.attention == "tpu" and platform != "tpu":
+        raise ConfigError(f"attention 'tpu' is a kernel for TPUs; the devices here are {platform}: use 'reference'")
     dtype = config.dtype if config.dtype != "auto" else "float32" if platform == "cpu" else "bfloat16"
     stages = frozenset({Role.PREFILL, Role.DECODE})
     return WorkerConfig(
@@ -173,6 +175,7 @@ def worker_config(
         max_waiting=config.max_waiting,
         transports=transports(config),
         kv_layer_groups=layers_per_offer(config),
+        attention=config.attention,
         interface=listen,
         token=cluster_token(config),
         tls=inside_tls(config),

@@ -139,4 +139,4 @@ def extend_range(
 def copy_pages(pools: Pools, table: Int32[Array, "two pages"]) -> Pools:
     """Copy pages table[0] to table[1] in every layer. Unused entries copy the null page onto itself."""
     source, destination = table[0], table[1]
-    return tuple((k.at[destination].set(k[source]), v.at[destination].set(v[source])) for k, v in pools)
+    return jax.tree.map(lambda pool: pool.at[destination].set(pool[source]), pools)

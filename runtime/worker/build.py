@@ -34,6 +34,7 @@ from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.memory import free_bytes, pages_that_fit
 from triptych.runtime.engine.paced import PacedEngine
 from triptych.runtime.engine.page_programs import PageMover
+from triptych.runtime.engine.pools import layout_of
 from triptych.runtime.instance.composer import DefaultComposer, TakingTurns
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.core import InstanceCore
@@ -138,6 +139,7 @@ def build_instance(
         suppressed=() if model.speech is None else model.speech.tokens.suppressed,
         mrope=model.mrope,
         layer_groups=layer_groups(config, bundle),
+        attention=config.attention,
     )
     engine = _engine(config, limits, loaded, mesh, stage)
 
@@ -178,6 +180,7 @@ def _kv_pages(
         kv_dtype=config.kv_dtype,
         max_model_len=max_model_len,
         bytes_per_device=config.kv_cache_memory or free_bytes(devices, config.memory_fraction) - media_bytes,
+        attention=config.attention,
     )
 
 
@@ -204,7 +207,8 @@ def _kv_mover(config: WorkerConfig, loaded: ServedDecoder, group: KVGroup, limit
         group.dtype,
         config.export_pages,
         limits.layer_groups,
-        pool_sharding=loaded.structure.pool_struct(group, num_pages, config.page_size).sharding,  # type: ignore[arg-type]
+        pool_sharding=loaded.rules.pool(),
+        pool_layout=layout_of(loaded.structure, limits.attention),
     )
 
 

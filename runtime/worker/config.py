@@ -58,6 +58,7 @@ class WorkerConfig:
         export_pages: pages an offer; its chunks are padded to it.
         kv_layer_groups: layers an offer; fewer than the model has: prompts are computed in as many programs, and KV of the first layers leaves
             while later ones are computed. None: all. The same on every worker.
+        attention: kernel of text decoders, one of `models/kernels/choice.py`. Workers may differ in it.
         token: that the processes of the deployment show each other; None: none is asked for.
         tls: certificates for every connection, both ways; None: plain text.
         device_without_tls: with `tls`, allow transport "device" all the same, which can be neither encrypted nor authenticated.
@@ -97,6 +98,7 @@ class WorkerConfig:
     interface: str = "127.0.0.1"
     export_pages: int = 8
     kv_layer_groups: int | None = None
+    attention: str = "reference"
     token: str | None = field(default=None, repr=False)
     tls: Tls | None = None
     device_without_tls: bool = False
