@@ -1,6 +1,7 @@
 """Which attention an engine's programs are built with.
 
-"reference" runs everywhere and is the oracle of the others.
+"reference" runs everywhere and is the oracle of the others. "gpu" and "gpu-mosaic" are kernels for NVIDIA GPUs
+(`models/kernels/gpu.py`); they differ in what takes the decode rows, the latter needing Hopper.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,24 @@ def _reference(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
     return paged_attend(batch, scale, rules.tp)
 
 
-KERNELS: dict[str, Callable[[Ragged, float, ShardingRules], Attend]] = {"reference": _reference}
+# Imported when chosen: Pallas' GPU backends take half a second, and warn where they are deprecated.
+def _gpu(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
+    from triptych.models.kernels.gpu import gpu_attend
+
+    return gpu_attend(batch, scale, rules)
+
+
+def _gpu_mosaic(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
+    from triptych.models.kernels.gpu import gpu_attend
+
+    return gpu_attend(batch, scale, rules, decode="mosaic")
+
+
+KERNELS: dict[str, Callable[[Ragged, float, ShardingRules], Attend]] = {
+    "reference": _reference,
+    "gpu": _gpu,
+    "gpu-mosaic": _gpu_mosaic,
+}
 """By name, what makes the `Attend` of a step from its batch, the scale of scores, and where heads and pages lie."""
 
 

@@ -95,7 +95,8 @@ def paged_attention(
         grid_names=("program",),
         num_threads=attending + 1,
         thread_name="warpgroup",
-        compiler_params=mosaic.CompilerParams(approx_math=True),
+        # Rows are reduced within a warp, so little scratch does; three stages leave no more.
+        compiler_params=mosaic.CompilerParams(approx_math=True, reduction_scratch_bytes=512),
         interpret=interpret,
     )
     # The tiles' queries as lines [tiles, kv_heads, queries * group]: a copy of the queries, little beside the cache.

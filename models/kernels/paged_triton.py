@@ -176,6 +176,7 @@ def _kernel(
         else:
             slot = table_ref[row, kv // page_size] * page_size + kv % page_size
             k, v = k_ref[slot[:, None], in_line], v_ref[slot[:, None], in_line]
+        k, v = k.astype(q.dtype), v.astype(q.dtype)
         scores = scale * jax.lax.dot_general(
             q, k, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
         )

@@ -11,18 +11,14 @@ from jaxtyping import Array, Float
 # The log-weight of what saw nothing: far below any score, and finite, so that differences are numbers.
 NOTHING = -1e30
 
-# Programs to have at work: an H100 or H200 has 132 multiprocessors of several programs each, and twice as many programs
-# as run at once even out rows of different lengths.
-WANTED_PROGRAMS = 1024
-
-# A part shorter than this spends its time on starting: the page table, the first pages and the result.
-MIN_SPLIT_TOKENS = 256
+# A part shorter than one block of the kernels' loops saves nothing.
+MIN_SPLIT_TOKENS = 64
 
 
-def split_count(programs: int, kv_tokens: int) -> int:
-    """How many parts to cut rows of at most `kv_tokens` into, if without cutting there are `programs`; a power of two."""
+def split_count(programs: int, kv_tokens: int, wanted: int) -> int:
+    """How many parts to cut rows of at most `kv_tokens` into, for `wanted` programs where there are `programs`; a power of two."""
     splits = 1
-    while programs * splits < WANTED_PROGRAMS and kv_tokens // (2 * splits) >= MIN_SPLIT_TOKENS:
+    while programs * splits < wanted and kv_tokens // (2 * splits) >= MIN_SPLIT_TOKENS:
         splits *= 2
     return splits
 
