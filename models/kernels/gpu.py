@@ -5,6 +5,7 @@ the kernels on its own heads. On a CPU mesh the same kernels are interpreted: sl
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -30,9 +31,18 @@ DECODE_PROGRAMS = 1024
 # Ragged tiles are large, one or two a multiprocessor; more parts would only write more partial results.
 RAGGED_PROGRAMS = 256
 
-# Lines of a ragged tile (queries times the heads of a KV head): two warpgroups' worth of matrix rows.
-RAGGED_LINES = 128
-RAGGED_TILING = paged_triton.Tiling(block=64, warps=8, stages=2)
+RAGGED_KERNEL = paged_triton.Tiling(block=64, warps=8, stages=2)
+
+
+@dataclass(frozen=True)
+class RaggedTiling:
+    """How ragged rows are cut: lines of a tile (queries times heads of a KV head), and the kernel's own tiling.
+
+    128 lines are two warpgroups' worth of matrix rows.
+    """
+
+    lines: int = 128
+    tiling: paged_triton.Tiling = RAGGED_KERNEL
 
 
 def gpu_attend(batch: Ragged, scale: float, rules: ShardingRules, decode: Backend = "triton") -> Attend:
@@ -84,6 +94,7 @@ def ragged_paged_attention(
     scale: float,
     window: int | None = None,
     decode: Backend = "triton",
+    ragged: RaggedTiling = RaggedTiling(),
     interpret: bool = False,
 ) -> Float[Array, "tokens heads head_dim"]:
     """`models.attention.ragged_paged_attention` by kernels, on one device's heads and without soft caps."""
@@ -107,7 +118,7 @@ def ragged_paged_attention(
         )
     if tokens > decode_rows:
         group = pl.next_power_of_2(heads // kv_heads)
-        queries = min(max(RAGGED_LINES // group, 1), pl.next_power_of_2(max_q_len))
+        queries = min(max(ragged.lines // group, 1), pl.next_power_of_2(max_q_len))
         starts = cu_q_lens[decode_rows:] - decode_rows
         tiles = ragged_tiles(starts, tokens - decode_rows, queries)
         attended = paged_triton.paged_attention(
@@ -120,7 +131,7 @@ def ragged_paged_attention(
             scale=scale,
             splits=split_count(tiles.rows.shape[0] * kv_heads, kv_tokens, RAGGED_PROGRAMS),
             window=window,
-            tiling=RAGGED_TILING,
+            tiling=ragged.tiling,
             interpret=interpret,
         )
         # Slots of no row were never written.

@@ -58,13 +58,14 @@ def test_kernels_equal_the_reference(
     window: int | None,
 ) -> None:
     # Small enough that rows of 30 queries have two tiles.
-    monkeypatch.setattr(gpu, "RAGGED_LINES", 64)
     monkeypatch.setattr(gpu, "RAGGED_PROGRAMS", 4)
     monkeypatch.setattr(gpu, "DECODE_PROGRAMS", 8)
     arrays = filled(lengths, q_lens, 8, 20, heads, dtype)
     padded = (jnp.pad(arrays[0], ((0, 3 if len(q_lens) > decode_rows else 0), (0, 0), (0, 0))), *arrays[1:])
     sizes = {"decode_rows": decode_rows, "max_q_len": max(q_lens), "scale": SCALE, "window": window}
-    got = jax.jit(partial(gpu.ragged_paged_attention, **sizes, interpret=True))(*padded)
+    got = jax.jit(partial(gpu.ragged_paged_attention, **sizes, ragged=gpu.RaggedTiling(lines=64), interpret=True))(
+        *padded
+    )
     exact = (arrays[0].astype(jnp.float32), *(pages.astype(jnp.float32) for pages in padded[1:3]))
     expected = jax.jit(partial(ragged_paged_attention, **sizes))(padded[0].astype(jnp.float32), *exact[1:], *padded[3:])
     tolerance = 2e-5 if dtype == "float32" else 2e-2
