@@ -1,7 +1,7 @@
 """Which attention an engine's programs are built with.
 
 "reference" runs everywhere and is the oracle of the others. "gpu" and "gpu-mosaic" are kernels for NVIDIA GPUs
-(`models/kernels/gpu.py`); they differ in what takes the decode rows, the latter needing Hopper.
+(`models/kernels/gpu.py`): through Pallas' Triton backend, and through Mosaic for Hopper in 16 bits.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ def _reference(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
 def _gpu(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
     from triptych.models.kernels.gpu import gpu_attend
 
-    return gpu_attend(batch, scale, rules)
+    return gpu_attend(batch, scale, rules, "triton")
 
 
 def _gpu_mosaic(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
     from triptych.models.kernels.gpu import gpu_attend
 
-    return gpu_attend(batch, scale, rules, decode="mosaic")
+    return gpu_attend(batch, scale, rules, "mosaic")
 
 
 KERNELS: dict[str, Callable[[Ragged, float, ShardingRules], Attend]] = {

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from triptych.models.decoder import KV, Attend, write_pages
 from triptych.models.errors import UnsupportedModelError
-from triptych.models.kernels import paged_triton
+from triptych.models.kernels import paged_mosaic, paged_triton
 from triptych.models.kernels.splits import split_count
 from triptych.models.kernels.tiles import decode_tiles, ragged_tiles
 from triptych.models.ragged import Ragged
@@ -31,28 +31,34 @@ DECODE_PROGRAMS = 1024
 # Ragged tiles are large, one or two a multiprocessor; more parts would only write more partial results.
 RAGGED_PROGRAMS = 256
 
-RAGGED_KERNEL = paged_triton.Tiling(block=64, warps=8, stages=2)
+# Lines of a ragged tile (queries times the heads of a KV head): two warpgroups' worth of matrix rows.
+RAGGED_LINES = 128
 
 
 @dataclass(frozen=True)
-class RaggedTiling:
-    """How ragged rows are cut: lines of a tile (queries times heads of a KV head), and the kernel's own tiling.
+class Tilings:
+    """How the kernels of a step are cut."""
 
-    128 lines are two warpgroups' worth of matrix rows.
-    """
-
-    lines: int = 128
-    tiling: paged_triton.Tiling = RAGGED_KERNEL
+    decode: paged_triton.Tiling | paged_mosaic.Tiling
+    ragged: paged_triton.Tiling | paged_mosaic.Tiling
+    ragged_lines: int = RAGGED_LINES
 
 
-def gpu_attend(batch: Ragged, scale: float, rules: ShardingRules, decode: Backend = "triton") -> Attend:
-    """The `Attend` of a step. `decode` says which kernel takes the decode rows; Triton's takes the ragged ones.
+TILINGS: dict[Backend, Tilings] = {
+    "triton": Tilings(paged_triton.Tiling(), paged_triton.Tiling(block=64, warps=8, stages=2)),
+    "mosaic": Tilings(paged_mosaic.Tiling(), paged_mosaic.Tiling()),
+}
 
-    Raises UnsupportedModelError on devices that are neither GPUs nor the CPU.
+
+def gpu_attend(batch: Ragged, scale: float, rules: ShardingRules, backend: Backend) -> Attend:
+    """The `Attend` of a step through one of the two kernels.
+
+    Raises UnsupportedModelError on devices that are neither GPUs nor the CPU, and for Mosaic's kernel on CPU, where it
+    takes a minute for a few rows (its test asks for that).
     """
     platform = rules.mesh.devices.flat[0].platform
-    if platform not in ("gpu", "cuda", "cpu"):
-        raise UnsupportedModelError(f"GPU attention kernels cannot run on {platform}: choose the reference")
+    if platform not in ("gpu", "cuda", "cpu") or (platform == "cpu" and backend == "mosaic"):
+        raise UnsupportedModelError(f"the {backend} attention kernel cannot run on {platform}: choose the reference")
     interpret = platform == "cpu"
     heads = rules.sharding("tokens", "heads", "head_dim").spec
     pool, everywhere = rules.sharding(*POOL_AXES).spec, PartitionSpec()
@@ -67,7 +73,7 @@ def gpu_attend(batch: Ragged, scale: float, rules: ShardingRules, decode: Backen
                 max_q_len=batch.max_q_len,
                 scale=scale,
                 window=window,
-                decode=decode,
+                backend=backend,
                 interpret=interpret,
             )
 
@@ -93,58 +99,35 @@ def ragged_paged_attention(
     max_q_len: int,
     scale: float,
     window: int | None = None,
-    decode: Backend = "triton",
-    ragged: RaggedTiling = RaggedTiling(),
-    interpret: bool = False,
+    backend: Backend,
+    tilings: Tilings | None = None,
+    interpret: Any = False,
 ) -> Float[Array, "tokens heads head_dim"]:
-    """`models.attention.ragged_paged_attention` by kernels, on one device's heads and without soft caps."""
+    """`models.attention.ragged_paged_attention` by kernels, on one device's heads and without soft caps.
+
+    Raises ValueError where the kernel does not take the sizes or numbers.
+    """
+    kernel: Callable[..., Array] = (paged_triton if backend == "triton" else paged_mosaic).paged_attention
+    tilings = tilings or TILINGS[backend]
     tokens, heads = q.shape[:2]
     kv_heads, kv_tokens = k_pages.shape[2], page_indices.shape[1] * k_pages.shape[1]
+    sizes = {"scale": scale, "window": window, "interpret": interpret}
     outputs = []
     if decode_rows:
+        rows = (kv_lens[:decode_rows], page_indices[:decode_rows], decode_tiles(decode_rows))
         splits = split_count(decode_rows * kv_heads, kv_tokens, DECODE_PROGRAMS)
-        outputs.append(
-            _decode_kernel(decode, interpret)(
-                q[:decode_rows],
-                k_pages,
-                v_pages,
-                kv_lens[:decode_rows],
-                page_indices[:decode_rows],
-                decode_tiles(decode_rows),
-                scale=scale,
-                splits=splits,
-                window=window,
-            )
-        )
+        outputs.append(kernel(q[:decode_rows], k_pages, v_pages, *rows, splits=splits, tiling=tilings.decode, **sizes))
     if tokens > decode_rows:
-        group = pl.next_power_of_2(heads // kv_heads)
-        queries = min(max(ragged.lines // group, 1), pl.next_power_of_2(max_q_len))
+        group = heads // kv_heads
+        if backend == "triton":  # whose tiles have sizes that are powers of two
+            group, max_q_len = pl.next_power_of_2(group), pl.next_power_of_2(max_q_len)
         starts = cu_q_lens[decode_rows:] - decode_rows
+        queries = min(max(tilings.ragged_lines // group, 1), max_q_len)
         tiles = ragged_tiles(starts, tokens - decode_rows, queries)
-        attended = paged_triton.paged_attention(
-            q[decode_rows:],
-            k_pages,
-            v_pages,
-            kv_lens[decode_rows:],
-            page_indices[decode_rows:],
-            tiles,
-            scale=scale,
-            splits=split_count(tiles.rows.shape[0] * kv_heads, kv_tokens, RAGGED_PROGRAMS),
-            window=window,
-            tiling=ragged.tiling,
-            interpret=interpret,
-        )
+        rows = (kv_lens[decode_rows:], page_indices[decode_rows:], tiles)
+        splits = split_count(tiles.rows.shape[0] * kv_heads, kv_tokens, RAGGED_PROGRAMS)
+        attended = kernel(q[decode_rows:], k_pages, v_pages, *rows, splits=splits, tiling=tilings.ragged, **sizes)
         # Slots of no row were never written.
         used = jnp.arange(tokens - decode_rows) < starts[-1]
         outputs.append(jnp.where(used[:, None, None], attended, 0))
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs)
-
-
-def _decode_kernel(backend: Backend, interpret: bool) -> Callable[..., Any]:
-    if backend == "triton":
-        return lambda *arrays, **sizes: paged_triton.paged_attention(*arrays, **sizes, interpret=interpret)
-    from triptych.models.kernels import paged_mosaic  # not every jaxlib has this backend
-
-    if interpret:
-        raise UnsupportedModelError("the Mosaic kernel is not interpreted here: choose another on CPU")
-    return paged_mosaic.paged_attention

@@ -2,14 +2,15 @@
 
 What limits decoding is how many bytes are under way: about 3 TB/s (H200: 4.2) at about 1 us are 25 to 40 KiB for each of
 132 multiprocessors, all the time. So a program stays on its multiprocessor and takes one *unit* of work after another
-(a tile of queries, a few KV heads, a part of the row). One warpgroup does nothing but ask for pages, `stages` blocks
-ahead and on into the next unit; each of the others attends to one KV head. With two heads and blocks of 64 tokens a
+(a tile of queries, a few KV heads, a part of the row). One warpgroup does nothing but ask for pages, some blocks ahead
+and on into the next unit; each of the others attends to one KV head. With two heads and blocks of 64 tokens a
 stage is 64 KiB and three stages are 192 KiB, of which two thirds are under way. A page is one copy a head: 16 tokens of
 256 contiguous bytes, two heads side by side in the pool.
 
 Query heads of a KV head are lines of one tile, 64 lines being the least that wgmma takes. At 4 live lines that is 16
 times the needed arithmetic, a quarter of what the tensor cores do at that bandwidth: cheaper than any reduction in
-registers. Only lines that exist are read and written.
+registers. Only lines that exist are read and written. Of tiles with more lines (prompts) each warpgroup takes a half,
+and both read the same head's blocks: then arithmetic is the limit, and pages come from the cache half as often.
 
 Values at positions behind the row's end are cleared in shared memory before they are multiplied: they may be NaN.
 """
@@ -41,10 +42,13 @@ ATTENDING_REGISTERS, COPYING_REGISTERS = 232, 40
 
 @dataclass(frozen=True)
 class Tiling:
-    """How the kernel is cut: KV tokens a block (64, 128), blocks in shared memory, programs (one a multiprocessor)."""
+    """How the kernel is cut: KV tokens a block (64, 128), bytes of blocks in shared memory, programs (one a multiprocessor).
+
+    Beside 192 KiB of blocks the queries just fit.
+    """
 
     block: int = 64
-    stages: int = 3
+    buffer: int = 192 << 10
     programs: int = 132
 
 
@@ -65,14 +69,16 @@ def paged_attention(
     """Attend the queries of every tile; tokens of no tile are left undefined, rows with kv_len 0 get zeros.
 
     The last query of a row stands at its last KV position. 16-bit numbers, head_dim 64 or 128 and page sizes of 8, 16,
-    32 or 64 are supported; ValueError otherwise, or if the queries of a tile are more than 64 lines.
+    32 or 64 are supported; ValueError otherwise, or if the queries of a tile are more than 128 lines.
     """
     tokens, heads, head_dim = q.shape
     page_size, kv_heads = k_pages.shape[1:3]
     group = heads // kv_heads
     lines = -(-tiles.queries * group // LINE_ALIGNMENT) * LINE_ALIGNMENT
+    halved = lines > TILE_LINES
+    lines = 2 * TILE_LINES if TILE_LINES < lines <= 2 * TILE_LINES else lines
     _check(q, k_pages, lines, tiling)
-    attending = 2 if kv_heads % 2 == 0 else 1
+    attending = 2 if halved or kv_heads % 2 == 0 else 1
     count = tiles.rows.shape[0]
     kernel = mosaic.kernel(
         partial(
@@ -83,6 +89,7 @@ def paged_attention(
             tiling=tiling,
             splits=splits,
             attending=attending,
+            halved=halved,
             scale=scale * LOG2_E,
             window=window,
             interpreted=bool(interpret),
@@ -122,8 +129,11 @@ def paged_attention(
     if tiles.queries == 1:
         # Decode tiles are the tokens, in order.
         return by_query[:, 0]
+    # Where each token's result lies: turning the index around is little, scattering the results would not be.
+    place = jnp.arange(query.size).reshape(query.shape)
     inside = jnp.where(query < q_lens[:, None], token, tokens)
-    return jnp.zeros_like(q).at[inside].set(by_query, mode="drop")
+    places = jnp.zeros(tokens, place.dtype).at[inside].set(place, mode="drop")
+    return by_query.reshape(-1, heads, head_dim)[places]
 
 
 def _check(q: Array, k_pages: Array, lines: int, tiling: Tiling) -> None:
@@ -137,8 +147,8 @@ def _check(q: Array, k_pages: Array, lines: int, tiling: Tiling) -> None:
             f"page_size must be a multiple of {LINE_ALIGNMENT} and divide the block, a multiple of {TILE_LINES}; "
             f"got {page_size} and {tiling.block}"
         )
-    if lines > TILE_LINES:
-        raise ValueError(f"a tile has at most {TILE_LINES} lines (queries times heads of a KV head), got {lines}")
+    if lines > 2 * TILE_LINES:
+        raise ValueError(f"a tile has at most {2 * TILE_LINES} lines (queries times heads of a KV head), got {lines}")
 
 
 @dataclass(frozen=True)
@@ -172,13 +182,18 @@ def _kernel(
     tiling: Tiling,
     splits: int,
     attending: int,
+    halved: bool,
     scale: float,
     window: int | None,
     interpreted: bool,
 ) -> None:
     count, kv_heads, lines, head_dim = q_ref.shape
-    block, stages = tiling.block, tiling.stages
-    head_groups = kv_heads // attending
+    block = tiling.block
+    # Attending warpgroups either share one KV head's blocks, each with half of the lines, or have a head each.
+    members, sharers = (1, attending) if halved else (attending, 1)
+    own_lines = lines // sharers
+    stages = max(tiling.buffer // (2 * members * block * head_dim * q_ref.dtype.itemsize), 2)
+    head_groups = kv_heads // members
     units = count * head_groups * splits
     program = jax.lax.axis_index("program")
     mine = jnp.maximum(pl.cdiv(units - program, tiling.programs), 0)
@@ -233,8 +248,8 @@ def _kernel(
                     # Behind the table's end any page will do: its positions are masked.
                     places = [jnp.minimum(at * pages + page, width - 1) for page in range(pages)]
                     ids = [table_ref[work.row, place] for place in places]
-                    for member in range(attending):
-                        here, head = slot * attending + member, work.heads * attending + member
+                    for member in range(members):
+                        here, head = slot * members + member, work.heads * members + member
 
                         @pl.when(asked >= stages)
                         def _wait(here: Array = here) -> None:
@@ -253,9 +268,9 @@ def _kernel(
 
             asked = jax.lax.fori_loop(0, mine, each_unit, jnp.int32(0))
             # A program ends when everything that it asked for has been used.
-            for here in range(stages * attending):
+            for here in range(stages * members):
 
-                @pl.when(here // attending < asked)
+                @pl.when(here // members < asked)
                 def _wait(here: int = here) -> None:
                     mosaic.barrier_wait(free.at[here])
 
@@ -264,24 +279,29 @@ def _kernel(
             if attending == 2:
                 mosaic.set_max_registers(ATTENDING_REGISTERS, action="increase")
             own_q = q_smem.at[warpgroup]
+            member = 0 if halved else warpgroup
+            own_first = warpgroup * TILE_LINES if halved else 0
 
             def each_unit(number: Array, done: Array) -> Array:
                 work = unit(number)
-                head = work.heads * attending + warpgroup
-                mosaic.copy_gmem_to_smem(q_ref.at[work.tile, head], own_q.at[pl.ds(0, lines)], q_in.at[warpgroup])
+                head = work.heads * members + member
+                own = pl.ds(own_first, own_lines)
+                mosaic.copy_gmem_to_smem(
+                    q_ref.at[work.tile, head, own], own_q.at[pl.ds(0, own_lines)], q_in.at[warpgroup]
+                )
                 mosaic.barrier_wait(q_in.at[warpgroup])
 
                 def step(at: Array, state: tuple[Array, ...], masked: bool) -> tuple[Array, ...]:
                     peak, total, summed, done = state
                     slot = jax.lax.rem(done, stages)
-                    here = slot * attending + warpgroup
+                    here = slot * members + member
                     mosaic.barrier_wait(k_in.at[here])
 
                     shape, wide = (TILE_LINES, block), (TILE_LINES, head_dim)
-                    scores = product(own_q, k_smem.at[slot, warpgroup].transpose((1, 0)), shape) * scale
+                    scores = product(own_q, k_smem.at[slot, member].transpose((1, 0)), shape) * scale
                     if masked:
                         kv = at * block + numbers(shape, 1)
-                        line = numbers(shape, 0)
+                        line = numbers(shape, 0) + own_first
                         position = work.first + (jax.lax.div(line, group) if queries > 1 else jnp.zeros_like(line))
                         seen = kv <= position
                         if window is not None:
@@ -304,11 +324,11 @@ def _kernel(
                                 size = (TILE_LINES, head_dim)
                                 token = numbers(size, 0)
                                 kept = at * block + part * TILE_LINES + token < work.kv_end
-                                values = v_smem[slot, warpgroup, rows]
-                                v_smem[slot, warpgroup, rows] = jnp.where(kept, values, jnp.zeros_like(values))
+                                values = v_smem[slot, member, rows]
+                                v_smem[slot, member, rows] = jnp.where(kept, values, jnp.zeros_like(values))
                             mosaic.commit_smem()
 
-                    here_summed = product(narrow, v_smem.at[slot, warpgroup], wide)
+                    here_summed = product(narrow, v_smem.at[slot, member], wide)
                     mosaic.barrier_arrive(free.at[here])
                     summed = summed * jax.lax.broadcast_in_dim(fade, wide, [0]) + here_summed
                     return new_peak, total, summed, done + 1
@@ -333,15 +353,15 @@ def _kernel(
                 log_smem[warpgroup] = jnp.where(total > 0, peak + jnp.log2(divisor), NOTHING)
                 mosaic.commit_smem()
                 at = work.split * count + work.tile
-                mosaic.copy_smem_to_gmem(own_q.at[pl.ds(0, lines)], out_ref.at[at, head])
-                mosaic.copy_smem_to_gmem(log_smem.at[warpgroup, pl.ds(0, lines)], log_weights_ref.at[at, head])
+                mosaic.copy_smem_to_gmem(own_q.at[pl.ds(0, own_lines)], out_ref.at[at, head, own])
+                mosaic.copy_smem_to_gmem(log_smem.at[warpgroup, pl.ds(0, own_lines)], log_weights_ref.at[at, head, own])
                 mosaic.wait_smem_to_gmem(0)
                 return done
 
             jax.lax.fori_loop(0, mine, each_unit, jnp.int32(0))
 
     transforms = (mosaic.TilingTransform((8, 64)), mosaic.SwizzleTransform(128))
-    blocks = (stages, attending, block, head_dim)
+    blocks = (stages, members, block, head_dim)
     pl.run_scoped(
         run,
         mosaic.SMEM((attending, TILE_LINES, head_dim), dtype, transforms=transforms),
@@ -349,8 +369,8 @@ def _kernel(
         mosaic.SMEM(blocks, dtype, transforms=transforms),
         mosaic.SMEM((attending, TILE_LINES), jnp.float32),
         mosaic.Barrier(num_barriers=attending),
-        mosaic.Barrier(num_arrivals=block // page_size, num_barriers=stages * attending),
-        mosaic.Barrier(num_arrivals=block // page_size, num_barriers=stages * attending),
-        mosaic.Barrier(num_barriers=stages * attending),
+        mosaic.Barrier(num_arrivals=block // page_size, num_barriers=stages * members),
+        mosaic.Barrier(num_arrivals=block // page_size, num_barriers=stages * members),
+        mosaic.Barrier(num_arrivals=sharers, num_barriers=stages * members),
         collective_axes="warpgroup",
     )

@@ -7,9 +7,7 @@ or are libraries' kernels: nothing that serves here, but what ours must be near 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from itertools import product
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -83,13 +81,13 @@ def decode_variants(shape: Shape, thorough: bool) -> dict[str, Attention]:
     most = max(tokens // 64, 1)
     found: dict[str, Attention] = {}
     triton = [(64, 4, 3, usual), (128, 4, 3, usual), (64, 4, 4, usual)]
-    mosaic = [(3, usual), (3, min(2 * usual, most))]
+    mosaic = [(192, usual), (192, min(2 * usual, most))]
     if thorough:
         triton += [(64, 4, 3, min(2 * usual, most)), (32, 4, 4, usual), (128, 8, 2, usual), (64, 8, 3, usual)]
-        mosaic += [(2, usual), (3, min(4 * usual, most))]
-    for stages, splits in dict.fromkeys(mosaic):
-        tiling = paged_mosaic.Tiling(stages=stages)
-        found[f"mosaic 64x{stages} splits {splits}"] = _decode(paged_mosaic.paged_attention, shape, splits, tiling)
+        mosaic += [(128, usual), (192, min(4 * usual, most)), (192, max(usual // 2, 1))]
+    for kibibytes, splits in dict.fromkeys(mosaic):
+        tiling = paged_mosaic.Tiling(buffer=kibibytes << 10)
+        found[f"mosaic {kibibytes} KiB splits {splits}"] = _decode(paged_mosaic.paged_attention, shape, splits, tiling)
     for block, warps, stages, splits in dict.fromkeys(triton):
         tiling = paged_triton.Tiling(block, warps, stages)
         name = f"triton {block}x{stages} warps {warps} splits {splits}"
@@ -104,26 +102,18 @@ def _decode(kernel: Attention, shape: Shape, splits: int, tiling: object) -> Att
 
 def ragged_variants(shape: Shape) -> dict[str, Attention]:
     """Ways to attend a step with chunks."""
-    ends = [*range(shape.decode_rows + 1)]
-    ends += [shape.decode_rows + shape.chunk * (row + 1) for row in range(shape.chunk_rows)]
-    found: dict[str, Attention] = {}
-    for lines, (block, warps, stages) in product((128,), ((64, 8, 2), (64, 4, 2), (64, 8, 3), (128, 8, 2))):
-        tiling = paged_triton.Tiling(block, warps, stages)
-        found[f"triton {lines} lines, {block}x{stages} warps {warps}"] = partial(
-            _ragged, ends=tuple(ends), shape=shape, lines=lines, tiling=tiling
-        )
+    found: dict[str, Attention] = {"mosaic": _ragged(shape, "mosaic", gpu.TILINGS["mosaic"])}
+    for block, warps, stages in ((64, 8, 2), (64, 4, 2), (64, 8, 3), (128, 8, 2)):
+        tilings = replace(gpu.TILINGS["triton"], ragged=paged_triton.Tiling(block, warps, stages))
+        found[f"triton {block}x{stages} warps {warps}"] = _ragged(shape, "triton", tilings)
     return found
 
 
-def _ragged(*arrays: jax.Array, ends: tuple[int, ...], shape: Shape, lines: int, tiling: object) -> jax.Array:
-    return gpu.ragged_paged_attention(
-        *arrays,
-        jnp.array(ends, jnp.int32),
-        decode_rows=shape.decode_rows,
-        max_q_len=max(shape.chunk, 1),
-        scale=shape.head_dim**-0.5,
-        ragged=gpu.RaggedTiling(lines, tiling),  # pyright: ignore[reportArgumentType]
-    )
+def _ragged(shape: Shape, backend: gpu.Backend, tilings: gpu.Tilings) -> Attention:
+    sizes = {"decode_rows": shape.decode_rows, "max_q_len": shape.chunk, "scale": shape.head_dim**-0.5}
+    ends = [shape.decode_rows + shape.chunk * row for row in range(shape.chunk_rows + 1)]
+    ends = jnp.array([*range(shape.decode_rows), *ends], jnp.int32)
+    return lambda *arrays: gpu.ragged_paged_attention(*arrays, ends, backend=backend, tilings=tilings, **sizes)
 
 
 def ceilings(shape: Shape) -> dict[str, Attention]:

@@ -47,4 +47,4 @@ def test_bytes_and_operations_are_counted_once() -> None:
 
 def test_every_variant_has_a_name_of_its_own() -> None:
     assert len(decode_variants(DECODE[0], thorough=True)) > len(decode_variants(DECODE[0], thorough=False)) > 3
-    assert len(ragged_variants(RAGGED[0])) == 4
+    assert {name.split()[0] for name in ragged_variants(RAGGED[0])} == {"mosaic", "triton"}
