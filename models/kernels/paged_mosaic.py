@@ -211,7 +211,7 @@ def _kernel(
             mosaic.wgmma(result, left, right)
             return result[...]
 
-        return pl.run_scoped(multiply, mosaic.ACC(shape, jnp.float32))
+        return pl.run_scoped(multiply, mosaic.WGMMAAccumulatorRef(shape, jnp.float32))
 
     def numbers(shape: tuple[int, int], axis: int) -> Array:
         return cast(jax.lax.broadcasted_iota(jnp.int32, shape, axis), mosaic.Layout.WGMMA)

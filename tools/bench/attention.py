@@ -135,10 +135,19 @@ def reference(shape: Shape, inputs: Inputs) -> jax.Array:
     @jax.jit
     def run(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, table: jax.Array) -> jax.Array:
         # Gathered by row, so that only what is read becomes float32.
-        wide = [x[table].reshape(-1, *x.shape[1:]).astype(jnp.float32) for x in (k, v)]
+        k, v = (x[table].reshape(-1, *x.shape[1:]).astype(jnp.float32) for x in (k, v))
         own = jnp.arange(table.size, dtype=jnp.int32).reshape(table.shape)
-        sizes = {"decode_rows": decode_rows, "max_q_len": max(shape.chunk, 1), "scale": shape.head_dim**-0.5}
-        return ragged_paged_attention(q.astype(jnp.float32), *wide, lengths, own, jnp.array(ends, jnp.int32), **sizes)
+        return ragged_paged_attention(
+            q.astype(jnp.float32),
+            k,
+            v,
+            lengths,
+            own,
+            jnp.array(ends, jnp.int32),
+            decode_rows=decode_rows,
+            max_q_len=max(shape.chunk, 1),
+            scale=shape.head_dim**-0.5,
+        )
 
     rows = min(rows, len(shape.lengths))
     with jax.default_matmul_precision("highest"):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -113,20 +115,22 @@ def _ragged(shape: Shape, backend: gpu.Backend, tilings: gpu.Tilings) -> Attenti
     sizes = {"decode_rows": shape.decode_rows, "max_q_len": shape.chunk, "scale": shape.head_dim**-0.5}
     ends = [shape.decode_rows + shape.chunk * row for row in range(shape.chunk_rows + 1)]
     ends = jnp.array([*range(shape.decode_rows), *ends], jnp.int32)
-    return lambda *arrays: gpu.ragged_paged_attention(*arrays, ends, backend=backend, tilings=tilings, **sizes)
+    return partial(_run_ragged, ends, backend=backend, tilings=tilings, **sizes)
+
+
+def _run_ragged(ends: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, *rows: jax.Array, **how: Any) -> jax.Array:
+    return gpu.ragged_paged_attention(q, k, v, rows[0], rows[1], ends, **how)
 
 
 def ceilings(shape: Shape) -> dict[str, Attention]:
     """cuDNN over a dense cache, and over pages if this jax has it. The pool must be as large as the rows are long, no larger."""
 
     def dense(q: jax.Array, k: jax.Array, v: jax.Array, kv_lens: jax.Array, table: jax.Array) -> jax.Array:
-        caches = (x.reshape(len(shape.lengths), -1, *x.shape[2:]) for x in (k, v))
+        k, v = (x.reshape(len(shape.lengths), -1, *x.shape[2:]) for x in (k, v))
         if shape.decode_rows:
-            out = jax.nn.dot_product_attention(
-                q[:, None], *caches, key_value_seq_lengths=kv_lens, implementation="cudnn"
-            )
+            out = jax.nn.dot_product_attention(q[:, None], k, v, key_value_seq_lengths=kv_lens, implementation="cudnn")
         else:
-            out = jax.nn.dot_product_attention(q[None], *caches, is_causal=True, implementation="cudnn")
+            out = jax.nn.dot_product_attention(q[None], k, v, is_causal=True, implementation="cudnn")
         return out.reshape(q.shape)
 
     def paged(q: jax.Array, k: jax.Array, v: jax.Array, kv_lens: jax.Array, table: jax.Array) -> jax.Array:
