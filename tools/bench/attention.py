@@ -3,7 +3,8 @@
 Each variant is one compiled program: a scan over many calls, so that the time of launching does not count, each call with
 other pages of a pool of 2 GiB in random order, so that no cache has them. The same program runs first on rows of random
 lengths (with empty ones) and is compared with attention over gathered rows in float32. Programs compile in threads; when
-`--seconds` are over, what is left is skipped. A variant that fails is reported and the next one runs.
+`--seconds` are over, what is left is skipped. A variant that fails is reported and the next one runs; one that does not
+come back ends the process with code 3 (nothing can stop a kernel), and `--without` leaves it out the next time.
 
 Bytes are those of keys and values read once; the ceiling is the best read probe on this machine (`tools/bench/bandwidth.py`).
 """
@@ -12,10 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,6 +45,7 @@ POOL_BYTES = 1 << 30  # of keys, and as much of values: many times any cache
 CALL_BYTES = 8e9  # KV read by one timed program: some milliseconds, so that its launch is nothing
 CALL_FLOPS = 4e12  # the same for chunks
 MAX_CALLS, REPEATS = 256, 5
+HANG_SECONDS = 20.0  # no variant takes one second
 TOLERANCE = 1e-2  # of the reference's norm, in bfloat16
 
 Program = Callable[..., jax.Array]
@@ -154,7 +159,23 @@ def reference(shape: Shape, inputs: Inputs) -> jax.Array:
         return run(inputs.q[:tokens], inputs.k_pages, inputs.v_pages, inputs.ragged[:rows], inputs.tables[-1, :rows])
 
 
-def results(shapes: list[Shape], thorough: bool, until: float) -> Iterator[Result]:
+@contextmanager
+def watched(name: str) -> Iterator[None]:
+    """End the process, with code 3, if what is inside takes longer than HANG_SECONDS."""
+
+    def give_up() -> None:
+        print(f"{name}: no answer in {HANG_SECONDS:.0f} s; giving up", flush=True)
+        os._exit(3)
+
+    timer = threading.Timer(HANG_SECONDS, give_up)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def results(shapes: list[Shape], thorough: bool, until: float, without: str | None = None) -> Iterator[Result]:
     """Measure variants shape by shape until the clock says so; the next shape's programs compile meanwhile."""
     shared = jax.jit(lambda: jax.random.normal(jax.random.key(0), (2, POOL_BYTES // 2), jnp.bfloat16))()
     with ThreadPoolExecutor(8) as threads:
@@ -176,8 +197,9 @@ def results(shapes: list[Shape], thorough: bool, until: float) -> Iterator[Resul
                     inputs.ragged,
                     inputs.tables % need,
                 )
-            jobs = [(name, run, inputs) for name, run in variants.items()]
-            jobs += [(name, run, exact) for name, run in limits.items()]
+            jobs = [(name, run, exact) for name, run in limits.items()]
+            jobs += [(name, run, inputs) for name, run in variants.items()]
+            jobs = [job for job in jobs if without is None or without not in job[0]]
             pending = [(name, given, threads.submit(build, run, given)) for name, run, given in jobs]
             expected = reference(shape, inputs)
             for name, given, program in pending:
@@ -187,7 +209,10 @@ def results(shapes: list[Shape], thorough: bool, until: float) -> Iterator[Resul
                     continue
                 try:
                     # Ceilings are other people's kernels, and the dense one reads other rows.
-                    yield measure(shape, name, program.result(), given, None if name in limits else expected)
+                    ready = program.result()
+                    with watched(f"{shape.name}: {name}"):
+                        result = measure(shape, name, ready, given, None if name in limits else expected)
+                    yield result
                 except Exception as error:  # noqa: BLE001 (whatever one variant meets, the others are wanted)
                     yield Result(shape.name, name, failure=f"{type(error).__name__}: {str(error)[:300]}")
 
@@ -207,6 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=100, help="start nothing after so many seconds (100)")
     parser.add_argument("--thorough", action="store_true", help="more tilings and split counts")
     parser.add_argument("--only", default="", help="shapes whose name contains this")
+    parser.add_argument("--without", help="leave out variants whose name contains this, such as mosaic")
     parser.add_argument("--json", type=Path, help="write every result to this file")
     options = parser.parse_args(arguments)
     until = time.monotonic() + options.seconds
@@ -219,7 +245,7 @@ def main(arguments: list[str] | None = None) -> None:
     print("   " + ", ".join(f"{probe.name} {probe.rate / 1e12:.2f}" for probe in probes), flush=True)
     shapes = [shape for shape in (*DECODE, *RAGGED, *MORE_DECODE) if options.only in shape.name]
     found = []
-    for result in results(shapes, options.thorough, until):
+    for result in results(shapes, options.thorough, until, options.without):
         found.append(result)
         print(line(result, ceiling), flush=True)
         if options.json:

@@ -77,7 +77,7 @@ RAGGED = (
 
 
 def decode_variants(shape: Shape, thorough: bool) -> dict[str, Attention]:
-    """Ways to attend decode rows, most promising first. `thorough` adds tilings and split counts around them."""
+    """Ways to attend decode rows. `thorough` adds tilings and split counts around them."""
     programs, tokens = shape.decode_rows * shape.kv_heads, shape.width * PAGE_SIZE
     usual = split_count(programs, tokens, gpu.DECODE_PROGRAMS)
     most = max(tokens // 64, 1)
@@ -87,13 +87,13 @@ def decode_variants(shape: Shape, thorough: bool) -> dict[str, Attention]:
     if thorough:
         triton += [(64, 4, 3, min(2 * usual, most)), (32, 4, 4, usual), (128, 8, 2, usual), (64, 8, 3, usual)]
         mosaic += [(128, usual), (192, min(4 * usual, most)), (192, max(usual // 2, 1))]
-    for kibibytes, splits in dict.fromkeys(mosaic):
-        tiling = paged_mosaic.Tiling(buffer=kibibytes << 10)
-        found[f"mosaic {kibibytes} KiB splits {splits}"] = _decode(paged_mosaic.paged_attention, shape, splits, tiling)
     for block, warps, stages, splits in dict.fromkeys(triton):
         tiling = paged_triton.Tiling(block, warps, stages)
         name = f"triton {block}x{stages} warps {warps} splits {splits}"
         found[name] = _decode(paged_triton.paged_attention, shape, splits, tiling)
+    for kibibytes, splits in dict.fromkeys(mosaic):
+        tiling = paged_mosaic.Tiling(buffer=kibibytes << 10)
+        found[f"mosaic {kibibytes} KiB splits {splits}"] = _decode(paged_mosaic.paged_attention, shape, splits, tiling)
     return found
 
 
@@ -104,10 +104,11 @@ def _decode(kernel: Attention, shape: Shape, splits: int, tiling: object) -> Att
 
 def ragged_variants(shape: Shape) -> dict[str, Attention]:
     """Ways to attend a step with chunks."""
-    found: dict[str, Attention] = {"mosaic": _ragged(shape, "mosaic", gpu.TILINGS["mosaic"])}
+    found: dict[str, Attention] = {}
     for block, warps, stages in ((64, 8, 2), (64, 4, 2), (64, 8, 3), (128, 8, 2)):
         tilings = replace(gpu.TILINGS["triton"], ragged=paged_triton.Tiling(block, warps, stages))
         found[f"triton {block}x{stages} warps {warps}"] = _ragged(shape, "triton", tilings)
+    found["mosaic"] = _ragged(shape, "mosaic", gpu.TILINGS["mosaic"])
     return found
 
 
@@ -140,7 +141,7 @@ def ceilings(shape: Shape) -> dict[str, Attention]:
         out = cudnn.paged_attention(
             q[:, None], k, v, ones, kv_lens, pages, pages, scale=shape.head_dim**-0.5, mask_type=cudnn.MaskType.PADDING
         )
-        return (out[0] if isinstance(out, (tuple, list)) else out).reshape(q.shape)
+        return jax.tree.leaves(out)[0].reshape(q.shape)
 
     if not shape.chunk_rows:
         return {"cuDNN dense": dense, "cuDNN paged": paged}

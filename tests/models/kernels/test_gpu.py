@@ -163,7 +163,8 @@ def test_the_mosaic_kernel_interpreted_equals_the_reference(
     monkeypatch.setattr(gpu, "DECODE_PROGRAMS", 4)
     params = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params").InterpretGPUParams()
     q, k, v, *metadata = filled(lengths, q_lens, 16, 10, heads, "bfloat16")
-    tilings = gpu.Tilings(*(paged_mosaic.Tiling(buffer=0, programs=2),) * 2)
+    tiling = paged_mosaic.Tiling(buffer=0, programs=2)
+    tilings = gpu.Tilings(tiling, tiling)
     sizes = {"decode_rows": decode_rows, "max_q_len": max(q_lens), "scale": SCALE, "window": window}
     attention = partial(gpu.ragged_paged_attention, backend="mosaic", tilings=tilings, interpret=params, **sizes)
     got = jax.jit(attention)(q, k, v, *metadata)

@@ -48,3 +48,21 @@ def test_bytes_and_operations_are_counted_once() -> None:
 def test_every_variant_has_a_name_of_its_own() -> None:
     assert len(decode_variants(DECODE[0], thorough=True)) > len(decode_variants(DECODE[0], thorough=False)) > 3
     assert {name.split()[0] for name in ragged_variants(RAGGED[0])} == {"mosaic", "triton"}
+
+
+def test_shapes_are_measured_until_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "POOL_BYTES", 1 << 15)
+    monkeypatch.setattr(attention, "MAX_CALLS", 2)
+
+    def broken(*arrays: jax.Array) -> jax.Array:
+        raise NotImplementedError("not here")
+
+    monkeypatch.setattr(
+        attention, "decode_variants", lambda *_: {"right": decode, "broken": broken, "left out": decode}
+    )
+    found = list(attention.results([TINY], False, float("inf"), without="out"))
+    assert [(result.variant, result.failure) for result in found] == [
+        ("right", None),
+        ("broken", "NotImplementedError: not here"),
+    ]
+    assert [result.failure for result in attention.results([TINY], False, 0.0)] == ["no time left"]
