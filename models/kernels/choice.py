@@ -1,6 +1,7 @@
 """Which attention an engine's programs are built with, and how the pages lie that it reads.
 
-"reference" runs everywhere and is the oracle of the others. "tpu" is for TPUs.
+"reference" runs everywhere and is the oracle of the others. "tpu" is for TPUs. "gpu" and "gpu-mosaic" are kernels for NVIDIA GPUs
+(`models/kernels/gpu.py`): through Pallas' Triton backend, and through Mosaic for Hopper in 16 bits.
 """
 
 from collections.abc import Callable
@@ -15,13 +16,31 @@ def _reference(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
     return paged_attend(batch, scale, rules.tp)
 
 
+# Imported when chosen: Pallas takes half a second, and its GPU backends warn where they are deprecated.
 def _tpu(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
-    from triptych.models.kernels.tpu import tpu_attend  # loads Pallas, which nobody else needs
+    from triptych.models.kernels.tpu import tpu_attend
 
     return tpu_attend(batch, scale, rules)
 
 
-KERNELS: dict[str, Callable[[Ragged, float, ShardingRules], Attend]] = {"reference": _reference, "tpu": _tpu}
+def _gpu(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
+    from triptych.models.kernels.gpu import gpu_attend
+
+    return gpu_attend(batch, scale, rules, "triton")
+
+
+def _gpu_mosaic(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
+    from triptych.models.kernels.gpu import gpu_attend
+
+    return gpu_attend(batch, scale, rules, "mosaic")
+
+
+KERNELS: dict[str, Callable[[Ragged, float, ShardingRules], Attend]] = {
+    "reference": _reference,
+    "tpu": _tpu,
+    "gpu": _gpu,
+    "gpu-mosaic": _gpu_mosaic,
+}
 """By name, what makes the `Attend` of a step from its batch, the scale of scores, and where heads and pages lie."""
 
 _LAYOUTS: dict[str, PoolLayout] = {"tpu": COMBINED}
