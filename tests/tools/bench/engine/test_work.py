@@ -42,7 +42,7 @@ def test_queries_are_counted_with_the_keys_that_they_see(window: int | None):
                 seen |= set(keys)
             tokens += len(seen)
     work = ModelWork(toy, 1000, kv_token_bytes=8)
-    linear = 2 * (64 * 64 * 2 + 2 * 64 * 64 + 3 * 64 * 128) * 2  # q and o, k and v, FFN; of two layers
+    linear = 2 * 2 * (2 * 64 * 128 + 2 * 64 * 64 + 3 * 64 * 128)  # two layers: q and o, k and v, FFN
     norms = 2 * (4 * 64 + 64)
     assert work.token_operations == pytest.approx(linear + norms)
     found = work.of_rows(rows, 2)
