@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import sys
@@ -118,6 +119,7 @@ def attempt(found: Run, part: str, measure: Callable[[], object]) -> None:
     except (TriptychError, RuntimeError, ValueError) as error:
         found.failed[part] = f"{type(error).__name__}: {str(error)[:500]}"
         _tell(f"{part} failed: {found.failed[part]}")
+    gc.collect()  # the part's pools: the next one needs the memory
 
 
 def begin(args: argparse.Namespace, rig: Rig) -> Run:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from triptych.models.weights.load import LoadedDecoder
 
 BOTH = frozenset({Role.PREFILL, Role.DECODE})
-SHORTEST_MODEL_LEN = 512  # tokens: block tables as wide as a served instance's narrowest
+MODEL_LEN_STEP = 1024  # tokens: block tables are as wide as a served instance's
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class Rig:
 
 
 def model_len(longest: int) -> int:
-    """The next power of two: a served instance's limit, not one made for the measurement."""
-    return max(SHORTEST_MODEL_LEN, 1 << (longest - 1).bit_length())
+    """A served instance's limit, not one made for the measurement: the next multiple of MODEL_LEN_STEP."""
+    return -(-longest // MODEL_LEN_STEP) * MODEL_LEN_STEP
 
 
 def only_chosen(config: EngineConfig, demands: Iterable[Demand]) -> Buckets:
