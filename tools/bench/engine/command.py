@@ -96,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
     rig = open_rig(args, _tell)
     found = begin(args, rig)
     found.starts, found.batches = starts, batches_of_llm
+    # A part's figures are added one by one: those before a failure stay.
     measures = {
         "decode": lambda: found.figures.extend(measure_decode(rig, batches, args.context)),
         "prefill": lambda: found.figures.extend(measure_prompts(rig, lengths, args.max_num_batched_tokens)),

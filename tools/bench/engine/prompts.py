@@ -15,8 +15,8 @@ from triptych.tools.bench.engine.rig import Rig, loop_over, random_prompt, reque
 AT_LEAST = 5  # prompts of each length: a median of fewer says little
 
 
-def measure_prompts(rig: Rig, lengths: Sequence[int], chunk: int) -> list[Figure]:
-    """A figure for each length, whole, and another one for those that are longer than `chunk`."""
+def measure_prompts(rig: Rig, lengths: Sequence[int], chunk: int) -> Iterator[Figure]:
+    """A figure for each length, whole, and another one for those that are longer than `chunk`; each is there before the next one is tried."""
     longest = max(lengths)
     chosen = [(length, size) for length in lengths for size in ([length] if length <= chunk else [length, chunk])]
     config = rig.config(
@@ -28,11 +28,9 @@ def measure_prompts(rig: Rig, lengths: Sequence[int], chunk: int) -> list[Figure
         demands=[demand for length, size in chosen for demand in chunk_demands(rig, length, size)],
     )
     engine, _ = rig.engine(config)
-    figures = []
     for length, size in chosen:
         rig.tell(f"prompt of {length} tokens, {size} a step")
-        figures.append(_prompts(rig, engine, length, size))
-    return figures
+        yield _prompts(rig, engine, length, size)
 
 
 def chunk_demands(rig: Rig, length: int, chunk: int) -> Iterator[Demand]:

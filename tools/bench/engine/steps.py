@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
@@ -30,8 +30,8 @@ AT_LEAST = 3  # windows: a median of fewer says little
 PROMPTS = 4  # that wait beside mixed steps, so that each has its chunk
 
 
-def measure_decode(rig: Rig, batches: Sequence[int], context: int) -> list[Figure]:
-    """A figure for each batch, at about `context` tokens a sequence."""
+def measure_decode(rig: Rig, batches: Sequence[int], context: int) -> Iterator[Figure]:
+    """A figure for each batch, at about `context` tokens a sequence; each is there before the next one is tried."""
     most, last = max(batches), first_context(context) + LONGEST_ROUND
     widths = range(rig.pages(first_context(context)), rig.pages(last) + 1)
     config = rig.config(
@@ -42,11 +42,9 @@ def measure_decode(rig: Rig, batches: Sequence[int], context: int) -> list[Figur
         demands=[Demand(batch, 0, 0, width) for batch in batches for width in widths],
     )
     engine, _ = rig.engine(config)
-    figures = []
     for batch in batches:
         rig.tell(f"decode, batch {batch}")
-        figures.append(_decode(rig, engine, batch, context))
-    return figures
+        yield _decode(rig, engine, batch, context)
 
 
 def first_context(context: int) -> int:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.tools.bench.engine.test_report import ceilings as made_up
+from tests.tools.bench.engine.test_report import run
+from triptych.runtime.core.errors import EngineError
 from triptych.runtime.worker.start_times import StartTimes
 from triptych.tools.bench.engine import ceilings
+from triptych.tools.bench.engine.command import attempt
+from triptych.tools.bench.engine.figures import Figure
 from triptych.tools.bench.engine.startup import StartSettings, measure_starts
 from triptych.tools.cli import main
 
@@ -72,3 +77,17 @@ def test_a_starts_phases_are_told_by_name():
     assert times.seconds == 7.25 and list(times.phases) == ["weights", "lowering", "compiling", "warm_up", "movers"]
     assert times.counters["start_compiling_us"] == 3_500_000 and times.counters["start_programs_cached"] == 12
     assert "warm up 0.2 s" in str(times) and "12 of 30 programs from the cache" in str(times)
+
+
+def test_figures_before_a_failure_stay_and_other_parts_go_on():
+    found = run()
+    before = list(found.figures)
+
+    def failing() -> Iterator[Figure]:
+        yield before[0]
+        raise EngineError("no memory")
+
+    attempt(found, "decode", lambda: found.figures.extend(failing()))
+    assert found.figures == [*before, before[0]] and found.failed["decode"] == "EngineError: no memory"
+    with pytest.raises(AssertionError):  # a fault of the measurement itself is not a figure's
+        attempt(found, "mixed", lambda: (_ for _ in ()).throw(AssertionError("rows")))
