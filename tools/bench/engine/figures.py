@@ -49,6 +49,11 @@ class Figure:
         """The host's work over the step's time, hidden behind the device or not."""
         return None if self.host is None else self.host.work / self.median
 
+    @property
+    def exposed_share(self) -> float | None:
+        """What of a step's time goes when steps are dispatched far ahead: the host's work that the device does not hide, and the way back of the tokens."""
+        return None if self.queued is None else max(0.0, 1.0 - self.queued / self.median)
+
 
 @dataclass(frozen=True)
 class Throughput:

@@ -58,6 +58,7 @@ def rows(run: Run) -> list[dict[str, Any]]:
                 if host is None
                 else {name: s * 1e3 for name, s in asdict(host).items()} | {"work": host.work * 1e3},
                 "host_share": figure.host_share,
+                "exposed_share": figure.exposed_share,
                 "steps": len(figure.works),
                 "weight_mb": sum(work.weight_bytes for work in figure.works) / 1e6,
                 "kv_mb": sum(work.kv_bytes for work in figure.works) / 1e6,
@@ -133,11 +134,11 @@ def tables(run: Run) -> str:
     lines += [f"  {probe.rate / 1e9:9.1f} GB/s     {probe.name}" for probe in run.ceilings.memory]
     lines += [f"  {probe.rate / 1e12:9.2f} TFLOP/s  {probe.name}" for probe in run.ceilings.products]
     if steps := rows(run):
-        head = f"{'':<28}{'median':>9}{'p10':>9}{'p90':>9}{'floor':>9}{'ratio':>7}{'queued':>9}{'host':>8}{'share':>7}{'must':>8}{'stretch':>8}"
+        head = f"{'':<28}{'median':>9}{'p10':>9}{'p90':>9}{'floor':>9}{'ratio':>7}{'queued':>9}{'host':>8}{'share':>7}{'exposed':>9}{'must':>8}{'stretch':>8}"
         lines += ["", "ms", head]
         lines += [_step_line(row) for row in steps]
         lines.append(
-            "queued: dispatched far ahead, so the device's time or the host's to dispatch; host: its work for a step, most of it behind the device"
+            "queued: dispatched far ahead, so the device's time or the host's to dispatch; host: its work for a step; exposed: what reading each step adds to queued"
         )
     if batches := batch_rows(run):
         lines += [
@@ -163,6 +164,7 @@ def _step_line(row: dict[str, Any]) -> str:
         _cell(row["queued_ms"], ">9.2f"),
         _cell(None if host is None else host["work"], ">8.2f"),
         _cell(row["host_share"], ">7.1%"),
+        _cell(row["exposed_share"], ">9.1%"),
         _cell(row["must"], ">8.1f"),
         _cell(row["stretch"], ">8.1f"),
     ]

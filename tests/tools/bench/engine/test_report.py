@@ -47,6 +47,9 @@ def test_ratios_are_over_the_floor_of_the_best_probe():
     first, second, mixed = rows(run())
     assert first["floor_ms"] == pytest.approx(4.0) and first["over_floor"] == pytest.approx(6.1 / 4)
     assert first["host_share"] == pytest.approx(0.6 / 6.1) and first["host_ms"]["work"] == pytest.approx(0.6)
+    assert first["exposed_share"] == pytest.approx(0.3 / 6.1), (
+        "of 6.1 ms, 5.8 are left when steps are dispatched far ahead"
+    )
     assert (first["must"], first["stretch"], first["met"]) == (6.3, 5.9, True)
     assert (second["must"], second["met"], second["host_share"]) == (None, None, None)
     assert mixed["floor_ms"] == pytest.approx(8.0), "the floors of its two halves, one after the other"
