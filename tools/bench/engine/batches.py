@@ -81,7 +81,7 @@ def measure_through_llm(
     longest = model_len(load.length)
     llm = LLM(
         model, topology="PD", tp=tp, cache=cache, dtype=dtype, max_model_len=longest, max_num_seqs=at_once, chunk_tokens=chunk,
-        num_pages=1 + at_once * (1 + -(-load.length // PAGE)), max_waiting=load.requests, prefix_cache=False, compile_threads=compile_threads, page_size=PAGE,
+        num_pages=1 + max(at_once * (1 + -(-load.length // PAGE)), -(-longest // PAGE)), max_waiting=load.requests, prefix_cache=False, compile_threads=compile_threads, page_size=PAGE,
     )  # fmt: skip
     sampling = {"max_tokens": load.output_tokens, "temperature": 0.0, "ignore_eos": True}
     with llm:
