@@ -53,6 +53,14 @@ COMMANDS = {
     "bench-scheduler": Command(
         "triptych.tools.bench_scheduler", "measure what a request costs the scheduler, by size of cluster"
     ),
+    "bench-engine": Command(
+        "triptych.tools.bench.engine.command",
+        "measure decode, prefill, batches and starts of one engine against this machine's ceilings",
+    ),
+    "bench-pareto": Command(
+        "triptych.tools.bench.pareto",
+        "tokens a second by device against by user, from reports of bench at several rates",
+    ),
     "bench-overlap": Command(
         "triptych.tools.bench.overlap", "measure how much of the KV transfer hides behind prefill, by layers an offer"
     ),

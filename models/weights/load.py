@@ -17,6 +17,8 @@ from triptych.models.config import ModelConfig
 from triptych.models.decoder import Decoder
 from triptych.models.errors import WeightsError
 from triptych.models.structure import DecoderStructure, decoder_structure
+from triptych.models.weights.dummy import DummySource
+from triptych.models.weights.on_device import random_parameters
 from triptych.models.weights.padding import fill_physical, read_physical
 from triptych.models.weights.parts import Part, parameter_parts
 from triptych.models.weights.source import TensorSource
@@ -56,12 +58,14 @@ class LoadedDecoder:
 
 
 def load_decoder(config: ModelConfig, source: TensorSource, mesh: Mesh, dtype: str) -> LoadedDecoder:
-    """Place the model on `mesh` in `dtype` ("float32" or "bfloat16").
+    """Place the model on `mesh` in `dtype` ("float32" or "bfloat16"). Random weights are made on accelerators themselves.
 
     Raises WeightsError if the source does not fit the config, IncompatibleTpError if the mesh does not fit the heads.
     """
     structure = decoder_structure(config, ShardingRules(mesh), dtype)
     check_tensors(structure, source)
+    if isinstance(source, DummySource) and mesh.devices.flat[0].platform != "cpu":
+        return LoadedDecoder(structure, random_parameters(structure, source.seed))
     return LoadedDecoder(structure, place_all(structure.abstract, _decoder_parts(structure), source))
 
 

@@ -15,6 +15,9 @@ makes new ones (the instance starts a new epoch). Nothing is compiled then, or a
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -77,6 +80,7 @@ class Engine:
         self._programs.add(compiled)
         if self.media is not None:
             self.media.add(compiled)
+        began = time.perf_counter()
         self.rebuild()
         try:
             self.pools, self._state = run_each_once(
@@ -86,7 +90,7 @@ class Engine:
                 self.media.run_each_once()
         except Exception as error:
             raise self.fail(error) from error
-        return report
+        return replace(report, warm_up_seconds=time.perf_counter() - began)
 
     def rebuild(self) -> None:
         """Empty pools and sampler state after a failure, from the programs that are there. Raises EngineError if even that fails."""

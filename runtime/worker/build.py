@@ -51,6 +51,7 @@ from triptych.runtime.worker.media_parts import (
     media_stage,
 )
 from triptych.runtime.worker.speech_parts import open_speech_bundle
+from triptych.runtime.worker.start_times import NOTHING_TIMED, StartTimes, start_times
 from triptych.sharding.devices import Device
 from triptych.sharding.mesh import make_mesh
 
@@ -69,13 +70,14 @@ class PoolParts:
 
 @dataclass(frozen=True)
 class InstanceParts:
-    """The device side of one instance, ready to run. `kv` is None if it only encodes, `media` if it has no media pool."""
+    """The device side of one instance, ready to run. `kv` is None if it only encodes, `media` if it has no media pool. `start`: what building it took."""
 
     plan: InstancePlan
     mesh: Mesh
     engine: Engine | EncodeEngine
     kv: PoolParts | None
     media: PoolParts | None = None
+    start: StartTimes = NOTHING_TIMED
 
 
 def open_worker_model(config: WorkerConfig) -> WorkerModel:
@@ -122,7 +124,8 @@ def build_instance(
     decodes = bool(plan.possible & {Role.PREFILL, Role.DECODE})
     loaded = _load_decoder(config, model, mesh) if decodes else None
     stage = media_stage(config, plan, model, mesh, pages)
-    progress(f"{plan.id}: weights on {plan.tp} device(s) in {time.monotonic() - started:.1f} s")
+    weights = time.monotonic() - started
+    progress(f"{plan.id}: weights on {plan.tp} device(s) in {weights:.1f} s")
     limits = engine_config(
         num_pages=1 if loaded is None else _kv_pages(config, loaded, devices, max_model_len, stage),
         max_num_seqs=config.max_num_seqs,
@@ -151,13 +154,13 @@ def build_instance(
     if loaded is not None:
         group = self_group(bundle.config, config.kv_dtype)
         kv = PoolParts(_kv_mover(config, loaded, group, limits), kv_header(config, bundle, group))
-        kv.mover.compile(compiled)
     header = media_header(config, model)
     if stage is not None and header is not None:
         media = PoolParts(media_mover(config, mesh, stage.pool), header)
-        media.mover.compile(compiled)
-    progress(f"{plan.id}: ready in {time.monotonic() - started:.1f} s ({report})")
-    return InstanceParts(plan, mesh, engine, kv, media)
+    movers = [pool.mover for pool in (kv, media) if pool is not None]
+    times = start_times(weights, report, lambda: sum(mover.compile(compiled) for mover in movers), time.monotonic)
+    progress(f"{plan.id}: ready in {time.monotonic() - started:.1f} s ({times})")
+    return InstanceParts(plan, mesh, engine, kv, media, times)
 
 
 def _load_decoder(config: WorkerConfig, model: WorkerModel, mesh: Mesh) -> ServedDecoder:

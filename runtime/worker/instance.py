@@ -263,6 +263,7 @@ class LiveInstance:
                 "prefill_tokens": self._loop.prefill_tokens,
                 "encoded_items": self._loop.encoded_items,
                 "encoded_patches": self._loop.encoded_patches,
+                **self._parts.start.counters,
                 **moved(self._ends, self._core.media_counts),
             },
         )
