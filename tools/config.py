@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from triptych.models.weight_formats import AUTO, WEIGHT_FORMATS
 from triptych.runtime.core import topology as topologies
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
@@ -47,6 +48,12 @@ class ServeConfig:
         "auto",
         "weights and activations; auto is float32 on CPU, bfloat16 elsewhere",
         choices=("auto", "float32", "bfloat16"),
+        group="model",
+    )
+    weights: str = setting(
+        AUTO,
+        "how matrices are stored: auto (in dtype), int8, fp8, int4 (groups of 64), int4-32, int4-128; with -layers, embedding and head stay",
+        choices=(AUTO, *WEIGHT_FORMATS),
         group="model",
     )
     max_model_len: int | None = setting(
