@@ -75,6 +75,15 @@ def load_decoder(
     return LoadedDecoder(structure, tuple(placed) if stored is None else quantise_all(plain, placed, structure))
 
 
+def quantised(loaded: LoadedDecoder, weights: str) -> LoadedDecoder:
+    """A quantised copy of a model that is on its mesh as it is; what is not quantised is shared. Raises as `load_decoder` does."""
+    plain, stored = loaded.structure, weight_format(weights)
+    if stored is None:
+        return loaded
+    structure = decoder_structure(plain.config, plain.rules, str(plain.dtype), stored)
+    return LoadedDecoder(structure, quantise_all(plain, loaded.params, structure))
+
+
 def check_tensors(structure: DecoderStructure, source: TensorSource) -> None:
     """`check_parts` for a decoder."""
     ignored = {"lm_head.weight"} if structure.config.tie_embeddings else set()

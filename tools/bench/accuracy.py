@@ -61,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--text", type=Path, help="file of text (default: an excerpt of Hamlet)")
     parser.add_argument("--window", type=int, default=512, help="tokens of a window (default 512)")
-    parser.add_argument("--windows", type=int, default=8, help="windows to compute, from the text's beginning (default 8)")
+    parser.add_argument(
+        "--windows", type=int, default=8, help="windows to compute, from the text's beginning (default 8)"
+    )
     parser.add_argument(
         "--cache-dir", default=DEFAULT_CACHE, help=f"where fetched models are kept (default {DEFAULT_CACHE})"
     )
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from triptych.models.hub.bundle import open_model
     from triptych.models.hub.errors import ModelFetchError
     from triptych.models.hub.resolve import resolve_model
-    from triptych.models.weights.load import load_decoder
+    from triptych.models.weights.load import load_decoder, quantised
     from triptych.sharding.mesh import make_mesh
 
     try:
@@ -95,11 +97,14 @@ def run(args: argparse.Namespace) -> int:
     print(f"{'weights':<16} {'dtype':<9} {'MB':>8} {'perplexity':>11} {'same token':>11}")
     figures: list[Accuracy] = []
     reference: np.ndarray | None = None
+    plain: LoadedDecoder | None = None
     for name in args.weights:
         began = time.perf_counter()
         dtype, weights = (name, "auto") if name in DTYPES else (args.dtype, name)
         try:
-            loaded = load_decoder(bundle.config, bundle.tensor_source, mesh, dtype, weights)
+            if plain is None or str(plain.structure.dtype) != dtype:
+                plain = load_decoder(bundle.config, bundle.tensor_source, mesh, dtype)
+            loaded = quantised(plain, weights)
         except ValueError as error:
             raise ConfigError(f"{name}: {error}") from error
         loss, best = measure(loaded, windows)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.dequantised import dequantised
 from tests.models.paged_model import NOBODY, Bucket, PagedModel
 from triptych.models.config import PRESETS
 from triptych.models.errors import QuantisationError
-from triptych.models.quantised import dequantise
 from triptych.models.weights.dummy import DummySource
 from triptych.models.weights.load import LoadedDecoder, load_decoder
 from triptych.models.weights.loaded import DecoderSource
@@ -45,22 +44,6 @@ def logits(model: LoadedDecoder, tp: int = 1) -> np.ndarray:
     _, prompt = paged.step(BUCKET, [NOBODY, (sequence, PROMPT)])
     (step,) = paged.step(BUCKET, [(sequence, [7])])
     return np.concatenate((prompt, step))
-
-
-def dequantised(model: LoadedDecoder) -> LoadedDecoder:
-    """The same model with matrices in float32 that are exactly what the codes stand for."""
-    named = dict(zip(model.structure.paths, model.params, strict=True))
-    plain = loaded("auto").structure
-    params: list[Any] = []
-    for path, struct in zip(plain.paths, plain.abstract, strict=True):
-        if path in named:
-            params.append(named[path])
-            continue
-        within = {name.rpartition(".")[2]: array for name, array in named.items() if name.startswith(f"{path}.")}
-        weight = dequantise(within)
-        params.append(weight.T if ("qkv" in path or "gate_up" in path) else weight)
-        assert params[-1].shape == struct.shape
-    return LoadedDecoder(plain, tuple(params))
 
 
 @pytest.mark.parametrize("weights", ["int8", "fp8-layers", "int4-32"])

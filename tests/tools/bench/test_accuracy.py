@@ -19,9 +19,7 @@ def test_the_loss_is_that_of_a_dense_forward_pass():
     loss, best = measure(toy(), windows)
     logits = [logits_of(window.tolist())[:-1] for window in windows]
     assert (best == np.stack([rows.argmax(axis=1) for rows in logits])).all()
-    chosen = [
-        log_softmax(row)[token] for rows, window in zip(logits, windows) for row, token in zip(rows, window[1:])
-    ]
+    chosen = [log_softmax(row)[token] for rows, window in zip(logits, windows) for row, token in zip(rows, window[1:])]
     assert loss == pytest.approx(-np.mean(chosen), rel=1e-4)
 
 
@@ -35,7 +33,19 @@ def test_windows_are_whole_and_from_the_beginning():
 @pytest.mark.slow
 def test_the_command_compares_formats(capsys, tmp_path: Path):
     out = tmp_path / "accuracy.json"
-    argv = ["accuracy", "dummy:toy", "--weights", "float32", "int8", "--window", "32", "--windows", "2", "--json", str(out)]
+    argv = [
+        "accuracy",
+        "dummy:toy",
+        "--weights",
+        "float32",
+        "int8",
+        "--window",
+        "32",
+        "--windows",
+        "2",
+        "--json",
+        str(out),
+    ]
     assert main(argv) == 0
     assert "same token" in capsys.readouterr().out
     whole, int8 = json.loads(out.read_text())["formats"]
