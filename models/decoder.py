@@ -17,7 +17,7 @@ function of that shape.
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int
 from triptych.models.attention import ragged_paged_attention
 from triptych.models.config import ModelConfig
 from triptych.models.product import times, times_transposed
-from triptych.models.quantised import ChannelWeight, QuantisedWeight, quantised_weight
+from triptych.models.quantised import ChannelWeight, quantised_weight
 from triptych.models.ragged import Ragged
 from triptych.models.rope import Rotation, rotate, rotation
 from triptych.models.weight_formats import WeightFormat
@@ -62,7 +62,7 @@ class Linear(nnx.Module):
     def __init__(
         self, inputs: int, outputs: int, bias: bool, dtype: jnp.dtype, stored: WeightFormat | None = None
     ) -> None:
-        self.weight: nnx.Param[Array] | QuantisedWeight = (
+        self.weight: nnx.Param[Array] | Any = (
             _zeros((outputs, inputs), dtype) if stored is None else quantised_weight(stored, outputs, inputs, dtype)
         )
         self.bias = _zeros((outputs,), dtype) if bias else None
@@ -89,7 +89,7 @@ class FusedLinear(nnx.Module):
         dtype: jnp.dtype,
         stored: WeightFormat | None = None,
     ) -> None:
-        self.weight: nnx.Param[Array] | QuantisedWeight = (
+        self.weight: nnx.Param[Array] | Any = (
             _zeros((inputs, sum(outputs)), dtype)
             if stored is None
             else quantised_weight(stored, sum(outputs), inputs, dtype)
@@ -124,7 +124,7 @@ class Embedding(nnx.Module):
     """Token embeddings [vocab, hidden]; the transposed use of the same table is the tied output head."""
 
     def __init__(self, vocab: int, hidden: int, dtype: jnp.dtype, stored: WeightFormat | None = None) -> None:
-        self.weight: nnx.Param[Array] | ChannelWeight = (
+        self.weight: nnx.Param[Array] | Any = (
             _zeros((vocab, hidden), dtype) if stored is None else ChannelWeight(vocab, hidden, jnp.dtype(jnp.int8))
         )
         self.dtype = dtype

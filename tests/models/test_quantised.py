@@ -114,4 +114,4 @@ def test_unknown_names_and_groups_that_do_not_divide_are_typed_errors():
     with pytest.raises(QuantisationError, match="'int5' are unknown; known: auto, int8"):
         weight_format("int5")
     with pytest.raises(QuantisationError, match="96 inputs are no whole groups of 64"):
-        quantise(WEIGHT_FORMATS["int4"], matrix()[:, :96])
+        quantise(WEIGHT_FORMATS["int4"], jnp.asarray(matrix()[:, :96]))

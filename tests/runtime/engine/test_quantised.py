@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -35,7 +36,7 @@ def greedy(weights: str, count: int) -> list[int]:
     @jax.jit
     def run(params, tokens):
         decoder = model.merge(params)
-        return forward(decoder, decoder.embed(tokens), np.arange(LONGEST))
+        return forward(decoder, decoder.embed(tokens), jnp.arange(LONGEST))
 
     tokens = list(PROMPT)
     for _ in range(count):
