@@ -51,10 +51,7 @@ class ServeConfig:
         group="model",
     )
     weights: str = setting(
-        AUTO,
-        "how matrices are stored: auto (in dtype), int8, fp8, int4 (groups of 64), int4-32, int4-128; with -layers, embedding and head stay",
-        choices=(AUTO, *WEIGHT_FORMATS),
-        group="model",
+        AUTO, "how matrices are stored; auto: in dtype", choices=(AUTO, *WEIGHT_FORMATS), group="model"
     )
     max_model_len: int | None = setting(
         None, "longest prompt + output, in tokens (auto: the model's)", flags=("--context-length",), group="model"
