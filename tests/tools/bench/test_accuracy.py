@@ -19,7 +19,11 @@ def test_the_loss_is_that_of_a_dense_forward_pass():
     loss, best = measure(toy(), windows)
     logits = [logits_of(window.tolist())[:-1] for window in windows]
     assert (best == np.stack([rows.argmax(axis=1) for rows in logits])).all()
-    chosen = [log_softmax(row)[token] for rows, window in zip(logits, windows, strict=True) for row, token in zip(rows, window[1:], strict=True)]
+    chosen = [
+        log_softmax(row)[token]
+        for rows, window in zip(logits, windows, strict=True)
+        for row, token in zip(rows, window[1:], strict=True)
+    ]
     assert loss == pytest.approx(-np.mean(chosen), rel=1e-4)
 
 
