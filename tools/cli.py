@@ -47,6 +47,9 @@ COMMANDS = {
     "bench": Command("triptych.tools.bench.command", "measure a running server under load, or two against each other"),
     "faults": Command("triptych.tools.faults", "run random fault schedules on a virtual cluster, or replay one"),
     "floor": Command("triptych.tools.bench.floor", "measure one decode step against the time its bytes need"),
+    "accuracy": Command(
+        "triptych.tools.bench.accuracy", "compare formats of weights on real text: perplexity, next tokens"
+    ),
     "fidelity": Command(
         "triptych.tools.fidelity", "compare what the simulator predicts with a live deployment on this machine"
     ),

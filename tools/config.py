@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from triptych.models.weight_formats import AUTO, WEIGHT_FORMATS
 from triptych.runtime.core import topology as topologies
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
@@ -48,6 +49,9 @@ class ServeConfig:
         "weights and activations; auto is float32 on CPU, bfloat16 elsewhere",
         choices=("auto", "float32", "bfloat16"),
         group="model",
+    )
+    weights: str = setting(
+        AUTO, "how matrices are stored; auto: in dtype", choices=(AUTO, *WEIGHT_FORMATS), group="model"
     )
     max_model_len: int | None = setting(
         None, "longest prompt + output, in tokens (auto: the model's)", flags=("--context-length",), group="model"

@@ -160,6 +160,7 @@ def worker_config(
         host=listen,
         load_dummy=config.load_format == "dummy",
         dtype=dtype,
+        weights=config.weights,
         kv_dtype=dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
         max_model_len=config.max_model_len or DEFAULT_CONTEXT,
         max_num_seqs=config.max_num_seqs,

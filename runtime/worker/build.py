@@ -22,6 +22,7 @@ from triptych.models.hub.resolve import resolve_model
 from triptych.models.kv import KVGroup
 from triptych.models.speech.bundle import SpeechBundle, is_speech
 from triptych.models.speech.load import load_decoder as load_speech_decoder
+from triptych.models.weight_formats import AUTO
 from triptych.models.weights.dummy import DummySource
 from triptych.models.weights.load import load_decoder
 from triptych.runtime.core.errors import ConfigError
@@ -84,6 +85,8 @@ def open_worker_model(config: WorkerConfig) -> WorkerModel:
     """The model's parts; fetches it if it is not at hand. With `load_dummy` the weights are random ones of the same shapes."""
     resolved = resolve_model(config.model, config.cache, progress=lambda text: log.info("%s", text))
     if is_speech(resolved):
+        if config.weights != AUTO:
+            raise ConfigError(f"weights is {config.weights!r}; speech models are served with {AUTO!r} only")
         return WorkerModel(resolved, open_speech_bundle(resolved, config.load_dummy))
     bundle = open_model(resolved)
     if config.load_dummy:
@@ -167,7 +170,7 @@ def _load_decoder(config: WorkerConfig, model: WorkerModel, mesh: Mesh) -> Serve
     bundle = model.bundle
     if isinstance(bundle, SpeechBundle):
         return load_speech_decoder(bundle.config, bundle.tensor_source, mesh, config.dtype)
-    return load_decoder(bundle.config, bundle.tensor_source, mesh, config.dtype)
+    return load_decoder(bundle.config, bundle.tensor_source, mesh, config.dtype, config.weights)
 
 
 def _kv_pages(
@@ -223,13 +226,19 @@ def layer_groups(config: WorkerConfig, bundle: ModelBundle | SpeechBundle) -> La
     return cut_layers(layers, config.kv_layer_groups or layers)
 
 
+def revision(config: WorkerConfig, bundle: ModelBundle | SpeechBundle) -> str:
+    """Which numbers the model has here. KV of quantised weights is other KV than that of the weights they were made from."""
+    stored = "" if config.weights == AUTO else f"/{config.weights}"
+    return f"{bundle.revision}/{config.dtype}{stored}"
+
+
 def compatibility(config: WorkerConfig, model: WorkerModel) -> Compatibility:
     """What every instance of this model and these settings declares, whatever its roles."""
     media, groups = media_header(config, model), layer_groups(config, model.bundle)
     return Compatibility(
         protocol=PROTOCOL_VERSION,
         model=config.served_model_name,
-        revision=f"{model.bundle.revision}/{config.dtype}",
+        revision=revision(config, model.bundle),
         kv_dtype=config.kv_dtype,
         page_size=config.page_size,
         kv_layout=CHUNK_ORDER if len(groups) == 1 else f"{CHUNK_ORDER}, offers of {groups[0][1]} layers",
@@ -241,7 +250,7 @@ def kv_header(config: WorkerConfig, bundle: ModelBundle | SpeechBundle, group: K
     """What this instance's KV is, wherever it is sharded."""
     return KvHeader(
         model=config.served_model_name,
-        revision=f"{bundle.revision}/{config.dtype}",
+        revision=revision(config, bundle),
         groups=group_headers((group,)),
         dtype=config.kv_dtype,
         page_size=config.page_size,

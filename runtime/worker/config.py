@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from triptych.models.errors import QuantisationError
+from triptych.models.weight_formats import AUTO, weight_format
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.instance.plan import StepPlan
@@ -48,6 +50,7 @@ class WorkerConfig:
         model: spec for `models.hub.resolve_model`; `cache` is where fetched models go.
         served_model_name: compatibility record and requests use it.
         dtype, kv_dtype: "float32" or "bfloat16".
+        weights: how matrices of the decoder are stored, a name of `models/weight_formats.py`; "auto": in `dtype`. The same on every worker.
         num_pages: pages of each instance's pool, null page included; None: as many as fit `kv_cache_memory` bytes a device, or, without
             that, `memory_fraction` of an accelerator's memory.
         media_pages: pages of each media pool, null page included, of a model that takes media; 0: none are taken; None: enough for a few
@@ -80,6 +83,7 @@ class WorkerConfig:
     port: int = 0
     load_dummy: bool = False
     dtype: str = "float32"
+    weights: str = AUTO
     kv_dtype: str = "float32"
     max_model_len: int = DEFAULT_CONTEXT
     max_num_seqs: int = 8
@@ -116,6 +120,10 @@ class WorkerConfig:
         names = [plan.id for plan in self.instances]
         if len(set(names)) != len(names):
             raise ConfigError(f"instance names must be unique in a worker, got {', '.join(names)}")
+        try:
+            weight_format(self.weights)
+        except QuantisationError as error:
+            raise ConfigError(str(error)) from error
         if self.orphan_seconds <= 0:
             raise ConfigError(f"orphan_seconds is {self.orphan_seconds}; expected more than 0")
 
