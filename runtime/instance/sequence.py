@@ -200,6 +200,14 @@ class Sequence:
         self.scheduled = min(self.scheduled, length)
         self._cut(-(-length // self._memory.page_size))
 
+    def retract(self, length: int) -> None:
+        """The KV from `length` on is of tokens that turned out to be others: it is written again, and pages beyond the next token are
+        freed. Only KV that is not committed can be taken back. Raises ValueError."""
+        if length < self.committed:
+            raise ValueError(f"retract({length}) would take back committed tokens ({self.committed})")
+        self.scheduled = min(self.scheduled, length)
+        self._cut(length // self._memory.page_size + 1)
+
     def missing_to_step_back(self) -> int:
         """Pages that `step_back` allocates."""
         return len(self.tables) if len(self.tokens) % self._memory.page_size == 0 else 0
