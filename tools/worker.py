@@ -21,6 +21,7 @@ from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.core.topology import InstanceSpec
 from triptych.runtime.instance.plan import StepPlan
+from triptych.runtime.instance.speculation import Speculation
 from triptych.runtime.metrics.worker import WorkerMetrics
 from triptych.runtime.simulation.steptime import StepShape, shape_of
 from triptych.runtime.simulation.steptime_table import HostTime, StepTableError, load_table
@@ -173,6 +174,7 @@ def worker_config(
         max_waiting=config.max_waiting,
         transports=transports(config),
         kv_layer_groups=layers_per_offer(config),
+        speculation=None if config.speculative == "off" else Speculation(config.speculative_tokens),
         interface=listen,
         token=cluster_token(config),
         tls=inside_tls(config),

@@ -37,6 +37,7 @@ from triptych.runtime.engine.page_programs import PageMover
 from triptych.runtime.instance.composer import DefaultComposer, TakingTurns
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.core import InstanceCore
+from triptych.runtime.instance.speculation import Speculation
 from triptych.runtime.instance.termination import StopProbeFactory
 from triptych.runtime.transfer.header import CHUNK_ORDER, PROTOCOL_VERSION, KvHeader, group_headers
 from triptych.runtime.transfer.layer_groups import LayerGroups, cut_layers
@@ -138,6 +139,7 @@ def build_instance(
         suppressed=() if model.speech is None else model.speech.tokens.suppressed,
         mrope=model.mrope,
         layer_groups=layer_groups(config, bundle),
+        speculative_tokens=0 if config.speculation is None else config.speculation.tokens,
     )
     engine = _engine(config, limits, loaded, mesh, stage)
 
@@ -252,8 +254,9 @@ def make_core(
     eos_ids: tuple[int, ...],
     stop_probe: StopProbeFactory,
     forbidden_first: tuple[int, ...] = (),
+    speculation: Speculation | None = None,
 ) -> InstanceCore:
-    """The pure half for these parts."""
+    """The pure half for these parts. Tokens are guessed where the engine was built for it."""
     config = parts.engine.config
     return InstanceCore(
         InstanceConfig(
@@ -277,6 +280,7 @@ def make_core(
             encode_patches=config.encode_patches,
             media_digest="" if parts.media is None else parts.media.header.digest(),
             mrope=config.mrope,
+            speculation=speculation if config.speculative_tokens else None,
         ),
         stop_probe=stop_probe,
         random=random.Random(secrets.randbits(128)),

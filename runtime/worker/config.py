@@ -9,6 +9,7 @@ from pathlib import Path
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.instance.plan import StepPlan
+from triptych.runtime.instance.speculation import Speculation
 from triptych.runtime.transfer.transports.base import Transport
 from triptych.runtime.wire.tls import Tls
 
@@ -58,6 +59,7 @@ class WorkerConfig:
         export_pages: pages an offer; its chunks are padded to it.
         kv_layer_groups: layers an offer; fewer than the model has: prompts are computed in as many programs, and KV of the first layers leaves
             while later ones are computed. None: all. The same on every worker.
+        speculation: how instances that decode guess tokens; None: they do not.
         token: that the processes of the deployment show each other; None: none is asked for.
         tls: certificates for every connection, both ways; None: plain text.
         device_without_tls: with `tls`, allow transport "device" all the same, which can be neither encrypted nor authenticated.
@@ -97,6 +99,7 @@ class WorkerConfig:
     interface: str = "127.0.0.1"
     export_pages: int = 8
     kv_layer_groups: int | None = None
+    speculation: Speculation | None = None
     token: str | None = field(default=None, repr=False)
     tls: Tls | None = None
     device_without_tls: bool = False
