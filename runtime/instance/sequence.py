@@ -189,7 +189,7 @@ class Sequence:
                     self._memory.index.insert(self._key(group, index), pages[index])
 
     def truncate(self, length: int) -> None:
-        """Forget the tokens from `length` on and free the pages beyond; rejected drafts end so.
+        """Forget the tokens from `length` on and free the pages beyond.
 
         Only tokens that are not committed can be taken back: committed pages may be shared or cached. Raises
         ValueError.

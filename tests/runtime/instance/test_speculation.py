@@ -167,7 +167,7 @@ def test_tokens_of_one_step_come_in_order_in_one_message() -> None:
 
 @pytest.mark.parametrize("pages", [9, 10, 12, 15])
 @pytest.mark.parametrize("drafter", [knowing(), half_right])
-def test_guesses_in_a_tiny_pool_preempt_nobody_more_and_change_no_token(pages, drafter) -> None:
+def test_guesses_in_a_tiny_pool_change_no_token(pages, drafter) -> None:
     ends = []
     for speculation in (None, GUESSING):
         cluster = Cluster(config("p"), config("d", num_pages=pages, speculation=speculation), drafter=drafter)
