@@ -51,7 +51,9 @@ class PlannedRow:
     draws: tuple[tuple[Stream, int], ...]
     fill: Fill | None = None
     prompt_of: Task | None = None  # the resumed task whose prompt is computed with this row: no draw tells it
-    draft: int | None = None  # its input token, where that is a guess: the row counts only if the token before it was drawn so
+    draft: int | None = (
+        None  # its input token, where that is a guess: the row counts only if the token before it was drawn so
+    )
 
 
 @dataclass(slots=True)

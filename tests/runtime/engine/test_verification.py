@@ -30,9 +30,7 @@ PROMPT = (7, 8, 9, 10, 11, 7, 8, 9, 10, 11, 7, 8)
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return compiled(
-        buckets=Buckets(SHAPES, draws=(4, 16)), speculative_tokens=GUESSING.tokens, prompt_logprobs=False
-    )
+    return compiled(buckets=Buckets(SHAPES, draws=(4, 16)), speculative_tokens=GUESSING.tokens, prompt_logprobs=False)
 
 
 class NoProbe:
@@ -100,7 +98,9 @@ def test_tokens_are_those_of_plain_decoding(engine: Engine, name: str, num_pages
     guessed, steps, core = serve(engine, GUESSING, BATCHES[name], num_pages)
     assert plain.keys() == guessed.keys()
     for key, expected in plain.items():
-        assert [(t.token, t.position, t.finish) for t in guessed[key]] == [(t.token, t.position, t.finish) for t in expected]
+        assert [(t.token, t.position, t.finish) for t in guessed[key]] == [
+            (t.token, t.position, t.finish) for t in expected
+        ]
         for one, other in zip(guessed[key], expected, strict=True):
             assert (one.logprobs is None) == (other.logprobs is None)
             if one.logprobs is not None and other.logprobs is not None:

@@ -12,7 +12,7 @@ it writes and draws.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from triptych.runtime.core.request import Finish, FinishReason, Logprobs, Request
 from triptych.runtime.core.sampling import SamplingParams
@@ -231,7 +231,7 @@ class FakeDevice:
             if row.sequence == before.sequence:  # a guess
                 assert row.decode and row.tokens and len(row.draws) == 1 and row.pages == before.pages
                 assert row.start == before.start + before.length and row.token_slot == before.token_slot
-        first = [row for before, row in pairwise((None, *plan.rows)) if before is None or before.sequence != row.sequence]
+        first = [next(rows) for _, rows in groupby(plan.rows, key=lambda row: row.sequence)]
         assert len({row.sequence for row in first}) == len(first), "a sequence has two rows that are apart"
         for row in plan.rows:
             assert len(row.score) <= row.length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -127,7 +128,7 @@ def test_the_models_context_is_never_passed() -> None:
 def test_a_stop_inside_a_right_run_ends_the_sample_there(how: str, at: int) -> None:
     outputs, _ = expected_outputs(request("a", max_tokens=12), 64)
     stop = outputs[at]
-    asked = {"stop": (f"<{stop}>",)} if how == "stop" else {"stop_token_ids": (stop,)}
+    asked: dict[str, Any] = {"stop": (f"<{stop}>",)} if how == "stop" else {"stop_token_ids": (stop,)}
     node = Node(guessing(), drafter=knowing())
     req = request("a", max_tokens=12, **asked)
     node.command(StartLocal(req))
