@@ -147,13 +147,11 @@ class ServeConfig:
     )
     speculative: str = setting(
         "off",
-        "guess tokens while decoding and verify several in one step: ngram repeats what followed the same tokens before; the tokens stay the same",
+        "guess tokens and verify several a step; the tokens stay the same",
         choices=("off", "ngram"),
         group="engine",
     )
-    speculative_tokens: int = setting(
-        4, "most tokens of a sequence that are guessed in one step", flags=("--num-speculative-tokens",), group="engine"
-    )
+    speculative_tokens: int = setting(4, "most tokens of a sequence guessed in one step", group="engine")
     enable_prefix_caching: bool = setting(True, "reuse the KV of prompts that begin alike", group="engine")
 
     host: str = setting("127.0.0.1", "address to listen on", group="network")
