@@ -145,12 +145,7 @@ class ServeConfig:
     kv_cache_dtype: str = setting(
         "auto", "dtype of KV pages; auto is that of the model", choices=("auto", "float32", "bfloat16"), group="engine"
     )
-    speculative: str = setting(
-        "off",
-        "guess tokens and verify several a step; the tokens stay the same",
-        choices=("off", "ngram"),
-        group="engine",
-    )
+    speculative: str = setting("off", "guess tokens, verify several a step", choices=("off", "ngram"), group="engine")
     speculative_tokens: int = setting(4, "most tokens of a sequence guessed in one step", group="engine")
     enable_prefix_caching: bool = setting(True, "reuse the KV of prompts that begin alike", group="engine")
 

@@ -186,6 +186,8 @@ def worker_config(
 
 def table_pace(config: ServeConfig, specs: tuple[InstanceSpec, ...]) -> Callable[[StepPlan], float]:
     """Step times of the table that --step-times names. Raises ConfigError if it cannot be read, or lacks steps that these instances may take."""
+    if config.speculative != "off":
+        raise ConfigError("--step-times has no times of steps that verify guesses: leave --speculative off")
     try:
         table = replace(load_table(Path(config.step_times or "")), host=HostTime())  # the host's time is real
         limits, longest = table.limits, config.max_model_len or DEFAULT_CONTEXT
