@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from tests.runtime.instance.attending import check_rest, import_kv, reserve
 from tests.runtime.instance.cluster import Cluster, Node, config, request
 from tests.runtime.instance.drafters import half_right, knowing
 from tests.runtime.instance.fake_device import expected_outputs
+from tests.runtime.instance.media import asked, assert_free, feed, heard, media_config, pulled
 from triptych.runtime.core.errors import ConfigError, Status
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.request import FinishReason
@@ -155,6 +157,19 @@ def test_penalised_samples_are_not_guessed_for() -> None:
     node.command(StartLocal(request("a", max_tokens=12, presence_penalty=1.0)))
     assert steps_of(node) == 12
     assert node.core.speculated.drafted == 0
+
+
+def test_guesses_attend_to_what_their_sequence_attends_to() -> None:
+    node = Node(media_config("d", "D", speculation=GUESSING), drafter=knowing())
+    req = asked("c", heard("s"), n=2, max_tokens=12)
+    reserve(node, req)
+    (pull,) = feed(node, req, 0)
+    pulled(node, req, pull, "s")
+    import_kv(node, req)
+    node.run()
+    check_rest(node, req)
+    assert node.core.speculated.accepted > 0
+    assert_free(node)
 
 
 def test_tokens_of_one_step_come_in_order_in_one_message() -> None:
