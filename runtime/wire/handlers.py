@@ -3,6 +3,9 @@
 A message that does not parse (a string that is not UTF-8, broken bytes) ends the call with INVALID_ARGUMENT; the generated handlers would say
 UNKNOWN, or break the stream without a word. A TriptychError raised by a method becomes its status; any other exception becomes INTERNAL and is
 logged, without its text going out.
+
+A call keeps the exception that aborted it, and with its traceback the frames and what their variables hold. These must not hold the call: such a
+circle is freed by a full collection only, which comes seldom in a process with many objects, and refused calls would fill its memory meanwhile.
 """
 
 from __future__ import annotations
@@ -81,7 +84,10 @@ def _handler(method: Callable[[Any, Any], Any], descriptor: MethodDescriptor) ->
         except Exception as error:
             logger.exception("%s failed", descriptor.full_name)
             failure = _internal(error, descriptor)
-        await abort_with(context, failure)
+        try:
+            await abort_with(context, failure)
+        finally:
+            del request, context, failure
 
     async def guarded_stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Message]:
         try:
@@ -96,7 +102,10 @@ def _handler(method: Callable[[Any, Any], Any], descriptor: MethodDescriptor) ->
         except Exception as error:
             logger.exception("%s failed", descriptor.full_name)
             failure = _internal(error, descriptor)
-        await abort_with(context, failure)
+        try:
+            await abort_with(context, failure)
+        finally:
+            del request, context, failure
 
     make = _MAKERS[descriptor.client_streaming, descriptor.server_streaming]
     return make(

@@ -34,7 +34,10 @@ def trailing_metadata(error: TriptychError) -> tuple[tuple[str, str], ...]:
 
 async def abort_with(context: _Aborting, error: TriptychError) -> NoReturn:
     """End the call of a grpc.aio `context` with the status, message and retry hint of `error`; never returns."""
-    await context.abort(CODES[error.status], _details(error.message), trailing_metadata(error))
+    try:
+        await context.abort(CODES[error.status], _details(error.message), trailing_metadata(error))
+    finally:
+        del context, error  # see `handlers.py`
 
 
 def error_from_call(code: grpc.StatusCode | None, details: str | None, metadata: Iterable[Any] | None) -> TriptychError:
