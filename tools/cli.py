@@ -67,6 +67,10 @@ COMMANDS = {
     "bench-overlap": Command(
         "triptych.tools.bench.overlap", "measure how much of the KV transfer hides behind prefill, by layers an offer"
     ),
+    "bench-speculation": Command(
+        "triptych.tools.bench.speculation",
+        "measure what guessing tokens saves, on text that repeats and text that does not",
+    ),
     "simulate": Command("triptych.tools.simulate", "simulate a cluster under load: objectives met, goodput, occupancy"),
     "calibrate": Command("triptych.tools.calibrate", "measure step times of a model on this machine, for simulate"),
     "compile-check": Command(

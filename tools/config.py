@@ -152,6 +152,8 @@ class ServeConfig:
     kv_cache_dtype: str = setting(
         "auto", "dtype of KV pages; auto is that of the model", choices=("auto", "float32", "bfloat16"), group="engine"
     )
+    speculative: str = setting("off", "guess tokens, verify several a step", choices=("off", "ngram"), group="engine")
+    speculative_tokens: int = setting(4, "most tokens of a sequence guessed in one step", group="engine")
     enable_prefix_caching: bool = setting(True, "reuse the KV of prompts that begin alike", group="engine")
 
     host: str = setting("127.0.0.1", "address to listen on", group="network")
@@ -314,7 +316,7 @@ def _out_of_range(c: ServeConfig) -> list[str]:
         "max_model_len", "tensor_parallel_size", "prefill_tp", "decode_tp", "encode_tp", "emulate_devices", "max_num_seqs", "max_num_batched_tokens",
         "page_size", "num_pages", "kv_cache_memory", "max_message_mb", "max_waiting", "max_prompt_tokens", "request_timeout", "media_processes",
         "heartbeat_interval", "heartbeat_timeout", "lease_seconds", "startup_timeout", "max_attempts", "patience",
-        "max_in_flight", "rate_limit", "rate_burst", "max_media_mb", "spare_media_mb", "max_media_item_mb", "max_image_pixels", "max_video_frames",
+        "speculative_tokens", "max_in_flight", "rate_limit", "rate_burst", "max_media_mb", "spare_media_mb", "max_media_item_mb", "max_image_pixels", "max_video_frames",
     )  # fmt: skip
     for name in positive:
         value = getattr(c, name)

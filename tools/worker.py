@@ -21,6 +21,7 @@ from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.core.topology import InstanceSpec
 from triptych.runtime.instance.plan import StepPlan
+from triptych.runtime.instance.speculation import Speculation
 from triptych.runtime.metrics.worker import WorkerMetrics
 from triptych.runtime.simulation.steptime import StepShape, shape_of
 from triptych.runtime.simulation.steptime_table import HostTime, StepTableError, load_table
@@ -177,6 +178,7 @@ def worker_config(
         transports=transports(config),
         kv_layer_groups=layers_per_offer(config),
         attention=config.attention,
+        speculation=None if config.speculative == "off" else Speculation(config.speculative_tokens),
         interface=listen,
         token=cluster_token(config),
         tls=inside_tls(config),
@@ -188,6 +190,8 @@ def worker_config(
 
 def table_pace(config: ServeConfig, specs: tuple[InstanceSpec, ...]) -> Callable[[StepPlan], float]:
     """Step times of the table that --step-times names. Raises ConfigError if it cannot be read, or lacks steps that these instances may take."""
+    if config.speculative != "off":
+        raise ConfigError("--step-times has no times of steps that verify guesses: leave --speculative off")
     try:
         table = replace(load_table(Path(config.step_times or "")), host=HostTime())  # the host's time is real
         limits, longest = table.limits, config.max_model_len or DEFAULT_CONTEXT

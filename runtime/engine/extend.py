@@ -1,6 +1,6 @@
 """The `extend` program: run the decoder over a ragged batch, write its KV into the pages, and pick the hidden states to draw from.
 
-Picking belongs here so that the sampler's programs have one input shape, [max_num_seqs, hidden], whatever the batch looked like. The
+Picking belongs here so that the sampler's programs have one input shape, [max_draws, hidden], whatever the batch looked like. The
 hidden states of all tokens leave the program only where prompt tokens can be scored.
 
 Layers are unrolled, but traced once for each kind (a kind is a layer's structure, its window included) and lowered to one function that

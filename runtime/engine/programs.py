@@ -155,7 +155,7 @@ class Programs:
             run=run,
             arguments=(
                 self.head.abstract,
-                self._hidden(self._config.max_num_seqs),
+                self._hidden(self._config.max_draws),
                 self._small((packing.size,)),
                 carried,
             ),

@@ -39,6 +39,7 @@ from triptych.runtime.engine.pools import layout_of
 from triptych.runtime.instance.composer import DefaultComposer, TakingTurns
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.core import InstanceCore
+from triptych.runtime.instance.speculation import Speculation
 from triptych.runtime.instance.termination import StopProbeFactory
 from triptych.runtime.transfer.header import CHUNK_ORDER, PROTOCOL_VERSION, KvHeader, group_headers
 from triptych.runtime.transfer.layer_groups import LayerGroups, cut_layers
@@ -146,6 +147,7 @@ def build_instance(
         mrope=model.mrope,
         layer_groups=layer_groups(config, bundle),
         attention=config.attention,
+        speculative_tokens=0 if config.speculation is None else config.speculation.tokens,
     )
     engine = _engine(config, limits, loaded, mesh, stage)
 
@@ -268,8 +270,9 @@ def make_core(
     eos_ids: tuple[int, ...],
     stop_probe: StopProbeFactory,
     forbidden_first: tuple[int, ...] = (),
+    speculation: Speculation | None = None,
 ) -> InstanceCore:
-    """The pure half for these parts."""
+    """The pure half for these parts. Tokens are guessed where the engine was built for it."""
     config = parts.engine.config
     return InstanceCore(
         InstanceConfig(
@@ -293,6 +296,7 @@ def make_core(
             encode_patches=config.encode_patches,
             media_digest="" if parts.media is None else parts.media.header.digest(),
             mrope=config.mrope,
+            speculation=speculation if config.speculative_tokens else None,
         ),
         stop_probe=stop_probe,
         random=random.Random(secrets.randbits(128)),

@@ -11,6 +11,7 @@ from triptych.models.weight_formats import AUTO, weight_format
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.instance.plan import StepPlan
+from triptych.runtime.instance.speculation import Speculation
 from triptych.runtime.transfer.transports.base import Transport
 from triptych.runtime.wire.tls import Tls
 
@@ -62,6 +63,7 @@ class WorkerConfig:
         kv_layer_groups: layers an offer; fewer than the model has: prompts are computed in as many programs, and KV of the first layers leaves
             while later ones are computed. None: all. The same on every worker.
         attention: kernel of text decoders, one of `models/kernels/choice.py`. Workers may differ in it.
+        speculation: how instances that decode guess tokens; None: they do not.
         token: that the processes of the deployment show each other; None: none is asked for.
         tls: certificates for every connection, both ways; None: plain text.
         device_without_tls: with `tls`, allow transport "device" all the same, which can be neither encrypted nor authenticated.
@@ -103,6 +105,7 @@ class WorkerConfig:
     export_pages: int = 8
     kv_layer_groups: int | None = None
     attention: str = "reference"
+    speculation: Speculation | None = None
     token: str | None = field(default=None, repr=False)
     tls: Tls | None = None
     device_without_tls: bool = False
