@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triptych.models.hub.errors import ModelFetchError
+from triptych.models.kernels.names import PLATFORMS
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.core.topology import InstanceSpec
@@ -137,8 +138,11 @@ def worker_config(
     config: ServeConfig, specs: tuple[InstanceSpec, ...], name: str, scheduler: str, listen: str, platform: str
 ) -> WorkerConfig:
     """The worker's part of the deployment's settings, for devices of `platform` (what jax calls it: cpu, gpu, tpu)."""
-    if config.attention == "tpu" and platform != "tpu":
-        raise ConfigError(f"attention 'tpu' is a kernel for TPUs; the devices here are {platform}: use 'reference'")
+    made_for = PLATFORMS[config.attention]
+    if made_for not in (None, platform):
+        raise ConfigError(
+            f"attention {config.attention!r} is for {made_for}, the devices here are {platform}: use 'reference'"
+        )
     dtype = config.dtype if config.dtype != "auto" else "float32" if platform == "cpu" else "bfloat16"
     stages = frozenset({Role.PREFILL, Role.DECODE})
     return WorkerConfig(
