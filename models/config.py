@@ -7,7 +7,7 @@ definition.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from triptych.models.errors import UnsupportedModelError
@@ -202,6 +202,26 @@ PRESETS: dict[str, ModelConfig] = {
         eos_token_ids=(128001, 128008, 128009),
         bos_token_id=128000,
     ),
+    # Qwen3 8B.
+    "qwen3-8b": ModelConfig(
+        name="qwen3-8b",
+        architecture="Qwen3ForCausalLM",
+        vocab_size=151936,
+        hidden_size=4096,
+        num_layers=36,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        intermediate_size=12288,
+        max_position=40960,
+        layer_windows=(None,) * 36,
+        rms_norm_eps=1e-6,
+        rope=RopeConfig(1000000.0),
+        qk_norm=True,
+        eos_token_ids=(151645, 151643),
+        bos_token_id=151643,
+        pad_token_id=151643,
+    ),
     # Qwen2.5 1.5B Instruct.
     "qwen-1.5b": ModelConfig(
         name="qwen-1.5b",
@@ -261,3 +281,4 @@ PRESETS: dict[str, ModelConfig] = {
         pad_token_id=259,
     ),
 }
+PRESETS["llama-3.1-8b"] = replace(PRESETS["llama-8b"], name="llama-3.1-8b")  # the published name of the same shape

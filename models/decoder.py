@@ -5,7 +5,8 @@ a traced function, so nothing here runs per step. Programs compose the pieces: `
 `norm`, `head`.
 
 Projections of one input are one parameter: fewer, larger products. Fused weights are [in, out] and the others [out, in],
-the order of checkpoints; `models/product.py` says how a single token is multiplied. Sizes are physical ones, padded for tensor parallelism as `sharding/heads.py` says; pads are
+the order of checkpoints; `models/product.py` says how a single token is multiplied. A quantised weight (`models/quantised.py`)
+is a module of arrays in the weight's place. Sizes are physical ones, padded for tensor parallelism as `sharding/heads.py` says; pads are
 zeros, results are exact. Parameters and activations are in the parameter dtype; norms, rotary embedding, softmax and
 logits are in float32.
 
@@ -16,7 +17,7 @@ function of that shape.
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +27,16 @@ from jaxtyping import Array, Float, Int
 from triptych.models.attention import ragged_paged_attention
 from triptych.models.config import ModelConfig
 from triptych.models.product import times, times_transposed
+from triptych.models.quantised import ChannelWeight, quantised_weight
 from triptych.models.ragged import Ragged
 from triptych.models.rope import Rotation, rotate, rotation
+from triptych.models.weight_formats import WeightFormat
 from triptych.sharding.heads import head_layout, padded_size
 from triptych.sharding.rules import LogicalAxis, ShardingRules
 
 Pages = Float[Array, "pages page_size kv_heads head_dim"]
-KV = tuple[Pages, Pages]
+KV = tuple[Pages, ...]
+"""One layer's pages: (keys, values), or as the kernel's `models/pool_layout.py` says."""
 
 
 class Attend(Protocol):
@@ -54,19 +58,24 @@ def _zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param[Array]:
 
 
 class Linear(nnx.Module):
-    """x @ weight.T + bias, with the weight as [out, in]."""
+    """x @ weight.T + bias, with the weight as [out, in], or quantised."""
 
-    def __init__(self, inputs: int, outputs: int, bias: bool, dtype: jnp.dtype) -> None:
-        self.weight = _zeros((outputs, inputs), dtype)
+    def __init__(
+        self, inputs: int, outputs: int, bias: bool, dtype: jnp.dtype, stored: WeightFormat | None = None
+    ) -> None:
+        self.weight: nnx.Param[Array] | Any = (
+            _zeros((outputs, inputs), dtype) if stored is None else quantised_weight(stored, outputs, inputs, dtype)
+        )
         self.bias = _zeros((outputs,), dtype) if bias else None
 
     def __call__(self, x: Float[Array, "tokens inputs"]) -> Float[Array, "tokens outputs"]:
-        out = times_transposed(x, self.weight[...])
+        weight = self.weight
+        out = times_transposed(x, weight[...]) if isinstance(weight, nnx.Param) else weight.times(x)
         return out if self.bias is None else out + self.bias[...]
 
 
 class FusedLinear(nnx.Module):
-    """Several projections of one input: x @ weight + bias, with the weight as [in, out], split into its parts.
+    """Several projections of one input: x @ weight + bias, with the weight as [in, out] or quantised, split into its parts.
 
     The outputs of a device lie together, in the order of `FUSED_AXES`, so splitting moves nothing between devices.
     """
@@ -79,15 +88,21 @@ class FusedLinear(nnx.Module):
         bias: bool,
         rules: ShardingRules,
         dtype: jnp.dtype,
+        stored: WeightFormat | None = None,
     ) -> None:
-        self.weight = _zeros((inputs, sum(outputs)), dtype)
+        self.weight: nnx.Param[Array] | Any = (
+            _zeros((inputs, sum(outputs)), dtype)
+            if stored is None
+            else quantised_weight(stored, sum(outputs), inputs, dtype)
+        )
         self.bias = _zeros((sum(outputs),), dtype) if bias else None
         self.ends = tuple(accumulate(size // rules.tp for size in outputs))
         self.axis: LogicalAxis = axis
         self.rules = rules
 
     def __call__(self, x: Float[Array, "tokens inputs"]) -> tuple[Float[Array, "tokens outputs"], ...]:
-        out = times(x, self.weight[...])
+        weight = self.weight
+        out = times(x, weight[...]) if isinstance(weight, nnx.Param) else weight.times(x)
         out = out if self.bias is None else out + self.bias[...]
         by_device = self.rules.constrain(out, "tokens", self.axis).reshape(x.shape[0], self.rules.tp, -1)
         return tuple(part.reshape(x.shape[0], -1) for part in jnp.split(by_device, self.ends[:-1], axis=2))
@@ -109,25 +124,41 @@ class RmsNorm(nnx.Module):
 class Embedding(nnx.Module):
     """Token embeddings [vocab, hidden]; the transposed use of the same table is the tied output head."""
 
-    def __init__(self, vocab: int, hidden: int, dtype: jnp.dtype) -> None:
-        self.weight = _zeros((vocab, hidden), dtype)
+    def __init__(self, vocab: int, hidden: int, dtype: jnp.dtype, stored: WeightFormat | None = None) -> None:
+        self.weight: nnx.Param[Array] | Any = (
+            _zeros((vocab, hidden), dtype) if stored is None else ChannelWeight(vocab, hidden, jnp.dtype(jnp.int8))
+        )
+        self.dtype = dtype
 
     def __call__(self, tokens: Int[Array, "tokens"]) -> Float[Array, "tokens hidden"]:
-        return self.weight[...].at[tokens].get(mode="clip")
+        weight = self.weight
+        if isinstance(weight, nnx.Param):
+            return weight[...].at[tokens].get(mode="clip")
+        return weight.rows(tokens, self.dtype)
 
     def logits(self, x: Float[Array, "rows hidden"]) -> Float[Array, "rows vocab"]:
-        return jnp.einsum("ri,vi->rv", x, self.weight[...], preferred_element_type=jnp.float32)
+        weight = self.weight
+        if isinstance(weight, nnx.Param):
+            return jnp.einsum("ri,vi->rv", x, weight[...], preferred_element_type=jnp.float32)
+        return weight.logits(x)
 
 
 class Attention(nnx.Module):
     """Projections, per-head norms and rotation around an `Attend`."""
 
-    def __init__(self, config: ModelConfig, window: int | None, rules: ShardingRules, dtype: jnp.dtype) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        window: int | None,
+        rules: ShardingRules,
+        dtype: jnp.dtype,
+        stored: WeightFormat | None,
+    ) -> None:
         layout = head_layout(config.num_heads, config.num_kv_heads, rules.tp)
         q_size, kv_size = layout.heads_total * config.head_dim, layout.kv_heads_total * config.head_dim
         sizes = (q_size, kv_size, kv_size)
-        self.qkv = FusedLinear(config.hidden_size, sizes, "qkv", config.qkv_bias, rules, dtype)
-        self.o = Linear(q_size, config.hidden_size, config.o_bias, dtype)
+        self.qkv = FusedLinear(config.hidden_size, sizes, "qkv", config.qkv_bias, rules, dtype, stored)
+        self.o = Linear(q_size, config.hidden_size, config.o_bias, dtype, stored)
         self.q_norm = RmsNorm(config.head_dim, config.rms_norm_eps, dtype) if config.qk_norm else None
         self.k_norm = RmsNorm(config.head_dim, config.rms_norm_eps, dtype) if config.qk_norm else None
         self.head_dim, self.window, self.rules = config.head_dim, window, rules
@@ -150,10 +181,12 @@ class Attention(nnx.Module):
 class Ffn(nnx.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: ModelConfig, rules: ShardingRules, dtype: jnp.dtype) -> None:
+    def __init__(
+        self, config: ModelConfig, rules: ShardingRules, dtype: jnp.dtype, stored: WeightFormat | None
+    ) -> None:
         width = padded_size(config.intermediate_size, rules.tp)
-        self.gate_up = FusedLinear(config.hidden_size, (width, width), "gate_up", config.mlp_bias, rules, dtype)
-        self.down = Linear(width, config.hidden_size, config.mlp_bias, dtype)
+        self.gate_up = FusedLinear(config.hidden_size, (width, width), "gate_up", config.mlp_bias, rules, dtype, stored)
+        self.down = Linear(width, config.hidden_size, config.mlp_bias, dtype, stored)
         self.rules = rules
 
     def __call__(self, x: Float[Array, "tokens hidden"]) -> Float[Array, "tokens hidden"]:
@@ -164,11 +197,18 @@ class Ffn(nnx.Module):
 class Layer(nnx.Module):
     """Pre-norm attention and FFN with residuals."""
 
-    def __init__(self, config: ModelConfig, window: int | None, rules: ShardingRules, dtype: jnp.dtype) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        window: int | None,
+        rules: ShardingRules,
+        dtype: jnp.dtype,
+        stored: WeightFormat | None,
+    ) -> None:
         self.attention_norm = RmsNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self.attention = Attention(config, window, rules, dtype)
+        self.attention = Attention(config, window, rules, dtype, stored)
         self.ffn_norm = RmsNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self.ffn = Ffn(config, rules, dtype)
+        self.ffn = Ffn(config, rules, dtype, stored)
         self.rules = rules
 
     def __call__(
@@ -180,15 +220,18 @@ class Layer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Embedding, layers, final norm and output head, on the mesh of `rules`."""
+    """Embedding, layers, final norm and output head, on the mesh of `rules`, with matrices as `stored` says (None: in dtype)."""
 
-    def __init__(self, config: ModelConfig, rules: ShardingRules, dtype: jnp.dtype) -> None:
+    def __init__(
+        self, config: ModelConfig, rules: ShardingRules, dtype: jnp.dtype, stored: WeightFormat | None = None
+    ) -> None:
+        tables = None if stored is None else stored.of_tables
         vocab = padded_size(config.vocab_size, rules.tp)
         self.config, self.rules = config, rules
-        self.embedding = Embedding(vocab, config.hidden_size, dtype)
-        self.layers = nnx.List([Layer(config, window, rules, dtype) for window in config.layer_windows])
+        self.embedding = Embedding(vocab, config.hidden_size, dtype, tables)
+        self.layers = nnx.List([Layer(config, window, rules, dtype, stored) for window in config.layer_windows])
         self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self.lm_head = None if config.tie_embeddings else Embedding(vocab, config.hidden_size, dtype)
+        self.lm_head = None if config.tie_embeddings else Embedding(vocab, config.hidden_size, dtype, tables)
 
     def embed(self, tokens: Int[Array, "tokens"]) -> Float[Array, "tokens hidden"]:
         """Hidden states of token ids. Media embeddings replace rows of the result."""
@@ -201,6 +244,8 @@ class Decoder(nnx.Module):
     def head(self, x: Float[Array, "rows hidden"]) -> Float[Array, "rows vocab"]:
         """Logits over the logical vocabulary, float32 and replicated, from hidden states after the final norm."""
         logits = (self.embedding if self.lm_head is None else self.lm_head).logits(x)
+        # First where the weight lies: asked for whole logits at once, the compiler gathers the weight instead.
+        logits = self.rules.constrain(logits, "tokens", "vocab")
         return self.rules.constrain(logits)[:, : self.config.vocab_size]
 
 
@@ -242,7 +287,7 @@ def paged_attend(batch: Ragged, scale: float, tp: int) -> Attend:
 def extend_layers(
     decoder: Decoder, x: Float[Array, "tokens hidden"], pools: Sequence[KV], batch: Ragged, layers: range | None = None
 ) -> tuple[Float[Array, "tokens hidden"], tuple[KV, ...]]:
-    """Run a range of layers (all by default) on hidden states. `pools` holds one pair of pages per layer."""
+    """Run a range of layers (all by default) on hidden states. `pools` holds the pages of each layer, keys and values apart."""
     layers = range(decoder.config.num_layers) if layers is None else layers
     if len(pools) != len(layers):
         raise ValueError(f"{len(layers)} layers need as many pools, got {len(pools)}")

@@ -11,3 +11,7 @@ class WeightsError(ValueError):
 
 class MediaShapeError(ValueError):
     """An image or a video has a size that the model cannot take, or a prompt does not fit its media."""
+
+
+class QuantisationError(ValueError):
+    """A format of weights is unknown, or the model's sizes or the mesh do not fit it."""

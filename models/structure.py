@@ -15,10 +15,12 @@ from flax import nnx
 from triptych.models.config import ModelConfig
 from triptych.models.decoder import Decoder
 from triptych.models.kv import KVGroup
-from triptych.sharding.heads import HeadLayout, head_layout
+from triptych.models.quantised import check_group
+from triptych.models.weight_formats import WeightFormat
+from triptych.sharding.heads import HeadLayout, head_layout, padded_size
 from triptych.sharding.rules import POOL_AXES, ShardingRules
 
-Pools = tuple[tuple[jax.Array, jax.Array], ...]
+Pools = tuple[tuple[jax.Array, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class DecoderStructure:
     """What a decoder on a mesh consists of, without its numbers.
 
     `paths` are dotted names ("layers.0.attention.qkv.weight") and `abstract` the shape, dtype and sharding of each
-    parameter; both are in the order of the flat tuple.
+    parameter; both are in the order of the flat tuple. A quantised matrix is several ("layers.0.ffn.down.weight.codes").
     """
 
     config: ModelConfig
@@ -37,6 +39,7 @@ class DecoderStructure:
     abstract: tuple[jax.ShapeDtypeStruct, ...]
     graphdef: Any
     treedef: Any
+    stored: WeightFormat | None = None
 
     def merge(self, params: Sequence[jax.Array]) -> Decoder:
         """The module over these arrays. Call it inside a traced function."""
@@ -54,12 +57,21 @@ class DecoderStructure:
         return tuple((zeros(), zeros()) for _ in group.layers)
 
 
-def decoder_structure(config: ModelConfig, rules: ShardingRules, dtype: str) -> DecoderStructure:
-    """The structure of a model on a mesh. Nothing is allocated. Raises IncompatibleTpError if the heads do not fit."""
+def decoder_structure(
+    config: ModelConfig, rules: ShardingRules, dtype: str, stored: WeightFormat | None = None
+) -> DecoderStructure:
+    """The structure of a model on a mesh, with matrices as `stored` says (None: in `dtype`). Nothing is allocated.
+
+    Raises IncompatibleTpError if the heads do not fit the mesh, QuantisationError if the format's groups do not fit the sizes.
+    """
     layout = head_layout(config.num_heads, config.num_kv_heads, rules.tp)
-    flat = flatten_module(lambda: Decoder(config, rules, jnp.dtype(dtype)), rules)
+    if stored is not None and stored.group is not None:
+        check_group(config.hidden_size, stored.group, 1)
+        for spread in (layout.heads_total * config.head_dim, padded_size(config.intermediate_size, rules.tp)):
+            check_group(spread, stored.group, rules.tp)
+    flat = flatten_module(lambda: Decoder(config, rules, jnp.dtype(dtype), stored), rules)
     return DecoderStructure(
-        config, rules, layout, jnp.dtype(dtype), flat.paths, flat.abstract, flat.graphdef, flat.treedef
+        config, rules, layout, jnp.dtype(dtype), flat.paths, flat.abstract, flat.graphdef, flat.treedef, stored
     )
 
 

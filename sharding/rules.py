@@ -121,9 +121,18 @@ PARAMETER_AXES: dict[str, tuple[LogicalAxis, ...]] = {
 POOL_AXES: tuple[LogicalAxis, ...] = ("pages", "page", "kv_heads", "head_dim")
 
 
+# Arrays of a quantised weight ("layers.3.attention.qkv.weight.codes"; models/quantised.py): which of outputs and inputs they have.
+_QUANTISED = {"codes": 2, "packed": 2, "scale": 1, "scales": 2}
+
+
 def parameter_axes(path: str) -> tuple[LogicalAxis, ...]:
     """Logical axes of the parameter at a dotted path such as "layers.3.attention.qkv.weight"."""
-    return PARAMETER_AXES[".".join(path.split(".")[-2:])]
+    words = path.split(".")
+    if words[-1] not in _QUANTISED:
+        return PARAMETER_AXES[".".join(words[-2:])]
+    axes = PARAMETER_AXES[".".join(words[-3:-1])]
+    # Quantised weights are [out, in]; of others only fused ones are not.
+    return (axes[::-1] if axes[1] in FUSED_AXES else axes)[: _QUANTISED[words[-1]]]
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ TARGETS = {
 }
 
 
-def tpu_mesh(target: TpuTarget) -> Mesh:
-    """A mesh over all chips of a target, for compiling only. Raises TpuCompilerError.
+def tpu_mesh(target: TpuTarget, tp: int | None = None) -> Mesh:
+    """A mesh over the first `tp` chips of a target (default: all), for compiling only. Raises TpuCompilerError.
 
     libtpu looks for a metadata server and for other users of the chips when it is loaded: the process sets TPU_SKIP_MDS_QUERY=1 and
     ALLOW_MULTIPLE_LIBTPU_LOAD=1 before.
@@ -50,4 +50,5 @@ def tpu_mesh(target: TpuTarget) -> Mesh:
         raise TpuCompilerError(
             f"no TPU compiler for {target.name}: {error}; install libtpu (pip install 'triptych[tpu]')"
         ) from error
-    return make_mesh(devices, target.chips)
+    tp = target.chips if tp is None else tp
+    return make_mesh(devices[:tp], tp)

@@ -16,10 +16,12 @@ def announce_ready(**info: Any) -> None:
     """Print the one line the supervisor waits for; `info` (address, pid, instances) is what `Supervisor.wait_ready` returns.
 
     What a process holds by now, modules and compiled programs, lives as long as it does: it is taken out of garbage collection. Python
-    collects in full when garbage may have reached a quarter of what it looks through, and of half a million objects that are ten megabytes.
+    collects in full when what came since may be a quarter of what the last full collection saw, and of half a million objects that are ten
+    megabytes. So there is one more collection after the freeze: it sees next to nothing, and that is what later ones are measured against.
     """
     gc.collect()
     gc.freeze()
+    gc.collect()
     sys.stdout.write(json.dumps({"ready": info}) + "\n")
     sys.stdout.flush()
 

@@ -47,17 +47,35 @@ COMMANDS = {
     "bench": Command("triptych.tools.bench.command", "measure a running server under load, or two against each other"),
     "faults": Command("triptych.tools.faults", "run random fault schedules on a virtual cluster, or replay one"),
     "floor": Command("triptych.tools.bench.floor", "measure one decode step against the time its bytes need"),
+    "accuracy": Command(
+        "triptych.tools.bench.accuracy", "compare formats of weights on real text: perplexity, next tokens"
+    ),
     "fidelity": Command(
         "triptych.tools.fidelity", "compare what the simulator predicts with a live deployment on this machine"
     ),
     "bench-scheduler": Command(
         "triptych.tools.bench_scheduler", "measure what a request costs the scheduler, by size of cluster"
     ),
+    "bench-engine": Command(
+        "triptych.tools.bench.engine.command",
+        "measure decode, prefill, batches and starts of one engine against this machine's ceilings",
+    ),
+    "bench-pareto": Command(
+        "triptych.tools.bench.pareto",
+        "tokens a second by device against by user, from reports of bench at several rates",
+    ),
     "bench-overlap": Command(
         "triptych.tools.bench.overlap", "measure how much of the KV transfer hides behind prefill, by layers an offer"
     ),
+    "bench-speculation": Command(
+        "triptych.tools.bench.speculation",
+        "measure what guessing tokens saves, on text that repeats and text that does not",
+    ),
     "simulate": Command("triptych.tools.simulate", "simulate a cluster under load: objectives met, goodput, occupancy"),
     "calibrate": Command("triptych.tools.calibrate", "measure step times of a model on this machine, for simulate"),
+    "compile-check": Command(
+        "triptych.tools.tpu.check", "compile every program of a model for TPUs that are not here, and see what fits"
+    ),
     "convert": Command("triptych.tools.convert", "write a model as an Orbax checkpoint"),
     "scheduler": Command("triptych.tools.scheduler", "run only the scheduler"),
     "gateway": Command("triptych.tools.gateway", "run only a gateway, which clients call"),

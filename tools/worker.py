@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triptych.models.hub.errors import ModelFetchError
+from triptych.models.kernels.names import PLATFORMS
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.core.topology import InstanceSpec
 from triptych.runtime.instance.plan import StepPlan
+from triptych.runtime.instance.speculation import Speculation
 from triptych.runtime.metrics.worker import WorkerMetrics
 from triptych.runtime.simulation.steptime import StepShape, shape_of
 from triptych.runtime.simulation.steptime_table import HostTime, StepTableError, load_table
@@ -136,6 +138,11 @@ def worker_config(
     config: ServeConfig, specs: tuple[InstanceSpec, ...], name: str, scheduler: str, listen: str, platform: str
 ) -> WorkerConfig:
     """The worker's part of the deployment's settings, for devices of `platform` (what jax calls it: cpu, gpu, tpu)."""
+    made_for = PLATFORMS[config.attention]
+    if made_for not in (None, platform):
+        raise ConfigError(
+            f"attention {config.attention!r} is for {made_for}, the devices here are {platform}: use 'reference'"
+        )
     dtype = config.dtype if config.dtype != "auto" else "float32" if platform == "cpu" else "bfloat16"
     stages = frozenset({Role.PREFILL, Role.DECODE})
     return WorkerConfig(
@@ -158,6 +165,7 @@ def worker_config(
         host=listen,
         load_dummy=config.load_format == "dummy",
         dtype=dtype,
+        weights=config.weights,
         kv_dtype=dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
         max_model_len=config.max_model_len or DEFAULT_CONTEXT,
         max_num_seqs=config.max_num_seqs,
@@ -173,6 +181,8 @@ def worker_config(
         max_waiting=config.max_waiting,
         transports=transports(config),
         kv_layer_groups=layers_per_offer(config),
+        attention=config.attention,
+        speculation=None if config.speculative == "off" else Speculation(config.speculative_tokens),
         interface=listen,
         token=cluster_token(config),
         tls=inside_tls(config),
@@ -184,6 +194,8 @@ def worker_config(
 
 def table_pace(config: ServeConfig, specs: tuple[InstanceSpec, ...]) -> Callable[[StepPlan], float]:
     """Step times of the table that --step-times names. Raises ConfigError if it cannot be read, or lacks steps that these instances may take."""
+    if config.speculative != "off":
+        raise ConfigError("--step-times has no times of steps that verify guesses: leave --speculative off")
     try:
         table = replace(load_table(Path(config.step_times or "")), host=HostTime())  # the host's time is real
         limits, longest = table.limits, config.max_model_len or DEFAULT_CONTEXT

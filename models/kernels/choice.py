@@ -1,11 +1,13 @@
-"""Which attention an engine's programs are built with.
+"""Which attention an engine's programs are built with, and how the pages lie that it reads.
 
-"reference" runs everywhere and is the oracle of the others.
+"reference" runs everywhere and is the oracle of the others. "tpu" is for TPUs. "gpu" and "gpu-mosaic" are kernels for NVIDIA GPUs
+(`models/kernels/gpu.py`): through Pallas' Triton backend, and through Mosaic for Hopper in 16 bits.
 """
 
 from collections.abc import Callable
 
 from triptych.models.decoder import Attend, paged_attend
+from triptych.models.pool_layout import APART, COMBINED, PoolLayout
 from triptych.models.ragged import Ragged
 from triptych.sharding.rules import ShardingRules
 
@@ -14,10 +16,41 @@ def _reference(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
     return paged_attend(batch, scale, rules.tp)
 
 
-KERNELS: dict[str, Callable[[Ragged, float, ShardingRules], Attend]] = {"reference": _reference}
+# Imported when chosen: Pallas takes half a second, and its GPU backends warn where they are deprecated.
+def _tpu(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
+    from triptych.models.kernels.tpu import tpu_attend
+
+    return tpu_attend(batch, scale, rules)
+
+
+def _gpu(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
+    from triptych.models.kernels.gpu import gpu_attend
+
+    return gpu_attend(batch, scale, rules, "triton")
+
+
+def _gpu_mosaic(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
+    from triptych.models.kernels.gpu import gpu_attend
+
+    return gpu_attend(batch, scale, rules, "mosaic")
+
+
+KERNELS: dict[str, Callable[[Ragged, float, ShardingRules], Attend]] = {
+    "reference": _reference,
+    "tpu": _tpu,
+    "gpu": _gpu,
+    "gpu-mosaic": _gpu_mosaic,
+}
 """By name, what makes the `Attend` of a step from its batch, the scale of scores, and where heads and pages lie."""
+
+_LAYOUTS: dict[str, PoolLayout] = {"tpu": COMBINED}
 
 
 def attend_with(kernel: str, batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
     """The `Attend` of a step. `kernel` is one of KERNELS."""
     return KERNELS[kernel](batch, scale, rules)
+
+
+def pool_layout(kernel: str) -> PoolLayout:
+    """How the pages lie that the kernel attends over: keys and values apart, unless it says otherwise."""
+    return _LAYOUTS.get(kernel, APART)

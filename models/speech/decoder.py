@@ -101,7 +101,9 @@ class WhisperDecoder(nnx.Module):
 
     def head(self, x: Float[Array, "rows hidden"]) -> Float[Array, "rows vocab"]:
         """Logits over the logical vocabulary, float32 and replicated, from hidden states after the final norm."""
-        return self.rules.constrain(self.embedding.logits(x))[:, : self.config.vocab_size]
+        # First where the weight lies, as in `models.decoder.Decoder.head`.
+        logits = self.rules.constrain(self.embedding.logits(x), "tokens", "vocab")
+        return self.rules.constrain(logits)[:, : self.config.vocab_size]
 
 
 def cross_kv(

@@ -20,7 +20,7 @@ class RandomSource:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> None:
         self._shapes = dict(shapes)
-        self._seed = seed
+        self.seed = seed
 
     def names(self) -> Collection[str]:
         return self._shapes.keys()
@@ -45,7 +45,7 @@ class RandomSource:
         return self._generator(name).standard_normal(size, dtype=np.float32) * np.float32(0.02)
 
     def _generator(self, name: str) -> np.random.Generator:
-        return np.random.default_rng((self._seed, zlib.crc32(name.encode())))
+        return np.random.default_rng((self.seed, zlib.crc32(name.encode())))
 
 
 class DummySource(RandomSource):

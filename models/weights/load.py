@@ -17,8 +17,12 @@ from triptych.models.config import ModelConfig
 from triptych.models.decoder import Decoder
 from triptych.models.errors import WeightsError
 from triptych.models.structure import DecoderStructure, decoder_structure
+from triptych.models.weight_formats import AUTO, weight_format
+from triptych.models.weights.dummy import DummySource
+from triptych.models.weights.on_device import random_parameters
 from triptych.models.weights.padding import fill_physical, read_physical
 from triptych.models.weights.parts import Part, parameter_parts
+from triptych.models.weights.quantising import quantise_all
 from triptych.models.weights.source import TensorSource
 from triptych.sharding.heads import HeadLayout
 from triptych.sharding.rules import ShardingRules
@@ -55,14 +59,37 @@ class LoadedDecoder:
         return sum(shard.data.nbytes for array in self.params for shard in array.addressable_shards)
 
 
-def load_decoder(config: ModelConfig, source: TensorSource, mesh: Mesh, dtype: str) -> LoadedDecoder:
-    """Place the model on `mesh` in `dtype` ("float32" or "bfloat16").
+def load_decoder(
+    config: ModelConfig, source: TensorSource, mesh: Mesh, dtype: str, weights: str = AUTO
+) -> LoadedDecoder:
+    """Place the model on `mesh` in `dtype` ("float32" or "bfloat16"), its matrices as `weights` says (`models/weight_formats.py`).
 
-    Raises WeightsError if the source does not fit the config, IncompatibleTpError if the mesh does not fit the heads.
+    Random weights are made on accelerators themselves.
+
+    Raises WeightsError if the source does not fit the config, IncompatibleTpError if the mesh does not fit the heads, QuantisationError
+    if `weights` is unknown or does not fit the sizes.
     """
-    structure = decoder_structure(config, ShardingRules(mesh), dtype)
-    check_tensors(structure, source)
-    return LoadedDecoder(structure, place_all(structure.abstract, _decoder_parts(structure), source))
+    plain = decoder_structure(config, ShardingRules(mesh), dtype)
+    stored = weight_format(weights)
+    structure = plain if stored is None else decoder_structure(config, ShardingRules(mesh), dtype, stored)
+    check_tensors(plain, source)
+    if isinstance(source, DummySource) and mesh.devices.flat[0].platform != "cpu":
+        placed = iter(random_parameters(plain, source.seed))
+    else:
+        placed = (
+            _place(struct, made_of, source)
+            for struct, made_of in zip(plain.abstract, _decoder_parts(plain), strict=True)
+        )
+    return LoadedDecoder(structure, tuple(placed) if stored is None else quantise_all(plain, placed, structure))
+
+
+def quantised(loaded: LoadedDecoder, weights: str) -> LoadedDecoder:
+    """A quantised copy of a model that is on its mesh as it is; what is not quantised is shared. Raises as `load_decoder` does."""
+    plain, stored = loaded.structure, weight_format(weights)
+    if stored is None:
+        return loaded
+    structure = decoder_structure(plain.config, plain.rules, str(plain.dtype), stored)
+    return LoadedDecoder(structure, quantise_all(plain, loaded.params, structure))
 
 
 def check_tensors(structure: DecoderStructure, source: TensorSource) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import numpy as np
 
+from triptych.models.errors import QuantisationError
 from triptych.models.weights.load import LoadedDecoder
 from triptych.models.weights.padding import AxisMap
 from triptych.models.weights.parts import parameter_parts
@@ -16,10 +17,15 @@ __all__ = ["DecoderSource"]
 class DecoderSource:
     """A `TensorSource` over the arrays of a `LoadedDecoder`; every shard must be addressable from this process.
 
-    Reading fetches the whole parameter from its devices, so ask for a tensor in one piece.
+    Reading fetches the whole parameter from its devices, so ask for a tensor in one piece. Raises QuantisationError for a quantised model:
+    what it was made from is gone.
     """
 
     def __init__(self, loaded: LoadedDecoder) -> None:
+        if (stored := loaded.structure.stored) is not None:
+            raise QuantisationError(
+                f"the model's weights are {stored.name} codes, of which no checkpoint is made; load it without --weights for that"
+            )
         parts = (parameter_parts(path, loaded.config, loaded.head_layout) for path in loaded.structure.paths)
         self._tensors = {
             part.name: (part, array) for made_of, array in zip(parts, loaded.params, strict=True) for part in made_of

@@ -54,7 +54,7 @@ def extend_packing(shape: ExtendShape, config: EngineConfig) -> Packing:
             Field("cu_q_lens", (rows + 1,)),
             Field("page_indices", (rows, shape.width)),
             *attended,
-            Field("picks", (config.max_num_seqs,)),
+            Field("picks", (config.max_draws,)),
         )
     )
 
@@ -196,5 +196,5 @@ class BatchPacker:
         """The token slot whose hidden state each draw uses, draws in plan order."""
         wanted = [first + row.length - 1 for row, first in zip(plan.rows, first_token, strict=True) for _ in row.draws]
         if len(wanted) > len(picks):
-            raise PlanError(f"the plan draws {len(wanted)} tokens; the engine has {len(picks)} slots")
+            raise PlanError(f"the plan draws {len(wanted)} tokens; the engine holds {len(picks)}")
         picks[: len(wanted)] = wanted

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from triptych.runtime.core.errors import EngineError
 from triptych.runtime.core.instance import Role
+from triptych.runtime.instance.speculation import most_draws
 
 # A narrower table than this saves nothing that can be measured beside reading the weights.
 SMALLEST_TABLE_TOKENS = 512
@@ -151,17 +152,26 @@ def geometric(lowest: int, limit: int) -> tuple[int, ...]:
 
 
 def default_buckets(
-    *, page_size: int, max_num_seqs: int, max_model_len: int, chunk_tokens: int, roles: frozenset[Role]
+    *,
+    page_size: int,
+    max_num_seqs: int,
+    max_model_len: int,
+    chunk_tokens: int,
+    roles: frozenset[Role],
+    speculative_tokens: int = 0,
 ) -> Buckets:
-    """Programs for an instance with these limits and roles."""
+    """Programs for an instance with these limits and roles. With guesses there are some for a lone sequence with all of its own, and for more rows."""
     width = -(-max_model_len // page_size)
     widths = geometric(min(max(1, SMALLEST_TABLE_TOKENS // page_size), width), width)
     prefill_tokens = geometric(min(SMALLEST_PREFILL, chunk_tokens), chunk_tokens)
     shapes = {ExtendShape(max_num_seqs, chunk_tokens, width)}
+    most = most_draws(max_num_seqs, speculative_tokens)
+    alone = {1 + speculative_tokens} if 0 < speculative_tokens < most else set[int]()
     if Role.DECODE in roles:
-        shapes |= {ExtendShape(rows, 0, pages) for rows in powers_of_two(max_num_seqs) for pages in widths}
+        decode_rows = {*powers_of_two(max_num_seqs), *powers_of_two(most), *alone}
+        shapes |= {ExtendShape(rows, 0, pages) for rows in decode_rows for pages in widths}
     if Role.PREFILL in roles:
         shapes |= {ExtendShape(0, tokens, pages) for tokens in prefill_tokens for pages in widths}
     if roles >= {Role.PREFILL, Role.DECODE}:
         shapes |= {ExtendShape(max_num_seqs, tokens, pages) for tokens in prefill_tokens for pages in widths}
-    return Buckets(tuple(sorted(shapes)), geometric(1, max_num_seqs))
+    return Buckets(tuple(sorted(shapes)), tuple(sorted({*geometric(1, most), *alone})))

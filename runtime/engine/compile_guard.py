@@ -1,7 +1,7 @@
 """Proof that nothing compiles once an engine is ready: a count of every XLA compilation in this process.
 
 JAX reports each one through `jax.monitoring`, programs of many layers and the one-operation programs of eager `jax.numpy` calls alike,
-and also those that the persistent cache answers. The count begins with the first call of `compile_count`.
+and also those that the persistent cache answers, which it tells apart. The counts begin with the first call of `compile_count` or `cache_hits`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import cache
 import jax.monitoring
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+CACHE_HIT_EVENT = "/jax/compilation_cache/cache_hits"
 
 
 class CompiledError(AssertionError):
@@ -24,12 +25,19 @@ class _Counter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.compilations = 0
+        self.cache_hits = 0
         jax.monitoring.register_event_duration_secs_listener(self._record)
+        jax.monitoring.register_event_listener(self._record_hit)
 
     def _record(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == COMPILE_EVENT:
             with self._lock:
                 self.compilations += 1
+
+    def _record_hit(self, event: str, **kwargs: str | int) -> None:
+        if event == CACHE_HIT_EVENT:
+            with self._lock:
+                self.cache_hits += 1
 
 
 @cache
@@ -40,6 +48,11 @@ def _counter() -> _Counter:
 def compile_count() -> int:
     """Compilations in this process since the first call."""
     return _counter().compilations
+
+
+def cache_hits() -> int:
+    """Those of them that the persistent cache answered; 0 without one."""
+    return _counter().cache_hits
 
 
 @contextmanager

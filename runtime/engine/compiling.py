@@ -15,6 +15,8 @@ from typing import Any
 
 import jax
 
+from triptych.runtime.engine.compile_guard import cache_hits
+
 # XLA's passes recurse deeply on models of many layers; the usual 8 MiB of a thread's stack overflow.
 COMPILE_STACK_BYTES = 64 << 20
 
@@ -25,11 +27,16 @@ Executable = Callable[..., Any]
 
 @dataclass(frozen=True)
 class CompileReport:
-    """How many programs were compiled, and the seconds it took: tracing and lowering, and all of it."""
+    """How many programs were compiled, and the seconds it took: tracing and lowering, and all of it (other programs compile meanwhile).
+
+    `from_cache`: programs that the persistent cache had. `warm_up_seconds`: making pools and running every program once, after `seconds`.
+    """
 
     programs: int
     lowering_seconds: float
     seconds: float
+    from_cache: int = 0
+    warm_up_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ def compile_programs(
     programs: Sequence[Program], threads: int, progress: Progress
 ) -> tuple[dict[Key, Executable], CompileReport]:
     """Compile everything, by key. `progress(name, done, total)` is called on this thread."""
-    start = time.perf_counter()
+    start, hits = time.perf_counter(), cache_hits()
     pending: dict[Future[Executable], Program] = {}
     compiled: dict[Key, Executable] = {}
 
@@ -79,4 +86,4 @@ def compile_programs(
             settle(as_completed(list(pending)))
     finally:
         threading.stack_size(previous)
-    return compiled, CompileReport(len(programs), lowered - start, time.perf_counter() - start)
+    return compiled, CompileReport(len(programs), lowered - start, time.perf_counter() - start, cache_hits() - hits)

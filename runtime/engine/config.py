@@ -8,6 +8,7 @@ from triptych.models.kernels.choice import KERNELS
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.engine.buckets import Buckets, Demand, ExtendShape, default_buckets
+from triptych.runtime.instance.speculation import most_draws
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class EngineConfig:
         mrope: tokens of programs that take media have three positions.
         layer_groups: half-open ranges of layers by which prompts are computed, each a program of its own, so that KV of the first ones can
             leave while later ones are computed; empty: all layers in one program.
+        speculative_tokens: most tokens of a sequence that are guessed in a step; 0: none. Their rows take programs of more decode rows and draws.
         attention: the kernel that text decoders attend with, one of `models/kernels/choice.py`.
     """
 
@@ -54,6 +56,7 @@ class EngineConfig:
     mrope: bool = False
     layer_groups: tuple[tuple[int, int], ...] = ()
     attention: str = "reference"
+    speculative_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name in (
@@ -97,13 +100,20 @@ class EngineConfig:
             raise ConfigError(
                 f"no extend program of the buckets holds the largest step that the limits allow, {largest}"
             )
-        if self.buckets.draws[-1] < self.max_num_seqs:
-            raise ConfigError(f"buckets.draws {self.buckets.draws} do not reach max_num_seqs {self.max_num_seqs}")
+        if self.buckets.draws[-1] < self.max_draws:
+            raise ConfigError(f"buckets.draws {self.buckets.draws} do not reach the {self.max_draws} of a step")
+        if not self.buckets.holds(Demand(self.max_draws, 0, 0, self.pages_per_sequence)):
+            raise ConfigError(f"no extend program of the buckets has the {self.max_draws} decode rows of a step")
 
     @property
     def decodes(self) -> bool:
         """Whether it has a decoder: anything but an encoder alone."""
         return bool(self.roles & {Role.PREFILL, Role.DECODE})
+
+    @property
+    def max_draws(self) -> int:
+        """Most draws of a step, and most decode rows of one without prompt chunks: a slot's own, and its guesses."""
+        return most_draws(self.max_num_seqs, self.speculative_tokens)
 
     @property
     def takes_media(self) -> bool:
@@ -144,14 +154,17 @@ def engine_config(
     mrope: bool = False,
     layer_groups: tuple[tuple[int, int], ...] = (),
     attention: str = "reference",
+    speculative_tokens: int = 0,
 ) -> EngineConfig:
-    """An EngineConfig with the default buckets for its limits and roles."""
+    """An EngineConfig with the default buckets for its limits and roles. Tokens are guessed only where it decodes."""
+    speculative_tokens = speculative_tokens if Role.DECODE in roles else 0
     buckets = default_buckets(
         page_size=page_size,
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
         chunk_tokens=chunk_tokens,
         roles=roles,
+        speculative_tokens=speculative_tokens,
     )
     return EngineConfig(
         page_size=page_size,
@@ -172,4 +185,5 @@ def engine_config(
         mrope=mrope,
         layer_groups=layer_groups,
         attention=attention,
+        speculative_tokens=speculative_tokens,
     )

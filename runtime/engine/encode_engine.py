@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 from jax.sharding import Mesh
 
 from triptych.models.structure import Pools
@@ -34,12 +37,13 @@ class EncodeEngine:
         compile_count()  # starts the count of the compile guard
         compiled, report = compile_programs(self.media.programs(), self.config.compile_threads, progress)
         self.media.add(compiled)
+        began = time.perf_counter()
         self.rebuild()
         try:
             self.media.run_each_once()
         except Exception as error:
             raise self.fail(error) from error
-        return report
+        return replace(report, warm_up_seconds=time.perf_counter() - began)
 
     def rebuild(self) -> None:
         """An empty pool after a failure. Raises EngineError if even that fails."""

@@ -15,6 +15,9 @@ makes new ones (the instance starts a new epoch). Nothing is compiled then, or a
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -41,7 +44,8 @@ class Engine:
     """Executes the plans of one instance on one mesh.
 
     Attributes:
-        pools: per layer (keys, values), each [num_pages, page_size, kv_heads_total, head_dim]; page 0 is the null page.
+        pools: per layer (keys, values), each [num_pages, page_size, kv_heads_total, head_dim], or what the attention kernel wants instead
+            (`models/pool_layout.py`); page 0 is the null page.
         media: the pool of what was encoded, and the encoder if there is one; None for models without media.
     """
 
@@ -76,6 +80,7 @@ class Engine:
         self._programs.add(compiled)
         if self.media is not None:
             self.media.add(compiled)
+        began = time.perf_counter()
         self.rebuild()
         try:
             self.pools, self._state = run_each_once(
@@ -85,7 +90,7 @@ class Engine:
                 self.media.run_each_once()
         except Exception as error:
             raise self.fail(error) from error
-        return report
+        return replace(report, warm_up_seconds=time.perf_counter() - began)
 
     def rebuild(self) -> None:
         """Empty pools and sampler state after a failure, from the programs that are there. Raises EngineError if even that fails."""

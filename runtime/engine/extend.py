@@ -1,6 +1,6 @@
 """The `extend` program: run the decoder over a ragged batch, write its KV into the pages, and pick the hidden states to draw from.
 
-Picking belongs here so that the sampler's programs have one input shape, [max_num_seqs, hidden], whatever the batch looked like. The
+Picking belongs here so that the sampler's programs have one input shape, [max_draws, hidden], whatever the batch looked like. The
 hidden states of all tokens leave the program only where prompt tokens can be scored.
 
 Layers are unrolled, but traced once for each kind (a kind is a layer's structure, its window included) and lowered to one function that
@@ -139,4 +139,4 @@ def extend_range(
 def copy_pages(pools: Pools, table: Int32[Array, "two pages"]) -> Pools:
     """Copy pages table[0] to table[1] in every layer. Unused entries copy the null page onto itself."""
     source, destination = table[0], table[1]
-    return tuple((k.at[destination].set(k[source]), v.at[destination].set(v[source])) for k, v in pools)
+    return jax.tree.map(lambda pool: pool.at[destination].set(pool[source]), pools)

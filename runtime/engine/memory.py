@@ -6,12 +6,14 @@ share that is left out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from triptych.models.kv import DTYPE_BYTES
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.engine.decoders import ServedStructure
+from triptych.runtime.engine.pools import layout_of
 
 # Host memory has no limit that JAX knows; this holds about 11 thousand tokens of a small model in float32 (SmolLM2-135M: 46 kB each).
 DEFAULT_HOST_BYTES = 512 << 20
@@ -23,11 +25,11 @@ class MemoryDevice(Protocol):
     def memory_stats(self) -> Mapping[str, int] | None: ...
 
 
-def page_bytes(structure: ServedStructure, page_size: int, kv_dtype: str) -> int:
-    """Bytes of one page on one device: keys and values of all layers, pads and replicas of heads included."""
-    heads = structure.head_layout.kv_heads_per_device
-    config = structure.config
-    return 2 * config.num_layers * page_size * heads * config.head_dim * DTYPE_BYTES[kv_dtype]
+def page_bytes(structure: ServedStructure, page_size: int, kv_dtype: str, attention: str = "reference") -> int:
+    """Bytes of one page on one device: keys and values of all layers, pads and replicas of heads included, as the kernel `attention` wants them."""
+    layout, config = layout_of(structure, attention), structure.config
+    shape = layout.shape(1, page_size, structure.head_layout.kv_heads_per_device, config.head_dim)
+    return config.num_layers * layout.arrays * math.prod(shape) * DTYPE_BYTES[kv_dtype]
 
 
 def free_bytes(devices: Sequence[MemoryDevice], fraction: float) -> int:
@@ -48,13 +50,19 @@ def _free(device: MemoryDevice, fraction: float) -> int:
 
 
 def pages_that_fit(
-    structure: ServedStructure, *, page_size: int, kv_dtype: str, max_model_len: int, bytes_per_device: int
+    structure: ServedStructure,
+    *,
+    page_size: int,
+    kv_dtype: str,
+    max_model_len: int,
+    bytes_per_device: int,
+    attention: str = "reference",
 ) -> int:
     """Pages of a pool within `bytes_per_device`, the null page included.
 
     Raises ConfigError when not even one sequence of `max_model_len` tokens fits.
     """
-    size = page_bytes(structure, page_size, kv_dtype)
+    size = page_bytes(structure, page_size, kv_dtype, attention)
     pages = max(0, bytes_per_device) // size
     needed = -(-max_model_len // page_size) + 1
     if pages < needed:

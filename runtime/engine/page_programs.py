@@ -1,6 +1,7 @@
 """Programs that take KV pages out of the pools as canonical chunks, and put chunks into pages.
 
-A chunk is one array [layers, 2 (k, v), granule, page_size, g heads, head_dim] on one device (see `transfer.layout`). Gathering and scattering are
+A chunk is one array [layers, 2 (k, v), granule, page_size, g heads, head_dim] on one device (see `transfer.layout`), however the pools lay
+their pages out (`models/pool_layout.py`). Gathering and scattering are
 one dispatch on the whole mesh each: every device cuts its own heads into blocks of g, and a block is an output (input) of its own, so that a
 chunk is simply one device's shard of one output. Padding slots make blocks too; they are ignored on the way out and zero on the way in.
 
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from triptych.models.pool_layout import APART, PoolLayout
 from triptych.runtime.core.errors import ChecksumError
 from triptych.runtime.transfer.checksum import checksum
 from triptych.runtime.transfer.layout import ChunkLayout, Slots
@@ -68,11 +70,12 @@ class PageMover:
 
     Args:
         mesh: has the axis "tp"; its i-th device holds the heads `head_layout.slots()[i]`.
-        num_layers, num_pages, page_size, head_dim, dtype: of the pools, a flat tuple or a tuple of pairs of per-layer k and v arrays
-            [num_pages, page_size, kv_heads_total, head_dim], sharded over "tp" on the head axis.
+        num_layers, num_pages, page_size, head_dim, dtype: of the pools, a flat tuple or a tuple of layers of arrays as `pool_layout` says,
+            sharded over "tp" on the head axis.
         granule: pages a chunk.
         layer_groups: half-open ranges of layers that are moved at a time; default: all layers at once.
         pool_sharding: when the pools' sharding is not the plain one (an equivalent spec spelt differently).
+        pool_layout: how a layer's pages lie; default: k and v arrays [num_pages, page_size, kv_heads_total, head_dim].
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class PageMover:
         granule: int,
         layer_groups: tuple[tuple[int, int], ...] | None = None,
         pool_sharding: NamedSharding | None = None,
+        pool_layout: PoolLayout = APART,
     ):
         self.layout = ChunkLayout(head_layout.slots())
         self.devices: tuple[Device, ...] = tuple(mesh.devices.flat)
@@ -105,6 +109,7 @@ class PageMover:
         self.dtype = np.dtype(dtype)
         self._page_shape = (page_size, head_dim)
         self._mesh = mesh
+        self._pool_layout = pool_layout
         self._pool_sharding = pool_sharding or NamedSharding(mesh, PartitionSpec(None, None, AXIS, None))
         self._split = NamedSharding(mesh, PartitionSpec(AXIS))
         self._whole = NamedSharding(mesh, PartitionSpec())
@@ -155,7 +160,7 @@ class PageMover:
     def gather(self, pools: Any, pages: Sequence[int], g: int, layer_group: int = 0) -> Gathered:
         """Copies at most `granule` pages of one layer group out of the pools. Does not wait for the device."""
         start, stop = self.layer_groups[layer_group]
-        leaves = jax.tree.leaves(pools)[2 * start : 2 * stop]
+        leaves = jax.tree.leaves(pools)[self._arrays(start, stop)]
         *blocks, sums = self._program(self._gather, g, stop - start)(self._padded(pages), *leaves)
         shards = [{self._index[s.device]: s.data for s in block.addressable_shards} for block in blocks]
         senders = self.layout.senders(g)
@@ -186,8 +191,9 @@ class PageMover:
             whole = (len(self.devices) * shape[0], *shape[1:])
             blocks.append(jax.make_array_from_single_device_arrays(whole, self._split, shards))
         program = self._program(self._scatter, g, stop - start)
-        *written, sums = program(self._padded(pages), *blocks, *leaves[2 * start : 2 * stop])
-        leaves[2 * start : 2 * stop] = written
+        here = self._arrays(start, stop)
+        *written, sums = program(self._padded(pages), *blocks, *leaves[here])
+        leaves[here] = written
         return jax.tree.unflatten(structure, leaves), sums
 
     def verify(self, checksums: jax.Array, expected: Sequence[int], g: int) -> None:
@@ -229,25 +235,37 @@ class PageMover:
         page_size, head_dim = self._page_shape
         return (layers, 2, self.granule, page_size, g, head_dim)
 
+    def _arrays(self, start: int, stop: int) -> slice:
+        """Where the arrays of these layers are in the flat tuple."""
+        return slice(self._pool_layout.arrays * start, self._pool_layout.arrays * stop)
+
+    def _by_layer(self, arrays: Sequence[jax.Array]) -> list[Sequence[jax.Array]]:
+        each = self._pool_layout.arrays
+        return [arrays[at : at + each] for at in range(0, len(arrays), each)]
+
     def _abstract(self, layers: int) -> tuple[jax.ShapeDtypeStruct, list[jax.ShapeDtypeStruct]]:
         page_size, head_dim = self._page_shape
-        total = len(self.devices) * self.layout.heads_per_device
-        pool = jax.ShapeDtypeStruct(
-            (self.num_pages, page_size, total, head_dim), self.dtype, sharding=self._pool_sharding
+        pages, page, local, width = self._pool_layout.shape(
+            self.num_pages, page_size, self.layout.heads_per_device, head_dim
         )
-        return jax.ShapeDtypeStruct((self.granule,), np.int32, sharding=self._whole), [pool] * (2 * layers)
+        shape = (pages, page, len(self.devices) * local, width)
+        pool = jax.ShapeDtypeStruct(shape, self.dtype, sharding=self._pool_sharding)
+        arrays = [pool] * (self._pool_layout.arrays * layers)
+        return jax.ShapeDtypeStruct((self.granule,), np.int32, sharding=self._whole), arrays
 
     def _lower_gather(self, g: int, layers: int) -> Any:
-        blocks = self.layout.heads_per_device // g
-        shape = self._chunk_shape(g, layers)
+        heads, head_dim = self.layout.heads_per_device, self._page_shape[1]
+        blocks = heads // g
 
         def gather_local(pages: jax.Array, *pools: jax.Array) -> tuple[jax.Array, ...]:
             real = (pages != 0)[:, None, None, None]
             taken = [
-                jnp.where(real, pool.at[pages].get(mode="promise_in_bounds"), jnp.zeros((), pool.dtype))
-                for pool in pools
+                jnp.where(real, layer, jnp.zeros((), layer.dtype))
+                for layer in (
+                    self._pool_layout.take(arrays, pages, heads, head_dim) for arrays in self._by_layer(pools)
+                )
             ]
-            out = [jnp.stack([t[:, :, b * g : (b + 1) * g] for t in taken]).reshape(shape) for b in range(blocks)]
+            out = [jnp.stack([t[:, :, :, b * g : (b + 1) * g] for t in taken]) for b in range(blocks)]
             return (*out, jnp.stack([checksum(block) for block in out])[None])
 
         pages, pools = self._abstract(layers)
@@ -270,12 +288,11 @@ class PageMover:
             target = jnp.where(pages == 0, self.num_pages + jnp.arange(self.granule, dtype=pages.dtype), pages)
             sums = jnp.stack([checksum(chunk) for chunk in chunks])[None]
             written = [
-                pool.at[target].set(
-                    jnp.concatenate([chunk[i // 2, i % 2] for chunk in chunks], axis=2),
-                    mode="drop",
-                    unique_indices=True,
+                array
+                for layer, arrays in enumerate(self._by_layer(pools))
+                for array in self._pool_layout.put(
+                    arrays, target, jnp.concatenate([chunk[layer] for chunk in chunks], axis=3)
                 )
-                for i, pool in enumerate(pools)
             ]
             return (*written, sums)
 

@@ -25,6 +25,7 @@ from triptych.runtime.engine.extend import build_extend, copy_pages
 from triptych.runtime.engine.head import Head, HeadParams, head_params, without
 from triptych.runtime.engine.layer_programs import LayerCut, LayerRun, build_embed, build_end, build_layers
 from triptych.runtime.engine.media_pool import EmbeddingPool, MediaPool
+from triptych.runtime.engine.pools import pool_structs
 from triptych.runtime.engine.sample import Variant, sample_full, sample_packing, sample_plain
 from triptych.runtime.engine.score import score
 from triptych.runtime.engine.state import SamplerState, fresh_state, seat_program
@@ -41,8 +42,7 @@ class Programs:
     ) -> None:
         self._structure, self._config, self._media = structure, config, media
         self.head: HeadParams = head_params(structure)
-        pool = structure.pool_struct(group, config.num_pages, config.page_size)
-        self._pools = tuple((pool, pool) for _ in group.layers)
+        self._pools = pool_structs(structure, group, config)
         injections = media.injections if isinstance(media, EmbeddingPool) else ()
         # Only text decoders are ever cut.
         self._cut = LayerCut(structure, config.layer_groups, injections)  # pyright: ignore[reportArgumentType]
@@ -155,7 +155,7 @@ class Programs:
             run=run,
             arguments=(
                 self.head.abstract,
-                self._hidden(self._config.max_num_seqs),
+                self._hidden(self._config.max_draws),
                 self._small((packing.size,)),
                 carried,
             ),

@@ -106,6 +106,10 @@ def audit(state: InstanceState) -> None:
             stream.task is state.tasks.get(stream.task.key) and stream in stream.task.streams,
             "a sample of no task runs",
         )
+    guessed = {each.stream for step in state.in_flight for each in step.guessed}
+    for stream in state.running:
+        known = stream.sequence is not None and stream.sequence.scheduled <= len(stream.sequence.tokens) + 1
+        _expect(known or stream in guessed, "tokens of a wrong guess are still thought computed")
     orders = [stream.order for stream in state.running]
     _expect(orders == sorted(set(orders)), "running samples are not in order of age")
 

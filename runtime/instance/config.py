@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import InstanceRef, Role
+from triptych.runtime.instance.speculation import Speculation, most_draws
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class InstanceConfig:
         encode_patches: most patches of one step's encodes, and of one item; 0: it encodes nothing.
         media_digest: digest of the header of its media pool; travels in every handle of embeddings.
         mrope: the model's tokens have three positions; those of media follow their grids.
+        speculation: how tokens of decoding samples are guessed; None: they are not.
 
     An instance that can only encode has no KV: one page (the null page) and no slot are enough.
     """
@@ -57,6 +59,7 @@ class InstanceConfig:
     encode_patches: int = 0
     media_digest: str = ""
     mrope: bool = False
+    speculation: Speculation | None = None
 
     def __post_init__(self) -> None:
         possible = self.roles | self.switchable
@@ -88,6 +91,11 @@ class InstanceConfig:
     def usable_pages(self) -> int:
         """Pages that sequences can own: all but the null page."""
         return self.num_pages - 1
+
+    @property
+    def max_draws(self) -> int:
+        """Most rows of one token, and draws, of a step without prompt chunks; with some it is `max_num_seqs`."""
+        return most_draws(self.max_num_seqs, 0 if self.speculation is None else self.speculation.tokens)
 
     def pages_for(self, tokens: int) -> int:
         """Pages of one group that hold the KV of `tokens` tokens."""

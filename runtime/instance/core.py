@@ -70,9 +70,11 @@ from triptych.runtime.instance.messages import (
     StagedReleased,
     StepDone,
 )
+from triptych.runtime.instance.ngram import NgramDrafter
 from triptych.runtime.instance.plan import Pool, StepPlan
 from triptych.runtime.instance.planner import plan_step
 from triptych.runtime.instance.slots import SlotPool
+from triptych.runtime.instance.speculation import DrafterFactory, Speculation, SpeculationCounts
 from triptych.runtime.instance.state import InstanceState, end_task
 from triptych.runtime.instance.termination import StopProbeFactory
 
@@ -93,9 +95,10 @@ class InstanceCore:
         stop_probe: StopProbeFactory,
         random: random.Random,
         composer: StepComposer | None = None,
+        drafter: DrafterFactory | None = None,
     ):
         """`stop_probe` is called only for requests with stop strings; `random` makes staging keys; `composer` defaults
-        to DefaultComposer()."""
+        to DefaultComposer(); `drafter` to prompt look-up, and is called only if the config has a speculation."""
         self._composer = composer or DefaultComposer()
         self._state = InstanceState(
             config,
@@ -104,6 +107,7 @@ class InstanceCore:
             random,
             KvMemory(config),
             SlotPool(config.max_num_seqs),
+            drafter or _prompt_lookup(config),
             share=config.chunk_tokens,
             media=_media(config),
         )
@@ -208,6 +212,11 @@ class InstanceCore:
         """Commands and events dropped because they were of another attempt than the task here, or of none."""
         return self._state.stale
 
+    @property
+    def speculated(self) -> SpeculationCounts:
+        """Tokens guessed, and guessed rightly."""
+        return self._state.speculated
+
     def resources(self) -> audit.Resources:
         """Who holds what."""
         return audit.resources(self._state)
@@ -238,11 +247,13 @@ class InstanceCore:
             old.random,
             KvMemory(old.config),
             SlotPool(old.config.max_num_seqs),
+            old.drafter,
             share=old.share,
             media=_media(old.config),
             next_serial=old.next_serial,
             next_plan=old.next_plan,
             stale=old.stale,
+            speculated=old.speculated,
         )
         return messages
 
@@ -286,6 +297,11 @@ class InstanceCore:
                 return [*attempts.supersede(state, command.request), *admission.start_local(state, command, now)]
             case AbortTask():
                 return attempts.abort(state, command)
+
+
+def _prompt_lookup(config: InstanceConfig) -> DrafterFactory:
+    speculation = config.speculation or Speculation()
+    return lambda request, sample: NgramDrafter(speculation.longest, speculation.shortest)
 
 
 def _media(config: InstanceConfig) -> MediaMemory | None:

@@ -103,7 +103,8 @@ class Draw:
 
 @dataclass(frozen=True)
 class Row:
-    """One sequence's part of a step: extend it by its tokens at KV index `start` onwards.
+    """One sequence's part of a step: extend it by its tokens at KV index `start` onwards. A sequence whose next tokens are guessed has a row of one token for
+    each guess, behind its row of the token that is known: what is drawn there counts if the guess is right (drafting.py).
 
     Attributes:
         sequence: instance-local sequence number.

@@ -12,7 +12,8 @@ from bisect import insort
 
 from triptych.runtime.instance import encoding
 from triptych.runtime.instance.admission import admit_waiting
-from triptych.runtime.instance.composer import ChunkCandidate, StepComposer, StepLimits, StepView
+from triptych.runtime.instance.composer import ChunkCandidate, StepChoice, StepComposer, StepLimits, StepView
+from triptych.runtime.instance.drafting import guesses
 from triptych.runtime.instance.embeddings import Entry
 from triptych.runtime.instance.lifecycle import Kind, Trigger
 from triptych.runtime.instance.messages import InstanceMessage
@@ -22,7 +23,7 @@ from triptych.runtime.instance.preemption import make_room
 from triptych.runtime.instance.resuming import go_on
 from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.instance.spans import overlapping
-from triptych.runtime.instance.state import InstanceState, PlannedRow, PlannedStep
+from triptych.runtime.instance.state import Guessed, InstanceState, PlannedRow, PlannedStep
 from triptych.runtime.instance.tasks import Fill, PrefillTask, Stream, Task
 
 MAX_IN_FLIGHT = (
@@ -34,7 +35,7 @@ def plan_step(
     state: InstanceState, composer: StepComposer, now: float
 ) -> tuple[list[InstanceMessage], StepPlan | None]:
     """The next plan, or None if nothing can be computed now; and the ends of tasks that turned out not to fit."""
-    if len(state.in_flight) >= MAX_IN_FLIGHT:
+    if len(state.in_flight) >= MAX_IN_FLIGHT or any(step.guessed for step in state.in_flight):
         return [], None
     messages: list[InstanceMessage] = []
     ready, needy = _decoding(state)
@@ -55,8 +56,12 @@ def plan_step(
     choice = composer.compose(view)
     view.check(choice)
     builder.encode(choice.patches)
-    for stream in ready[: choice.decodes]:
-        builder.decode(stream)
+    decoding = ready[: choice.decodes]
+    guessed: list[tuple[int, ...]] = [()] * len(decoding)
+    if state.config.speculation is not None:
+        guessed = guesses(state, decoding, _rows_for_guesses(state, choice))
+    for stream, tokens in zip(decoding, guessed, strict=True):
+        builder.decode(stream, tokens)
     for fill, tokens in zip(fills, choice.chunks, strict=True):
         if tokens:
             builder.chunk(fill, tokens)
@@ -86,6 +91,13 @@ def _make_room_to_decode(state: InstanceState, needy: list[Stream]) -> list[Inst
         ):  # else an older one has just preempted it, or its task ended
             messages += make_room(state, stream, stream.sequence.scheduled + 1)
     return messages
+
+
+def _rows_for_guesses(state: InstanceState, choice: StepChoice) -> int:
+    """Rows that guesses may take. Programs with prompt chunks have `max_num_seqs` decode rows; every row there has a slot of its own, or is the single token of
+    a chunk."""
+    chunks = sum(1 for tokens in choice.chunks if tokens)
+    return state.slots.free - chunks if chunks else state.config.max_draws - choice.decodes
 
 
 def _encodable(state: InstanceState) -> tuple[int, ...]:
@@ -121,6 +133,7 @@ class PlanBuilder:
         self._exports: list[Export] = []
         self._encodes: list[Encode] = []
         self._entries: list[Entry] = []
+        self._guessed: list[Guessed] = []
         self.rows: list[Row] = []
         self.messages: list[InstanceMessage] = []
 
@@ -141,8 +154,9 @@ class PlanBuilder:
         if self._state.media is not None:
             self._exports += encoding.exports(self._state.media)
 
-    def decode(self, stream: Stream) -> None:
-        """One token of one stream: the last one known, or the one that its slot is drawing in the plan before."""
+    def decode(self, stream: Stream, guessed: tuple[int, ...] = ()) -> None:
+        """One token of one stream: the last one known, or the one that its slot is drawing in the plan before; and behind it the tokens that are
+        `guessed` to follow, for which it has pages."""
         sequence, slot = stream.sequence, stream.slot
         assert sequence is not None and slot is not None
         if sequence.copies:
@@ -157,7 +171,17 @@ class PlanBuilder:
         media, draws = self._state.media, (Draw(slot, end),)
         attended = media.attended(sequence) if sequence.media and media is not None else ()
         self.rows.append(Row(sequence.number, tokens, start, position, sequence.pages, slot, draws, attended=attended))
-        self._planned.append(PlannedRow(sequence, sequence.generation, end, ((stream, stream.generation),)))
+        by = ((stream, stream.generation),)
+        self._planned.append(PlannedRow(sequence, sequence.generation, end, by))
+        for offset, token in enumerate(guessed, start=1):
+            draws = (Draw(slot, end + offset),)
+            at = start + offset, position + offset
+            self.rows.append(Row(sequence.number, (token,), *at, sequence.pages, slot, draws, attended=attended))
+            self._planned.append(PlannedRow(sequence, sequence.generation, end + offset, by, draft=token))
+        if guessed:
+            sequence.scheduled += len(guessed)
+            stream.pending += len(guessed)
+            self._guessed.append(Guessed(stream, stream.generation, len(guessed), end + 1))
 
     def chunk(self, fill: Fill, tokens: int) -> None:
         """The next `tokens` known tokens of a fill; with its last one the draws, and then its streams are running."""
@@ -218,7 +242,7 @@ class PlanBuilder:
             tuple(self._encodes),
         )
         state.next_plan += 1
-        state.in_flight.append(PlannedStep(plan.id, self._planned, self._entries))
+        state.in_flight.append(PlannedStep(plan.id, self._planned, self._entries, self._guessed))
         return plan
 
     def _seat(self, stream: Stream) -> None:

@@ -10,6 +10,7 @@ from triptych.runtime.core.errors import EngineError
 from triptych.runtime.core.handle import Lease
 from triptych.runtime.core.request import Continuation, Logprobs, PromptReport, SampleState, TokenOut
 from triptych.runtime.core.tasks import PrefillDone, StageTimes
+from triptych.runtime.instance.drafting import judge, stands
 from triptych.runtime.instance.encoding import encoded
 from triptych.runtime.instance.lifecycle import Trigger
 from triptych.runtime.instance.messages import CompleteStaging, Emit, EmitPrompt, InstanceMessage, Report
@@ -33,6 +34,8 @@ def apply_result(state: InstanceState, result: StepResult, now: float) -> list[I
     tokens: dict[str, list[TokenOut]] = {}
     touched: dict[int, Task] = {}
     for planned, row in zip(step.rows, result.rows, strict=True):
+        if planned.draft is not None and not stands(planned):
+            continue
         if planned.sequence.generation == planned.generation:
             planned.sequence.commit(planned.computed)
         if row.scores and planned.fill is not None and not planned.fill.abandoned:
@@ -49,6 +52,8 @@ def apply_result(state: InstanceState, result: StepResult, now: float) -> list[I
         resumed = planned.prompt_of
         if resumed is not None and resumed.serial in state.by_serial:
             touched[resumed.serial] = resumed
+    for guessed in step.guessed:
+        judge(state, guessed)
     messages: list[InstanceMessage] = [Emit(gateway, tuple(emitted)) for gateway, emitted in tokens.items()]
     for task in touched.values():
         messages += _settle(state, task, now)

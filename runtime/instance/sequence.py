@@ -189,7 +189,7 @@ class Sequence:
                     self._memory.index.insert(self._key(group, index), pages[index])
 
     def truncate(self, length: int) -> None:
-        """Forget the tokens from `length` on and free the pages beyond; rejected drafts end so.
+        """Forget the tokens from `length` on and free the pages beyond.
 
         Only tokens that are not committed can be taken back: committed pages may be shared or cached. Raises
         ValueError.
@@ -199,6 +199,14 @@ class Sequence:
         del self.tokens[length:]
         self.scheduled = min(self.scheduled, length)
         self._cut(-(-length // self._memory.page_size))
+
+    def retract(self, length: int) -> None:
+        """The KV from `length` on is of tokens that turned out to be others: it is written again, and pages beyond the next token are
+        freed. Only KV that is not committed can be taken back. Raises ValueError."""
+        if length < self.committed:
+            raise ValueError(f"retract({length}) would take back committed tokens ({self.committed})")
+        self.scheduled = min(self.scheduled, length)
+        self._cut(length // self._memory.page_size + 1)
 
     def missing_to_step_back(self) -> int:
         """Pages that `step_back` allocates."""

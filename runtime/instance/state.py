@@ -24,6 +24,7 @@ from triptych.runtime.instance.messages import CancelPull, CloseStaging, Instanc
 from triptych.runtime.instance.plan import Pool
 from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.instance.slots import SlotPool
+from triptych.runtime.instance.speculation import DrafterFactory, SpeculationCounts
 from triptych.runtime.instance.tasks import (
     DecodeTask,
     EncodeTask,
@@ -50,6 +51,19 @@ class PlannedRow:
     draws: tuple[tuple[Stream, int], ...]
     fill: Fill | None = None
     prompt_of: Task | None = None  # the resumed task whose prompt is computed with this row: no draw tells it
+    draft: int | None = (
+        None  # its input token, where that is a guess: the row counts only if the token before it was drawn so
+    )
+
+
+@dataclass(slots=True)
+class Guessed:
+    """`count` tokens of a sample are guessed in a plan in flight; with the draw of its first row it knows `known` tokens."""
+
+    stream: Stream
+    generation: int
+    count: int
+    known: int
 
 
 @dataclass(slots=True)
@@ -57,6 +71,7 @@ class PlannedStep:
     id: int
     rows: list[PlannedRow]
     encodes: list[Entry] = field(default_factory=list)
+    guessed: list[Guessed] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -70,6 +85,7 @@ class InstanceState:
     random: random.Random
     memory: KvMemory
     slots: SlotPool
+    drafter: DrafterFactory  # asked only where the config says that tokens are guessed
     tasks: dict[TaskKey, Task] = field(default_factory=dict)
     by_serial: dict[int, Task] = field(default_factory=dict)
     media: MediaMemory | None = None
@@ -83,6 +99,7 @@ class InstanceState:
     next_serial: int = 1
     next_plan: int = 1
     stale: int = 0  # commands and events of other attempts, dropped
+    speculated: SpeculationCounts = field(default_factory=SpeculationCounts)
     blocked: tuple[int, int] | None = (
         None  # (sequence number, pages available) when the head of the queue last did not fit
     )

@@ -15,6 +15,7 @@ from triptych.runtime.core.instance import Role
 from triptych.runtime.core.request import Finish, Logprobs, Request, SampleState
 from triptych.runtime.instance.lifecycle import Kind, State, Trigger, next_state
 from triptych.runtime.instance.sequence import Sequence
+from triptych.runtime.instance.speculation import Lookahead
 from triptych.runtime.instance.termination import Termination
 
 TaskKey = tuple[str, Role] | tuple[str, Role, bool]
@@ -38,6 +39,7 @@ class Stream:
         pending: draws in plans not finished yet.
         generation: grows when the slot is given up, so that draws of plans made before are discarded.
         seated: whether the slot's Seat has been sent.
+        lookahead: how far its tokens are guessed; None until they are.
     """
 
     task: Task
@@ -51,6 +53,7 @@ class Stream:
     generation: int = 0
     seated: bool = False
     finish: Finish | None = None
+    lookahead: Lookahead | None = None
 
 
 @dataclass(eq=False, slots=True)

@@ -22,6 +22,7 @@ from triptych.models.hub.resolve import resolve_model
 from triptych.models.kv import KVGroup
 from triptych.models.speech.bundle import SpeechBundle, is_speech
 from triptych.models.speech.load import load_decoder as load_speech_decoder
+from triptych.models.weight_formats import AUTO
 from triptych.models.weights.dummy import DummySource
 from triptych.models.weights.load import load_decoder
 from triptych.runtime.core.errors import ConfigError
@@ -34,9 +35,11 @@ from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.memory import free_bytes, pages_that_fit
 from triptych.runtime.engine.paced import PacedEngine
 from triptych.runtime.engine.page_programs import PageMover
+from triptych.runtime.engine.pools import layout_of
 from triptych.runtime.instance.composer import DefaultComposer, TakingTurns
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.core import InstanceCore
+from triptych.runtime.instance.speculation import Speculation
 from triptych.runtime.instance.termination import StopProbeFactory
 from triptych.runtime.transfer.header import CHUNK_ORDER, PROTOCOL_VERSION, KvHeader, group_headers
 from triptych.runtime.transfer.layer_groups import LayerGroups, cut_layers
@@ -50,6 +53,7 @@ from triptych.runtime.worker.media_parts import (
     media_stage,
 )
 from triptych.runtime.worker.speech_parts import open_speech_bundle
+from triptych.runtime.worker.start_times import NOTHING_TIMED, StartTimes, start_times
 from triptych.sharding.devices import Device
 from triptych.sharding.mesh import make_mesh
 
@@ -68,19 +72,22 @@ class PoolParts:
 
 @dataclass(frozen=True)
 class InstanceParts:
-    """The device side of one instance, ready to run. `kv` is None if it only encodes, `media` if it has no media pool."""
+    """The device side of one instance, ready to run. `kv` is None if it only encodes, `media` if it has no media pool. `start`: what building it took."""
 
     plan: InstancePlan
     mesh: Mesh
     engine: Engine | EncodeEngine
     kv: PoolParts | None
     media: PoolParts | None = None
+    start: StartTimes = NOTHING_TIMED
 
 
 def open_worker_model(config: WorkerConfig) -> WorkerModel:
     """The model's parts; fetches it if it is not at hand. With `load_dummy` the weights are random ones of the same shapes."""
     resolved = resolve_model(config.model, config.cache, progress=lambda text: log.info("%s", text))
     if is_speech(resolved):
+        if config.weights != AUTO:
+            raise ConfigError(f"weights is {config.weights!r}; speech models are served with {AUTO!r} only")
         return WorkerModel(resolved, open_speech_bundle(resolved, config.load_dummy))
     bundle = open_model(resolved)
     if config.load_dummy:
@@ -121,7 +128,8 @@ def build_instance(
     decodes = bool(plan.possible & {Role.PREFILL, Role.DECODE})
     loaded = _load_decoder(config, model, mesh) if decodes else None
     stage = media_stage(config, plan, model, mesh, pages)
-    progress(f"{plan.id}: weights on {plan.tp} device(s) in {time.monotonic() - started:.1f} s")
+    weights = time.monotonic() - started
+    progress(f"{plan.id}: weights on {plan.tp} device(s) in {weights:.1f} s")
     limits = engine_config(
         num_pages=1 if loaded is None else _kv_pages(config, loaded, devices, max_model_len, stage),
         max_num_seqs=config.max_num_seqs,
@@ -138,6 +146,8 @@ def build_instance(
         suppressed=() if model.speech is None else model.speech.tokens.suppressed,
         mrope=model.mrope,
         layer_groups=layer_groups(config, bundle),
+        attention=config.attention,
+        speculative_tokens=0 if config.speculation is None else config.speculation.tokens,
     )
     engine = _engine(config, limits, loaded, mesh, stage)
 
@@ -149,20 +159,20 @@ def build_instance(
     if loaded is not None:
         group = self_group(bundle.config, config.kv_dtype)
         kv = PoolParts(_kv_mover(config, loaded, group, limits), kv_header(config, bundle, group))
-        kv.mover.compile(compiled)
     header = media_header(config, model)
     if stage is not None and header is not None:
         media = PoolParts(media_mover(config, mesh, stage.pool), header)
-        media.mover.compile(compiled)
-    progress(f"{plan.id}: ready in {time.monotonic() - started:.1f} s ({report})")
-    return InstanceParts(plan, mesh, engine, kv, media)
+    movers = [pool.mover for pool in (kv, media) if pool is not None]
+    times = start_times(weights, report, lambda: sum(mover.compile(compiled) for mover in movers), time.monotonic)
+    progress(f"{plan.id}: ready in {time.monotonic() - started:.1f} s ({times})")
+    return InstanceParts(plan, mesh, engine, kv, media, times)
 
 
 def _load_decoder(config: WorkerConfig, model: WorkerModel, mesh: Mesh) -> ServedDecoder:
     bundle = model.bundle
     if isinstance(bundle, SpeechBundle):
         return load_speech_decoder(bundle.config, bundle.tensor_source, mesh, config.dtype)
-    return load_decoder(bundle.config, bundle.tensor_source, mesh, config.dtype)
+    return load_decoder(bundle.config, bundle.tensor_source, mesh, config.dtype, config.weights)
 
 
 def _kv_pages(
@@ -178,6 +188,7 @@ def _kv_pages(
         kv_dtype=config.kv_dtype,
         max_model_len=max_model_len,
         bytes_per_device=config.kv_cache_memory or free_bytes(devices, config.memory_fraction) - media_bytes,
+        attention=config.attention,
     )
 
 
@@ -204,7 +215,8 @@ def _kv_mover(config: WorkerConfig, loaded: ServedDecoder, group: KVGroup, limit
         group.dtype,
         config.export_pages,
         limits.layer_groups,
-        pool_sharding=loaded.structure.pool_struct(group, num_pages, config.page_size).sharding,  # type: ignore[arg-type]
+        pool_sharding=loaded.rules.pool(),
+        pool_layout=layout_of(loaded.structure, limits.attention),
     )
 
 
@@ -216,13 +228,19 @@ def layer_groups(config: WorkerConfig, bundle: ModelBundle | SpeechBundle) -> La
     return cut_layers(layers, config.kv_layer_groups or layers)
 
 
+def revision(config: WorkerConfig, bundle: ModelBundle | SpeechBundle) -> str:
+    """Which numbers the model has here. KV of quantised weights is other KV than that of the weights they were made from."""
+    stored = "" if config.weights == AUTO else f"/{config.weights}"
+    return f"{bundle.revision}/{config.dtype}{stored}"
+
+
 def compatibility(config: WorkerConfig, model: WorkerModel) -> Compatibility:
     """What every instance of this model and these settings declares, whatever its roles."""
     media, groups = media_header(config, model), layer_groups(config, model.bundle)
     return Compatibility(
         protocol=PROTOCOL_VERSION,
         model=config.served_model_name,
-        revision=f"{model.bundle.revision}/{config.dtype}",
+        revision=revision(config, model.bundle),
         kv_dtype=config.kv_dtype,
         page_size=config.page_size,
         kv_layout=CHUNK_ORDER if len(groups) == 1 else f"{CHUNK_ORDER}, offers of {groups[0][1]} layers",
@@ -234,7 +252,7 @@ def kv_header(config: WorkerConfig, bundle: ModelBundle | SpeechBundle, group: K
     """What this instance's KV is, wherever it is sharded."""
     return KvHeader(
         model=config.served_model_name,
-        revision=f"{bundle.revision}/{config.dtype}",
+        revision=revision(config, bundle),
         groups=group_headers((group,)),
         dtype=config.kv_dtype,
         page_size=config.page_size,
@@ -252,8 +270,9 @@ def make_core(
     eos_ids: tuple[int, ...],
     stop_probe: StopProbeFactory,
     forbidden_first: tuple[int, ...] = (),
+    speculation: Speculation | None = None,
 ) -> InstanceCore:
-    """The pure half for these parts."""
+    """The pure half for these parts. Tokens are guessed where the engine was built for it."""
     config = parts.engine.config
     return InstanceCore(
         InstanceConfig(
@@ -277,6 +296,7 @@ def make_core(
             encode_patches=config.encode_patches,
             media_digest="" if parts.media is None else parts.media.header.digest(),
             mrope=config.mrope,
+            speculation=speculation if config.speculative_tokens else None,
         ),
         stop_probe=stop_probe,
         random=random.Random(secrets.randbits(128)),

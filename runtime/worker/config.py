@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from triptych.models.errors import QuantisationError
+from triptych.models.weight_formats import AUTO, weight_format
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.instance.plan import StepPlan
+from triptych.runtime.instance.speculation import Speculation
 from triptych.runtime.transfer.transports.base import Transport
 from triptych.runtime.wire.tls import Tls
 
@@ -48,6 +51,7 @@ class WorkerConfig:
         model: spec for `models.hub.resolve_model`; `cache` is where fetched models go.
         served_model_name: compatibility record and requests use it.
         dtype, kv_dtype: "float32" or "bfloat16".
+        weights: how matrices of the decoder are stored, a name of `models/weight_formats.py`; "auto": in `dtype`. The same on every worker.
         num_pages: pages of each instance's pool, null page included; None: as many as fit `kv_cache_memory` bytes a device, or, without
             that, `memory_fraction` of an accelerator's memory.
         media_pages: pages of each media pool, null page included, of a model that takes media; 0: none are taken; None: enough for a few
@@ -58,6 +62,8 @@ class WorkerConfig:
         export_pages: pages an offer; its chunks are padded to it.
         kv_layer_groups: layers an offer; fewer than the model has: prompts are computed in as many programs, and KV of the first layers leaves
             while later ones are computed. None: all. The same on every worker.
+        attention: kernel of text decoders, one of `models/kernels/choice.py`. Workers may differ in it.
+        speculation: how instances that decode guess tokens; None: they do not.
         token: that the processes of the deployment show each other; None: none is asked for.
         tls: certificates for every connection, both ways; None: plain text.
         device_without_tls: with `tls`, allow transport "device" all the same, which can be neither encrypted nor authenticated.
@@ -79,6 +85,7 @@ class WorkerConfig:
     port: int = 0
     load_dummy: bool = False
     dtype: str = "float32"
+    weights: str = AUTO
     kv_dtype: str = "float32"
     max_model_len: int = DEFAULT_CONTEXT
     max_num_seqs: int = 8
@@ -97,6 +104,8 @@ class WorkerConfig:
     interface: str = "127.0.0.1"
     export_pages: int = 8
     kv_layer_groups: int | None = None
+    attention: str = "reference"
+    speculation: Speculation | None = None
     token: str | None = field(default=None, repr=False)
     tls: Tls | None = None
     device_without_tls: bool = False
@@ -114,6 +123,10 @@ class WorkerConfig:
         names = [plan.id for plan in self.instances]
         if len(set(names)) != len(names):
             raise ConfigError(f"instance names must be unique in a worker, got {', '.join(names)}")
+        try:
+            weight_format(self.weights)
+        except QuantisationError as error:
+            raise ConfigError(str(error)) from error
         if self.orphan_seconds <= 0:
             raise ConfigError(f"orphan_seconds is {self.orphan_seconds}; expected more than 0")
 

@@ -195,6 +195,7 @@ class WorkerProcess:
                 eos_ids=model.eos_ids,
                 forbidden_first=() if model.speech is None else model.speech.tokens.suppressed_first,
                 stop_probe=lambda stops: _TextProbe(stops, bundle.tokenizer),
+                speculation=config.speculation,
             )
             self._instances[info.ref.id] = LiveInstance(part, core, info, around)
         bytes_of = opened.get(TransportKind.GRPC)

@@ -1,5 +1,6 @@
 """What programs rely on beyond the logits: layer ranges compose, dtypes hold, pools are updated in place."""
 
+import re
 from typing import Any
 
 import jax
@@ -11,9 +12,11 @@ from triptych.models.config import PRESETS
 from triptych.models.decoder import extend, extend_layers
 from triptych.models.kv import kv_groups
 from triptych.models.ragged import Ragged
+from triptych.models.structure import decoder_structure
 from triptych.models.weights.dummy import DummySource
 from triptych.models.weights.load import LoadedDecoder, load_decoder
 from triptych.sharding.mesh import make_mesh
+from triptych.sharding.rules import ShardingRules
 
 CONFIG = PRESETS["toy"]
 NUM_PAGES, PAGE_SIZE = 9, 4
@@ -103,3 +106,16 @@ def test_a_step_does_not_copy_its_pools(tokens: int, rows: int, width: int) -> N
 
     one_pool = 496 * PAGE_SIZE * CONFIG.num_kv_heads * CONFIG.head_dim * 4
     assert scratch_bytes(512) - scratch_bytes(16) < one_pool // 8
+
+
+def test_the_output_head_gathers_logits_and_not_its_weight() -> None:
+    """Over four devices: the weight is the largest array of a small model, and every step would move it."""
+    rows = 8
+    rules = ShardingRules(make_mesh(jax.devices()[:4], 4))
+    structure = decoder_structure(CONFIG, rules, "float32")
+    hidden = jax.ShapeDtypeStruct((rows, CONFIG.hidden_size), jnp.float32, sharding=rules.replicated())
+    head = jax.jit(lambda params, x: structure.merge(params).head(x), out_shardings=rules.replicated())
+    text = head.lower(structure.abstract, hidden).compile().as_text()
+    assert text is not None
+    gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)
+    assert gathered == [f"{rows},{CONFIG.vocab_size}"]

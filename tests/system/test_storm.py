@@ -11,7 +11,13 @@ import pytest
 
 from tests.system.deployment import Deployment
 from triptych.runtime.client import AsyncClient
-from triptych.runtime.core.errors import CancelledByClientError, DeadlineError, OverloadedError, TriptychError
+from triptych.runtime.core.errors import (
+    CancelledByClientError,
+    DeadlineError,
+    NotFoundError,
+    OverloadedError,
+    TriptychError,
+)
 
 REQUESTS = 300
 
@@ -36,6 +42,11 @@ async def one(client: AsyncClient, index: int, rng: random.Random) -> str:
     seen = 0
     try:
         stream = client.generate(**arguments)
+        if (
+            fate == "abort" and leave_after < 6
+        ):  # while it waits for its turn: an answer may be over before an abort of it arrives
+            await abort_when_known(client, f"storm-{index}")
+            fate = "aborted"
         async for chunk in stream:
             seen += len(chunk.tokens)
             if fate == "disconnect" and seen >= leave_after:
@@ -58,6 +69,16 @@ async def one(client: AsyncClient, index: int, rng: random.Random) -> str:
         if "no running request" in error.message or "abort" in error.message.lower():
             return "aborted after its end"
         raise
+
+
+async def abort_when_known(client: AsyncClient, request_id: str) -> None:
+    """Abort a request that was sent just now: the server may hear of the abort first. Raises NotFoundError if it never runs."""
+    for _ in range(20):
+        try:
+            return await client.abort(request_id)
+        except NotFoundError:
+            await asyncio.sleep(0.01)
+    await client.abort(request_id)
 
 
 @pytest.mark.limit(400)

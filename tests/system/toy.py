@@ -14,6 +14,7 @@ from triptych.runtime.cluster.front import FrontConfig, served_model
 from triptych.runtime.cluster.local import LocalCluster
 from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
+from triptych.runtime.instance.speculation import Speculation
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.worker.config import InstancePlan, WorkerConfig
 
@@ -42,6 +43,7 @@ class ToySetup:
     max_model_len: int = 160
     prefix_cache: bool = True
     kv_layer_groups: int | None = None
+    speculation: Speculation | None = None
     scheduler: SchedulerConfig = PATIENT
 
     def cluster(self, token: str | None = None) -> LocalCluster:
@@ -81,6 +83,7 @@ class ToySetup:
                 max_num_seqs=self.max_num_seqs,
                 prefix_cache=self.prefix_cache,
                 kv_layer_groups=self.kv_layer_groups,
+                speculation=self.speculation,
                 transports=(TransportKind(self.transport),),
             )
             for index, group in enumerate(groups)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from triptych.models.weight_formats import AUTO, WEIGHT_FORMATS
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.sampling import SamplingParams
@@ -55,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: float32 on CPU, else bfloat16"
     )
+    parser.add_argument(
+        "--weights", choices=(AUTO, *WEIGHT_FORMATS), default=AUTO, help="how matrices are stored; auto: in dtype"
+    )
     parser.add_argument("--page-size", "--block-size", type=int, default=16)
     parser.add_argument(
         "--cache-dir", default=DEFAULT_CACHE, help=f"where fetched models are kept (default {DEFAULT_CACHE})"
@@ -82,10 +86,10 @@ def run(args: argparse.Namespace) -> int:
     dtype = args.dtype if args.dtype != "auto" else "float32" if device.platform == "cpu" else "bfloat16"
     try:
         bundle = open_model(resolve_model(args.model, Path(args.cache_dir).expanduser(), progress=_tell))
+        mesh = make_mesh([device], 1)
+        loaded = load_decoder(bundle.config, bundle.tensor_source, mesh, dtype, args.weights)
     except (ModelFetchError, OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
-    mesh = make_mesh([device], 1)
-    loaded = load_decoder(bundle.config, bundle.tensor_source, mesh, dtype)
     pages = -(-(args.context + 1) // args.page_size)
     config = engine_config(
         num_pages=1 + pages * args.batch,
@@ -111,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     for probe in probes:
         print(f"  {probe.rate / 1e9:8.1f} GB/s  {probe.name}")
     print(
-        f"bytes a step     {floor.parameter_bytes / 1e6:.1f} MB weights + {floor.kv_bytes / 1e6:.1f} MB KV ({dtype}, {device.device_kind})"
+        f"bytes a step     {floor.parameter_bytes / 1e6:.1f} MB weights + {floor.kv_bytes / 1e6:.1f} MB KV ({dtype}, weights {args.weights}, {device.device_kind})"
     )
     print(f"floor            {floor.seconds * 1e3:.3f} ms")
     print(
@@ -120,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"measured / floor {median / floor.seconds:.2f} median, {best / floor.seconds:.2f} best")
     if args.json is not None:
         figures = {
-            "model": args.model, "dtype": dtype, "device": device.device_kind, "batch": args.batch, "context": args.context,
+            "model": args.model, "dtype": dtype, "weights": args.weights, "device": device.device_kind, "batch": args.batch, "context": args.context,
             "floor": asdict(floor) | {"seconds": floor.seconds}, "median": median, "best": best, "probes": [asdict(p) for p in probes],
         }  # fmt: skip
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
@@ -168,10 +172,9 @@ def decode_plan(number: int, batch: int, context: int, page_size: int) -> StepPl
 
 def step_parameter_bytes(loaded: LoadedDecoder) -> int:
     """Weights that one step reads: all of them, except that an untied input embedding is only looked up."""
-    total = loaded.nbytes()
-    if loaded.config.tie_embeddings:
-        return total
-    return total - loaded.config.vocab_size * loaded.config.hidden_size * loaded.params[0].dtype.itemsize
+    looked_up = "" if loaded.config.tie_embeddings else "embedding."
+    named = zip(loaded.structure.paths, loaded.params, strict=True)
+    return sum(array.nbytes for path, array in named if not (looked_up and path.startswith(looked_up)))
 
 
 def _tell(line: str) -> None:

@@ -1,7 +1,7 @@
-"""Encoders of published models at their true widths, without their weights: what is compiled for TPUs. No JAX.
+"""Published models at their true widths, without their weights: what is compiled for TPUs. No JAX.
 
 The numbers are those of the models' own config.json files: llava-hf/llava-1.5-7b-hf, OpenGVLab/InternVL3-8B-hf,
-Qwen/Qwen2.5-VL-7B-Instruct and openai/whisper-large-v3.
+Qwen/Qwen2.5-VL-7B-Instruct and openai/whisper-large-v3 for encoders, Qwen/Qwen3-8B for text; other text models are presets of `models/config.py`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from triptych.models.config import PRESETS, ModelConfig
 from triptych.models.multimodal.hf_config import multimodal_from_hf
 from triptych.models.speech.config import WhisperConfig
 from triptych.models.vision.config import VisionConfig
@@ -61,7 +62,7 @@ _QWEN = {
 # 12,845,056 pixels: the largest image that Qwen2.5-VL's preprocessor lets through, in patches of 14 x 14.
 _QWEN_SLOTS = 65536
 # What an instance takes for encoders of small pictures (runtime/worker/media_parts.py).
-_PICTURE_SLOTS = 2048
+PICTURE_SLOTS = 2048
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def _vision(name: str, config: dict[str, Any], slots: int) -> PublishedVision:
 PUBLISHED: dict[str, Published] = {
     model.name: model
     for model in (
-        _vision("llava-1.5-7b", _LLAVA, _PICTURE_SLOTS),
-        _vision("internvl3-8b", _INTERNVL, _PICTURE_SLOTS),
+        _vision("llava-1.5-7b", _LLAVA, PICTURE_SLOTS),
+        _vision("internvl3-8b", _INTERNVL, PICTURE_SLOTS),
         _vision("qwen2.5-vl-7b", _QWEN, _QWEN_SLOTS),
         PublishedSpeech(
             "whisper-large-v3",
@@ -120,3 +121,26 @@ PUBLISHED: dict[str, Published] = {
         ),
     )
 }
+
+_QWEN3_8B = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "rope_theta": 1000000,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+
+TEXT: dict[str, ModelConfig] = {
+    "smollm2-135m": PRESETS["smollm2-135m"],
+    "llama-3.1-8b": PRESETS["llama-8b"],
+    "qwen3-8b": ModelConfig.from_hf(_QWEN3_8B),
+}
+"""Text decoders by their published names."""

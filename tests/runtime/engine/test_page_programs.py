@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from triptych.models.pool_layout import APART, COMBINED, PoolLayout
 from triptych.runtime.core.errors import ChecksumError
 from triptych.runtime.engine.compile_guard import no_compilation
 from triptych.runtime.engine.page_programs import PageMover
@@ -41,10 +42,10 @@ def place(heads: int, tp: int) -> Heads:
     return Heads(tuple(tuple(flat[d * per : (d + 1) * per]) for d in range(tp)))
 
 
-def make_mover(layout: Heads, first_device: int, dtype, groups=None) -> PageMover:
+def make_mover(layout: Heads, first_device: int, dtype, groups=None, pool_layout: PoolLayout = APART) -> PageMover:
     devices = jax.devices()[first_device : first_device + len(layout.slots())]
     mesh = Mesh(np.array(devices), ("tp",))
-    return PageMover(mesh, layout, LAYERS, PAGES, PAGE_SIZE, HEAD_DIM, dtype, GRANULE, groups)
+    return PageMover(mesh, layout, LAYERS, PAGES, PAGE_SIZE, HEAD_DIM, dtype, GRANULE, groups, pool_layout=pool_layout)
 
 
 def make_pools(mover: PageMover, logical: np.ndarray):
@@ -64,6 +65,14 @@ def read_pools(pools) -> np.ndarray:
 def content(heads: int, dtype, seed: int) -> np.ndarray:
     values = np.random.default_rng(seed).standard_normal((LAYERS, 2, PAGES, PAGE_SIZE, heads, HEAD_DIM))
     return (values * 50).astype(jnp.dtype(dtype))
+
+
+def combined(mover: PageMover, pools):
+    """The same content as `make_pools` gives, with keys and values of each device's heads in one array a layer."""
+    mesh = Mesh(np.array(mover.devices), ("tp",))
+    spec = PartitionSpec(None, None, "tp")
+    merge = jax.jit(jax.shard_map(COMBINED.merge, mesh=mesh, in_specs=(spec, spec), out_specs=spec))
+    return tuple((merge(k, v),) for k, v in pools)
 
 
 def move(source: PageMover, target: PageMover, gathered, g: int):
@@ -97,6 +106,33 @@ def test_pages_arrive_byte_equal_in_any_placement(heads, tp_from, tp_to, dtype):
     expected[:, :, [3, 7]] = there[:, :, [5, 2]]
     assert read_pools(pools_to).tobytes() == read_pools(make_pools(target, expected)).tobytes()
     assert read_pools(pools_from).tobytes() == read_pools(make_pools(source, there)).tobytes()
+
+
+@pytest.mark.parametrize(("tp_from", "tp_to"), [(1, 2), (2, 1)])
+def test_pages_arrive_whichever_way_keys_and_values_lie(tp_from, tp_to):
+    """Three heads: in a combined pool four on one device, or on two of which one has a pad."""
+    source, target = make_mover(place(3, tp_from), 0, "bfloat16"), make_mover(place(3, tp_to), 4, "bfloat16")
+    source_combined = make_mover(place(3, tp_from), 0, "bfloat16", pool_layout=COMBINED)
+    target_combined = make_mover(place(3, tp_to), 4, "bfloat16", pool_layout=COMBINED)
+    for mover in (source, target, source_combined, target_combined):
+        mover.compile(sizes=[1])
+    there, here = content(3, "bfloat16", 1), content(3, "bfloat16", 2)
+    expected = here.copy()
+    expected[:, :, [3, 7]] = there[:, :, [5, 2]]
+
+    apart = source.gather(make_pools(source, there), (5, 2), 1)
+    together = source_combined.gather(combined(source, make_pools(source, there)), (5, 2), 1)
+    assert apart.host_checksums() == together.host_checksums()
+    assert [np.asarray(chunk).tobytes() for chunk in apart.chunks] == [
+        np.asarray(chunk).tobytes() for chunk in together.chunks
+    ]
+    pools, _ = target.scatter(make_pools(target, here), (3, 7), move(source, target, together, 1), 1)
+    assert read_pools(pools).tobytes() == read_pools(make_pools(target, expected)).tobytes()
+    pools, sums = target_combined.scatter(
+        combined(target, make_pools(target, here)), (3, 7), move(source, target, apart, 1), 1
+    )
+    target_combined.verify(sums, apart.host_checksums(), 1)
+    assert read_pools(pools).tobytes() == read_pools(combined(target, make_pools(target, expected))).tobytes()
 
 
 def test_chunk_is_in_canonical_order_and_padding_pages_are_zero():

@@ -48,6 +48,22 @@ def test_the_smallest_size_that_fits_is_chosen() -> None:
         smallest((1, 4, 16), 17, "rows")
 
 
+def test_guesses_take_more_decode_rows_and_draws_and_nothing_else() -> None:
+    limits: dict[str, Any] = {"page_size": 16, "max_num_seqs": 8, "max_model_len": 512, "chunk_tokens": 32}
+    roles = frozenset({Role.PREFILL, Role.DECODE})
+    plain, guessing = (
+        default_buckets(**limits, roles=roles),
+        default_buckets(**limits, roles=roles, speculative_tokens=4),
+    )
+    more = {shape for shape in guessing.extend if shape not in plain.extend}
+    assert set(plain.extend) < set(guessing.extend)
+    assert more == {ExtendShape(rows, 0, 32) for rows in (5, 16, 32, 40)}
+    assert guessing.draws == (1, 3, 5, 10, 40)
+    assert default_buckets(**limits, roles=frozenset({Role.PREFILL}), speculative_tokens=0) == default_buckets(
+        **limits, roles=frozenset({Role.PREFILL})
+    )
+
+
 def test_roles_decide_which_programs_exist() -> None:
     limits: dict[str, Any] = {"page_size": 16, "max_num_seqs": 8, "max_model_len": 2048, "chunk_tokens": 512}
     both = default_buckets(**limits, roles=frozenset({Role.PREFILL, Role.DECODE}))

@@ -58,6 +58,7 @@ from triptych.runtime.instance.messages import (
     Tick,
 )
 from triptych.runtime.instance.plan import StepPlan, StepResult
+from triptych.runtime.instance.speculation import DrafterFactory
 from triptych.runtime.instance.termination import StopProbeFactory
 
 
@@ -103,9 +104,12 @@ class Node:
         composer: StepComposer | None = None,
         stop_probe: StopProbeFactory = TokenProbe,
         seed: int = 1,
+        drafter: DrafterFactory | None = None,
     ):
         self.config = cfg
-        self.core = InstanceCore(cfg, stop_probe=stop_probe, random=random.Random(seed), composer=composer)
+        self.core = InstanceCore(
+            cfg, stop_probe=stop_probe, random=random.Random(seed), composer=composer, drafter=drafter
+        )
         self.device = FakeDevice(cfg)
         self.results: deque[StepResult] = deque()
         self.messages: list[InstanceMessage] = []
@@ -242,8 +246,15 @@ class Cluster:
     """A prefill node, a decode node and the wire between them; requests run split over both, or locally on the decode
     node."""
 
-    def __init__(self, prefill: InstanceConfig, decode: InstanceConfig, lease: float = 5.0, ttl: float = 5.0):
-        self.prefill, self.decode = Node(prefill), Node(decode)
+    def __init__(
+        self,
+        prefill: InstanceConfig,
+        decode: InstanceConfig,
+        lease: float = 5.0,
+        ttl: float = 5.0,
+        drafter: DrafterFactory | None = None,
+    ):
+        self.prefill, self.decode = Node(prefill, drafter=drafter), Node(decode, drafter=drafter)
         self.nodes = (self.prefill, self.decode)
         self.lease, self.ttl = lease, ttl
         self.journals: dict[str, Journal] = {}

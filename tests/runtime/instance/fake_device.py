@@ -12,6 +12,7 @@ it writes and draws.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 
 from triptych.runtime.core.request import Finish, FinishReason, Logprobs, Request
 from triptych.runtime.core.sampling import SamplingParams
@@ -221,16 +222,22 @@ class FakeDevice:
         for encode in plan.encodes:
             assert all(0 < page < config.media_pages for page in encode.pages)
             assert len(encode.pages) == -(-encode.tokens // config.page_size)
-        assert sum(row.decode for row in plan.rows) <= config.max_num_seqs
-        assert sum(len(row.draws) for row in plan.rows) <= config.max_num_seqs
+        most = config.max_num_seqs if prefill else config.max_draws
+        assert sum(row.decode for row in plan.rows) <= most
+        assert sum(len(row.draws) for row in plan.rows) <= most
         assert len(prefill) <= config.max_prefill_rows
         assert sum(row.length for row in prefill) <= config.chunk_tokens
-        assert len({row.sequence for row in plan.rows}) == len(plan.rows), "a sequence has two rows"
+        for before, row in pairwise(plan.rows):
+            if row.sequence == before.sequence:  # a guess
+                assert row.decode and row.tokens and len(row.draws) == 1 and row.pages == before.pages
+                assert row.start == before.start + before.length and row.token_slot == before.token_slot
+        first = [next(rows) for _, rows in groupby(plan.rows, key=lambda row: row.sequence)]
+        assert len({row.sequence for row in first}) == len(first), "a sequence has two rows that are apart"
         for row in plan.rows:
             assert len(row.score) <= row.length
             assert row.start + row.length <= len(row.pages) * config.page_size
             assert all(0 < page < config.num_pages for page in row.pages) and len(set(row.pages)) == len(row.pages)
-        slots = [draw.slot for row in plan.rows for draw in row.draws]
+        slots = [draw.slot for row in first for draw in row.draws]
         assert len(set(slots)) == len(slots), "a slot draws twice"
         for export in plan.exports:
             assert export.pool is Pool.MEDIA or len(export.pages) == config.export_pages or export.last

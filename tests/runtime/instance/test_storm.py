@@ -15,18 +15,29 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from tests.runtime.instance.cluster import Cluster, config, request
+from tests.runtime.instance.drafters import half_right
 from triptych.runtime.core.instance import InstanceRef, Role
+from triptych.runtime.instance.speculation import Speculation
 
 
 class Bench:
     """What can happen to two instances and the wire between them. `audit()` runs after every event (Node.send)."""
 
     def __init__(
-        self, pages: int, chunk: int, granule: int, caching: bool, slots: int, decode_pages: int | None = None
+        self,
+        pages: int,
+        chunk: int,
+        granule: int,
+        caching: bool,
+        slots: int,
+        decode_pages: int | None = None,
+        speculation: Speculation | None = None,
     ):
         sizes = {"chunk_tokens": chunk, "export_pages": granule, "prefix_cache": caching, "max_num_seqs": slots}
+        sizes["speculation"] = speculation
         prefill = config("p", **sizes, num_pages=pages, max_prefill_rows=2)
-        self.cluster = Cluster(prefill, config("d", **sizes, num_pages=decode_pages or pages, max_model_len=40))
+        decode = config("d", **sizes, num_pages=decode_pages or pages, max_model_len=40)
+        self.cluster = Cluster(prefill, decode, drafter=half_right)
         self.count = 0
 
     def submit(self, prompt: tuple[int, ...], params: dict, split: bool, deadline: float | None) -> None:
@@ -110,9 +121,10 @@ class Storm(RuleBasedStateMachine):
         granule=st.integers(1, 3),
         caching=st.booleans(),
         slots=st.integers(3, 6),
+        speculation=st.sampled_from([None, Speculation(3)]),
     )
-    def build(self, pages, chunk, granule, caching, slots):
-        self.bench = Bench(pages, chunk, granule, caching, slots)
+    def build(self, pages, chunk, granule, caching, slots, speculation):
+        self.bench = Bench(pages, chunk, granule, caching, slots, speculation=speculation)
 
     @rule(prompt=PROMPTS, params=PARAMS, split=st.booleans(), deadline=st.one_of(st.none(), st.integers(1, 4)))
     def submit(self, prompt, params, split, deadline):
@@ -173,6 +185,17 @@ TestStorm = Storm.TestCase
 
 @pytest.mark.parametrize("seed", range(40))
 def test_a_long_storm(seed):
+    _storm(seed, None)
+
+
+@pytest.mark.parametrize("seed", range(40, 50))
+def test_a_long_storm_with_guesses(seed):
+    bench = _storm(seed, Speculation(seed % 5 + 1))
+    counts = [node.core.speculated for node in bench.cluster.nodes]
+    assert any(0 < count.accepted < count.drafted for count in counts)
+
+
+def _storm(seed: int, speculation: Speculation | None) -> Bench:
     rng = random.Random(seed)
     bench = Bench(
         pages=rng.choice([12, 20, 40]),
@@ -181,6 +204,7 @@ def test_a_long_storm(seed):
         caching=rng.random() < 0.7,
         slots=rng.randint(3, 8),
         decode_pages=rng.choice([10, 12, 16, 40]),
+        speculation=speculation,
     )
     for _ in range(400):
         happening = rng.random()
@@ -205,6 +229,7 @@ def test_a_long_storm(seed):
         else:
             bench.step(rng.randint(0, 1), rng.randint(1, 6))
     bench.finish()
+    return bench
 
 
 def _prompt(rng: random.Random) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import pytest
 
 from triptych.models.config import ModelConfig
 from triptych.models.kv import kv_groups
+from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.worker.build import compatibility, kv_header, open_worker_model
 from triptych.runtime.worker.config import InstancePlan, WorkerConfig
@@ -40,3 +41,19 @@ def test_workers_that_cut_layers_otherwise_are_told_apart_before_anything_moves(
     headers = [kv_header(config, model.bundle, group) for config in (whole, same, cut)]
     assert headers[0] == headers[1] and headers[0].digest() != headers[2].digest()
     assert headers[2].layer_groups == ((0, 1), (1, 2))
+
+
+def test_workers_with_other_weights_are_told_apart_before_anything_moves() -> None:
+    whole = replace(_config(Path("dummy:toy")), model="dummy:toy")
+    model = open_worker_model(whole)
+    assert isinstance(model.bundle.config, ModelConfig)
+    (group,) = kv_groups(model.bundle.config, "float32")
+    int8 = replace(whole, weights="int8")
+    (difference,) = compatibility(whole, model).difference(compatibility(int8, model))
+    assert difference.startswith("revision") and "/float32/int8" in difference
+    assert kv_header(whole, model.bundle, group).digest() != kv_header(int8, model.bundle, group).digest()
+
+
+def test_unknown_weights_are_refused() -> None:
+    with pytest.raises(ConfigError, match="weights 'int5' are unknown; known: auto, int8"):
+        replace(_config(Path("dummy:toy")), weights="int5")

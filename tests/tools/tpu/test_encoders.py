@@ -5,37 +5,21 @@ In a process of its own each: libtpu is loaded once a process, and leaves its ma
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from typing import Any
-
 import pytest
 
+from tests.tools.tpu.checking import NO_COMPILER, compile_check
 from triptych.sharding.tpu import TARGETS
 from triptych.tools.tpu.models import PUBLISHED, PublishedSpeech, PublishedVision
 
-pytestmark = pytest.mark.skipif(
-    find_spec("libtpu") is None, reason="no TPU compiler: libtpu is there for Linux on x86-64 only"
-)
+pytestmark = NO_COMPILER
 MOVES = {"media", "inject", "gather heads=2 layers=1", "scatter heads=2 layers=1"}
-
-
-def report(target: str, model: str, *flags: str, limit: float = 110) -> list[dict[str, Any]]:
-    environ = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # those are for the CPU
-    argv = [sys.executable, "-m", "triptych.tools.tpu.report", "--json", "--target", target, "--model", model, *flags]
-    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=limit, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_an_encoder_with_windows_compiles_for_eight_chips() -> None:
     """Two layers of Qwen2.5-VL's encoder, one with windows and one without, its connector, and everything that moves embeddings."""
     model = PUBLISHED["qwen2.5-vl-7b"].shallow(2)
     assert isinstance(model, PublishedVision)
-    rows = {row["name"]: row for row in report("v6e:2x4", model.name, "--layers=2", "--slots=256")}
+    rows = {row["name"]: row for row in compile_check("v6e:2x4", model.name, "--layers=2", "--slots=256", "--every")}
     assert rows.keys() >= MOVES | {"encode 256"}
     assert all(0 < row["peak_bytes"] < row["memory_bytes"] for row in rows.values())
     encode, weights = rows["encode 256"], 2 * model.config.parameter_count()
@@ -49,7 +33,7 @@ def test_an_encoder_with_windows_compiles_for_eight_chips() -> None:
 @pytest.mark.parametrize("model", PUBLISHED)
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_encoder_fits_every_target_at_full_depth(target: str, model: str) -> None:
-    rows = report(target, model, "--largest", limit=2300)
+    rows = compile_check(target, model, limit=2300)
     names = {row["name"] for row in rows}
     published = PUBLISHED[model]
     if isinstance(published, PublishedSpeech):

@@ -1,0 +1,92 @@
+"""Verification in plans and results: which samples of a step get guesses, and what is left of them afterwards.
+
+A guess is one more row of its sequence in the same plan, shaped like any decode row: the token before it was written by the row before, because a
+program writes all keys and values of a layer before it attends to them. So verification needs no programs of its own, only decode rows in number.
+
+What a sample holds at the end depends on how many guesses were right. Nothing is planned until that is known: the device waits for
+the host once a verifying step (decision 025 says why the others are not computed meanwhile). Where a sample's last token is still being drawn the first guess
+takes its place and those behind it are verified, so plain steps run into a verifying one without a wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Several
+
+from triptych.runtime.instance.speculation import Lookahead, can_speculate
+from triptych.runtime.instance.state import Guessed, InstanceState, PlannedRow
+from triptych.runtime.instance.tasks import Stream
+
+# What the wait for a verifying step costs, as a share of a step: every sample that decodes loses so much. An estimate for small models on fast
+# devices, on purpose: where steps are long the wait is less, and guesses that pay do so by far.
+WAIT = 0.25
+
+
+def guesses(state: InstanceState, streams: Several[Stream], rows: int) -> list[tuple[int, ...]]:
+    """For each of `streams`, which all decode in the next plan, the tokens guessed to follow; at most `rows` in all, oldest samples first.
+
+    They hold their pages then, out of what is free: nothing is preempted for a guess. All are empty if they are not worth the wait.
+    """
+    nothing: list[tuple[int, ...]] = [()] * len(streams)
+    found: list[tuple[int, ...]] = []
+    gain = 0.0
+    for stream in streams:
+        guessed = _guess(state, stream, rows)
+        rows -= len(guessed)
+        found.append(guessed)
+        if guessed and stream.lookahead is not None:
+            gain += stream.lookahead.expected(len(guessed))
+    if gain <= WAIT * len(streams):
+        return nothing
+    return [_hold(state, stream, guessed) for stream, guessed in zip(streams, found, strict=True)]
+
+
+def _guess(state: InstanceState, stream: Stream, rows: int) -> tuple[int, ...]:
+    """What may follow the token that `stream` decodes next."""
+    sequence, speculation, request = stream.sequence, state.config.speculation, stream.task.request
+    assert sequence is not None and speculation is not None
+    if not can_speculate(request.sampling):
+        return ()
+    if stream.lookahead is None:
+        stream.lookahead = Lookahead(state.drafter(request, stream.sample))
+    ahead = stream.pending
+    room = stream.termination.limit - len(stream.outputs) - ahead - 1
+    most = min(speculation.tokens, rows, room)
+    if most < 1:
+        return ()
+    proposed = tuple(stream.lookahead.drafter.propose(sequence.tokens, ahead + most))[ahead:]
+    return proposed[: stream.lookahead.depth(len(proposed))]
+
+
+def _hold(state: InstanceState, stream: Stream, guessed: tuple[int, ...]) -> tuple[int, ...]:
+    """The guesses that there are pages for."""
+    sequence = stream.sequence
+    assert sequence is not None
+    end = sequence.scheduled + 1 + len(guessed)
+    if guessed and sequence.missing(end) <= state.memory.pool.available:
+        sequence.reserve(end)
+    return guessed[: sequence.capacity - sequence.scheduled - 1]
+
+
+def stands(planned: PlannedRow) -> bool:
+    """Whether a guessed input turned out to be the sequence's token there, and the sample goes on behind it."""
+    stream, generation = planned.draws[0]
+    tokens = planned.sequence.tokens
+    return (
+        stream.generation == generation
+        and stream.finish is None
+        and len(tokens) == planned.computed
+        and tokens[-1] == planned.draft
+    )
+
+
+def judge(state: InstanceState, guessed: Guessed) -> None:
+    """All rows of a verified sample were looked at: what was computed for wrong guesses is computed again."""
+    stream, sequence = guessed.stream, guessed.stream.sequence
+    if stream.generation != guessed.generation or sequence is None or stream.lookahead is None:
+        return
+    accepted = len(sequence.tokens) - guessed.known
+    state.speculated = state.speculated.plus(guessed.count, accepted)
+    if stream.finish is None:  # else what lay behind the end was never judged
+        stream.lookahead.observe(guessed.count, accepted)
+    stream.pending = 0
+    sequence.retract(len(sequence.tokens) - 1)
