@@ -34,6 +34,8 @@ os.environ.setdefault(
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0"
 )  # toy programs are small and many: keep them all
 
-# How long an example takes is the machine's business; tests/timeouts.py bounds the whole test.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+# How long an example takes is the machine's business; tests/timeouts.py bounds the whole test. Examples are the same in every run, so that a
+# change fails for what it changed; `--hypothesis-profile=exploring` draws others each time.
+settings.register_profile("exploring", deadline=None)
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")

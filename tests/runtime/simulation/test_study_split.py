@@ -223,6 +223,9 @@ def test_an_error_of_the_parent_ends_the_child():
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the child in /proc")
+@pytest.mark.skipif(
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="children of a background job ignore Ctrl-C"
+)
 def test_ctrl_c_ends_both():
     call = "simulate --topology 40P60D --hardware h100 --model qwen-1.5b --rate 1000 --requests 30000 --jobs 2 --input-len 200 --output-len 20"
     process = subprocess.Popen(

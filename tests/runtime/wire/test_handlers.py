@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import warnings
 import weakref
 from collections.abc import AsyncIterator
 from typing import Any
@@ -85,4 +86,6 @@ def test_a_refused_call_leaves_no_circle_of_references(method: str) -> None:
             gc.enable()
             await server.stop(None)
 
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        gc.collect()  # what other tests left behind
     asyncio.run(scenario())
