@@ -25,6 +25,7 @@ from triptych.models.speech.load import load_decoder as load_speech_decoder
 from triptych.models.weight_formats import AUTO
 from triptych.models.weights.dummy import DummySource
 from triptych.models.weights.load import load_decoder
+from triptych.models.weights.on_device import makes_weights
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Compatibility, InstanceInfo, Role
 from triptych.runtime.engine.config import EngineConfig, engine_config
@@ -229,9 +230,11 @@ def layer_groups(config: WorkerConfig, bundle: ModelBundle | SpeechBundle) -> La
 
 
 def revision(config: WorkerConfig, bundle: ModelBundle | SpeechBundle) -> str:
-    """Which numbers the model has here. KV of quantised weights is other KV than that of the weights they were made from."""
+    """Which numbers the model has here. KV of quantised weights is other KV than that of the weights they were made from, and random weights that
+    accelerators made are others than those that CPUs read."""
     stored = "" if config.weights == AUTO else f"/{config.weights}"
-    return f"{bundle.revision}/{config.dtype}{stored}"
+    made = isinstance(bundle.tensor_source, DummySource) and makes_weights(jax.default_backend())
+    return f"{bundle.revision}/{config.dtype}{stored}{'/made on the device' if made else ''}"
 
 
 def compatibility(config: WorkerConfig, model: WorkerModel) -> Compatibility:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 
 from triptych.models.config import ModelConfig
@@ -52,6 +53,19 @@ def test_workers_with_other_weights_are_told_apart_before_anything_moves() -> No
     (difference,) = compatibility(whole, model).difference(compatibility(int8, model))
     assert difference.startswith("revision") and "/float32/int8" in difference
     assert kv_header(whole, model.bundle, group).digest() != kv_header(int8, model.bundle, group).digest()
+
+
+def test_random_weights_of_another_kind_of_device_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerators make other random numbers than CPUs read; a checkpoint's are the same everywhere."""
+    preset, folder = (
+        replace(_config(Path(model)), model=model) for model in ("dummy:toy", str(GOLDENS.parents[1] / "goldens" / "llama2"))
+    )
+    model, checkpoint = open_worker_model(preset), open_worker_model(folder)
+    on_cpu = [compatibility(preset, model), compatibility(folder, checkpoint)]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    (difference,) = on_cpu[0].difference(compatibility(preset, model))
+    assert difference.startswith("revision") and "made on the device" in difference
+    assert on_cpu[1] == compatibility(folder, checkpoint)
 
 
 def test_unknown_weights_are_refused() -> None:
