@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import pytest
 from jax.experimental import topologies
 
@@ -16,6 +17,7 @@ from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.engine.buckets import Buckets, ExtendShape
 from triptych.runtime.engine.compiling import Program
 from triptych.runtime.engine.sample import Variant
+from triptych.sharding.mesh import make_mesh
 from triptych.sharding.tpu import TARGETS
 from triptych.tools.tpu import check
 from triptych.tools.tpu.compiled import Compiled, deeper
@@ -102,6 +104,11 @@ def arguments(*argv: str) -> argparse.Namespace:
         (("--target=v5e:2x2", "--model=qwen3-8b", "--tp=8"), "--tp is 8; the slice has 4 chips"),
         (("--target=v5e:2x2", "--model=llava-1.5-7b", "--tp=5"), "--tp is 5; the slice has 4 chips"),
         (("--target=v5e:2x2", "--model=qwen3-8b"), r"pip install 'triptych\[tpu\]'"),
+        (
+            ("--target=v5e:2x2", "--model=qwen3-8b", "--page-size=0", "--slots=-1"),
+            "--page-size, --slots must be positive",
+        ),
+        (("--target=v5e:2x2", "--model=qwen3-8b", "--memory-fraction=7"), "--memory-fraction is 7.0; expected a share"),
     ],
 )
 def test_a_wrong_call_says_what_is_wrong(argv: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +119,29 @@ def test_a_wrong_call_says_what_is_wrong(argv: tuple[str, ...], message: str, mo
     monkeypatch.setattr(topologies, "get_topology_desc", missing)
     with pytest.raises(ConfigError, match=message):
         check.run(arguments(*argv))
+
+
+def test_a_verdict_is_of_some_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    for name in ("_mesh", "_engine"):
+        monkeypatch.setattr(check, name, lambda *args: None)
+    monkeypatch.setattr(check, "_check_text", lambda *args: iter(()))
+    with pytest.raises(ConfigError, match="no program of dummy:toy has a name that begins with nonsense"):
+        check.run(arguments("--target=v5e:2x2", "--model=dummy:toy", "--only=nonsense"))
+
+
+@pytest.mark.parametrize(
+    ("model", "step", "form"), [("smollm2-135m", 30, "extend"), ("smollm2-135m", 7, "layers"), ("toy", 1, "layers")]
+)
+def test_groups_of_all_layers_are_no_cut_and_models_of_few_layers_are_compiled_whole(
+    model: str, step: int, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = Compiled(argument_bytes=1, temp_bytes=1, peak_bytes=1, flops=1.0, bytes_accessed=1.0, seconds=1.0)
+    monkeypatch.setattr(check, "_compile", lambda piece, shallow: compiled)
+    asked = arguments("--target=v6e:2x4", "--model=-", *SMALL, "--attention=reference", f"--kv-layer-groups={step}")
+    engine = check._engine(asked, PRESETS[model], make_mesh(jax.devices()[:1], 1), 8 << 30)
+    names = [row.name for row in check._check_text(engine, asked, check.Report(True, "", 8 << 30))]
+    assert any(name.startswith(f"{form} decode=0 prefill=64") for name in names), names
 
 
 def test_a_folder_is_read_for_its_shapes_alone(tmp_path: Path) -> None:
