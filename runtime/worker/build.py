@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from triptych.models.hub.bundle import ModelBundle, open_model
 from triptych.models.hub.media import open_multimodal
 from triptych.models.hub.resolve import resolve_model
+from triptych.models.kernels.names import REFERENCE
 from triptych.models.kv import KVGroup
 from triptych.models.speech.bundle import SpeechBundle, is_speech
 from triptych.models.speech.load import load_decoder as load_speech_decoder
@@ -87,8 +88,9 @@ def open_worker_model(config: WorkerConfig) -> WorkerModel:
     """The model's parts; fetches it if it is not at hand. With `load_dummy` the weights are random ones of the same shapes."""
     resolved = resolve_model(config.model, config.cache, progress=lambda text: log.info("%s", text))
     if is_speech(resolved):
-        if config.weights != AUTO:
-            raise ConfigError(f"weights is {config.weights!r}; speech models are served with {AUTO!r} only")
+        for name, only in (("weights", AUTO), ("attention", REFERENCE)):
+            if (asked := getattr(config, name)) != only:
+                raise ConfigError(f"{name} is {asked!r}; speech models are served with {only!r} only")
         return WorkerModel(resolved, open_speech_bundle(resolved, config.load_dummy))
     bundle = open_model(resolved)
     if config.load_dummy:
