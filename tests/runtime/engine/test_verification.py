@@ -20,6 +20,7 @@ from triptych.runtime.instance.core import InstanceCore
 from triptych.runtime.instance.messages import Command, DeviceReady, Emit, StepDone
 from triptych.runtime.instance.plan import StepPlan
 from triptych.runtime.instance.speculation import Speculation
+from triptych.tools.bench.speculation import compare
 
 pytestmark = pytest.mark.limit(300)  # the first test compiles an engine
 
@@ -109,3 +110,11 @@ def test_tokens_are_those_of_plain_decoding(engine: Engine, name: str, num_pages
     assert counts.drafted > 0
     if name.startswith("greedy") and num_pages == 80:
         assert counts.accepted > 0 and steps < plain_steps
+
+
+def test_the_benchmark_of_guesses_counts_the_steps_that_they_save(engine: Engine) -> None:
+    """Here, because the engine is."""
+    found = compare(engine, "repeats", PROMPT, 30, GUESSING)
+    assert found.differs_at is None
+    assert found.plain.tokens == found.plain.steps == found.guessed.tokens == 29 and found.plain.drafted == 0
+    assert 0 < found.guessed.accepted <= 29 - found.guessed.steps
