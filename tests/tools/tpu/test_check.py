@@ -12,7 +12,7 @@ import pytest
 from jax.experimental import topologies
 
 from tests.tools.tpu.checking import NO_COMPILER, compile_check
-from triptych.models.config import PRESETS
+from triptych.models.config import PRESETS, ModelConfig
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.engine.buckets import Buckets, ExtendShape
 from triptych.runtime.engine.compiling import Program
@@ -26,20 +26,27 @@ from triptych.tools.tpu.named import models_named
 from triptych.tools.tpu.text import decides
 
 SMALL = ("--max-model-len=512", "--max-num-seqs=8", "--max-num-batched-tokens=64")
-SMOLLM2 = TEXT["smollm2-135m"]
+NARROW = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 512, "hidden_size": 256, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "intermediate_size": 512, "tie_word_embeddings": True,
+}  # fmt: skip
 
 
 @NO_COMPILER
-def test_a_decode_step_and_what_moves_pages_compile_for_four_of_eight_chips() -> None:
+def test_a_decode_step_and_what_moves_pages_compile_for_four_of_eight_chips(tmp_path: Path) -> None:
+    """A narrow model, because wide ones take the compiler three times as long; heads of a real one's number and size."""
+    (tmp_path / "config.json").write_text(json.dumps(NARROW))
+    (model,) = models_named(str(tmp_path), tmp_path)
+    assert isinstance(model, ModelConfig)
     only = ("--only=extend decode=8 prefill=0", "--only=sample greedy", "--only=copy", "--only=scatter")
-    rows = {row["name"]: row for row in compile_check("v6e:2x4", "smollm2-135m", *SMALL, *only)}
+    rows = {row["name"]: row for row in compile_check("v6e:2x4", str(tmp_path), "--tp=4", *SMALL, *only)}
     assert set(rows) == {"extend decode=8 prefill=0 width=32", "sample greedy 8", "copy", "scatter heads=1"}
     assert all(row["fits"] and row["peak_bytes"] <= row["needs_bytes"] < row["memory_bytes"] for row in rows.values())
     step = rows["extend decode=8 prefill=0 width=32"]
     # Nine tenths of a chip: a quarter of the weights (heads padded from nine to twelve), and pages.
     assert step["argument_bytes"] == pytest.approx(0.9 * step["memory_bytes"], rel=0.01)
-    body = SMOLLM2.parameter_count() - SMOLLM2.vocab_size * SMOLLM2.hidden_size
-    assert 2 * 8 * body / 4 < step["flops"] < 1.3 * 2 * 8 * body / 4, "of thirty layers, of which two were compiled"
+    body = model.parameter_count() - model.vocab_size * model.hidden_size
+    assert 2 * 8 * body / 4 < step["flops"] < 1.5 * 2 * 8 * body / 4, "of thirty layers, of which two were compiled"
 
 
 @NO_COMPILER
@@ -82,13 +89,6 @@ def test_every_program_fits_every_target_at_full_depth(target: str, tp: int, mod
     assert all(row["fits"] for row in rows.values())
 
 
-@NO_COMPILER
-def test_weights_beyond_a_chip_do_not_fit() -> None:
-    """Sixteen gigabytes of weights, of a chip that has sixteen: said before anything is compiled."""
-    (row,) = compile_check("v5e:2x2", "llama-3.1-8b", "--tp=1", status=1)
-    assert not row["fits"] and "KV pages" in row["error"]
-
-
 def arguments(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     check.add_arguments(parser)
@@ -119,6 +119,17 @@ def test_a_wrong_call_says_what_is_wrong(argv: tuple[str, ...], message: str, mo
     monkeypatch.setattr(topologies, "get_topology_desc", missing)
     with pytest.raises(ConfigError, match=message):
         check.run(arguments(*argv))
+
+
+def test_weights_beyond_a_chip_do_not_fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sixteen gigabytes of weights, of a chip that has sixteen: said before anything is compiled, so any mesh will do."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(check, "_mesh", lambda args, tp: make_mesh(jax.devices()[:tp], tp))
+    assert check.run(arguments("--target=v5e:2x2", "--model=llama-3.1-8b", "--tp=1", "--json")) == 1
+    out = capsys.readouterr()
+    (row,) = map(json.loads, out.out.splitlines())
+    assert not row["fits"] and "KV pages" in row["error"]
+    assert "llama-3.1-8b does not fit v5e:2x2" in out.err
 
 
 def test_a_verdict_is_of_some_program(monkeypatch: pytest.MonkeyPatch) -> None:
