@@ -18,7 +18,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from triptych.models.errors import QuantisationError
 from triptych.models.kernels.names import PLATFORMS
+from triptych.models.weight_formats import AUTO, WEIGHT_FORMATS
 from triptych.runtime.core.errors import ConfigError
 from triptych.tools.config import ServeConfig
 from triptych.tools.tpu.compiled import ENVIRONMENT, Compiled, DoesNotFit, compile_lowered, deeper
@@ -69,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory-fraction", type=float, default=0.9, help="of a chip, for weights and KV pages (default 0.9)"
     )
     parser.add_argument("--attention", default="tpu", choices=KERNELS, help="attention kernel (default tpu)")
+    parser.add_argument(
+        "--weights",
+        default=AUTO,
+        choices=(AUTO, *WEIGHT_FORMATS),
+        help="how a text model's matrices are stored (default auto: bfloat16)",
+    )
     parser.add_argument(
         "--kv-layer-groups", type=int, metavar="LAYERS", help="compute prompts by groups of so many layers"
     )
@@ -124,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
                 programs = _check_encoder(model, _mesh(args, args.tp or target.chips), args)
             for program in programs:
                 fits &= report.row(args.model, program)
-    except (TpuCompilerError, IncompatibleTpError) as error:
+    except (TpuCompilerError, IncompatibleTpError, QuantisationError) as error:
         raise ConfigError(str(error)) from error
     if not report.rows:
         raise ConfigError(f"no program of {args.model} has a name that begins with {' or '.join(args.only)}")
@@ -164,6 +172,7 @@ def _engine(args: argparse.Namespace, model: ModelConfig, mesh: Mesh, memory_byt
         page_size=args.page_size,
         memory_fraction=args.memory_fraction,
         attention=args.attention,
+        weights=args.weights,
         kv_layer_groups=step if step is not None and step < model.num_layers else None,  # a group of all is no cut
     )
     return TextEngine(model, mesh, limits, memory_bytes)

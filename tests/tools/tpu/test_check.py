@@ -13,6 +13,7 @@ from jax.experimental import topologies
 
 from tests.tools.tpu.checking import NO_COMPILER, compile_check
 from triptych.models.config import PRESETS, ModelConfig
+from triptych.models.errors import QuantisationError
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.engine.buckets import Buckets, ExtendShape
 from triptych.runtime.engine.compiling import Program
@@ -130,6 +131,17 @@ def test_weights_beyond_a_chip_do_not_fit(monkeypatch: pytest.MonkeyPatch, capsy
     (row,) = map(json.loads, out.out.splitlines())
     assert not row["fits"] and "KV pages" in row["error"]
     assert "llama-3.1-8b does not fit v5e:2x2" in out.err
+
+
+def test_quantised_weights_leave_room_for_pages() -> None:
+    """Eight billion weights on a chip of sixteen gigabytes: not as they are, but in a byte each."""
+    asked = arguments("--target=v5e:2x2", "--model=-", *SMALL, "--weights=int8", "--attention=reference")
+    engine = check._engine(asked, PRESETS["llama-8b"], make_mesh(jax.devices()[:1], 1), 16 << 30)
+    assert 7.5e9 < engine.weight_bytes < 8.5e9 and engine.num_pages > 33
+    assert "extend decode=8 prefill=0 width=32" in engine.pieces(1, every=False)
+    asked.weights = "int4-128"
+    with pytest.raises(QuantisationError, match="groups of 128"):
+        _ = check._engine(asked, PRESETS["toy"], engine.mesh, 16 << 30).num_pages
 
 
 def test_a_verdict_is_of_some_program(monkeypatch: pytest.MonkeyPatch) -> None:
