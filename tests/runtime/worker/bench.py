@@ -53,7 +53,8 @@ class Bench:
         self.prompts: dict[tuple[str, int], Any] = {}
         self.tokens: dict[tuple[str, int], list[TokenOut]] = defaultdict(list)
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
         self.run(self._start())
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -93,6 +94,8 @@ class Bench:
     def close(self) -> None:
         self.run(self._stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()  # else its sockets are somebody else's warning, whenever it is collected
 
     # ---- what a scheduler does
 
