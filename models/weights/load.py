@@ -19,7 +19,7 @@ from triptych.models.errors import WeightsError
 from triptych.models.structure import DecoderStructure, decoder_structure
 from triptych.models.weight_formats import AUTO, weight_format
 from triptych.models.weights.dummy import DummySource
-from triptych.models.weights.on_device import random_parameters
+from triptych.models.weights.on_device import makes_weights, random_parameters
 from triptych.models.weights.padding import fill_physical, read_physical
 from triptych.models.weights.parts import Part, parameter_parts
 from triptych.models.weights.quantising import quantise_all
@@ -64,7 +64,7 @@ def load_decoder(
 ) -> LoadedDecoder:
     """Place the model on `mesh` in `dtype` ("float32" or "bfloat16"), its matrices as `weights` says (`models/weight_formats.py`).
 
-    Random weights are made on accelerators themselves.
+    Random weights are made on accelerators themselves, and are others there than on CPUs.
 
     Raises WeightsError if the source does not fit the config, IncompatibleTpError if the mesh does not fit the heads, QuantisationError
     if `weights` is unknown or does not fit the sizes.
@@ -73,8 +73,8 @@ def load_decoder(
     stored = weight_format(weights)
     structure = plain if stored is None else decoder_structure(config, ShardingRules(mesh), dtype, stored)
     check_tensors(plain, source)
-    if isinstance(source, DummySource) and mesh.devices.flat[0].platform != "cpu":
-        placed = iter(random_parameters(plain, source.seed))
+    if isinstance(source, DummySource) and makes_weights(mesh.devices.flat[0].platform):
+        placed = random_parameters(plain, source.seed)
     else:
         placed = (
             _place(struct, made_of, source)

@@ -5,11 +5,12 @@ moves. The two hashed vectors come from the host: their entries say where in the
 lies, as `padding.py` has it, and pads are zero. Variances are those of `dummy.py`; the numbers are not, and their
 distribution is uniform.
 
-Every process of a deployment must make them the same way: accelerators do, CPUs read `DummySource`.
+Every process of a deployment must make them the same way: accelerators do, CPUs read `DummySource`. A worker's revision says which, so the
+scheduler refuses the second kind.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -29,18 +30,25 @@ PAD = np.uint32(0)  # the code of an index that no tensor has; codes of the othe
 FIRST, SECOND, GOLDEN = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35), np.uint32(0x9E3779B1)
 
 
-def random_parameters(structure: DecoderStructure, seed: int = 0) -> tuple[jax.Array, ...]:
-    """Every parameter of the structure, where its struct says; ready when this returns."""
-    parameters = []
+def makes_weights(platform: str) -> bool:
+    """Whether devices of this platform (what jax calls it) make random weights themselves."""
+    return platform != "cpu"
+
+
+def random_parameters(structure: DecoderStructure, seed: int = 0) -> Iterator[jax.Array]:
+    """Every parameter of the structure in order, where its struct says, and ready. Each is made when it is asked for and not kept, so that
+    of a model that is quantised one matrix is there as it is."""
     for path, struct in zip(structure.paths, structure.abstract, strict=True):
-        parts = parameter_parts(path, structure.config, structure.head_layout)
-        if len(struct.shape) == 1:
-            parameters.append(jax.device_put(_vector(path, struct, parts, seed), struct.sharding))
-        else:
-            rows, columns = (axis_codes(parts, axis, seed) for axis in range(2))
-            deviation = parts[0].shape[1] ** -0.5
-            parameters.append(_matrix_program(struct.sharding, jnp.dtype(struct.dtype), deviation)(rows, columns))
-    return jax.block_until_ready(tuple(parameters))
+        yield jax.block_until_ready(_parameter(structure, path, struct, seed))
+
+
+def _parameter(structure: DecoderStructure, path: str, struct: jax.ShapeDtypeStruct, seed: int) -> jax.Array:
+    parts = parameter_parts(path, structure.config, structure.head_layout)
+    if len(struct.shape) == 1:
+        return jax.device_put(_vector(path, struct, parts, seed), struct.sharding)
+    rows, columns = (axis_codes(parts, axis, seed) for axis in range(2))
+    deviation = parts[0].shape[1] ** -0.5
+    return _matrix_program(struct.sharding, jnp.dtype(struct.dtype), deviation)(rows, columns)
 
 
 def axis_codes(parts: tuple[Part, ...], axis: int, seed: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Several
 
-from triptych.runtime.instance.speculation import Lookahead, can_speculate
+from triptych.runtime.instance.speculation import LEARNED, Lookahead, can_speculate
 from triptych.runtime.instance.state import Guessed, InstanceState, PlannedRow
 from triptych.runtime.instance.tasks import Stream
 
@@ -28,33 +28,40 @@ def guesses(state: InstanceState, streams: Several[Stream], rows: int) -> list[t
     """
     nothing: list[tuple[int, ...]] = [()] * len(streams)
     found: list[tuple[int, ...]] = []
-    gain = 0.0
+    gain, learned = 0.0, 0
     for stream in streams:
-        guessed = _guess(state, stream, rows)
+        lookahead, most = _lookahead(state, stream), min(rows, _room(state, stream))
+        guessed: tuple[int, ...] = ()
+        if lookahead is not None and most > 0 and stream.sequence is not None:
+            learned += lookahead.drafter.learn(stream.sequence.tokens, LEARNED - learned)
+            guessed = _guess(lookahead, stream.sequence.tokens, stream.pending, most)
         rows -= len(guessed)
         found.append(guessed)
-        if guessed and stream.lookahead is not None:
-            gain += stream.lookahead.expected(len(guessed))
+        if lookahead is not None:
+            gain += lookahead.expected(len(guessed))
     if gain <= WAIT * len(streams):
         return nothing
     return [_hold(state, stream, guessed) for stream, guessed in zip(streams, found, strict=True)]
 
 
-def _guess(state: InstanceState, stream: Stream, rows: int) -> tuple[int, ...]:
-    """What may follow the token that `stream` decodes next."""
-    sequence, speculation, request = stream.sequence, state.config.speculation, stream.task.request
-    assert sequence is not None and speculation is not None
-    if not can_speculate(request.sampling):
-        return ()
-    if stream.lookahead is None:
+def _lookahead(state: InstanceState, stream: Stream) -> Lookahead | None:
+    """That of `stream`; None if it is not guessed for."""
+    request = stream.task.request
+    if stream.lookahead is None and can_speculate(request.sampling):
         stream.lookahead = Lookahead(state.drafter(request, stream.sample))
-    ahead = stream.pending
-    room = stream.termination.limit - len(stream.outputs) - ahead - 1
-    most = min(speculation.tokens, rows, room)
-    if most < 1:
-        return ()
-    proposed = tuple(stream.lookahead.drafter.propose(sequence.tokens, ahead + most))[ahead:]
-    return proposed[: stream.lookahead.depth(len(proposed))]
+    return stream.lookahead
+
+
+def _room(state: InstanceState, stream: Stream) -> int:
+    """Tokens that may be guessed in one step before `stream` is as long as it can be."""
+    assert state.config.speculation is not None
+    return min(state.config.speculation.tokens, stream.termination.limit - len(stream.outputs) - stream.pending - 1)
+
+
+def _guess(lookahead: Lookahead, tokens: Several[int], ahead: int, most: int) -> tuple[int, ...]:
+    """What may follow the token that is decoded next: the one behind `tokens`, if one is being drawn (`ahead`), else their last."""
+    proposed = tuple(lookahead.drafter.propose(tokens, ahead + most))[ahead:]
+    return proposed[: lookahead.depth(len(proposed))]
 
 
 def _hold(state: InstanceState, stream: Stream, guessed: tuple[int, ...]) -> tuple[int, ...]:

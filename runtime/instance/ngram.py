@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Tokens indexed in one call. A long prompt is indexed over several steps: 2,048 tokens take about 1 ms of the device loop's time.
-CATCH_UP = 2048
-
 
 class NgramDrafter:
     """The index of one sequence, over n-grams of `longest` tokens down to `shortest`."""
@@ -23,12 +20,21 @@ class NgramDrafter:
         self._follows: dict[tuple[int, ...], int] = {}
         self._indexed = 0  # the followers of n-grams among the first so many tokens are known
 
+    def learn(self, tokens: Sequence[int], most: int) -> int:
+        """Index at most `most` of the tokens that are new; how many that were."""
+        first = self._indexed
+        self._indexed = min(len(tokens), first + most)
+        for at in range(first, self._indexed):
+            for length in self._lengths:
+                if length <= at:
+                    self._follows[tuple(tokens[at - length : at])] = at
+        return self._indexed - first
+
     def propose(self, tokens: Sequence[int], count: int) -> list[int]:
-        """What followed the longest match, its latest occurrence; nothing without one, or before a long prompt is indexed.
+        """What followed the longest match, its latest occurrence; nothing without one, or while tokens are not indexed.
 
         A match near the end runs into what is proposed itself: a repeated phrase is repeated on.
         """
-        self._index(tokens)
         if self._indexed < len(tokens):
             return []
         for length in self._lengths:
@@ -40,11 +46,3 @@ class NgramDrafter:
                     proposed.append(proposed[-period])
                 return proposed
         return []
-
-    def _index(self, tokens: Sequence[int]) -> None:
-        end = min(len(tokens), self._indexed + CATCH_UP)
-        for at in range(self._indexed, end):
-            for length in self._lengths:
-                if length <= at:
-                    self._follows[tuple(tokens[at - length : at])] = at
-        self._indexed = end

@@ -35,6 +35,11 @@ PASSED_OVER = 16
 RETRY_RATE = 0.3
 
 
+# Tokens that the drafters of all samples take notice of before one step. Prompts are indexed over several steps: 2,048 tokens take about 1 ms of the
+# device loop's time, and everybody's next token waits for it.
+LEARNED = 2048
+
+
 @dataclass(frozen=True)
 class Speculation:
     """What is guessed. `tokens`: most guesses of one sample in a step. Prompt look-up (ngram.py) matches the last `longest` tokens of a sequence, else
@@ -64,10 +69,14 @@ def can_speculate(params: SamplingParams) -> bool:
 
 
 class Drafter(Protocol):
-    """Guesses how one sample goes on; a policy, so anything it says is right."""
+    """Guesses how one sample goes on; a policy, so anything it says is right. `tokens` are those of the last call and perhaps more."""
+
+    def learn(self, tokens: Sequence[int], most: int) -> int:
+        """Take notice of at most `most` of the tokens that are new, and return of how many. What is left is for the next step."""
+        ...
 
     def propose(self, tokens: Sequence[int], count: int) -> Sequence[int]:
-        """At most `count` tokens that may follow `tokens`, nearest first. `tokens` are those of the last call and perhaps more."""
+        """At most `count` tokens that may follow `tokens`, nearest first."""
         ...
 
 

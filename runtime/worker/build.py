@@ -19,12 +19,14 @@ from jax.sharding import Mesh
 from triptych.models.hub.bundle import ModelBundle, open_model
 from triptych.models.hub.media import open_multimodal
 from triptych.models.hub.resolve import resolve_model
+from triptych.models.kernels.names import REFERENCE
 from triptych.models.kv import KVGroup
 from triptych.models.speech.bundle import SpeechBundle, is_speech
 from triptych.models.speech.load import load_decoder as load_speech_decoder
 from triptych.models.weight_formats import AUTO
 from triptych.models.weights.dummy import DummySource
 from triptych.models.weights.load import load_decoder
+from triptych.models.weights.on_device import makes_weights
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Compatibility, InstanceInfo, Role
 from triptych.runtime.engine.config import EngineConfig, engine_config
@@ -86,8 +88,9 @@ def open_worker_model(config: WorkerConfig) -> WorkerModel:
     """The model's parts; fetches it if it is not at hand. With `load_dummy` the weights are random ones of the same shapes."""
     resolved = resolve_model(config.model, config.cache, progress=lambda text: log.info("%s", text))
     if is_speech(resolved):
-        if config.weights != AUTO:
-            raise ConfigError(f"weights is {config.weights!r}; speech models are served with {AUTO!r} only")
+        for name, only in (("weights", AUTO), ("attention", REFERENCE)):
+            if (asked := getattr(config, name)) != only:
+                raise ConfigError(f"{name} is {asked!r}; speech models are served with {only!r} only")
         return WorkerModel(resolved, open_speech_bundle(resolved, config.load_dummy))
     bundle = open_model(resolved)
     if config.load_dummy:
@@ -229,9 +232,11 @@ def layer_groups(config: WorkerConfig, bundle: ModelBundle | SpeechBundle) -> La
 
 
 def revision(config: WorkerConfig, bundle: ModelBundle | SpeechBundle) -> str:
-    """Which numbers the model has here. KV of quantised weights is other KV than that of the weights they were made from."""
+    """Which numbers the model has here. KV of quantised weights is other KV than that of the weights they were made from, and random weights that
+    accelerators made are others than those that CPUs read."""
     stored = "" if config.weights == AUTO else f"/{config.weights}"
-    return f"{bundle.revision}/{config.dtype}{stored}"
+    made = isinstance(bundle.tensor_source, DummySource) and makes_weights(jax.default_backend())
+    return f"{bundle.revision}/{config.dtype}{stored}{'/made on the device' if made else ''}"
 
 
 def compatibility(config: WorkerConfig, model: WorkerModel) -> Compatibility:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from triptych.models.errors import QuantisationError
+from triptych.models.kernels.names import PLATFORMS, REFERENCE
 from triptych.models.weight_formats import AUTO, weight_format
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
@@ -62,7 +63,7 @@ class WorkerConfig:
         export_pages: pages an offer; its chunks are padded to it.
         kv_layer_groups: layers an offer; fewer than the model has: prompts are computed in as many programs, and KV of the first layers leaves
             while later ones are computed. None: all. The same on every worker.
-        attention: kernel of text decoders, one of `models/kernels/choice.py`. Workers may differ in it.
+        attention: kernel of text decoders, one of `models/kernels/names.py`. Workers may differ in it.
         speculation: how instances that decode guess tokens; None: they do not.
         token: that the processes of the deployment show each other; None: none is asked for.
         tls: certificates for every connection, both ways; None: plain text.
@@ -104,7 +105,7 @@ class WorkerConfig:
     interface: str = "127.0.0.1"
     export_pages: int = 8
     kv_layer_groups: int | None = None
-    attention: str = "reference"
+    attention: str = REFERENCE
     speculation: Speculation | None = None
     token: str | None = field(default=None, repr=False)
     tls: Tls | None = None
@@ -127,6 +128,8 @@ class WorkerConfig:
             weight_format(self.weights)
         except QuantisationError as error:
             raise ConfigError(str(error)) from error
+        if self.attention not in PLATFORMS:
+            raise ConfigError(f"attention {self.attention!r} is unknown; known: {', '.join(PLATFORMS)}")
         if self.orphan_seconds <= 0:
             raise ConfigError(f"orphan_seconds is {self.orphan_seconds}; expected more than 0")
 

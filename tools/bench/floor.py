@@ -11,7 +11,7 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from triptych.models.hub.resolve import resolve_model
     from triptych.models.kv import bytes_per_token, kv_groups
     from triptych.models.weights.load import load_decoder
+    from triptych.runtime.engine.buckets import Buckets, ExtendShape
     from triptych.runtime.engine.config import engine_config
     from triptych.runtime.engine.engine import Engine
     from triptych.sharding.mesh import make_mesh
@@ -101,6 +102,9 @@ def run(args: argparse.Namespace) -> int:
         roles=frozenset({Role.DECODE}),
         prompt_logprobs=False,
     )
+    # Of all that serving would compile, what these steps take, and the largest step, which every engine must have.
+    shapes = (ExtendShape(args.batch, 0, pages), ExtendShape(args.batch, args.page_size, pages))
+    config = replace(config, buckets=Buckets(shapes, draws=(args.batch,)))
     engine = Engine(config, loaded, mesh)
     began = time.perf_counter()
     engine.compile()

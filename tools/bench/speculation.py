@@ -31,6 +31,7 @@ from triptych.tools.config import ServeConfig
 from triptych.tools.reports import check_outputs
 
 if TYPE_CHECKING:
+    from triptych.models.hub.text import ModelText
     from triptych.runtime.engine.engine import Engine
 
 DEFAULT_CACHE = ServeConfig().cache_dir
@@ -102,10 +103,8 @@ def run(args: argparse.Namespace) -> int:
     engine, prompts = _open(args)
     comparisons = []
     for task, prompt in prompts.items():
-        longest = args.max_model_len - len(prompt)
-        if longest < 2:
-            raise ConfigError(f"task {task} has {len(prompt)} tokens; raise --max-model-len")
-        comparisons.append(compare(engine, task, prompt, min(args.output_len, longest), speculation))
+        most = min(args.output_len, args.max_model_len - len(prompt))
+        comparisons.append(compare(engine, task, prompt, most, speculation))
         print(_line(comparisons[-1]), flush=True)
     if args.json:
         args.json.write_text(json.dumps([asdict(each) for each in comparisons], indent=1))
@@ -184,6 +183,9 @@ def _open(args: argparse.Namespace) -> tuple[Engine, dict[str, list[int]]]:
         bundle, text = open_model(resolved), open_text(resolved)
     except (ModelFetchError, OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    prompts = _prompts(args.model, bundle.config.vocab_size, text)
+    if beyond := [task for task, prompt in prompts.items() if args.max_model_len - len(prompt) < 2]:
+        raise ConfigError(f"task {beyond[0]} has {len(prompts[beyond[0]])} tokens; raise --max-model-len")
     mesh = make_mesh([device], 1)
     config = engine_config(
         num_pages=2 * -(-args.max_model_len // 16) + 1,
@@ -198,12 +200,17 @@ def _open(args: argparse.Namespace) -> tuple[Engine, dict[str, list[int]]]:
     engine = Engine(config, load_decoder(bundle.config, bundle.tensor_source, mesh, dtype), mesh)
     report = engine.compile(lambda name, done, total: _tell(f"{done}/{total} {name}"))
     _tell(f"{report.programs} programs in {report.seconds:.1f} s; {bundle.config.num_layers} layers, {dtype}, {device.device_kind}")  # fmt: skip
-    if text.tokenizer is None or text.chat_template is None or args.model.startswith("dummy:"):
+    return engine, prompts
+
+
+def _prompts(model: str, vocab: int, text: ModelText) -> dict[str, list[int]]:
+    """In tokens, by task; of a model that understands nothing, one that repeats."""
+    if text.tokenizer is None or text.chat_template is None or model.startswith("dummy:"):
         rng = random.Random(0)
-        phrase = [rng.randrange(bundle.config.vocab_size) for _ in range(16)]
-        return engine, {"random": phrase * 4}
+        phrase = [rng.randrange(vocab) for _ in range(16)]
+        return {"random": phrase * 4}
     tokenizer, template = text.tokenizer, text.chat_template
-    return engine, {
+    return {
         task: tokenizer.encode(template.render([{"role": "user", "content": asked}]), add_special_tokens=False)
         for task, asked in TASKS.items()
     }

@@ -18,6 +18,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from triptych.models.errors import QuantisationError
+from triptych.models.kernels.names import PLATFORMS
+from triptych.models.weight_formats import AUTO, WEIGHT_FORMATS
 from triptych.runtime.core.errors import ConfigError
 from triptych.tools.config import ServeConfig
 from triptych.tools.tpu.compiled import ENVIRONMENT, Compiled, DoesNotFit, compile_lowered, deeper
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from triptych.tools.tpu.text import Piece, TextEngine
 
 MIB, GIB = 1 << 20, 1 << 30
+KERNELS = tuple(name for name, platform in PLATFORMS.items() if platform in (None, "tpu"))
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-fraction", type=float, default=0.9, help="of a chip, for weights and KV pages (default 0.9)"
     )
-    parser.add_argument("--attention", default="tpu", help="attention kernel (default tpu)")
+    parser.add_argument("--attention", default="tpu", choices=KERNELS, help="attention kernel (default tpu)")
+    parser.add_argument(
+        "--weights",
+        default=AUTO,
+        choices=(AUTO, *WEIGHT_FORMATS),
+        help="how a text model's matrices are stored (default auto: bfloat16)",
+    )
     parser.add_argument(
         "--kv-layer-groups", type=int, metavar="LAYERS", help="compute prompts by groups of so many layers"
     )
@@ -83,7 +93,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _check_numbers(args: argparse.Namespace) -> None:
+    names = (
+        "tp",
+        "max_model_len",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "page_size",
+        "kv_layer_groups",
+        "layers",
+        "slots",
+    )
+    if wrong := [name for name in names if getattr(args, name) is not None and getattr(args, name) < 1]:
+        raise ConfigError(f"{', '.join('--' + name.replace('_', '-') for name in wrong)} must be positive")
+    if not 0.0 < args.memory_fraction <= 1.0:
+        raise ConfigError(f"--memory-fraction is {args.memory_fraction}; expected a share in (0, 1]")
+
+
 def run(args: argparse.Namespace) -> int:
+    _check_numbers(args)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from triptych.models.config import ModelConfig
@@ -104,8 +132,10 @@ def run(args: argparse.Namespace) -> int:
                 programs = _check_encoder(model, _mesh(args, args.tp or target.chips), args)
             for program in programs:
                 fits &= report.row(args.model, program)
-    except (TpuCompilerError, IncompatibleTpError) as error:
+    except (TpuCompilerError, IncompatibleTpError, QuantisationError) as error:
         raise ConfigError(str(error)) from error
+    if not report.rows:
+        raise ConfigError(f"no program of {args.model} has a name that begins with {' or '.join(args.only)}")
     report.verdict(args.model, fits)
     return 0 if fits else 1
 
@@ -134,6 +164,7 @@ def _mesh(args: argparse.Namespace, tp: int) -> Mesh:
 def _engine(args: argparse.Namespace, model: ModelConfig, mesh: Mesh, memory_bytes: int) -> TextEngine:
     from triptych.tools.tpu.text import Limits, TextEngine
 
+    step = args.kv_layer_groups
     limits = Limits(
         max_model_len=args.max_model_len,
         max_num_seqs=args.max_num_seqs,
@@ -141,7 +172,8 @@ def _engine(args: argparse.Namespace, model: ModelConfig, mesh: Mesh, memory_byt
         page_size=args.page_size,
         memory_fraction=args.memory_fraction,
         attention=args.attention,
-        kv_layer_groups=args.kv_layer_groups,
+        weights=args.weights,
+        kv_layer_groups=step if step is not None and step < model.num_layers else None,  # a group of all is no cut
     )
     return TextEngine(model, mesh, limits, memory_bytes)
 
@@ -157,17 +189,23 @@ def _check_text(engine: TextEngine, args: argparse.Namespace, report: Report) ->
         f"{engine.pool_bytes / GIB:.2f} GiB for {(pages - 1) * args.page_size} cached tokens a chip, attention {args.attention}"
     )
     pieces = engine.pieces(every=args.every)
-    alike = len(set(engine.model.layer_windows)) == 1 and not args.full_depth
+    deepest = 2 if engine.limits.kv_layer_groups is None else 4  # layers of the deeper of two shallow models
+    alike = len(set(engine.model.layer_windows)) == 1 and deepest <= engine.model.num_layers and not args.full_depth
     shallow = [engine.pieces(layers, every=args.every) for layers in (1, 2)] if alike else []
     for name, piece in pieces.items():
         if not _chosen(name, args):
             continue
         try:
-            compiled = _compile(piece, [found[name] for found in shallow])
+            compiled = _compile(piece, [_namesake(found, name) for found in shallow])
         except DoesNotFit as error:
             yield Checked(name, None, error=str(error))
         else:
             yield Checked(name, compiled, beside_bytes=engine.resident_bytes - piece.own_bytes)
+
+
+def _namesake(pieces: dict[str, Piece], name: str) -> Piece:
+    """The piece of that name. Where layers are left over, the last group has a program of its own; with fewer layers all groups are alike."""
+    return pieces[name] if name in pieces else pieces[f"{name.rpartition(' ')[0]} 0"]
 
 
 def _chosen(name: str, args: argparse.Namespace) -> bool:
@@ -207,7 +245,7 @@ class Report:
 
     def __init__(self, as_json: bool, target: str, memory_bytes: int) -> None:
         self._json, self._target, self._memory_bytes = as_json, target, memory_bytes
-        self._begun = False
+        self.rows = 0
 
     def about(self, text: str) -> None:
         print(text, file=sys.stderr if self._json else sys.stdout, flush=True)
@@ -215,15 +253,15 @@ class Report:
     def row(self, model: str, program: Checked) -> bool:
         """Write a row; returns whether the program fits."""
         fits = program.fits(self._memory_bytes)
+        self.rows += 1
         if self._json:
             found: dict[str, Any] = {} if program.compiled is None else asdict(program.compiled)
             row = {"target": self._target, "model": model, "name": program.name, "memory_bytes": self._memory_bytes}
             row |= {**found, "beside_bytes": program.beside_bytes, "needs_bytes": program.needs(), "fits": fits}
             print(json.dumps(row | ({"error": program.error} if program.error else {})), flush=True)
             return fits
-        if not self._begun:
+        if self.rows == 1:
             print(self.HEAD)
-            self._begun = True
         print(self._line(program, fits), flush=True)
         return fits
 

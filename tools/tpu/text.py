@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from triptych.models.config import ModelConfig
 from triptych.models.structure import DecoderStructure, decoder_structure
+from triptych.models.weight_formats import AUTO, weight_format
 from triptych.runtime.engine.buckets import Buckets, ExtendShape
 from triptych.runtime.engine.compiling import Program
 from triptych.runtime.engine.config import EngineConfig, engine_config
@@ -35,7 +36,7 @@ EXPORT_PAGES = 8  # pages an offer
 
 @dataclass(frozen=True)
 class Limits:
-    """What a deployment would be started with. `memory_fraction` of a chip is for weights and pages together; `kv_layer_groups` layers go into an offer."""
+    """What a deployment would be started with. `memory_fraction` of a chip is for weights and pages together; `kv_layer_groups` layers go into an offer; `weights` are stored so."""
 
     max_model_len: int = 4096
     max_num_seqs: int = 32
@@ -44,6 +45,7 @@ class Limits:
     memory_fraction: float = 0.9
     attention: str = "tpu"
     kv_layer_groups: int | None = None
+    weights: str = AUTO
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class TextEngine:
 
     @cached_property
     def structure(self) -> DecoderStructure:
-        return decoder_structure(self.model, ShardingRules(self.mesh), DTYPE)
+        return decoder_structure(self.model, ShardingRules(self.mesh), DTYPE, weight_format(self.limits.weights))
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -116,7 +118,8 @@ class TextEngine:
         total = self.model.num_layers if layers is None else layers if step is None else 2 * layers
         model = replace(self.model, num_layers=total, layer_windows=self.model.layer_windows[:total])
         config = self._config(total, None if step is None or layers is None else layers)
-        structure = self.structure if layers is None else decoder_structure(model, self.structure.rules, DTYPE)
+        whole = self.structure
+        structure = whole if layers is None else decoder_structure(model, whole.rules, DTYPE, whole.stored)
         group = self_group(model, DTYPE)
         programs = Programs(structure, group, config)
         resident = {id(struct) for struct in structure.abstract}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterable
 from dataclasses import replace
 
 import jax
@@ -23,7 +25,7 @@ def structure_on(tp: int) -> DecoderStructure:
     return decoder_structure(ODD, ShardingRules(make_mesh(jax.devices()[:tp], tp)), "float32")
 
 
-def tensors(structure: DecoderStructure, parameters: tuple[jax.Array, ...]) -> dict[str, np.ndarray]:
+def tensors(structure: DecoderStructure, parameters: Iterable[jax.Array]) -> dict[str, np.ndarray]:
     """By name and in logical order, read back from wherever they lie; asserts that nothing else is there."""
     found: dict[str, np.ndarray] = {}
     for path, array in zip(structure.paths, parameters, strict=True):
@@ -79,6 +81,13 @@ def test_weights_have_the_spread_of_their_inputs_and_nothing_in_common():
 
 def test_another_seed_is_another_model():
     structure = structure_on(1)
-    first, second = (np.asarray(random_parameters(structure, seed)[0]) for seed in (0, 1))
+    first, second, again = (np.asarray(next(random_parameters(structure, seed))) for seed in (0, 1, 0))
     assert not np.array_equal(first, second)
-    np.testing.assert_array_equal(first, np.asarray(random_parameters(structure, 0)[0]))
+    np.testing.assert_array_equal(first, again)
+
+
+def test_no_parameter_is_held_behind_its_takers_back():
+    """A quantised model is loaded matrix by matrix; all of them at once may be more than a device holds."""
+    parameters = random_parameters(structure_on(1))
+    first = weakref.ref(next(parameters))
+    assert first() is None

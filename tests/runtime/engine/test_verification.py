@@ -20,17 +20,18 @@ from triptych.runtime.instance.core import InstanceCore
 from triptych.runtime.instance.messages import Command, DeviceReady, Emit, StepDone
 from triptych.runtime.instance.plan import StepPlan
 from triptych.runtime.instance.speculation import Speculation
+from triptych.tools.bench.speculation import compare
 
 pytestmark = pytest.mark.limit(300)  # the first test compiles an engine
 
 GUESSING = Speculation(3, longest=3, shortest=1)
-SHAPES = tuple(ExtendShape(rows, tokens, 16) for rows, tokens in ((1, 0), (4, 0), (16, 0), (4, 16)))
+SHAPES = tuple(ExtendShape(rows, tokens, 16) for rows, tokens in ((4, 0), (16, 0), (4, 16)))
 PROMPT = (7, 8, 9, 10, 11, 7, 8, 9, 10, 11, 7, 8)
 
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return compiled(buckets=Buckets(SHAPES, draws=(4, 16)), speculative_tokens=GUESSING.tokens, prompt_logprobs=False)
+    return compiled(buckets=Buckets(SHAPES, draws=(16,)), speculative_tokens=GUESSING.tokens, prompt_logprobs=False)
 
 
 class NoProbe:
@@ -109,3 +110,11 @@ def test_tokens_are_those_of_plain_decoding(engine: Engine, name: str, num_pages
     assert counts.drafted > 0
     if name.startswith("greedy") and num_pages == 80:
         assert counts.accepted > 0 and steps < plain_steps
+
+
+def test_the_benchmark_of_guesses_counts_the_steps_that_they_save(engine: Engine) -> None:
+    """Here, because the engine is."""
+    found = compare(engine, "repeats", PROMPT, 30, GUESSING)
+    assert found.differs_at is None
+    assert found.plain.tokens == found.plain.steps == found.guessed.tokens == 29 and found.plain.drafted == 0
+    assert 0 < found.guessed.accepted <= 29 - found.guessed.steps

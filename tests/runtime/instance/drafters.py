@@ -19,6 +19,9 @@ class Knowing:
         self._tokens = [*request.prompt, *outputs]
         self._wrong = wrong
 
+    def learn(self, tokens: Sequence[int], most: int) -> int:
+        return 0
+
     def propose(self, tokens: Sequence[int], count: int) -> list[int]:
         first = len(tokens)
         right = self._tokens[first : first + count]

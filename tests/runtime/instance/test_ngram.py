@@ -6,7 +6,6 @@ import random
 
 import pytest
 
-from triptych.runtime.instance import ngram
 from triptych.runtime.instance.ngram import NgramDrafter
 
 
@@ -22,6 +21,11 @@ def looked_up(tokens: list[int], count: int, longest: int, shortest: int) -> lis
     return []
 
 
+def proposed(drafter: NgramDrafter, tokens: list[int], count: int) -> list[int]:
+    drafter.learn(tokens, len(tokens))
+    return drafter.propose(tokens, count)
+
+
 @pytest.mark.parametrize(("longest", "shortest"), [(1, 1), (3, 1), (4, 2), (5, 5)])
 def test_it_proposes_what_a_search_of_the_whole_sequence_finds(longest: int, shortest: int) -> None:
     rng = random.Random(longest * 10 + shortest)
@@ -29,20 +33,21 @@ def test_it_proposes_what_a_search_of_the_whole_sequence_finds(longest: int, sho
     for _ in range(300):
         tokens += [rng.randint(0, 3) for _ in range(rng.randint(1, 3))]
         count = rng.randint(1, 6)
-        assert drafter.propose(tokens, count) == looked_up(tokens, count, longest, shortest)
+        assert proposed(drafter, tokens, count) == looked_up(tokens, count, longest, shortest)
 
 
 def test_a_repeated_phrase_is_repeated_on() -> None:
-    assert NgramDrafter(4, 2).propose([9, 1, 2, 3, 1, 2, 3, 1, 2], 7) == [3, 1, 2, 3, 1, 2, 3]
+    assert proposed(NgramDrafter(4, 2), [9, 1, 2, 3, 1, 2, 3, 1, 2], 7) == [3, 1, 2, 3, 1, 2, 3]
 
 
 def test_nothing_is_proposed_without_a_match() -> None:
-    assert NgramDrafter(4, 2).propose([1, 2, 3, 4, 2, 1], 3) == []
-    assert NgramDrafter(4, 2).propose([1], 3) == []
+    assert proposed(NgramDrafter(4, 2), [1, 2, 3, 4, 2, 1], 3) == []
+    assert proposed(NgramDrafter(4, 2), [1], 3) == []
 
 
-def test_a_long_prompt_is_indexed_over_several_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ngram, "CATCH_UP", 4)
+def test_nothing_is_proposed_before_a_long_prompt_is_indexed() -> None:
     tokens, drafter = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2], NgramDrafter(2, 2)
-    assert drafter.propose(tokens, 2) == drafter.propose(tokens, 2) == []
-    assert drafter.propose(tokens, 2) == [3, 4]
+    for learned in (4, 4):
+        assert drafter.propose(tokens, 2) == [] and drafter.learn(tokens, 4) == learned
+    assert drafter.propose(tokens, 2) == [] and drafter.learn(tokens, 4) == 2
+    assert drafter.propose(tokens, 2) == [3, 4] and drafter.learn(tokens, 4) == 0

@@ -9,14 +9,16 @@ import pytest
 
 from tests.runtime.instance.attending import check_rest, import_kv, reserve
 from tests.runtime.instance.cluster import Cluster, Node, config, request
-from tests.runtime.instance.drafters import half_right, knowing
+from tests.runtime.instance.drafters import Knowing, half_right, knowing
 from tests.runtime.instance.fake_device import expected_outputs
 from tests.runtime.instance.media import asked, assert_free, feed, heard, media_config, pulled
 from triptych.runtime.core.errors import ConfigError, Status
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.request import FinishReason
 from triptych.runtime.core.tasks import AbortTask, StartLocal, TaskEnded
+from triptych.runtime.instance import drafting
 from triptych.runtime.instance.messages import Emit
+from triptych.runtime.instance.ngram import NgramDrafter
 from triptych.runtime.instance.plan import StepPlan
 from triptych.runtime.instance.speculation import FIRST_RATE, PASSED_OVER, Lookahead, Speculation, most_draws
 
@@ -254,11 +256,11 @@ def test_without_the_option_plans_are_those_of_ever_and_nobody_is_asked() -> Non
 
 def test_one_guessing_sample_does_not_hold_up_many_that_are_not() -> None:
     def only_a(req, sample):
-        return knowing()(req, sample) if req.id == "a" else Silent()
+        return knowing()(req, sample) if req.id == "a" else Silent(req, sample, lambda position: False)
 
-    class Silent:
+    class Silent(Knowing):
         def propose(self, tokens, count):
-            return ()
+            return []
 
     def accepted(others: int) -> int:
         node = Node(guessing(num_pages=200, max_num_seqs=24, max_waiting=99), drafter=only_a)
@@ -271,12 +273,31 @@ def test_one_guessing_sample_does_not_hold_up_many_that_are_not() -> None:
     assert accepted(2) > 0 == accepted(20)
 
 
-def test_depth_follows_what_was_right() -> None:
-    class Nothing:
-        def propose(self, tokens, count):
-            return ()
+def test_prompts_of_a_burst_are_indexed_over_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All drafters together take notice of so many tokens before a step: everybody waits for that."""
+    monkeypatch.setattr(drafting, "LEARNED", 20)
+    learned: list[int] = []
 
-    ahead = Lookahead(Nothing())
+    class Counting(NgramDrafter):
+        def learn(self, tokens, most):
+            learned.append(super().learn(tokens, most))
+            return learned[-1]
+
+    node = Node(guessing(num_pages=99, max_num_seqs=4), drafter=lambda request, sample: Counting(2, 1))
+    for name in "abcd":
+        node.command(StartLocal(request(name, 17, max_tokens=12)))
+    while not node.core.resources().idle:
+        before = len(learned)
+        if node.ready():
+            assert sum(learned[before:]) <= 20
+        if node.results:
+            node.done()
+    assert sum(learned) > 4 * 17, "nobody is forgotten"
+    assert [t.token for t in node.tokens("d")] == expected_outputs(request("d", 17, max_tokens=12), 64)[0]
+
+
+def test_depth_follows_what_was_right() -> None:
+    ahead = Lookahead(knowing()(request("a"), 0))
     assert ahead.rate == FIRST_RATE and ahead.depth(8) == 2 and ahead.depth(1) == 1 and ahead.depth(0) == 0
     for _ in range(20):
         ahead.observe(4, 4)

@@ -96,7 +96,7 @@ class Bench:
         self.run(self._stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.close()
+        self._loop.close()  # else its sockets are somebody else's warning, whenever it is collected
 
     # ---- what a scheduler does
 

@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jax
 import pytest
 
 from triptych.models.config import ModelConfig
@@ -54,6 +56,29 @@ def test_workers_with_other_weights_are_told_apart_before_anything_moves() -> No
     assert kv_header(whole, model.bundle, group).digest() != kv_header(int8, model.bundle, group).digest()
 
 
-def test_unknown_weights_are_refused() -> None:
+def test_random_weights_of_another_kind_of_device_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerators make other random numbers than CPUs read; a checkpoint's are the same everywhere."""
+    preset, folder = (
+        replace(_config(Path(model)), model=model)
+        for model in ("dummy:toy", str(GOLDENS.parents[1] / "goldens" / "llama2"))
+    )
+    model, checkpoint = open_worker_model(preset), open_worker_model(folder)
+    on_cpu = [compatibility(preset, model), compatibility(folder, checkpoint)]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    (difference,) = on_cpu[0].difference(compatibility(preset, model))
+    assert difference.startswith("revision") and "made on the device" in difference
+    assert on_cpu[1] == compatibility(folder, checkpoint)
+
+
+def test_unknown_weights_and_kernels_are_refused() -> None:
     with pytest.raises(ConfigError, match="weights 'int5' are unknown; known: auto, int8"):
         replace(_config(Path("dummy:toy")), weights="int5")
+    with pytest.raises(ConfigError, match="attention 'abacus' is unknown; known: reference, tpu"):
+        replace(_config(Path("dummy:toy")), attention="abacus")
+
+
+@pytest.mark.parametrize(("name", "value"), [("weights", "int8"), ("attention", "gpu")])
+def test_what_speech_models_have_no_choice_of_is_refused_and_not_passed_over(name: str, value: str) -> None:
+    asked: dict[str, Any] = {"model": "dummy:toy-whisper", name: value}
+    with pytest.raises(ConfigError, match=f"{name} is '{value}'; speech models are served with"):
+        open_worker_model(replace(_config(Path("dummy:toy-whisper")), **asked))

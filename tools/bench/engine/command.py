@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from triptych.models.kernels.names import PLATFORMS, REFERENCE
 from triptych.runtime.core.errors import ConfigError, TriptychError
 from triptych.tools.config import ServeConfig
 from triptych.tools.reports import STDOUT, check_outputs
@@ -53,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: float32 on CPU, else bfloat16"
     )
-    engine.add_argument("--attention", default="reference", help="the attention kernel (default reference)")
+    engine.add_argument(
+        "--attention", default=REFERENCE, choices=tuple(PLATFORMS), help="the attention kernel (default reference)"
+    )
     engine.add_argument("--tp", type=int, default=1, help="devices (default 1)")
     engine.add_argument("--page-size", "--block-size", type=int, default=16)
     engine.add_argument(
