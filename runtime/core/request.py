@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from triptych.runtime.core.media import MediaItem
 from triptych.runtime.core.sampling import SamplingParams
@@ -64,8 +65,7 @@ class Finish:
     matched: str | int | None = None
 
 
-@dataclass(frozen=True)
-class TokenOut:
+class TokenOut(NamedTuple):
     """One emitted token. `position` is absolute: the first generated token of a prompt of p tokens has position p."""
 
     request: str

@@ -1,23 +1,28 @@
 """The rows of a plan as the inputs of an `extend` program: which bucket, and the packed vector.
 
 A program has D decode rows (one token each, token i being row i's), then P prefill rows that lie one after another in Tp token slots.
-A plan's rows come in any order; decode-shaped ones go to the decode segment when the program has one, and each row's place is only
-needed here, because the program picks the hidden state of every draw in plan order.
+A plan's rows come in any order; decode-shaped ones go to the decode segment (decode_segment.py) when the program has one, and each row's place
+is only needed here, because the program picks the hidden state of every draw in plan order.
 
 All padding points at the null page 0, has KV length 0 and comes after what is real in its segment.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import add
 
 import numpy as np
 
+from triptych.runtime.engine.block_tables import BlockTables, check_pages
 from triptych.runtime.engine.buckets import Demand, ExtendShape, PlanError, ProgramChoice
 from triptych.runtime.engine.config import EngineConfig
+from triptych.runtime.engine.decode_segment import fill_decodes, too_short
 from triptych.runtime.engine.packing import Field, Packing
 from triptych.runtime.engine.placing import place_media
-from triptych.runtime.instance.plan import Embedded, Row, StepPlan
+from triptych.runtime.instance.columns import Columns, columns_of, draws_of
+from triptych.runtime.instance.plan import Attended, Embedded, Row, StepPlan
 
 # Media index of a token that is embedded by its id.
 NO_MEDIA = -1
@@ -75,62 +80,83 @@ class BatchPacker:
         self._config = config
         self._packings = {shape: extend_packing(shape, config) for shape in config.buckets.extend}
         self._choice = ProgramChoice(config.buckets, config.max_prefill_rows)
+        shapes = config.buckets.extend
+        most, width = max(shape.decode_rows for shape in shapes), max(shape.width for shape in shapes)
+        self._tables = BlockTables(most, width, config.num_pages)
+        self._one_token_each = np.arange(most + 1, dtype=np.int32)
 
     def pack(self, plan: StepPlan) -> ExtendBatch | None:
         """None for a plan without rows. Raises PlanError if it does not fit a compiled shape."""
         if not plan.rows:
             return None
-        shape, decode, prefill = self._place(plan)
+        columns = columns_of(plan.rows)
+        lengths = [len(tokens) or 1 for tokens in columns["tokens"]]
+        shape, decode, prefill = self._place(columns, lengths)
         packed, views = self._packings[shape].host()
         views["carried"].fill(self._config.max_num_seqs)
         if "media_index" in views:
             views["media_index"].fill(NO_MEDIA)
-        first_token = [0] * len(plan.rows)
-        cu_q_lens = views["cu_q_lens"]
-        cu_q_lens[: shape.decode_rows + 1] = np.arange(shape.decode_rows + 1)
-        for place, at in enumerate(decode):
-            first_token[at] = place
-            self._fill(views, plan.rows[at], place, place, shape.width)
-        token = shape.decode_rows
-        for place, at in enumerate(prefill, start=shape.decode_rows):
-            first_token[at] = token
-            self._fill(views, plan.rows[at], place, token, shape.width)
-            token += plan.rows[at].length
-            cu_q_lens[place + 1] = token
+        views["cu_q_lens"][: shape.decode_rows + 1] = self._one_token_each[: shape.decode_rows + 1]
+        first_token = list(range(len(plan.rows)))
+        if prefill:
+            for place, at in enumerate(decode):
+                first_token[at] = place
         if shape.prefill_tokens:
-            cu_q_lens[shape.decode_rows + len(prefill) + 1 :] = token
-        self._check_pages(views["page_indices"])
-        self._pick(views["picks"], plan, first_token)
+            self._fill_prefills(views, plan.rows, shape, prefill, first_token)
+        if decode:
+            if prefill:
+                columns = {name: [column[at] for at in decode] for name, column in columns.items()}
+            fill_decodes(views, columns, shape.width, self._config.page_size, self._tables)
+            if any(columns["attended"]):
+                for place, attended in enumerate(zip(columns["sequence"], columns["attended"], strict=True)):
+                    self._attend(views, *attended, place)
+        self._pick(views["picks"], first_token, lengths, draws_of(plan.rows).counts)
         return ExtendBatch(shape, packed, tuple(first_token))
 
-    def _place(self, plan: StepPlan) -> tuple[ExtendShape, list[int], list[int]]:
+    def _place(self, columns: Columns, lengths: list[int]) -> tuple[ExtendShape, Sequence[int], Sequence[int]]:
         """(program, indices of the rows in its decode segment, indices of the rows in its prefill segment)."""
-        decode = [at for at, row in enumerate(plan.rows) if row.decode]
-        prefill = [at for at, row in enumerate(plan.rows) if not row.decode]
+        decode = everything = range(len(lengths))
+        prefill: list[int] = []
+        if max(lengths) > 1 or any(columns["score"]) or any(columns["embedded"]):
+            shaped = zip(lengths, columns["score"], columns["embedded"], strict=True)
+            prefill = [at for at, (length, score, embedded) in enumerate(shaped) if length > 1 or score or embedded]
+            others = set(prefill)
+            decode = [at for at in everything if at not in others]
         demand = Demand(
             decode_rows=len(decode),
             prefill_rows=len(prefill),
-            prefill_tokens=sum(plan.rows[at].length for at in prefill),
-            width=max(self._pages(row) for row in plan.rows),
+            prefill_tokens=sum([lengths[at] for at in prefill]),
+            width=-(-max(map(add, columns["start"], lengths)) // self._config.page_size),
         )
         shape, apart = self._choice.cheapest(demand)
-        return (shape, decode, prefill) if apart else (shape, [], list(range(len(plan.rows))))
+        return (shape, decode, prefill) if apart else (shape, (), everything)
 
-    def _pages(self, row: Row) -> int:
-        """Pages that the row's tokens reach; its block table may be longer. Raises PlanError if it is shorter."""
-        end = row.start + row.length
-        needed = -(-end // self._config.page_size)
-        if needed > len(row.pages):
-            raise PlanError(f"sequence {row.sequence}: {len(row.pages)} pages cannot hold {end} tokens")
-        return needed
+    def _fill_prefills(
+        self,
+        views: dict[str, np.ndarray],
+        rows: Sequence[Row],
+        shape: ExtendShape,
+        prefill: Sequence[int],
+        first_token: list[int],
+    ) -> None:
+        """Write the prefill segment, and to `first_token` where the tokens of its rows lie."""
+        token, cu_q_lens = shape.decode_rows, views["cu_q_lens"]
+        for place, at in enumerate(prefill, start=shape.decode_rows):
+            first_token[at] = token
+            self._fill(views, rows[at], place, token, shape.width)
+            token += rows[at].length
+            cu_q_lens[place + 1] = token
+        cu_q_lens[shape.decode_rows + len(prefill) + 1 :] = token
 
     def _fill(self, views: dict[str, np.ndarray], row: Row, place: int, token: int, width: int) -> None:
-        """Write one row's numbers at row `place` and token slot `token`."""
+        """Write one row's numbers at row `place` and token slot `token`. Raises PlanError for a block table that is too short or wrong."""
         length, size = row.length, self._config.page_size
+        if row.start + length > len(row.pages) * size:
+            raise too_short(row.sequence, len(row.pages), row.start + length)
+        check_pages(row.pages, self._config.num_pages)
         for run in row.embedded:
             self._embed(views, row, run, token)
-        if row.attended:
-            self._attend(views, row, place)
+        self._attend(views, row.sequence, row.attended, place)
         views["kv_lens"][place] = row.start + length
         pages = views["page_indices"][place]
         used = min(len(row.pages), width)
@@ -168,33 +194,29 @@ class BatchPacker:
         pages = np.asarray(run.pages, np.int32)
         views["media_index"][token + run.at : token + run.at + run.count] = pages[index // size] * size + index % size
 
-    def _attend(self, views: dict[str, np.ndarray], row: Row, place: int) -> None:
-        """Point a row to what it attends to. Raises PlanError for what is not in the pool, or cannot be attended to."""
-        item, *others = row.attended
+    def _attend(self, views: dict[str, np.ndarray], sequence: int, attended: tuple[Attended, ...], place: int) -> None:
+        """Point a row to what it attends to, if it does. Raises PlanError for what is not in the pool, or cannot be attended to."""
+        if not attended:
+            return
+        item, *others = attended
         if others or "attended_lens" not in views:
             raise PlanError(
-                f"sequence {row.sequence} attends to {len(row.attended)} items; the model attends to {int(self._config.attended > 0)}"
+                f"sequence {sequence} attends to {len(attended)} items; the model attends to {int(self._config.attended > 0)}"
             )
         used = -(-item.count // self._config.page_size)
         if not 0 < item.count <= self._config.attended or used > len(item.pages):
             raise PlanError(
-                f"sequence {row.sequence} attends to {item.count} entries in {len(item.pages)} media pages; a row attends to at most {self._config.attended}"
+                f"sequence {sequence} attends to {item.count} entries in {len(item.pages)} media pages; a row attends to at most {self._config.attended}"
             )
         if not all(0 < page < self._config.media_pages for page in item.pages):
             raise PlanError(f"media pages {item.pages} are named; the pool has {self._config.media_pages}")
         views["attended_lens"][place] = item.count
         views["attended_pages"][place, :used] = item.pages[:used]
 
-    def _check_pages(self, page_indices: np.ndarray) -> None:
-        """A program does not check what it gathers by: a wrong page would be somebody's memory."""
-        if page_indices.min() < 0 or page_indices.max() >= self._config.num_pages:
-            raise PlanError(
-                f"pages {page_indices.min()} to {page_indices.max()} are named; the pool has {self._config.num_pages}"
-            )
-
-    def _pick(self, picks: np.ndarray, plan: StepPlan, first_token: list[int]) -> None:
-        """The token slot whose hidden state each draw uses, draws in plan order."""
-        wanted = [first + row.length - 1 for row, first in zip(plan.rows, first_token, strict=True) for _ in row.draws]
+    def _pick(self, picks: np.ndarray, first: list[int], lengths: list[int], draws: Sequence[int]) -> None:
+        """The token slot whose hidden state each draw uses, draws in plan order; `draws` says how many each row has."""
+        last = [end - 1 for end in map(add, first, lengths)]
+        wanted = last if draws.count(1) == len(draws) else np.repeat(last, draws)
         if len(wanted) > len(picks):
             raise PlanError(f"the plan draws {len(wanted)} tokens; the engine holds {len(picks)}")
         picks[: len(wanted)] = wanted

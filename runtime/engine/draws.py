@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from triptych.runtime.engine.buckets import PlanError, smallest
 from triptych.runtime.engine.packing import Packing
-from triptych.runtime.engine.sample import MAX_SPARSE, Variant, sample_packing
+from triptych.runtime.engine.sample import MAX_SPARSE, sample_packing
 from triptych.runtime.engine.state import SlotTables
-from triptych.runtime.instance.plan import Draw, Seat, StepPlan
+from triptych.runtime.engine.variants import Variant
+from triptych.runtime.instance.columns import draws_of
+from triptych.runtime.instance.plan import Seat, StepPlan
 
 
 @dataclass(frozen=True)
@@ -39,47 +42,54 @@ class DrawPacker:
 
     def pack(self, plan: StepPlan) -> DrawBatch | None:
         """The draws of all rows; None when there are none. Raises PlanError."""
-        draws = [draw for row in plan.rows for draw in row.draws]
-        if not draws:
+        slots, positions, _ = draws_of(plan.rows)
+        count, tables = len(slots), self.tables
+        if not count:
             return None
-        size = smallest(self._sizes, len(draws), "draws")
-        seats = [self.tables.seated(draw.slot) for draw in draws]
-        variant = _variant(draws, seats)
+        size = smallest(self._sizes, count, "draws")
+        variant = tables.variant(slots)
+        if tables.forbidding and any(self._forbids(slot, at) for slot, at in zip(slots, positions, strict=True)):
+            variant = Variant.FULL
         packed, views = self._packings[variant, size].host()
-        slots = np.fromiter((draw.slot for draw in draws), np.int32, len(draws))
-        views["slot"][: len(draws)] = slots
-        views["slot"][len(draws) :] = self._slots
+        views["slot"][:count] = slots
+        views["slot"][count:] = self._slots
         if variant is not Variant.GREEDY:
-            self._fill_columns(views, slots, draws)
-        if variant is Variant.FULL:
-            for at, (draw, seat) in enumerate(zip(draws, seats, strict=True)):
-                self._fill_sparse(views["sparse_ids"][at], views["sparse_values"][at], draw, seat)
+            self._fill_columns(views, positions)
+        if variant is not Variant.FULL:
+            return DrawBatch(variant, size, packed, (None,) * count)
+        seats = [tables.seated(slot) for slot in slots]
+        for at, (seat, position) in enumerate(zip(seats, positions, strict=True)):
+            self._fill_sparse(views["sparse_ids"][at], views["sparse_values"][at], seat, position)
         return DrawBatch(variant, size, packed, tuple(seat.params.logprobs for seat in seats))
 
-    def _fill_columns(self, views: dict[str, np.ndarray], slots: np.ndarray, draws: list[Draw]) -> None:
-        count = len(draws)
+    def _forbids(self, slot: int, position: int) -> bool:
+        return slot in self.tables.forbidding and bool(_forbidden(self.tables.seated(slot), position))
+
+    def _fill_columns(self, views: dict[str, np.ndarray], positions: Sequence[int]) -> None:
+        count = len(positions)
+        slots = views["slot"][:count]
         for name, column in self.tables.columns.items():
             if name in views:
                 views[name][:count] = column[slots]
-        views["position"][:count] = [draw.position for draw in draws]
+        views["position"][:count] = positions
         if "repetition" in views:
             views["repetition"][count:] = 1.0  # padding rows are not read, but shall not divide by zero
 
-    def _fill_sparse(self, ids: np.ndarray, values: np.ndarray, draw: Draw, seat: Seat) -> None:
+    def _fill_sparse(self, ids: np.ndarray, values: np.ndarray, seat: Seat, position: int) -> None:
         used = 0
-        bias = self.tables.sparse[draw.slot]
+        bias = self.tables.sparse[seat.slot]
         if bias is not None:
             used = len(bias[0])
             ids[:used], values[:used] = bias
-        forbidden = _forbidden(draw, seat)
+        forbidden = _forbidden(seat, position)
         end = used + len(forbidden)
         ids[used:end], values[used:end] = forbidden, -np.inf
 
 
-def _forbidden(draw: Draw, seat: Seat) -> tuple[int, ...]:
+def _forbidden(seat: Seat, position: int) -> tuple[int, ...]:
     """Ids that may not be drawn there."""
-    least = seat.forbidden if draw.position < seat.forbidden_until else ()
-    return (*least, *seat.forbidden_first) if draw.position == seat.first else least
+    least = seat.forbidden if position < seat.forbidden_until else ()
+    return (*least, *seat.forbidden_first) if position == seat.first else least
 
 
 def check_seat(seat: Seat, slots: int, vocab: int) -> None:
@@ -93,17 +103,3 @@ def check_seat(seat: Seat, slots: int, vocab: int) -> None:
     largest = max((*seat.prompt, *seat.outputs, *forbidden), default=0)
     if largest >= vocab:
         raise PlanError(f"slot {seat.slot} names token id {largest}; the vocabulary has {vocab}")
-
-
-def _variant(draws: list[Draw], seats: list[Seat]) -> Variant:
-    """The least variant that serves every draw."""
-    random = filtered = False
-    for draw, seat in zip(draws, seats, strict=True):
-        params = seat.params
-        forbidden = _forbidden(draw, seat)
-        if params.penalised or params.logit_bias or params.logprobs is not None or forbidden:
-            return Variant.FULL
-        if not params.greedy:
-            random = True
-            filtered = filtered or params.top_k > 0 or params.top_p < 1 or params.min_p > 0
-    return Variant.FILTERED if filtered else Variant.RANDOM if random else Variant.GREEDY

@@ -34,8 +34,8 @@ from triptych.runtime.engine.draws import DrawBatch, DrawPacker, check_seat
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.programs import COPY_PAGES, Programs
 from triptych.runtime.engine.results import PartialStep, PendingStep, read
-from triptych.runtime.engine.sample import Variant
 from triptych.runtime.engine.state import SamplerState, seat_rows
+from triptych.runtime.engine.variants import Variant
 from triptych.runtime.engine.warmup import run_each_once
 from triptych.runtime.instance.plan import Pool, Seat, StepPlan, StepResult
 
@@ -237,7 +237,7 @@ class Engine:
     def _score(
         self, plan: StepPlan, batch: ExtendBatch, hidden: jax.Array | None
     ) -> tuple[jax.Array | None, tuple[int, ...]]:
-        if not any(row.score for row in plan.rows):
+        if not batch.shape.prefill_tokens or not any(row.score for row in plan.rows):
             return None, ()
         if hidden is None:
             raise PlanError(f"plan {plan.id} scores prompt tokens; the engine was built without prompt_logprobs")

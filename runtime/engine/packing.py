@@ -8,6 +8,8 @@ the previous one, and on CPU it reads the host's memory itself.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from math import prod
 from typing import Literal
 
@@ -39,27 +41,32 @@ class Packing:
 
     fields: tuple[Field, ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Length of the vector in 32-bit words."""
         return sum(field.size for field in self.fields)
+
+    @cached_property
+    def _places(self) -> tuple[tuple[Field, slice], ...]:
+        """Each field and the words that it has."""
+        ends = list(accumulate(field.size for field in self.fields))
+        starts = [end - field.size for field, end in zip(self.fields, ends, strict=True)]
+        return tuple(zip(self.fields, map(slice, starts, ends), strict=True))
 
     def host(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """A new zeroed vector and the writable views of its fields."""
         buffer = np.zeros(self.size, WORD)
         views: dict[str, np.ndarray] = {}
-        at = 0
-        for field in self.fields:
-            views[field.name] = buffer[at : at + field.size].view(field.dtype).reshape(field.shape)
-            at += field.size
+        for field, words in self._places:
+            view = buffer[words]
+            view = view if field.dtype == "int32" else view.view(field.dtype)
+            views[field.name] = view if len(field.shape) == 1 else view.reshape(field.shape)
         return buffer, views
 
     def unpack(self, packed: Int32[Array, "words"]) -> dict[str, jax.Array]:
         """The fields inside a traced program."""
         out: dict[str, jax.Array] = {}
-        at = 0
-        for field in self.fields:
-            part = jax.lax.slice(packed, (at,), (at + field.size,)).reshape(field.shape)
+        for field, words in self._places:
+            part = jax.lax.slice(packed, (words.start,), (words.stop,)).reshape(field.shape)
             out[field.name] = part if field.dtype == "int32" else jax.lax.bitcast_convert_type(part, field.dtype)
-            at += field.size
         return out

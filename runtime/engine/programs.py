@@ -26,9 +26,10 @@ from triptych.runtime.engine.head import Head, HeadParams, head_params, without
 from triptych.runtime.engine.layer_programs import LayerCut, LayerRun, build_embed, build_end, build_layers
 from triptych.runtime.engine.media_pool import EmbeddingPool, MediaPool
 from triptych.runtime.engine.pools import pool_structs
-from triptych.runtime.engine.sample import Variant, sample_full, sample_packing, sample_plain
+from triptych.runtime.engine.sample import sample_full, sample_packing, sample_plain
 from triptych.runtime.engine.score import score
 from triptych.runtime.engine.state import SamplerState, fresh_state, seat_program
+from triptych.runtime.engine.variants import Variant
 
 # Page copies happen when samples of one prompt part ways; a plan with more copies calls the program again.
 COPY_PAGES = 8

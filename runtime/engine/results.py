@@ -6,8 +6,9 @@ plan may change. Reading it is the only wait of a step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import jax
@@ -18,6 +19,7 @@ from triptych.runtime.core.sampling import MAX_LOGPROBS
 from triptych.runtime.engine.batch import ExtendBatch
 from triptych.runtime.engine.draws import DrawBatch
 from triptych.runtime.engine.layer_programs import LayerRun
+from triptych.runtime.instance.columns import DecodeRows, DrawnRows, draws_of
 from triptych.runtime.instance.plan import Drawn, RowResult, StepPlan, StepResult
 
 
@@ -86,26 +88,30 @@ def read(pending: PendingStep) -> StepResult:
         if pending.done is not None:
             pending.done.block_until_ready()
         return StepResult(plan.id, tuple(RowResult(row.sequence) for row in plan.rows))
-    drawn = _drawn(pending)
-    words = None if pending.scores is None else np.asarray(pending.scores)
-    rows: list[RowResult] = []
-    for at, row in enumerate(plan.rows):
-        scores: tuple[Logprobs, ...] = ()
-        if row.score and words is not None:
-            first = pending.score_rows[at]
-            scores = tuple(_logprobs(words[first + i], row.score_top) for i in range(len(row.score)))
-        rows.append(RowResult(row.sequence, tuple(next(drawn) for _ in row.draws), scores))
+    draws = draws_of(plan.rows)
+    words = None if pending.draws is None else np.asarray(pending.draws)
+    tokens = [] if words is None else words[: len(draws.slots), 0].tolist()
+    if isinstance(plan.rows, DecodeRows) and not any(top is not None for top in pending.logprobs):
+        return StepResult(plan.id, DrawnRows(plan.rows.sequences, draws.slots, tokens))
+    logprobs = [
+        None if wanted is None or words is None else _logprobs(words[at, 1:], wanted)
+        for at, wanted in enumerate(pending.logprobs)
+    ]
+    drawn = iter(list(map(Drawn, draws.slots, tokens, logprobs)))
+    scores: Iterable[tuple[Logprobs, ...]] = [()] * len(plan.rows)
+    if pending.scores is not None:
+        scores = _scores(plan, np.asarray(pending.scores), pending.score_rows)
+    rows = [
+        RowResult(row.sequence, tuple(islice(drawn, count)), scored)
+        for row, count, scored in zip(plan.rows, draws.counts, scores, strict=True)
+    ]
     return StepResult(plan.id, tuple(rows))
 
 
-def _drawn(pending: PendingStep) -> Iterator[Drawn]:
-    if pending.draws is None:
-        return
-    words = np.asarray(pending.draws)
-    tokens = words[:, 0].tolist()
-    slots = (draw.slot for row in pending.plan.rows for draw in row.draws)
-    for at, (slot, wanted) in enumerate(zip(slots, pending.logprobs, strict=True)):
-        yield Drawn(slot, tokens[at], None if wanted is None else _logprobs(words[at, 1:], wanted))
+def _scores(plan: StepPlan, words: np.ndarray, first: tuple[int, ...]) -> Iterator[tuple[Logprobs, ...]]:
+    """The scores of each row."""
+    for row, at in zip(plan.rows, first, strict=True):
+        yield tuple([_logprobs(words[at + index], row.score_top) for index in range(len(row.score))])
 
 
 def _logprobs(words: np.ndarray, top: int) -> Logprobs:

@@ -15,8 +15,6 @@ on the order in which a sum is rounded: the same seed, sample and position give 
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
@@ -26,6 +24,7 @@ from triptych.runtime.engine.filters import keep_min_p, keep_top_k, keep_top_p
 from triptych.runtime.engine.noise import draw_key, gumbel
 from triptych.runtime.engine.packing import Field, Packing
 from triptych.runtime.engine.state import SamplerState
+from triptych.runtime.engine.variants import Variant
 
 # Logit biases and forbidden ids share one sparse list; models have a handful of end-of-sequence ids beside the user's stop ids.
 MAX_EOS_IDS = 20
@@ -33,15 +32,6 @@ MAX_SPARSE = MAX_LOGIT_BIAS + MAX_STOP_TOKENS + MAX_EOS_IDS
 
 # Below this a temperature overflows float32 on ordinary logit gaps; the draw is the argmax for any gap above 1e-4.
 MIN_TEMPERATURE = 1e-6
-
-
-class Variant(StrEnum):
-    """How much of the sampler a program contains; each variant contains the ones before it."""
-
-    GREEDY = "greedy"
-    RANDOM = "random"
-    FILTERED = "filtered"
-    FULL = "full"
 
 
 def sample_packing(variant: Variant, draws: int) -> Packing:

@@ -6,6 +6,7 @@ on the device. Parameters change only when a sample takes the slot; they are row
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +18,7 @@ from jaxtyping import Array, Bool, Int32
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.engine.buckets import PlanError
 from triptych.runtime.engine.noise import split_seed
+from triptych.runtime.engine.variants import VARIANTS, Variant, least_variant
 from triptych.runtime.instance.plan import Seat
 
 
@@ -68,6 +70,8 @@ class SlotTables:
             **{name: np.zeros(slots, np.int32) for name in ("top_k", "sample")},
         }
         self.sparse: list[tuple[np.ndarray, np.ndarray] | None] = [None] * slots
+        self.forbidding: set[int] = set()  # slots whose samples have ids that may not be drawn at some positions
+        self._least: dict[int, int] = {}  # of each slot, the place in VARIANTS
 
     def seat(self, seat: Seat) -> None:
         """Give the slot to a sample."""
@@ -89,13 +93,29 @@ class SlotTables:
             self.columns[name][slot] = value
         self.sparse[slot] = _sparse(params)
         self.seats[slot] = seat
+        self._least[slot] = VARIANTS.index(least_variant(params))
+        if seat.forbidden or seat.forbidden_first:
+            self.forbidding.add(slot)
+        else:
+            self.forbidding.discard(slot)
+
+    def variant(self, slots: Sequence[int]) -> Variant:
+        """The least that serves draws of these slots at which no id is forbidden. Raises PlanError if nobody sits in one."""
+        try:
+            return VARIANTS[max([self._least[slot] for slot in slots])]
+        except KeyError as missing:
+            raise _nobody(missing.args[0]) from None
 
     def seated(self, slot: int) -> Seat:
         """The slot's seat. Raises PlanError if nobody sits there."""
         seat = self.seats[slot] if 0 <= slot < len(self.seats) else None
         if seat is None:
-            raise PlanError(f"slot {slot} draws, but no seat was given to it")
+            raise _nobody(slot)
         return seat
+
+
+def _nobody(slot: int) -> PlanError:
+    return PlanError(f"slot {slot} draws, but no seat was given to it")
 
 
 def _sparse(params: SamplingParams) -> tuple[np.ndarray, np.ndarray] | None:

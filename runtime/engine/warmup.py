@@ -13,8 +13,9 @@ from triptych.models.structure import Pools
 from triptych.runtime.engine.batch import NO_MEDIA, extend_packing, takes_media
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.programs import COPY_PAGES, Programs
-from triptych.runtime.engine.sample import Variant, sample_packing
+from triptych.runtime.engine.sample import sample_packing
 from triptych.runtime.engine.state import SamplerState
+from triptych.runtime.engine.variants import Variant
 
 
 def run_each_once(

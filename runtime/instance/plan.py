@@ -6,12 +6,16 @@ what a follower process of a multi-host instance does. Order inside a plan: `cop
 
 Two plans may be in flight. A row whose input token is not known to the host yet (it is being drawn by the plan before) has empty
 `tokens` and takes the token that its slot drew last, on the device.
+
+What there is of every sequence in every step is a named tuple, so that many can be made at once (core/bulk.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from triptych.runtime.core.request import Logprobs
 from triptych.runtime.core.sampling import SamplingParams
@@ -93,16 +97,14 @@ class Seat:
     first: int = 0
 
 
-@dataclass(frozen=True)
-class Draw:
+class Draw(NamedTuple):
     """Draw one token for `slot` from the row's last hidden state. `position` is the drawn token's absolute position."""
 
     slot: int
     position: int
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One sequence's part of a step: extend it by its tokens at KV index `start` onwards. A sequence whose next tokens are guessed has a row of one token for
     each guess, behind its row of the token that is known: what is drawn there counts if the guess is right (drafting.py).
 
@@ -140,7 +142,7 @@ class Row:
     def decode(self) -> bool:
         """Whether the row fits the decode segment of a program: one token with an id, nothing to score. What it attends to
         does not matter."""
-        return self.length == 1 and not self.score and not self.embedded
+        return len(self.tokens) <= 1 and not self.score and not self.embedded
 
 
 @dataclass(frozen=True)
@@ -159,10 +161,10 @@ class Export:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step. `id` increases by one a plan; results come back in the same order."""
+    """One step. `id` increases by one a plan; results come back in the same order. Rows may be kept in columns (columns.py)."""
 
     id: int
-    rows: tuple[Row, ...] = ()
+    rows: Sequence[Row] = ()
     seats: tuple[Seat, ...] = ()
     copies: tuple[tuple[int, int], ...] = ()  # (source page, destination page)
     exports: tuple[Export, ...] = ()
@@ -170,11 +172,10 @@ class StepPlan:
 
     @property
     def tokens(self) -> int:
-        return sum(row.length for row in self.rows)
+        return sum([row.length for row in self.rows])
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """Result of one Draw. `logprobs` only when the seat asked for them."""
 
     slot: int
@@ -182,8 +183,7 @@ class Drawn:
     logprobs: Logprobs | None = None
 
 
-@dataclass(frozen=True)
-class RowResult:
+class RowResult(NamedTuple):
     """Results of one row, draws in the row's order; `scores[i]` belongs to `row.score[i]`."""
 
     sequence: int
@@ -193,7 +193,7 @@ class RowResult:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came out of plan `id`, rows in plan order."""
+    """What came out of plan `id`, rows in plan order. They may be kept in columns (columns.py)."""
 
     id: int
-    rows: tuple[RowResult, ...]
+    rows: Sequence[RowResult]

@@ -9,10 +9,13 @@ executes in order, so this plan comes after them.
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Sequence as Several
 
 from triptych.runtime.instance import encoding
 from triptych.runtime.instance.admission import admit_waiting
+from triptych.runtime.instance.columns import DecodeRows
 from triptych.runtime.instance.composer import ChunkCandidate, StepChoice, StepComposer, StepLimits, StepView
+from triptych.runtime.instance.decode_rows import decode_rows, schedule
 from triptych.runtime.instance.drafting import guesses
 from triptych.runtime.instance.embeddings import Entry
 from triptych.runtime.instance.lifecycle import Kind, Trigger
@@ -23,7 +26,7 @@ from triptych.runtime.instance.preemption import make_room
 from triptych.runtime.instance.resuming import go_on
 from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.instance.spans import overlapping
-from triptych.runtime.instance.state import Guessed, InstanceState, PlannedRow, PlannedStep
+from triptych.runtime.instance.state import Guessed, InstanceState, PlannedDecodes, PlannedRow, PlannedStep
 from triptych.runtime.instance.tasks import Fill, PrefillTask, Stream, Task
 
 MAX_IN_FLIGHT = (
@@ -57,11 +60,14 @@ def plan_step(
     view.check(choice)
     builder.encode(choice.patches)
     decoding = ready[: choice.decodes]
-    guessed: list[tuple[int, ...]] = [()] * len(decoding)
+    guessed: list[tuple[int, ...]] = []
     if state.config.speculation is not None:
         guessed = guesses(state, decoding, _rows_for_guesses(state, choice))
-    for stream, tokens in zip(decoding, guessed, strict=True):
-        builder.decode(stream, tokens)
+    if any(guessed):
+        for stream, tokens in zip(decoding, guessed, strict=True):
+            builder.verify(stream, tokens)
+    elif decoding:
+        builder.decode(decoding)
     for fill, tokens in zip(fills, choice.chunks, strict=True):
         if tokens:
             builder.chunk(fill, tokens)
@@ -134,13 +140,15 @@ class PlanBuilder:
         self._encodes: list[Encode] = []
         self._entries: list[Entry] = []
         self._guessed: list[Guessed] = []
-        self.rows: list[Row] = []
+        self._decodes = PlannedDecodes([], [], [])
+        self._decode_rows: DecodeRows | None = None
+        self._rows: list[Row] = []
         self.messages: list[InstanceMessage] = []
 
     @property
     def useful(self) -> bool:
         """Whether the plan does anything."""
-        return bool(self.rows or self._encodes or self._exports)
+        return bool(self._decode_rows or self._rows or self._encodes or self._exports)
 
     def encode(self, patches: int) -> None:
         """The first items that wait to be encoded, at most so many patches."""
@@ -154,15 +162,18 @@ class PlanBuilder:
         if self._state.media is not None:
             self._exports += encoding.exports(self._state.media)
 
-    def decode(self, stream: Stream, guessed: tuple[int, ...] = ()) -> None:
-        """One token of one stream: the last one known, or the one that its slot is drawing in the plan before; and behind it the tokens that are
-        `guessed` to follow, for which it has pages."""
+    def decode(self, streams: list[Stream]) -> None:
+        """One token of each, before any other row: the last one known, or the one that its slot is drawing in the plan before."""
+        for stream in streams:
+            self._prepare(stream)
+        self._decode_rows = decode_rows(streams, self._state.media)
+        self._decodes = schedule(streams)
+
+    def verify(self, stream: Stream, guessed: tuple[int, ...]) -> None:
+        """One token of one stream, as `decode` does, and behind it the tokens that are `guessed` to follow, for which it has pages."""
         sequence, slot = stream.sequence, stream.slot
         assert sequence is not None and slot is not None
-        if sequence.copies:
-            self._copies += sequence.take_copies()
-        if not stream.seated:
-            self._seat(stream)
+        self._prepare(stream)
         start = sequence.scheduled
         end = sequence.scheduled = start + 1
         tokens = () if stream.pending else (sequence.tokens[start],)
@@ -170,18 +181,25 @@ class PlanBuilder:
         position = start + stream.task.position_offset
         media, draws = self._state.media, (Draw(slot, end),)
         attended = media.attended(sequence) if sequence.media and media is not None else ()
-        self.rows.append(Row(sequence.number, tokens, start, position, sequence.pages, slot, draws, attended=attended))
+        self._rows.append(Row(sequence.number, tokens, start, position, sequence.pages, slot, draws, attended=attended))
         by = ((stream, stream.generation),)
         self._planned.append(PlannedRow(sequence, sequence.generation, end, by))
         for offset, token in enumerate(guessed, start=1):
             draws = (Draw(slot, end + offset),)
             at = start + offset, position + offset
-            self.rows.append(Row(sequence.number, (token,), *at, sequence.pages, slot, draws, attended=attended))
+            self._rows.append(Row(sequence.number, (token,), *at, sequence.pages, slot, draws, attended=attended))
             self._planned.append(PlannedRow(sequence, sequence.generation, end + offset, by, draft=token))
         if guessed:
             sequence.scheduled += len(guessed)
             stream.pending += len(guessed)
             self._guessed.append(Guessed(stream, stream.generation, len(guessed), end + 1))
+
+    def _prepare(self, stream: Stream) -> None:
+        """What comes before a stream's rows."""
+        if stream.sequence is not None and stream.sequence.copies:
+            self._copies += stream.sequence.take_copies()
+        if not stream.seated:
+            self._seat(stream)
 
     def chunk(self, fill: Fill, tokens: int) -> None:
         """The next `tokens` known tokens of a fill; with its last one the draws, and then its streams are running."""
@@ -215,7 +233,7 @@ class PlanBuilder:
         )
         if sequence.media and self._state.media is not None:
             self._state.media.passed(sequence.number, end)
-        self.rows.append(row)
+        self._rows.append(row)
         prompt_of = task if last and not fill.drawing else None
         self._planned.append(
             PlannedRow(sequence, sequence.generation, end, tuple((s, s.generation) for s in streams), fill, prompt_of)
@@ -235,15 +253,21 @@ class PlanBuilder:
         state.memory.pool.release([source for source, _ in self._copies])
         plan = StepPlan(
             state.next_plan,
-            tuple(self.rows),
+            self._all_rows(),
             tuple(self._seats),
             tuple(self._copies),
             tuple(self._exports),
             tuple(self._encodes),
         )
         state.next_plan += 1
-        state.in_flight.append(PlannedStep(plan.id, self._planned, self._entries, self._guessed))
+        state.in_flight.append(PlannedStep(plan.id, self._decodes, self._planned, self._entries, self._guessed))
         return plan
+
+    def _all_rows(self) -> Several[Row]:
+        """In columns, if there are no others than decode rows."""
+        if self._decode_rows is None:
+            return tuple(self._rows)
+        return (*self._decode_rows, *self._rows) if self._rows else self._decode_rows
 
     def _seat(self, stream: Stream) -> None:
         request, end = stream.task.request, stream.termination

@@ -10,12 +10,14 @@ from triptych.runtime.core.errors import EngineError
 from triptych.runtime.core.handle import Lease
 from triptych.runtime.core.request import Continuation, Logprobs, PromptReport, SampleState, TokenOut
 from triptych.runtime.core.tasks import PrefillDone, StageTimes
+from triptych.runtime.instance.columns import DrawnRows
 from triptych.runtime.instance.drafting import judge, stands
 from triptych.runtime.instance.encoding import encoded
 from triptych.runtime.instance.lifecycle import Trigger
 from triptych.runtime.instance.messages import CompleteStaging, Emit, EmitPrompt, InstanceMessage, Report
 from triptych.runtime.instance.plan import Drawn, StepResult
 from triptych.runtime.instance.state import InstanceState, PlannedStep, end_task
+from triptych.runtime.instance.taking import take_decodes
 from triptych.runtime.instance.tasks import PrefillTask, Stream, Task
 
 
@@ -33,7 +35,10 @@ def apply_result(state: InstanceState, result: StepResult, now: float) -> list[I
         encoded(state.media, step.encodes)
     tokens: dict[str, list[TokenOut]] = {}
     touched: dict[int, Task] = {}
-    for planned, row in zip(step.rows, result.rows, strict=True):
+    decodes = len(step.decodes.streams)
+    if decodes:
+        take_decodes(step.decodes, result.rows, tokens, touched)
+    for planned, row in zip(step.rows, result.rows[decodes:] if step.rows else (), strict=True):
         if planned.draft is not None and not stands(planned):
             continue
         if planned.sequence.generation == planned.generation:
@@ -63,13 +68,16 @@ def apply_result(state: InstanceState, result: StepResult, now: float) -> list[I
 def _check(step: PlannedStep, result: StepResult) -> None:
     if result.id != step.id:
         raise ResultMismatchError(f"result of plan {result.id} came; plan {step.id} is the oldest in flight")
-    if len(result.rows) != len(step.rows):
-        raise ResultMismatchError(f"plan {step.id} has {len(step.rows)} rows, its result {len(result.rows)}")
-    for planned, row in zip(step.rows, result.rows, strict=True):
-        if row.sequence != planned.sequence.number or len(row.drawn) != len(planned.draws):
+    numbers, rows = step.decodes.numbers, result.rows
+    if isinstance(rows, DrawnRows) and not step.rows and rows.sequences == numbers:
+        return
+    expected = [(number, 1) for number in numbers] + [(row.sequence.number, len(row.draws)) for row in step.rows]
+    if len(rows) != len(expected):
+        raise ResultMismatchError(f"plan {step.id} has {len(expected)} rows, its result {len(rows)}")
+    for (sequence, draws), row in zip(expected, rows, strict=True):
+        if row.sequence != sequence or len(row.drawn) != draws:
             raise ResultMismatchError(
-                f"plan {step.id}: expected {len(planned.draws)} draws of sequence {planned.sequence.number}, "
-                f"got {len(row.drawn)} of {row.sequence}"
+                f"plan {step.id}: expected {draws} draws of sequence {sequence}, got {len(row.drawn)} of {row.sequence}"
             )
 
 

@@ -57,6 +57,16 @@ class PlannedRow:
 
 
 @dataclass(slots=True)
+class PlannedDecodes:
+    """The first rows of a plan in flight, each a token of a sample that just goes on decoding: its sequence's number, the sample, and the generation that
+    it must still have for the draw to count. Then it is the same sequence, and the KV of every token that it knows is computed."""
+
+    numbers: list[int]
+    streams: list[Stream]
+    generations: list[int]
+
+
+@dataclass(slots=True)
 class Guessed:
     """`count` tokens of a sample are guessed in a plan in flight; with the draw of its first row it knows `known` tokens."""
 
@@ -68,8 +78,11 @@ class Guessed:
 
 @dataclass(slots=True)
 class PlannedStep:
+    """`rows` are those that come after `decodes`."""
+
     id: int
-    rows: list[PlannedRow]
+    decodes: PlannedDecodes
+    rows: list[PlannedRow] = field(default_factory=list)
     encodes: list[Entry] = field(default_factory=list)
     guessed: list[Guessed] = field(default_factory=list)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from triptych.runtime.instance.columns import DecodeRows
 from triptych.runtime.instance.core import InstanceCore
 from triptych.runtime.instance.plan import StepPlan
 
@@ -53,7 +54,11 @@ def shape_of(plan: StepPlan) -> StepShape:
     """What `plan` asks of the device."""
     rows = context = draws = longest = 0
     prefill_rows = tokens = before = pairs = 0
-    for row in plan.rows:
+    others = plan.rows
+    if isinstance(others, DecodeRows):
+        rows = draws = len(others)
+        context, longest, others = sum(others.starts) + rows, max(others.starts) + 1, ()
+    for row in others:
         start, length = row.start, row.length
         longest = max(longest, start + length)
         if row.decode:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from triptych.runtime.core.instance import InstanceInfo
 from triptych.runtime.core.tasks import ReserveDecode, StartDecode, TaskReport
+from triptych.runtime.instance.columns import DrawnRows
 from triptych.runtime.instance.composer import StepComposer
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.core import InstanceCore
@@ -87,7 +88,7 @@ class StudyInstance:
     """Started idle; `receive` is how anything reaches it."""
 
     __slots__ = (
-        "_around", "_asides", "_beside", "_composer", "_flights", "_inbox", "_leaps", "_run", "_taken", "_times", "_transfers", "_waits",
+        "_around", "_asides", "_beside", "_composer", "_flights", "_inbox", "_leaps", "_run", "_times", "_transfers", "_waits",
         "busy_seconds", "core", "free_at", "info", "number", "steps",
     )  # fmt: skip
 
@@ -115,7 +116,6 @@ class StudyInstance:
         self._run: DecodeRun | None = None
         self._asides: list[InstanceEvent] = []  # arrived in the step under way, and do not end the run
         self._beside: dict[int, str] = {}  # sequences that wait for embeddings, and their requests
-        self._taken: Sequence[PlannedRow] = ()  # rows of the step that is done, to be planned again
         self.free_at = self.busy_seconds = 0.0
         self.steps = 0
 
@@ -178,7 +178,7 @@ class StudyInstance:
         if self._run is not run:
             return
         before = run.taken
-        self._taken, new = run.finish()
+        new = run.finish()
         self._run = None
         self._moved(run, before, new)
         self._flights.popleft()
@@ -250,7 +250,7 @@ class StudyInstance:
         flight = self._flights.popleft()
         done = False
         if self._leaps:
-            self._taken, done = take_quiet(self.core.state, self._around.draws)
+            done = take_quiet(self.core.state, self._around.draws)
         if not done:
             self._feed(StepDone(self._result()))
         if flight.exports:
@@ -290,13 +290,12 @@ class StudyInstance:
 
     def _plan(self) -> bool:
         """Dispatch one more step; False if there is nothing to do."""
-        taken, self._taken = self._taken, ()
         state = self.core.state
         due = state.timers.first
         busy = state.running or state.filling or state.waiting or (state.media is not None and state.media.encoding)
         if not busy and (due is None or due > self._around.loop.now()):
             return False
-        shape = plan_decodes(state, self._composer, self._around.loop.now(), taken) if self._leaps else None
+        shape = plan_decodes(state, self._composer, self._around.loop.now()) if self._leaps else None
         if shape is None:
             return self._feed(READY)
         self._dispatch(shape, ())
@@ -312,7 +311,12 @@ class StudyInstance:
     def _result(self) -> StepResult:
         """What the oldest plan in flight gave."""
         step = self.core.state.in_flight[0]
-        return StepResult(step.id, tuple(map(self._row_result, step.rows)))
+        decodes, draws = step.decodes, self._around.draws
+        drawn: list[int] = []
+        for stream in decodes.streams:  # what one draws that has ended since is not read
+            drawn += draws(stream, 0 if stream.sequence is None else len(stream.sequence.tokens), 1)
+        rows = DrawnRows(decodes.numbers, [stream.slot or 0 for stream in decodes.streams], drawn)
+        return StepResult(step.id, (*rows, *map(self._row_result, step.rows)) if step.rows else rows)
 
     def _row_result(self, row: PlannedRow) -> RowResult:
         draws, position = self._around.draws, row.computed

@@ -18,11 +18,12 @@ by request.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import accumulate
 
 from triptych.runtime.instance.composer import DefaultComposer, StepComposer, StepLimits, StepView, TakingTurns
-from triptych.runtime.instance.state import InstanceState, PlannedRow, PlannedStep
+from triptych.runtime.instance.decode_rows import schedule
+from triptych.runtime.instance.state import InstanceState, PlannedDecodes, PlannedStep
 from triptych.runtime.instance.tasks import Stream
 from triptych.runtime.simulation.steptime import StepShape, StepTimes, grown
 
@@ -74,18 +75,17 @@ class DecodeRun:
         if new <= 0:
             return 0
         self._take(new, new)
-        for row in self._state.in_flight[0].rows:
-            row.computed += new
         return new
 
-    def finish(self) -> tuple[list[PlannedRow], int]:
+    def finish(self) -> int:
         """`advance` to the last of the run's results, and take the one after, so that one plan is left in flight.
-        Returns the rows that were taken, and how many results were new to `advance`."""
+        Returns how many results were new to `advance`."""
         new = self.steps - self.taken
         self._take(new, new + 1)
         for stream in self._state.running:
             stream.pending = 1
-        return self._state.in_flight.popleft().rows, new
+        self._state.in_flight.popleft()
+        return new
 
     def _take(self, plans: int, results: int) -> None:
         """Every sample gets the tokens of `results` results and rows in `plans` more plans, of which the later one in
@@ -109,8 +109,6 @@ class DecodeRun:
         first, later = state.in_flight
         first.id += plans
         later.id += plans
-        for row in later.rows:
-            row.computed += plans
         state.next_plan += plans
         self.taken += plans
 
@@ -134,14 +132,12 @@ def find_run(
         return None
     if not isinstance(composer, STEADY):
         return None
-    first, second = (step.rows for step in state.in_flight)
-    if not len(running) == len(first) == len(second):
+    first, second = state.in_flight
+    if first.rows or second.rows or not running == first.decodes.streams == second.decodes.streams:
         return None
     steps = MOST
-    for stream, row, later in zip(running, first, second, strict=True):
-        if stream.pending != 2 or row.fill is not None or later.fill is not None:
-            return None
-        if later.draws[0][0] is not stream or row.draws[0][0] is not stream:
+    for stream in running:
+        if stream.pending != 2:
             return None
         left = stream.termination.limit - len(stream.outputs) - 2
         if left < steps:
@@ -160,12 +156,9 @@ def find_run(
     return DecodeRun(state, done, steps, lacking, draws)
 
 
-def plan_decodes(
-    state: InstanceState, composer: StepComposer, now: float, taken: Sequence[PlannedRow]
-) -> StepShape | None:
+def plan_decodes(state: InstanceState, composer: StepComposer, now: float) -> StepShape | None:
     """Put the next plan in flight, as planner.plan_step would, if it consists of decode rows alone: one for every
-    running sample but those that what is in flight will end. Else None, and nothing was done. `taken`: the rows that
-    `take_quiet` took just now; they serve once more."""
+    running sample but those that what is in flight will end. Else None, and nothing was done."""
     running, due = state.running, state.timers.first
     if not running or state.filling or (due is not None and due <= now) or not _queue_stands(state) or _encodes(state):
         return None
@@ -191,61 +184,40 @@ def plan_decodes(
             return None
         limits = StepLimits(state.config.max_num_seqs, state.config.chunk_tokens, state.config.max_prefill_rows)
         composer.compose(StepView(len(ready), (), limits))
-    rows: list[PlannedRow] = []
-    used = iter(taken)
-    row = next(used, None)
     for stream in ready:
         sequence = stream.sequence
-        assert sequence is not None
-        end = sequence.scheduled = sequence.scheduled + 1
-        if lacking and end > sequence.capacity:
-            sequence.reserve(end)
-        stream.pending += 1
-        while row is not None and (other := row.draws[0][0]) is not stream and other.order < stream.order:
-            row = next(used, None)  # both are sorted by age: that one has ended
-        if row is not None and row.draws[0][0] is stream:
-            row.computed = end
-            rows.append(row)
-            row = next(used, None)
-        else:
-            stream.seated = True
-            rows.append(PlannedRow(sequence, sequence.generation, end, ((stream, stream.generation),)))
-    state.in_flight.append(PlannedStep(state.next_plan, rows))
+        if lacking and sequence is not None and sequence.scheduled == sequence.capacity:
+            sequence.reserve(sequence.scheduled + 1)
+        stream.seated = True
+    state.in_flight.append(PlannedStep(state.next_plan, schedule(ready)))
     state.next_plan += 1
-    return StepShape(len(rows), context, longest=longest, draws=len(rows))
+    return StepShape(len(ready), context, longest=longest, draws=len(ready))
 
 
-def take_quiet(state: InstanceState, draws: Draws) -> tuple[list[PlannedRow], bool]:
-    """Take the rows of the oldest plan in flight that just go on decoding. Returns them, and whether that was all of
-    the plan: then it is done, else the core has to take the rows that are left."""
+def take_quiet(state: InstanceState, draws: Draws) -> bool:
+    """Take the rows of the oldest plan in flight that just go on decoding. Returns whether that was all of the plan:
+    then it is done, else the core has to take the rows that are left."""
     step = state.in_flight[0]
-    quiet: list[PlannedRow] = []
-    loud: list[PlannedRow] = []
-    for row in step.rows:
-        if row.fill is not None or not row.draws:
-            loud.append(row)
+    decodes, loud = step.decodes, PlannedDecodes([], [], [])
+    for number, stream, generation in zip(decodes.numbers, decodes.streams, decodes.generations, strict=True):
+        outputs, sequence = stream.outputs, stream.sequence
+        goes_on = 0 < len(outputs) < stream.termination.limit - 1
+        if not goes_on or stream.generation != generation or sequence is None:
+            loud.numbers.append(number)
+            loud.streams.append(stream)
+            loud.generations.append(generation)
             continue
-        (stream, generation), sequence = row.draws[0], row.sequence
-        outputs = stream.outputs
-        if (
-            not 0 < len(outputs) < stream.termination.limit - 1
-            or stream.generation != generation
-            or stream.sequence is not sequence
-        ):
-            loud.append(row)
-            continue
-        computed = row.computed
+        computed = len(sequence.tokens)
         sequence.commit(computed)
         drawn = draws(stream, computed, 1)
         stream.pending -= 1
         outputs += drawn
         sequence.tokens += drawn
-        quiet.append(row)
-    if loud or step.encodes or (state.media is not None and state.media.stirred):  # word of the step is waited for
-        step.rows = loud
-        return quiet, False
+    step.decodes = loud
+    if loud.streams or step.rows or step.encodes or (state.media is not None and state.media.stirred):
+        return False  # word of the step is waited for
     state.in_flight.popleft()
-    return quiet, True
+    return True
 
 
 def _encodes(state: InstanceState) -> bool:

@@ -1,4 +1,4 @@
-"""Core dataclasses to protobuf messages and back, by field name.
+"""Core dataclasses (and named tuples) to protobuf messages and back, by field name.
 
 The wire contracts in proto/v1 repeat the field names of the dataclasses in runtime/core, so one small, typed walk serves them all; a
 field that exists on one side only is an error at import of the pair, not a silently dropped value. Rules:
@@ -108,9 +108,14 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
+def field_names(cls: type) -> tuple[str, ...]:
+    """Of a dataclass or a named tuple."""
+    return cls._fields if issubclass(cls, tuple) else tuple(f.name for f in dataclasses.fields(cls))  # pyright: ignore
+
+
 def _matched_fields(cls: type, message_class: type[Message]) -> list[tuple[str, Any, Any]]:
     wire = message_class.DESCRIPTOR.fields_by_name
-    fields = [f.name for f in dataclasses.fields(cls)]
+    fields = field_names(cls)
     if set(fields) != set(wire):
         raise TypeError(
             f"{cls.__name__} and message {message_class.DESCRIPTOR.name} differ in fields: {sorted(set(fields) ^ set(wire))}"

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from triptych.runtime.core.clock import Clock
 from triptych.runtime.core.errors import EngineError
 from triptych.runtime.engine.results import PartialStep
+from triptych.runtime.instance.columns import prefill_tokens
 from triptych.runtime.instance.messages import DeviceReady, InstanceEvent, InstanceMessage, StepDone, Tick
 from triptych.runtime.instance.plan import Export, Pool, StepPlan, StepResult
 
@@ -208,7 +209,7 @@ class DeviceLoop(threading.Thread):
                 self._in_flight.append(step)
                 self._plans.append((message, began))
                 partial = isinstance(step, PartialStep)
-                self.prefill_tokens += sum(row.length for row in message.rows if not row.decode)
+                self.prefill_tokens += prefill_tokens(message.rows)
                 self.encoded_items += len(message.encodes)
                 self.encoded_patches += sum(item.patches for item in message.encodes)
                 for export in message.exports:

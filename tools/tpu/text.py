@@ -26,7 +26,7 @@ from triptych.runtime.engine.memory import page_bytes, pages_that_fit
 from triptych.runtime.engine.page_programs import PageMover
 from triptych.runtime.engine.pools import layout_of
 from triptych.runtime.engine.programs import Programs
-from triptych.runtime.engine.sample import Variant
+from triptych.runtime.engine.variants import Variant
 from triptych.runtime.transfer.layer_groups import cut_layers
 from triptych.sharding.rules import ShardingRules
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -124,7 +124,7 @@ class Hearing:
     number: int
 
     def heard(self, row: Row) -> Row:
-        return replace(row, attended=(Attended(POSITIONS, pages(self.number)),))
+        return row._replace(attended=(Attended(POSITIONS, pages(self.number)),))
 
 
 def transcribe(driver: Driver, hearings: list[Hearing], chunks: tuple[int, ...] = (4,)) -> list[list[int]]:

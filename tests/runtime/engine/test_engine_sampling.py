@@ -10,7 +10,8 @@ from tests.runtime.engine.driver import GREEDY, Driver, Seq, sequence
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.engine.buckets import PlanError
 from triptych.runtime.engine.draws import DrawPacker, check_seat
-from triptych.runtime.engine.sample import MAX_SPARSE, Variant
+from triptych.runtime.engine.sample import MAX_SPARSE
+from triptych.runtime.engine.variants import Variant
 from triptych.runtime.instance.plan import Draw, Row, Seat, StepPlan
 
 pytestmark = pytest.mark.limit(300)

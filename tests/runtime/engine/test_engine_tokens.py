@@ -89,7 +89,7 @@ def test_draws_of_one_row_share_its_hidden_state(driver: Driver) -> None:
     (token,) = greedy(prompt, 1)
     first, second = sequence(0, prompt), sequence(1, prompt)
     row = first.row(5)
-    row = type(row)(**{**vars(row), "draws": (Draw(0, 5), Draw(1, 5))})
+    row = row._replace(draws=(Draw(0, 5), Draw(1, 5)))
     result = driver.run(row, seats=(first.seat(), second.seat()))
     assert [(drawn.slot, drawn.token) for drawn in result.rows[0].drawn] == [(0, token), (1, token)]
 

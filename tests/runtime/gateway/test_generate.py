@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import itertools
 
 import grpc
@@ -141,11 +140,11 @@ def test_duplicates_stale_attempts_and_foreign_tokens_change_nothing_and_are_cou
                 order.prefill.prompt_done(order.request)
                 # What comes after the last token is not looked at any more.
                 await until(lambda: c.emitted == 1)
-                order.decode.emit(*(dataclasses.replace(t, attempt=2, token=66) for t in tokens[1:4]))
+                order.decode.emit(*(t._replace(attempt=2, token=66) for t in tokens[1:4]))
                 order.decode.emit(
-                    dataclasses.replace(tokens[1], sample=5),
-                    dataclasses.replace(tokens[1], position=0),
-                    dataclasses.replace(tokens[1], request="no"),
+                    tokens[1]._replace(sample=5),
+                    tokens[1]._replace(position=0),
+                    tokens[1]._replace(request="no"),
                 )
                 order.decode.emit(*tokens[:3])
                 order.decode.emit(*tokens[3:])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from tests.runtime.gateway.toy_cluster import EOS, TOKENIZER, toy_model
 from triptych.runtime.core.control import Completed, Failed, Submit
 from triptych.runtime.core.errors import (
@@ -128,7 +126,7 @@ def test_a_stop_string_found_here_drops_what_was_released_behind_it():
 
 def test_an_end_token_shows_no_text_and_its_text_is_no_stop_string():
     s = session(stop=("<|im_end|>",))
-    end = dataclasses.replace(token(1, value=EOS), finish=Finish(FinishReason.STOP))
+    end = token(1, value=EOS)._replace(finish=Finish(FinishReason.STOP))
     s.token(token(0), 1.0)
     s.token(end, 1.0)
     deltas = [r for r in s.take() if r.WhichOneof("kind") == "delta"]

@@ -68,7 +68,7 @@ class PlacedDevice(FakeDevice):
         for row in plan.rows:
             np.testing.assert_array_equal(positions_of(row), REFERENCE[:, row.start : row.start + row.length])
             self.starts.add(row.start)
-        rows = tuple(replace(row, position=row.start) for row in plan.rows)
+        rows = tuple(row._replace(position=row.start) for row in plan.rows)
         return super().execute(replace(plan, rows=rows))
 
 

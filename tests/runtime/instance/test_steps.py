@@ -157,7 +157,7 @@ def test_results_in_the_wrong_order_or_shape_are_an_engine_error_and_change_noth
     node.ready()
     first, second = node.results
     before = node.core.resources()
-    for wrong in (second, StepResult(first.id, ()), StepResult(first.id, second.rows + first.rows)):
+    for wrong in (second, StepResult(first.id, ()), StepResult(first.id, (*second.rows, *first.rows))):
         with pytest.raises(EngineError):
             node.core.handle(StepDone(wrong), 0.0)
         assert node.core.resources() == before

@@ -56,8 +56,8 @@ def _cut(full: Samples, counts: list[int]) -> tuple[SampleState, ...]:
 
 def _same(seen: Samples, full: Samples, counts: list[int]) -> None:
     for sample, count in enumerate(counts):
-        rest = [replace(token, request="", attempt=0, logprobs=None) for token in full[sample][count:]]
-        assert [replace(token, request="", attempt=0, logprobs=None) for token in seen[sample]] == rest
+        rest = [token._replace(request="", attempt=0, logprobs=None) for token in full[sample][count:]]
+        assert [token._replace(request="", attempt=0, logprobs=None) for token in seen[sample]] == rest
         for mine, theirs in zip(seen[sample], full[sample][count:], strict=True):
             if theirs.logprobs is not None:
                 assert mine.logprobs is not None

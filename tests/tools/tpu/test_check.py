@@ -17,7 +17,7 @@ from triptych.models.errors import QuantisationError
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.engine.buckets import Buckets, ExtendShape
 from triptych.runtime.engine.compiling import Program
-from triptych.runtime.engine.sample import Variant
+from triptych.runtime.engine.variants import Variant
 from triptych.sharding.mesh import make_mesh
 from triptych.sharding.tpu import TARGETS
 from triptych.tools.tpu import check

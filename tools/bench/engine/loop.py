@@ -67,10 +67,10 @@ class Step:
 
 
 class EngineLoop:
-    """Runs what is submitted. `submitted` and `finished` count requests, `emitted` tokens; `host` adds up until it is replaced."""
+    """Runs what is submitted on `core`. `submitted` and `finished` count requests, `emitted` tokens; `host` adds up until it is replaced."""
 
     def __init__(self, core: InstanceCore, engine: StepEngine) -> None:
-        self._core, self._engine = core, engine
+        self.core, self._engine = core, engine
         self._in_flight: deque[tuple[StepPlan, PendingStep | PartialStep]] = deque()
         self.host = HostSeconds()
         self.submitted = self.finished = self.emitted = 0
@@ -78,7 +78,7 @@ class EngineLoop:
     def submit(self, request: Request) -> None:
         """Queue a request."""
         self.submitted += 1
-        self._heard(self._core.handle(Command(StartLocal(request)), time.monotonic()))
+        self._heard(self.core.handle(Command(StartLocal(request)), time.monotonic()))
 
     def step(self) -> Step | None:
         """Dispatch what can be dispatched and read the oldest step in flight; None when there is nothing to do."""
@@ -93,7 +93,7 @@ class EngineLoop:
         waited = time.perf_counter()
         result = self._engine.collect(pending)
         read = time.perf_counter()
-        self._heard(self._core.handle(StepDone(result), time.monotonic()))
+        self._heard(self.core.handle(StepDone(result), time.monotonic()))
         ended = time.perf_counter()
         self.host.wait += waited - began
         self.host.read += read - waited
@@ -104,7 +104,7 @@ class EngineLoop:
         """Read what is in flight and dispatch nothing more."""
         while self._in_flight:
             _, pending = self._in_flight.popleft()
-            self._heard(self._core.handle(StepDone(self._engine.collect(pending)), time.monotonic()))
+            self._heard(self.core.handle(StepDone(self._engine.collect(pending)), time.monotonic()))
 
     def skip(self) -> StepPlan | None:
         """Take the next step as done without running it, every draw being token 1; its plan. The engine only seats its samplers."""
@@ -112,11 +112,11 @@ class EngineLoop:
         if plan is not None:
             self._engine.collect(self._engine.dispatch(StepPlan(plan.id, seats=plan.seats)))
             rows = tuple(RowResult(row.sequence, tuple(Drawn(draw.slot, 1) for draw in row.draws)) for row in plan.rows)
-            self._heard(self._core.handle(StepDone(StepResult(plan.id, rows)), time.monotonic()))
+            self._heard(self.core.handle(StepDone(StepResult(plan.id, rows)), time.monotonic()))
         return plan
 
     def _plan(self) -> StepPlan | None:
-        messages = self._core.handle(DeviceReady(), time.monotonic())
+        messages = self.core.handle(DeviceReady(), time.monotonic())
         plan = messages[-1] if messages and isinstance(messages[-1], StepPlan) else None
         self._heard(messages if plan is None else messages[:-1])
         return plan
