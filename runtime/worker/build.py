@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from triptych.models.hub.bundle import ModelBundle, open_model
 from triptych.models.hub.media import open_multimodal
 from triptych.models.hub.resolve import resolve_model
-from triptych.models.kv import KVGroup
+from triptych.models.kv import CODE_BYTES, DTYPE_BYTES, KVGroup
 from triptych.models.speech.bundle import SpeechBundle, is_speech
 from triptych.models.speech.load import load_decoder as load_speech_decoder
 from triptych.models.weight_formats import AUTO
@@ -88,6 +88,8 @@ def open_worker_model(config: WorkerConfig) -> WorkerModel:
     if is_speech(resolved):
         if config.weights != AUTO:
             raise ConfigError(f"weights is {config.weights!r}; speech models are served with {AUTO!r} only")
+        if config.kv_dtype in CODE_BYTES:
+            raise ConfigError(f"the KV dtype is {config.kv_dtype}; speech models keep KV in {', '.join(DTYPE_BYTES)}")
         return WorkerModel(resolved, open_speech_bundle(resolved, config.load_dummy))
     bundle = open_model(resolved)
     if config.load_dummy:
@@ -216,7 +218,7 @@ def _kv_mover(config: WorkerConfig, loaded: ServedDecoder, group: KVGroup, limit
         config.export_pages,
         limits.layer_groups,
         pool_sharding=loaded.rules.pool(),
-        pool_layout=layout_of(loaded.structure, limits.attention),
+        pool_layout=layout_of(loaded.structure, limits.attention, group.dtype),
     )
 
 

@@ -85,7 +85,7 @@ def test_a_step_does_not_copy_its_pools(tokens: int, rows: int, width: int) -> N
     (group,) = kv_groups(CONFIG, "float32")
 
     def scratch_bytes(num_pages: int) -> int:
-        pool = loaded.structure.pool_struct(group, num_pages, PAGE_SIZE)
+        layer = loaded.structure.pool_structs(group, num_pages, PAGE_SIZE)
 
         def program(params, pools, batch):
             decoder = loaded.merge(params)
@@ -98,7 +98,7 @@ def test_a_step_does_not_copy_its_pools(tokens: int, rows: int, width: int) -> N
         decode_rows, max_q_len = (rows, 1) if rows == tokens else (0, tokens)
         slots = ints(tokens)
         batch = Ragged(slots, slots, slots, ints(rows), ints(rows, width), ints(rows + 1), decode_rows, max_q_len)
-        pools = tuple((pool, pool) for _ in group.layers)
+        pools = (layer,) * len(group.layers)
         compiled = jax.jit(program, donate_argnums=1).lower(loaded.structure.abstract, pools, batch).compile()
         analysis = compiled.memory_analysis()
         assert analysis is not None
