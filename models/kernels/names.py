@@ -5,7 +5,7 @@ from triptych.models.kv import CODE_BYTES
 PLATFORMS: dict[str, str | None] = {"reference": None, "tpu": "tpu", "gpu": "gpu", "gpu-mosaic": "gpu"}
 """What JAX calls the devices that each kernel is for; None: any."""
 
-READ_CODES = ("reference",)
+READ_CODES = ("reference", "gpu")
 """Kernels that attend over pages of codes with scales (`models/quantised_kv.py`)."""
 
 
@@ -13,4 +13,4 @@ def kv_problem(kernel: str, dtype: str) -> str | None:
     """Why the kernel cannot attend over pages in `dtype`; None if it can."""
     if dtype not in CODE_BYTES or kernel in READ_CODES:
         return None
-    return f"attention {kernel!r} does not read KV in {dtype}; of the kernels {', '.join(READ_CODES)} does: choose it, or leave the KV dtype alone"
+    return f"attention {kernel!r} does not read KV in {dtype}; the kernels that do are {', '.join(READ_CODES)}"
