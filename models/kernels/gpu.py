@@ -46,7 +46,7 @@ class Tilings:
 
 
 TILINGS: dict[Backend, Tilings] = {
-    "triton": Tilings(paged_triton.Tiling(), paged_triton.Tiling(block=64, warps=8, stages=2)),
+    "triton": Tilings(paged_triton.Tiling(), paged_triton.Tiling(block=64, warps=4, stages=2)),
     "mosaic": Tilings(paged_mosaic.Tiling(), paged_mosaic.Tiling()),
 }
 

@@ -18,6 +18,7 @@ from triptych.tools.supervisor import Supervisor
 
 START_LIMIT = 240.0
 STOP_LIMIT = 60.0
+HEARTBEAT_TIMEOUT = 5.0  # a busy machine may keep a process waiting for seconds, and that is no death
 NOISE = ("WARNING", "ERROR", "Traceback", "did not end")
 SMALL = (
     "--model=dummy:toy",
@@ -28,7 +29,7 @@ SMALL = (
     "--max-num-batched-tokens=32",
     "--num-pages=129",
     "--heartbeat-interval=0.2",
-    "--heartbeat-timeout=2",
+    f"--heartbeat-timeout={HEARTBEAT_TIMEOUT:g}",
 )
 
 
@@ -56,7 +57,7 @@ class Deployment:
         """End a process as the kernel would, with no chance to say anything."""
         os.kill(self.processes[name], signal.SIGKILL)
 
-    def wait_restarted(self, name: str, old: int, limit: float = 60.0) -> int:
+    def wait_restarted(self, name: str, old: int, limit: float = 120.0) -> int:
         """The pid of the process that follows `old`, once it is ready."""
         until = time.monotonic() + limit
         while self.processes[name] == old:
@@ -67,7 +68,7 @@ class Deployment:
     def cluster(self) -> control_pb2.Cluster:
         """What the scheduler knows."""
         with grpc.insecure_channel(self.scheduler) as channel:
-            return control_pb2_grpc.ControlStub(channel).GetCluster(control_pb2.GetClusterRequest(), timeout=10)
+            return control_pb2_grpc.ControlStub(channel).GetCluster(control_pb2.GetClusterRequest(), timeout=30)
 
     def workers(self) -> dict[str, str]:
         """Address of each worker process, by the name of its first instance's worker."""
@@ -78,11 +79,11 @@ class Deployment:
         found: dict[str, worker_pb2.InstanceState] = {}
         for address in set(self.workers().values()):
             with grpc.insecure_channel(address) as channel:
-                reply = worker_pb2_grpc.WorkerStub(channel).Inspect(worker_pb2.InspectRequest(), timeout=10)
+                reply = worker_pb2_grpc.WorkerStub(channel).Inspect(worker_pb2.InspectRequest(), timeout=30)
             found |= {state.info.ref.id: state for state in reply.instances}
         return found
 
-    def wait_idle(self, limit: float = 20.0) -> dict[str, worker_pb2.InstanceState]:
+    def wait_idle(self, limit: float = 60.0) -> dict[str, worker_pb2.InstanceState]:
         """Until no instance holds anything for a request; AssertionError with what is held after `limit` seconds."""
         until = time.monotonic() + limit
         while True:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.system.toy import ToySetup
@@ -16,11 +18,16 @@ PROMPT = list(range(100, 170))  # 70 tokens, five pages
 @pytest.mark.limit(300)
 def test_pages_move_once_and_decode_computes_no_prompt() -> None:
     with ToySetup("1P1D", tp=(2, 1), max_num_seqs=4).cluster() as cluster, Client(cluster.address) as client:
-        cold = client.complete(token_ids=PROMPT, max_tokens=8, temperature=0).timings
-        warm = client.complete(token_ids=PROMPT, max_tokens=8, temperature=0).timings
+        # Times travel on another way than tokens do: with many tokens to come they are there before the last one.
+        cold = client.complete(token_ids=PROMPT, max_tokens=40, temperature=0).timings
+        warm = client.complete(token_ids=PROMPT, max_tokens=40, temperature=0).timings
         assert cold is not None and warm is not None
         assert (cold.pages_pulled, cold.pages_skipped) == (5, 0)
         assert (warm.pages_pulled, warm.pages_skipped) == (1, 4)
+        until = time.monotonic() + 60
+        while any(snapshot.resources["staging_bytes"] for snapshot in cluster.snapshots()):
+            assert time.monotonic() < until
+            time.sleep(0.05)
         decode, prefill = cluster.snapshots()
         assert decode.info.ref.id == "decode-0"
         assert (
@@ -31,7 +38,6 @@ def test_pages_move_once_and_decode_computes_no_prompt() -> None:
         )
         assert decode.counters["prefill_tokens"] == 0
         assert prefill.counters["prefill_tokens"] == len(PROMPT) + len(PROMPT) - 64
-        assert prefill.resources["staging_bytes"] == 0
         assert decode.counters["kv_pull_us"] > 0 == prefill.counters["kv_pull_us"]
         assert 0 <= decode.counters["kv_pull_exposed_us"] <= decode.counters["kv_pull_us"]
 
@@ -50,7 +56,7 @@ def test_damaged_kv_fails_the_request_and_is_never_decoded(transport: str, monke
     with setup.cluster() as cluster, Client(cluster.address) as client:
         tokens = 0
         with pytest.raises(TriptychError) as caught:
-            for chunk in client.generate(token_ids=PROMPT, max_tokens=8, temperature=0, timeout=30):
+            for chunk in client.generate(token_ids=PROMPT, max_tokens=8, temperature=0, timeout=120):
                 tokens += len(chunk.tokens)
         assert caught.value.status is Status.DATA_LOSS, caught.value.message
         assert isinstance(caught.value, ChecksumError)

@@ -17,6 +17,7 @@ import pytest
 from tests.system.covering import Row, covering_rows
 from tests.system.deployment import deployed
 from tests.system.toy import ToySetup, logprobs_of, shape_of
+from tests.system.toy_media import assert_nothing_held, received
 from triptych.runtime.client import Client, Result
 from triptych.runtime.cluster.local import LocalCluster
 from triptych.runtime.engine.compile_guard import no_compilation
@@ -152,16 +153,16 @@ def test_every_configuration_gives_the_monoliths_tokens(
     with no_compilation():
         for turn in ("cold", "warm"):
             for name, wanted in expected.items():
+                before = received(running)
                 result = run_one(client, name)
                 assert_same(result, wanted, f"{turn}: {name}")
                 if row["topology"] == "1P1D" and REQUESTS[name]["max_tokens"] > 1 and turn == "cold":
-                    assert result.timings is not None and result.timings.kv_bytes > 0, f"{name}: no KV moved"
+                    assert received(running) > before, f"{name}: no KV moved"
         with ThreadPoolExecutor(2 * len(REQUESTS)) as threads:
             crowd = [(name, threads.submit(run_one, client, name, salt)) for salt in ("a", "b") for name in REQUESTS]
             for name, future in crowd:
                 assert_same(future.result(), expected[name], f"crowd: {name}")
-    for snapshot in running.snapshots():
-        assert snapshot.resources["pages_sequence"] == 0
+    assert_nothing_held(running)
 
 
 @pytest.mark.limit(400)
@@ -189,9 +190,12 @@ def test_preemption_changes_no_token(expected: dict[str, Result]) -> None:
         Client(running.address) as client,
     ):
         names = ("longer", "long", "longer", "long", "longer", "long")
-        with ThreadPoolExecutor(len(names)) as threads:
-            futures = [threads.submit(run_one, client, name, f"salt {i}") for i, name in enumerate(names)]
-            for name, future in zip(names, futures, strict=True):
-                assert_same(future.result(), expected[name], name)
-        (snapshot,) = running.snapshots()
+        for turn in range(5):  # they might not meet
+            with ThreadPoolExecutor(len(names)) as threads:
+                futures = [threads.submit(run_one, client, name, f"salt {turn}/{i}") for i, name in enumerate(names)]
+                for name, future in zip(names, futures, strict=True):
+                    assert_same(future.result(), expected[name], name)
+            (snapshot,) = running.snapshots()
+            if snapshot.counters["preemptions"]:
+                break
     assert snapshot.counters["preemptions"] > 0

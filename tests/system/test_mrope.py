@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.models.multimodal.forward import encode, logits
 from tests.runtime.media import files
-from tests.system.toy_media import cluster_of, encoded, picture
+from tests.system.toy_media import assert_nothing_held, cluster_of, encoded, picture
 from triptych.models.multimodal.mrope import MediaGrid, media_grid, mrope_positions
 from triptych.models.multimodal.plans import plan_image
 from triptych.models.multimodal.presets import TOY_IMAGE_ID, VLM_PRESETS
@@ -98,8 +98,8 @@ def served(topology: str, transport: str, tp: tuple[int, int, int], **changes: A
     ):
         results = [client.complete(text, media=media, **ANSWER) for text, media in QUESTIONS * 2]
         assert sum(encoded(cluster).values()) == 5, "three pictures and two steps of a video, each once"
-        for snapshot in cluster.snapshots():
-            assert snapshot.resources["tasks"] == 0 and snapshot.counters["compiled_after_ready"] == 0
+        assert_nothing_held(cluster)
+        assert all(snapshot.counters["compiled_after_ready"] == 0 for snapshot in cluster.snapshots())
     return results
 
 

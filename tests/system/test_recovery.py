@@ -16,7 +16,8 @@ from triptych.runtime.client import Client
 
 STREAMS = 8
 TOKENS = 500  # so that streams last seconds: long enough to be hit in the middle
-HEARTBEAT_BOUND = 2.0  # --heartbeat-timeout of these deployments
+PAUSE = 0.5  # seconds: much less than --heartbeat-timeout of these deployments
+TRIES = 5  # where the streams were over before they were hit, which a busy machine may bring about, they are hit again
 
 
 @dataclass
@@ -67,13 +68,13 @@ def _start(server: Deployment, threads: ThreadPoolExecutor) -> tuple[list[Seen],
     return seen, [threads.submit(_stream, server.address, kind, seen[kind]) for kind in range(STREAMS)]
 
 
-def _wait_tokens(seen: list[Seen], futures: list[Future[Seen]], count: int) -> None:
-    """Until every request has shown so many tokens."""
-    until = time.monotonic() + 60
+def _wait_tokens(seen: list[Seen], futures: list[Future[Seen]], count: int) -> bool:
+    """Until every request has shown so many tokens; then, whether any still runs."""
+    until = time.monotonic() + 120
     while any(sum(map(len, one.tokens.values())) < count for one in seen):
         assert time.monotonic() < until, "the streams did not begin"
         time.sleep(0.005)
-    assert not all(future.done() for future in futures), "too fast: the test would show nothing"
+    return not all(future.done() for future in futures)
 
 
 def _check(futures: list[Future[Seen]], expected: list[Seen]) -> None:
@@ -93,51 +94,61 @@ def _count(server: Deployment, name: str) -> int:
 @pytest.mark.limit(400)
 @pytest.mark.parametrize("victim", ["decode-0", "prefill-1"])
 def test_a_killed_worker_costs_no_token(server: Deployment, expected: list[Seen], victim: str) -> None:
-    old, resumed = server.processes[victim], _count(server, "resumed")
-    with ThreadPoolExecutor(STREAMS) as threads:
-        seen, futures = _start(server, threads)
-        if victim == "decode-0":
-            _wait_tokens(seen, futures, 20)
-        else:  # in the middle of prompts and their transfers
-            time.sleep(0.1)
-        server.kill(victim)
-        _check(futures, expected)
-    assert victim == "prefill-1" or _count(server, "resumed") > resumed, "nobody was hurt: the test shows nothing"
-    server.wait_restarted(victim, old)
-    server.wait_idle()
+    for _ in range(TRIES):
+        old, resumed = server.processes[victim], _count(server, "resumed")
+        with ThreadPoolExecutor(STREAMS) as threads:
+            seen, futures = _start(server, threads)
+            if victim == "decode-0":
+                _wait_tokens(seen, futures, 20)
+            else:  # in the middle of prompts and their transfers
+                time.sleep(0.1)
+            server.kill(victim)
+            _check(futures, expected)
+        server.wait_restarted(victim, old)
+        server.wait_idle()
+        if victim == "prefill-1" or _count(server, "resumed") > resumed:
+            return
+    pytest.fail("nobody was hurt: the test shows nothing")
 
 
 @pytest.mark.limit(400)
 def test_a_frozen_decode_worker_costs_no_token_and_may_come_back(server: Deployment, expected: list[Seen]) -> None:
-    resumed = _count(server, "resumed")
     pid = server.processes["decode-1"]
-    with ThreadPoolExecutor(STREAMS) as threads:
-        seen, futures = _start(server, threads)
-        _wait_tokens(seen, futures, 20)
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            _check(futures, expected)
-        finally:
-            os.kill(pid, signal.SIGCONT)
-    assert _count(server, "resumed") > resumed, "nobody was hurt: the test shows nothing"
-    assert server.processes["decode-1"] == pid
-    until = time.monotonic() + 30
-    while "decode-1" not in server.states():
-        assert time.monotonic() < until, "it did not register again"
-        time.sleep(0.1)
-    server.wait_idle()
+    for _ in range(TRIES):
+        resumed = _count(server, "resumed")
+        with ThreadPoolExecutor(STREAMS) as threads:
+            seen, futures = _start(server, threads)
+            _wait_tokens(seen, futures, 20)
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                _check(futures, expected)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+        assert server.processes["decode-1"] == pid
+        until = time.monotonic() + 60
+        while "decode-1" not in server.states():
+            assert time.monotonic() < until, "it did not register again"
+            time.sleep(0.1)
+        server.wait_idle()
+        if _count(server, "resumed") > resumed:
+            return
+    pytest.fail("nobody was hurt: the test shows nothing")
 
 
 @pytest.mark.limit(400)
 def test_a_short_pause_is_no_death(server: Deployment, expected: list[Seen]) -> None:
     resumed = _count(server, "resumed")
-    with ThreadPoolExecutor(STREAMS) as threads:
-        seen, futures = _start(server, threads)
-        _wait_tokens(seen, futures, 20)
-        for victim in ("decode-0", "prefill-0"):
-            os.kill(server.processes[victim], signal.SIGSTOP)
-            time.sleep(HEARTBEAT_BOUND / 4)
-            os.kill(server.processes[victim], signal.SIGCONT)
-        _check(futures, expected)
-    assert _count(server, "resumed") == resumed
-    server.wait_idle()
+    for _ in range(TRIES):
+        with ThreadPoolExecutor(STREAMS) as threads:
+            seen, futures = _start(server, threads)
+            running = _wait_tokens(seen, futures, 20)
+            for victim in ("decode-0", "prefill-0"):
+                os.kill(server.processes[victim], signal.SIGSTOP)
+                time.sleep(PAUSE)
+                os.kill(server.processes[victim], signal.SIGCONT)
+            _check(futures, expected)
+        assert _count(server, "resumed") == resumed
+        server.wait_idle()
+        if running:
+            return
+    pytest.fail("too fast: the test shows nothing")

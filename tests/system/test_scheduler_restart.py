@@ -19,7 +19,10 @@ STREAMS = 8
 TOKENS = 700  # so that streams take seconds: longer than a scheduler needs to come back
 LONG: dict[str, Any] = {"max_tokens": TOKENS, "ignore_eos": True, "timeout": 90}
 SERVED_AGAIN = 5.0  # seconds after a death within which new requests must have begun to be served; on a machine that is not overloaded
-SLACK = 25.0  # because tests run on any machine, beside anything
+TRIES = (
+    5  # where all streams were over before the last one began, which a busy machine may bring about, they begin again
+)
+SLACK = 50.0  # because tests run on any machine, beside anything
 
 
 @dataclass
@@ -40,28 +43,47 @@ def stream(address: str, seed: int, seen: Seen) -> Seen:
 
 
 def start_streams(server: Deployment, threads: ThreadPoolExecutor) -> tuple[list[Seen], list[Future[Seen]]]:
-    """STREAMS of them, all of which have shown something, and none of which is done."""
-    seen = [Seen() for _ in range(STREAMS)]
-    futures = [threads.submit(stream, server.address, seed, seen[seed]) for seed in range(STREAMS)]
-    until = time.monotonic() + 60
-    while not all(one.tokens for one in seen):
-        assert time.monotonic() < until, "the streams did not begin"
-        time.sleep(0.005)
-    assert not any(future.done() for future in futures), "too fast: the test would show nothing"
-    return seen, futures
+    """STREAMS of them, all of which have shown something, and not all of which are done."""
+    for _ in range(TRIES):
+        seen = [Seen() for _ in range(STREAMS)]
+        futures = [threads.submit(stream, server.address, seed, seen[seed]) for seed in range(STREAMS)]
+        until = time.monotonic() + 60
+        while not all(one.tokens for one in seen):
+            assert time.monotonic() < until, "the streams did not begin"
+            time.sleep(0.005)
+        if not all(future.done() for future in futures):
+            return seen, futures
+    pytest.fail("too fast: the test would show nothing")
+
+
+def wait_back(server: Deployment, old: int, seen: list[Seen]) -> None:
+    """Until another scheduler has followed `old`. Streams outlive that: should they be faster, decode stands still at half of their tokens."""
+    held: list[int] = []
+    until = time.monotonic() + 120
+    try:
+        while server.processes["scheduler"] == old:
+            assert time.monotonic() < until, "the scheduler was not started again"
+            if not held and max(len(one.tokens) for one in seen) > TOKENS // 2:
+                held = [server.processes[name] for name in ("decode-0", "decode-1")]
+                for pid in held:
+                    os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.005)
+    finally:
+        for pid in held:
+            os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.limit(300)
 def test_streams_outlive_the_scheduler_and_new_requests_are_served_soon(server: Deployment):
-    with ThreadPoolExecutor(STREAMS) as threads:
+    with ThreadPoolExecutor(STREAMS + 1) as threads, Client(server.address) as client:
         expected = list(threads.map(lambda seed: stream(server.address, seed, Seen()), range(STREAMS)))
-        _, futures = start_streams(server, threads)
+        seen, futures = start_streams(server, threads)
         old = server.processes["scheduler"]
         server.kill("scheduler")
         killed = time.monotonic()
-        with Client(server.address) as client:
-            result = client.complete(token_ids=[1, 2], max_tokens=3, timeout=60)
-        assert result.usage is not None and time.monotonic() - killed < SERVED_AGAIN + SLACK
+        new = threads.submit(client.complete, token_ids=[1, 2], max_tokens=3, timeout=60)
+        wait_back(server, old, seen)
+        assert new.result().usage is not None and time.monotonic() - killed < SERVED_AGAIN + SLACK
         for future, wanted in zip(futures, expected, strict=True):
             got = future.result()
             assert got.positions == list(range(3, 3 + TOKENS)), "a token was missing, or came twice"
@@ -94,14 +116,18 @@ def test_a_gateways_death_is_an_error_for_its_clients_and_frees_everything(serve
         old = server.processes["gateway"]
         server.kill("gateway")
         killed = time.monotonic()
+        ends = []
         for future in futures:
-            with pytest.raises(TriptychError) as lost:
-                future.result()
-            assert lost.value.status.name == "UNAVAILABLE"
+            try:
+                assert future.result().positions == list(range(3, 3 + TOKENS)), "OK, but with less"
+                ends.append("OK before that")
+            except TriptychError as error:
+                ends.append(error.status.name)
+        assert "UNAVAILABLE" in ends and set(ends) <= {"UNAVAILABLE", "OK before that"}
         assert time.monotonic() - killed < SLACK
     server.wait_restarted("gateway", old)
     server.wait_idle()
     with Client(server.address) as client:
-        client.wait_ready(30)
+        client.wait_ready(60)
         assert client.complete(token_ids=[1, 2], max_tokens=3, timeout=60).usage is not None
     assert server.cluster().active == 0

@@ -12,7 +12,8 @@ import pytest
 import soundfile
 
 from tests.runtime.engine.speech_rig import transcriber, wave
-from tests.system.toy import NO_CACHE
+from tests.system.toy import NO_CACHE, PATIENT
+from tests.system.toy_media import assert_nothing_held
 from triptych.models.hub.resolve import resolve_model
 from triptych.models.speech.windows import split_windows
 from triptych.runtime.client import Client, Result
@@ -23,7 +24,6 @@ from triptych.runtime.core.instance import TransportKind
 from triptych.runtime.core.topology import parse
 from triptych.runtime.engine.compile_guard import no_compilation
 from triptych.runtime.gateway.config import GatewayConfig, ServerFacts
-from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.worker.config import InstancePlan, WorkerConfig
 from triptych.tools.cli import main
 
@@ -75,7 +75,7 @@ def cluster_of(topology: str, transport: str, tp: tuple[int, int, int], **change
         port=0,
         model=open_served(resolve_model(MODEL, NO_CACHE), name="toy-whisper", max_model_len=64),
         facts=ServerFacts("test", topology),
-        scheduler=SchedulerConfig(),
+        scheduler=PATIENT,
         gateway=GatewayConfig("set by the front"),
     )
     return LocalCluster(front, [worker])
@@ -126,10 +126,7 @@ def test_transcripts_are_the_references(
         (tmp_path / "a.wav").write_bytes(wav(SOUNDS["a short one"]))
         assert main(["transcribe", str(tmp_path / "a.wav"), "--server", cluster.address, "--language", "de"]) == 0
         assert capsys.readouterr().out == expected["a short one", "de"] + "\n"
-        for snapshot in cluster.snapshots():
-            assert snapshot.resources["tasks"] == 0, snapshot
-            assert snapshot.resources.get("media_pages_held", 0) == 0, snapshot
-            assert snapshot.resources["staging_bytes"] == 0, snapshot
+        assert_nothing_held(cluster)
 
 
 def encoded(cluster: LocalCluster) -> int:

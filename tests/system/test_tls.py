@@ -52,7 +52,7 @@ def serve_flags(certs: Path) -> list[str]:
 async def ends(address: str, tls: Tls | None, token: str | None, path: str, request: Any) -> grpc.StatusCode:
     """How one unary or server-streaming call ends, over a connection of its own."""
     async with open_channel(address, tls, (("grpc.use_local_subchannel_pool", 1),)) as channel:
-        call = channel.unary_stream(path)(request.SerializeToString(), metadata=bearer_metadata(token), timeout=20)
+        call = channel.unary_stream(path)(request.SerializeToString(), metadata=bearer_metadata(token), timeout=60)
         try:
             async for _ in call:
                 pass
@@ -67,7 +67,7 @@ def https_status(address: str, certs: Path, token: str | None, shown: str | None
     if shown is not None:
         trust.load_cert_chain(certs / f"{shown}.pem", certs / f"{shown}-key.pem")
     host, _, port = address.rpartition(":")
-    connection = http.client.HTTPSConnection(host, int(port), context=trust, timeout=30)
+    connection = http.client.HTTPSConnection(host, int(port), context=trust, timeout=60)
     headers = {"content-type": "application/json", **{key: value for key, value in bearer_metadata(token)}}
     try:
         connection.request("POST", "/v1/completions", b'{"prompt": [1, 2], "max_tokens": 2}', headers)

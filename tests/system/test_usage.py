@@ -20,7 +20,7 @@ def client(request: pytest.FixtureRequest) -> Iterator[Client]:
 
 
 def run(client: Client, **arguments: Any) -> Result:
-    return client.complete(**{"token_ids": PROMPT, "temperature": 0, "timeout": 60} | arguments)
+    return client.complete(**{"token_ids": PROMPT, "temperature": 0, "timeout": 120} | arguments)
 
 
 def usage(result: Result) -> tuple[int, int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from triptych.runtime.worker.config import InstancePlan, WorkerConfig
 
 MODEL = "dummy:toy"
 PREFILL, DECODE = frozenset({Role.PREFILL}), frozenset({Role.DECODE})
+# Nobody dies in these clusters, whose threads share one interpreter and a busy machine.
+PATIENT = SchedulerConfig(heartbeat_timeout=60.0, encode_answer=60.0)
 NO_CACHE = Path("/nonexistent")  # a preset is never fetched
 
 
@@ -43,7 +45,7 @@ class ToySetup:
     kv_layer_groups: int | None = None
     kv_dtype: str = "float32"
     speculation: Speculation | None = None
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    scheduler: SchedulerConfig = PATIENT
 
     def cluster(self, token: str | None = None) -> LocalCluster:
         resolved = resolve_model(MODEL, NO_CACHE)

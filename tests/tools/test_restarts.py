@@ -47,7 +47,7 @@ def test_a_reserved_port_is_nobody_elses_while_servers_on_it_come_and_go():
         assert listen(server, "127.0.0.1", port) == port
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            await asyncio.wait_for(channel.channel_ready(), 10)
+            await asyncio.wait_for(channel.channel_ready(), 60)
         with pytest.raises(ConfigError, match="cannot listen"):
             ReservedPort("127.0.0.1", port)
         await server.stop(0)

@@ -26,7 +26,7 @@ http.http_process = lambda *a: fake("http")
 launch.worker_processes = lambda config, *a: tuple(fake(s.id, (s,)) for s in config.plan.instances())
 from triptych.runtime.core.errors import TriptychError
 try:
-    sys.exit(serve.serve(ServeConfig(topology=TOPOLOGY, startup_timeout=30.0, port=0, http_port=HTTP)))
+    sys.exit(serve.serve(ServeConfig(topology=TOPOLOGY, startup_timeout=100.0, port=0, http_port=HTTP)))
 except TriptychError as error:
     sys.exit(error.message)
 """
@@ -61,7 +61,7 @@ def wait_for(process: subprocess.Popen[str], words: str) -> str:
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=100)
     assert out == "", "stdout carries lines for scripts only"
     return process.returncode, err
 
@@ -116,9 +116,14 @@ def test_a_crash_loop_is_said_clearly_with_the_last_words_and_does_not_end_the_r
         assert end(process)[0] == 0
 
 
-def test_a_worker_that_leaves_in_good_order_stays_away():
-    with served("2P1D", {"prefill-0": "a(address='x:1'); time.sleep(1); sys.exit(0)"}) as process:
+def test_a_worker_that_leaves_in_good_order_stays_away(tmp_path):
+    leave = tmp_path / "leave"
+    act = (
+        f"a(address='x:1'); [time.sleep(0.05) for _ in iter(lambda: os.path.exists({str(leave)!r}), True)]; sys.exit(0)"
+    )
+    with served("2P1D", {"prefill-0": act}) as process:
         said(process, "ready")
+        leave.touch()
         assert "going on with 2 instances" in wait_for(process, "prefill-0 left")
         process.send_signal(signal.SIGTERM)
         status, err = end(process)

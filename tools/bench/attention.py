@@ -93,7 +93,7 @@ def make_inputs(shape: Shape, pool: jax.Array, seed: int) -> Inputs:
     full = np.array(shape.lengths, np.int32)
     # Decode rows of any length, some of them empty; ragged ones keep theirs, which their queries need.
     ragged = np.where(np.arange(rows) < shape.decode_rows, rng.integers(1, full + 1), full)
-    ragged[: shape.decode_rows : 7] = 0
+    ragged[1 : shape.decode_rows : 7] = 0
     as_ints = [jnp.array(x, jnp.int32) for x in (full, ragged, tables)]
     return Inputs(q, k_pages, v_pages, as_ints[0], as_ints[1], as_ints[2])
 

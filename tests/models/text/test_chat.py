@@ -141,14 +141,15 @@ HUGE = [
 
 @pytest.mark.parametrize("source", ESCAPES + NEVER_ENDING + HUGE, ids=lambda source: source[:60])
 def test_a_hostile_template_ends_soon_with_an_error(source: str):
-    started = time.monotonic()
+    started = time.process_time()  # a busy machine takes time, but none of this process's
     limits = RenderLimits(max_seconds=0.5)
     with pytest.raises(ChatTemplateError):
         ChatTemplate(source, limits=limits).render(USER)
-    # One operation on values of the largest size may follow the last look at the clock; the rest is a busy machine.
-    assert time.monotonic() - started < 5.0
+    # One operation on values of the largest size may follow the last look at the clock.
+    assert time.process_time() - started < 5.0
 
 
+@pytest.mark.limit(400)
 def test_hostile_templates_stay_small():
     """All of them together, in a process that may not use more than 1.5 GB of address space."""
     program = (
@@ -158,7 +159,7 @@ def test_hostile_templates_stay_small():
         "    try: t.ChatTemplate(source, limits=t.RenderLimits(max_seconds=0.5)).render(t.USER)\n"
         "    except t.ChatTemplateError as error: assert 'MemoryError' not in str(error), source[:80]\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=360)
 
 
 def test_a_long_conversation_is_well_inside_the_limits():

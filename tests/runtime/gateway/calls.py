@@ -12,9 +12,10 @@ import grpc
 from triptych.proto.v1 import inference_pb2
 
 T = TypeVar("T")
+PATIENCE = 40.0  # seconds until a wait counts as a hang, on any machine
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """Wait for something that the loop will bring about."""
     async with asyncio.timeout(seconds):
         while not condition():
@@ -82,7 +83,7 @@ def run(body: Awaitable[T]) -> T:
     """Run one async test body, with a limit."""
 
     async def limited() -> T:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             return await body
 
     return asyncio.run(limited())

@@ -9,7 +9,7 @@ import itertools
 import grpc
 import pytest
 
-from tests.runtime.gateway.calls import ask, finish, run, until
+from tests.runtime.gateway.calls import PATIENCE, ask, finish, run, until
 from tests.runtime.gateway.toy_cluster import (
     CACHED,
     EOS,
@@ -66,18 +66,20 @@ def test_usage_counts_every_token_of_every_sample():
 
 
 def test_timings_are_what_the_stages_reported_before_the_last_token():
-    async def script(order: Order) -> None:
-        order.place()
-        order.progress()
-        order.complete()
-        await asyncio.sleep(0.2)  # notices and tokens take different streams: let the notices win
-        (tokens,) = generation(order.request)
-        order.prefill.emit(tokens[0])
-        order.prefill.prompt_done(order.request)
-        order.decode.emit(*tokens[1:])
-
     async def body():
-        async with cluster() as c:
+        async with cluster(final_token_grace=60.0) as c:
+
+            async def script(order: Order) -> None:
+                order.place()
+                order.progress()
+                order.complete()
+                await c.noticed()
+                await asyncio.sleep(0.2)
+                (tokens,) = generation(order.request)
+                order.prefill.emit(tokens[0])
+                order.prefill.prompt_done(order.request)
+                order.decode.emit(*tokens[1:])
+
             c.scheduler.script = script
             timings = (await finish(c.stub.Generate(ask()))).timings
             assert (timings.prefill_instance, timings.decode_instance, timings.preemptions) == ("p0", "d0", 2)
@@ -130,22 +132,24 @@ def test_tokens_of_two_instances_are_put_in_order(order_of_stages: str):
 
 
 def test_duplicates_stale_attempts_and_foreign_tokens_change_nothing_and_are_counted():
-    async def script(order: Order) -> None:
-        (tokens,) = generation(order.request)
-        order.prefill.emit(tokens[0], tokens[0])
-        order.prefill.prompt_done(order.request)
-        await asyncio.sleep(0.1)  # what comes after the last token is not looked at any more
-        order.decode.emit(*(dataclasses.replace(t, attempt=2, token=66) for t in tokens[1:4]))
-        order.decode.emit(
-            dataclasses.replace(tokens[1], sample=5),
-            dataclasses.replace(tokens[1], position=0),
-            dataclasses.replace(tokens[1], request="no"),
-        )
-        order.decode.emit(*tokens[:3])
-        order.decode.emit(*tokens[3:])
-
     async def body():
         async with cluster() as c:
+
+            async def script(order: Order) -> None:
+                (tokens,) = generation(order.request)
+                order.prefill.emit(tokens[0], tokens[0])
+                order.prefill.prompt_done(order.request)
+                # What comes after the last token is not looked at any more.
+                await until(lambda: c.emitted == 1)
+                order.decode.emit(*(dataclasses.replace(t, attempt=2, token=66) for t in tokens[1:4]))
+                order.decode.emit(
+                    dataclasses.replace(tokens[1], sample=5),
+                    dataclasses.replace(tokens[1], position=0),
+                    dataclasses.replace(tokens[1], request="no"),
+                )
+                order.decode.emit(*tokens[:3])
+                order.decode.emit(*tokens[3:])
+
             c.scheduler.script = script
             outcome = await finish(c.stub.Generate(ask()))
             assert outcome.text() == text_of("hello")
@@ -260,7 +264,7 @@ def test_a_stop_string_only_visible_here_ends_the_request_here():
             assert (
                 outcome.usage.completion_tokens == len(outcome.tokens()) == len(TOKENIZER.encode(text_of("hello"))) + 2
             )
-            await asyncio.wait_for(c.scheduler.last.cancelled.wait(), 5)
+            await asyncio.wait_for(c.scheduler.last.cancelled.wait(), PATIENCE)
             assert "stop string" in c.scheduler.last.cancel_reason
 
     run(body())

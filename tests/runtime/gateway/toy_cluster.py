@@ -8,6 +8,7 @@ wants to go wrong it does itself, by replacing `TinyScheduler.script`.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
@@ -59,6 +60,7 @@ EOS = TOKENIZER.eos_ids[0]
 MODEL_LEN = 128
 PREFILL_TIMES = StageTimes(queue=0.5, compute=2.0)
 CACHED = 16  # prompt tokens that the toy prefill reports as cached
+MARKS = itertools.count()
 
 
 def toy_model(**changes: Any) -> ServedModel:
@@ -182,15 +184,18 @@ class TinyWorker(worker_pb2_grpc.WorkerServicer):
     """Emits what it is told; keeps tokens until a gateway subscribes."""
 
     def __init__(self) -> None:
-        self.subscriptions = 0
+        self.subscriptions = self.unsubscribed = 0
         self.media = MediaDoor()
         self._batches: asyncio.Queue[worker_pb2.TokenBatch | None] = asyncio.Queue()
 
     async def Subscribe(self, request: Any, context: Any) -> AsyncIterator[worker_pb2.TokenBatch]:
         self.subscriptions += 1
-        await context.send_initial_metadata(())
-        while (batch := await self._batches.get()) is not None:
-            yield batch
+        try:
+            await context.send_initial_metadata(())
+            while (batch := await self._batches.get()) is not None:
+                yield batch
+        finally:
+            self.unsubscribed += 1
 
     async def PutMedia(self, requests: Any, context: Any) -> AsyncIterator[worker_pb2.PutMediaReply]:
         async for reply in self.media.take(requests, context):
@@ -384,6 +389,19 @@ class Cluster:
     stub: inference_pb2_grpc.InferenceStub
     servers: list[grpc.aio.Server]  # of the two workers and of the scheduler
     control_address: str
+
+    @property
+    def emitted(self) -> int:
+        """Tokens of open requests that the gateway has put in order."""
+        return sum(live.session.journal.emitted for live in self.gateway._requests._lives())
+
+    async def noticed(self) -> None:
+        """Until the gateway has heard every notice so far. Notices and tokens come on streams of their own, which nothing orders."""
+        here = self.scheduler.instances
+        mark = instance(f"mark-{next(MARKS)}", here[0].address, Role.ENCODE)
+        self.scheduler.announce((*here, mark))
+        await until(lambda: any(one.ref == mark.ref for one in self.gateway._directory.instances))
+        self.scheduler.announce(here)
 
     async def restart_scheduler(self) -> None:
         """The scheduler's process dies; another one, with an empty memory, takes its address."""

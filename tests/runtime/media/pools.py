@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -31,14 +32,20 @@ def with_pool(body: Callable[[DecoderPool], Awaitable[T]], **config: Any) -> T:
 
 async def ready(pool: DecoderPool, count: int | None = None) -> None:
     """Until all processes are."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 100
     while len(pool.pids) < (pool.processes if count is None else count):
         assert time.monotonic() < end, "the pool does not become ready"
         await asyncio.sleep(0.01)
 
 
-def job(operation: str, data: bytes = b"", seconds: float = 20.0, **options: Any) -> Job:
+def job(operation: str, data: bytes = b"", seconds: float = 60.0, **options: Any) -> Job:
     return Job(operation, data, options, seconds)
+
+
+def processor_seconds(pid: int) -> float:
+    """Processor time that the process has had, of its threads together."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_bytes(pid: int) -> int:

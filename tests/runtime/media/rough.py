@@ -19,8 +19,10 @@ Result = tuple[np.ndarray, dict[str, Any]]
 
 
 def echo(data: bytearray, options: Mapping[str, Any]) -> Result:
-    """The data, and who had them."""
+    """The data, and who had them. With `gate`, the path of a file: not before it exists."""
     time.sleep(options.get("sleep", 0.0))
+    while "gate" in options and not os.path.exists(options["gate"]):
+        time.sleep(0.01)
     return np.frombuffer(data, np.uint8), {"pid": os.getpid()}
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,14 @@ from triptych.runtime.media.errors import (
 )
 from triptych.runtime.media.pool import DecoderPool, PoolConfig
 from triptych.runtime.media.process import Job
+
+
+def gone(pid: int) -> bool:
+    """Whether it has ended, waited for or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
 
 
 async def error_of(pool: DecoderPool, asked: Job) -> TriptychError:
@@ -45,24 +54,41 @@ def test_data_go_there_and_come_back():
     with_pool(body)
 
 
-def test_jobs_run_side_by_side_and_in_order_of_arrival():
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def test_jobs_run_side_by_side():
     async def body(pool: DecoderPool) -> None:
         replies = await asyncio.gather(*(pool.run(job("echo", bytes([n]), sleep=0.2)) for n in range(4)))
         assert [int(reply.array[0]) for reply in replies] == [0, 1, 2, 3]
         assert len({reply.facts["pid"] for reply in replies}) == 2
+
+    with_pool(body, processes=2)
+
+
+def test_jobs_run_in_order_of_arrival(tmp_path: Path):
+    gate = tmp_path / "gate"
+
+    async def body(pool: DecoderPool) -> None:
         done: list[int] = []
 
         async def one(n: int, follows: bool) -> None:
-            (ticket,) = pool.submit([job("echo", sleep=0.05)], follows=follows)
+            (ticket,) = pool.submit([job("echo")], follows=follows)
             await pool.result(ticket)
             done.append(n)
 
-        busy = [asyncio.create_task(pool.run(job("echo", sleep=1.0))) for _ in range(2)]
+        busy = asyncio.create_task(pool.run(job("echo", gate=str(gate))))
         await asyncio.sleep(0.05)
-        await asyncio.gather(one(0, False), one(1, False), one(2, False), one(3, True), *busy)
-        assert set(done[:2]) == {3, 0}  # what follows an admitted item goes first
+        waiting = [asyncio.create_task(one(n, follows)) for n, follows in enumerate((False, False, False, True))]
+        await until(lambda: pool.waiting == 4)
+        gate.touch()
+        await asyncio.gather(busy, *waiting)
+        assert done == [3, 0, 1, 2]  # what follows an admitted item goes first
 
-    with_pool(body, processes=2)
+    with_pool(body)
 
 
 @pytest.mark.parametrize(
@@ -119,40 +145,46 @@ def test_a_reply_beyond_the_bound_is_not_read():
     with_pool(body, reply_bytes=2**20)
 
 
-def test_a_full_queue_refuses_at_once_with_a_hint():
+def test_a_full_queue_refuses_at_once_with_a_hint(tmp_path: Path):
+    gate = tmp_path / "gate"
+
     async def body(pool: DecoderPool) -> None:
         await pool.run(job("echo", sleep=0.2))  # so that it knows how long a job takes
-        running = asyncio.create_task(pool.run(job("echo", sleep=0.6)))
+        running = asyncio.create_task(pool.run(job("echo", gate=str(gate))))
         await asyncio.sleep(0.05)
         waiting = [asyncio.create_task(pool.run(job("echo", b"12345"))) for _ in range(3)]
-        await asyncio.sleep(0)
-        began = time.monotonic()
-        error = await error_of(pool, job("echo"))
-        assert time.monotonic() - began < 0.25
+        await until(lambda: pool.waiting == 3)
+        error = await error_of(pool, job("echo"))  # while nothing can end
         assert isinstance(error, MediaPoolFullError) and error.status is Status.RESOURCE_EXHAUSTED
         assert error.retry_after is not None and 0.01 <= error.retry_after < 5
         assert pool.waiting == 3
+        gate.touch()
         await asyncio.gather(running, *waiting)
         assert (await pool.run(job("echo", b"again"))).array.tobytes() == b"again"
 
     with_pool(body, waiting_items=3, retry_after=0.01)
 
 
-def test_the_bytes_that_wait_are_bounded_but_one_item_always_fits():
+def test_the_bytes_that_wait_are_bounded_but_one_item_always_fits(tmp_path: Path):
+    gate = tmp_path / "gate"
+
     async def body(pool: DecoderPool) -> None:
-        running = asyncio.create_task(pool.run(job("echo", bytes(5000), sleep=0.6)))
+        running = asyncio.create_task(pool.run(job("echo", bytes(5000), gate=str(gate))))
         await asyncio.sleep(0.05)
         waiting = asyncio.create_task(pool.run(job("echo", bytes(5000))))
-        await asyncio.sleep(0)
+        await until(lambda: pool.waiting == 1)
         assert isinstance(await error_of(pool, job("echo", b"x")), MediaPoolFullError)
+        gate.touch()
         await asyncio.gather(running, waiting)
 
     with_pool(body, waiting_bytes=1000)
 
 
-def test_jobs_that_belong_together_are_taken_in_together_or_not_at_all():
+def test_jobs_that_belong_together_are_taken_in_together_or_not_at_all(tmp_path: Path):
+    gate = tmp_path / "gate"
+
     async def body(pool: DecoderPool) -> None:
-        running = asyncio.create_task(pool.run(job("echo", sleep=0.6)))
+        running = asyncio.create_task(pool.run(job("echo", gate=str(gate))))
         await asyncio.sleep(0.05)
         (one,) = pool.submit([job("echo", b"0")])
         with pytest.raises(MediaPoolFullError):
@@ -163,6 +195,7 @@ def test_jobs_that_belong_together_are_taken_in_together_or_not_at_all():
         assert [ticket.job.data[0] for ticket in pool._queue] == [8, 9, ord("0"), 1, 2, 3]
         pool.drop(three[1])
         assert pool.waiting == 5
+        gate.touch()
         replies = await asyncio.gather(*(pool.result(ticket) for ticket in (*first, one, three[0], three[2])))
         assert [int(reply.array[0]) for reply in replies] == [8, 9, ord("0"), 1, 3]
         await running
@@ -195,8 +228,9 @@ def test_a_cancelled_caller_takes_its_job_along():
 
 def test_a_process_that_dies_idle_costs_no_item():
     async def body(pool: DecoderPool) -> None:
-        os.kill(pool.pids[0], signal.SIGKILL)
-        await asyncio.sleep(0.1)
+        (pid,) = pool.pids
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: gone(pid))
         assert (await pool.run(job("echo", b"x"))).array.tobytes() == b"x"
 
     with_pool(body)
@@ -226,7 +260,7 @@ def test_closing_fails_what_waits_and_runs():
 def test_processes_that_cannot_start_fail_jobs_instead_of_keeping_them():
     async def scenario() -> None:
         async with DecoderPool(PoolConfig(processes=1, operations="no.such.module:TABLE")) as pool:
-            error = await asyncio.wait_for(error_of(pool, job("echo")), 30)
+            error = await asyncio.wait_for(error_of(pool, job("echo")), 100)
             assert isinstance(error, DecoderLostError) and "started" in error.message
 
     asyncio.run(scenario())
@@ -253,10 +287,10 @@ def test_a_process_whose_gateway_is_gone_ends_itself():
 
     async def body(pool: DecoderPool) -> None:
         (process,) = pool._ready
-        asking = asyncio.create_task(process.ask(job("hang", seconds=0.2)))
+        asking = asyncio.create_task(process.ask(job("hang", seconds=1.0)))
         await asyncio.sleep(0.1)
         asking.cancel()
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while process.alive():
             assert time.monotonic() < end
             await asyncio.sleep(0.05)

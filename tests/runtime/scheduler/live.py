@@ -33,7 +33,7 @@ from triptych.runtime.wire.auth import bearer_metadata
 from triptych.runtime.wire.convert import decode_oneof, encode_oneof
 from triptych.runtime.worker.control_client import ControlClient, WorkerOrder
 
-PATIENCE = 20.0  # seconds until a wait counts as a hang
+PATIENCE = 60.0  # seconds until a wait counts as a hang
 STEP = 0.005  # seconds a toy instance takes for one step of a task
 
 

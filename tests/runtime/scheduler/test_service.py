@@ -102,12 +102,12 @@ def test_a_deadline_crosses_the_wire_as_remaining_time_and_is_kept_by_the_ticker
 
 def test_heartbeats_keep_a_worker_and_carry_its_loads() -> None:
     async def scenario() -> None:
-        async with control_server(heartbeat_interval=0.05, heartbeat_timeout=0.4) as server:
+        async with control_server(heartbeat_interval=0.05, heartbeat_timeout=2.0) as server:
             worker = await LiveWorker(server, PD).start()
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(2.5)
             assert not worker.lost
             (shown,) = server.control.snapshot().instances
-            assert shown.load.free_pages == 9 and shown.heartbeat_age < 0.4
+            assert shown.load.free_pages == 9 and shown.heartbeat_age < 2.0
             await worker.stop()
 
     asyncio.run(scenario())

@@ -63,7 +63,7 @@ def test_a_gateway_that_is_cut_off_and_stays_away_takes_its_requests_with_it() -
 
 def test_a_gateway_that_is_cut_off_and_declares_its_request_goes_on() -> None:
     async def scenario() -> None:
-        async with control_server(gateway_grace=1.0) as server:
+        async with control_server(gateway_grace=2.0) as server:
             worker = await LiveWorker(server, PD).start()
             worker.frozen = True
             first = await LiveGateway(server).start()
@@ -72,7 +72,7 @@ def test_a_gateway_that_is_cut_off_and_declares_its_request_goes_on() -> None:
             await first.close()
             second = await LiveGateway(server).start()
             await second.say(Declare(request("r")))
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(2.5)
             worker.frozen = False
             assert isinstance(await second.terminal("r"), Completed)
             assert server.control.scheduler.counters["interrupted"] == 0
@@ -134,7 +134,7 @@ def test_a_scheduler_that_starts_anew_finds_what_was_running(worker_first: bool)
             await before.submit(request("r"))
             await eventually(lambda: any(isinstance(n, Placed) for n in before.notices))
         await before.close()
-        async with control_server(port=port) as new:
+        async with control_server(port=port, adopt_grace=60.0) as new:
             if worker_first:
                 await worker.reconnect(new)
             gateway = await LiveGateway(new).start()
@@ -192,7 +192,7 @@ AGAIN = replace(PD, ref=replace(PD.ref, epoch=2))
 
 def test_a_second_process_under_a_living_workers_name_is_refused() -> None:
     async def scenario() -> None:
-        async with control_server(heartbeat_interval=0.1) as server:
+        async with control_server() as server:
             first = await LiveWorker(server, PD).start()
             second = LiveWorker(server, AGAIN)
             with pytest.raises(IncompatibleError, match="another process is registered as worker 'w-pd'"):
@@ -261,7 +261,7 @@ def test_a_failing_scheduler_stops_the_control_plane_loudly(caplog: pytest.LogCa
                 raise ZeroDivisionError("toy bug")
 
             server.control.scheduler.handle = broken  # type: ignore[method-assign]
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 with pytest.raises(ZeroDivisionError, match="toy bug"):
                     await server.wait()
             gateway = LiveGateway(server)

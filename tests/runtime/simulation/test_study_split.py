@@ -201,7 +201,7 @@ def test_a_child_that_dies_is_an_error_and_no_hang():
     began = time.monotonic()
     with pytest.raises(StudyError, match=r"is gone \(exit code -9"):
         make_cluster(study("1P1D", jobs=2)).run(islice(RANDOM.arrivals(20.0), 200), progress=kill, every=0.5)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     assert not multiprocessing.active_children()
 
 
@@ -233,9 +233,9 @@ def test_ctrl_c_ends_both():
         children = _children(process.pid)
         assert children
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        process.wait(20)
+        process.wait(60)
         assert process.returncode != 0
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while any(map(_alive, children)):
             assert time.monotonic() < deadline, f"{children} go on"
             time.sleep(0.05)

@@ -46,6 +46,7 @@ WHOLE = ((0, LAYERS),)
 BY_LAYER = tuple((layer, layer + 1) for layer in range(LAYERS))
 PROMPT_PAGES = 5  # not a multiple of the granule: the last chunk is padded
 FINAL = b"the rest of the generation"
+PATIENCE = 60.0  # seconds until a wait counts as a hang, on any machine
 SOURCE = (3, 9, 1, 6, 2)
 TARGET = (5, 8, 2, 11, 4)
 
@@ -104,7 +105,7 @@ class Node:
         self.header = header(header_for(heads, dtype, groups))
         self.logical = logical_content(heads, dtype, seed)
         self.pools = self._make_pools()
-        self.limits = limits or PullLimits(fetch_seconds=5, idle_seconds=5, release_seconds=2)
+        self.limits = limits or PullLimits(fetch_seconds=30, idle_seconds=30, release_seconds=5)
         self.staging_limit = staging_limit
         self.outcome = Outcome()
         self.reported = asyncio.Event()
@@ -140,7 +141,7 @@ class Node:
         """Runs on the device loop after what is queued; waits."""
         box: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._jobs.put(lambda: box.put(job()))
-        return box.get(timeout=20)
+        return box.get(timeout=60)
 
     def stop(self) -> None:
         self._jobs.put(None)
@@ -316,14 +317,14 @@ class Pair:
         assert (request, final, stats.pages_pulled) == ("r", FINAL, len(target))
         assert self.d.page_bytes().tobytes() == self.expected_content(source, target).tobytes()
 
-    async def ended(self, seconds: float = 20) -> Outcome:
+    async def ended(self, seconds: float = PATIENCE) -> Outcome:
         async with asyncio.timeout(seconds):
             await self.d.reported.wait()
         return self.d.outcome
 
     async def settled(self) -> None:
         """Waits until neither side holds anything of any transfer."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while self.p.producer.stats.keys or self.p.producer.stats.staged_bytes or self.d.consumer.pulls:
                 await asyncio.sleep(0.01)
 

@@ -35,5 +35,5 @@ def test_a_cancel_that_races_with_the_end_of_a_pull_never_takes_a_later_pull_of_
     later, ending = cast(Any, object()), cast(Any, SimpleNamespace(gate=Gate(), message=message))
     consumer._pulls["r", 0] = ending
     assert consumer._end(ending)
-    devices[0].join(5)
+    devices[0].join(60)
     assert consumer._pulls == {("r", 0): later}

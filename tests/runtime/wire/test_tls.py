@@ -112,7 +112,7 @@ async def _answers(server: Tls | None, client: Tls | None, asks: ClientCertifica
     options = (("grpc.use_local_subchannel_pool", 1),)
     try:
         async with open_channel(f"{name}:{port}", client, options) as channel:
-            return await channel.unary_unary("/toy.Echo/Unary")(b"a", timeout=5) == b"a"
+            return await channel.unary_unary("/toy.Echo/Unary")(b"a", timeout=30) == b"a"
     except grpc.aio.AioRpcError as error:
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -132,7 +133,7 @@ class Bench:
 
     def run_local(self, request: Request, resumed: tuple[SampleState, ...] = ()) -> Samples:
         self.send("pd", StartLocal(request, resumed))
-        return self.finished(request)
+        return self.finished(request, resumed)
 
     def run_split(
         self, request: Request, resumed: tuple[SampleState, ...] = (), prefill: str = "p", decode: str = "d"
@@ -144,21 +145,20 @@ class Bench:
         self.send(decode, StartDecode(request.id, staged.handle, request.attempt))
         done = self.report(request, PrefillDone)
         assert not (resumed and done.finished)
-        return self.finished(request)
+        return self.finished(request, resumed)
 
-    def finished(self, request: Request) -> Samples:
+    def finished(self, request: Request, resumed: tuple[SampleState, ...] = ()) -> Samples:
         ended = self.report(request, TaskEnded, Role.DECODE)
         assert ended.status == 0, ended
         key = (request.id, request.attempt)
+        before = {state.sample for state in resumed if state.finish is not None}
 
-        async def settle() -> None:
+        def settled() -> bool:
             """Tokens travel on a stream of their own."""
-            async with asyncio.timeout(PATIENCE):
-                while key not in self.prompts:
-                    await asyncio.sleep(0.01)
-            await asyncio.sleep(0.05)
+            ends = {token.sample for token in self.tokens[key] if token.finish is not None}
+            return key in self.prompts and len(ends | before) == request.sampling.n
 
-        self.run(settle())
+        self.wait_for(settled)
         samples: Samples = defaultdict(list)
         for token in sorted(self.tokens[key], key=lambda token: token.position):
             samples[token.sample].append(token)
@@ -175,16 +175,14 @@ class Bench:
     def wait_idle(self) -> dict[str, InstanceSnapshot]:
         """Until nothing is held for any request."""
 
-        async def pause() -> None:
-            await asyncio.sleep(0.02)
-
-        for _ in range(500):
+        until = time.monotonic() + PATIENCE
+        while True:
             states = self.snapshots()
             held = ("tasks", "staging_keys", "pulls")
             if not any(state.resources[name] for state in states.values() for name in held):
                 return states
-            self.run(pause())
-        raise AssertionError({name: state.resources for name, state in states.items()})
+            assert time.monotonic() < until, {name: state.resources for name, state in states.items()}
+            time.sleep(0.02)
 
     def set_roles(self, name: str, roles: frozenset[Role]) -> None:
         """Sends SetRoles and waits for either answer."""

@@ -39,7 +39,7 @@ HEADER = KvHeader("toy", "1", (KvGroupHeader("self", "full", 2, 8, (0,)),), "flo
 
 
 class FakeEngine:
-    """The fake device; a step takes `seconds`."""
+    """The fake device; a step takes `seconds`, which may be changed at any time."""
 
     def __init__(self, config: InstanceConfig, seconds: float):
         self.config = SimpleNamespace(num_pages=config.num_pages, max_num_seqs=config.max_num_seqs)

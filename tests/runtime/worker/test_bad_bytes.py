@@ -38,7 +38,7 @@ async def _status(address: str, method, data: bytes) -> grpc.StatusCode:  # type
         request: Any = data
         if method.client_streaming:
             make, request = channel.stream_stream, iter([data])
-        call = make(f"/{method.containing_service.full_name}/{method.name}")(request, timeout=10)
+        call = make(f"/{method.containing_service.full_name}/{method.name}")(request, timeout=60)
         try:
             if method.server_streaming:
                 async for _ in call:

@@ -78,7 +78,7 @@ class Worker:
             on_lost=self.lost.append,
         )
 
-    async def connect(self, timeout: float = 10.0) -> None:
+    async def connect(self, timeout: float = 60.0) -> None:
         await self.client.connect(self.infos, self.held, timeout)
 
 
@@ -221,6 +221,7 @@ def test_leaving_says_good_bye_and_is_no_loss() -> None:
         async with toy() as (scheduler, worker):
             await worker.connect()
             await worker.client.leave("maintenance")
+            await eventually(lambda: bool(scheduler.of("leave")))
             assert scheduler.of("leave")[0].reason == "maintenance" and not worker.lost
 
     asyncio.run(scenario())

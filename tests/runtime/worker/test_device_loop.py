@@ -67,14 +67,19 @@ def started(core: OneAtATime, owner: Owner) -> DeviceLoop:
 
 
 def test_a_result_that_makes_room_is_followed_by_the_next_plan_at_once() -> None:
-    core = OneAtATime()
-    before = time.monotonic()
-    loop = started(core, Owner())
-    assert core.finished.wait(10)
-    taken = time.monotonic() - before
-    loop.stop()
-    loop.join()
-    assert taken < STEPS * device_loop.TICK / 2, f"{STEPS} steps took {taken:.2f} s: the loop slept between them"
+    def seconds() -> float:
+        core = OneAtATime()
+        before = time.monotonic()
+        loop = started(core, Owner())
+        assert core.finished.wait(60)
+        taken = time.monotonic() - before
+        loop.stop()
+        loop.join()
+        return taken
+
+    # The best of many: one that sleeps between its steps does so every time, a busy machine does not.
+    best = min(seconds() for _ in range(20))
+    assert best < STEPS * device_loop.TICK / 2, f"{STEPS} steps took {best:.2f} s: the loop slept between them"
 
 
 def test_an_answer_does_not_wait_for_the_step_that_runs() -> None:
@@ -105,7 +110,7 @@ def test_an_answer_does_not_wait_for_the_step_that_runs() -> None:
     core, deaths = Answers(), list[BaseException]()
     loop = DeviceLoop("test", core, Watches(), Sends(), clock=MonotonicClock(), on_death=deaths.append)
     loop.start()
-    assert core.finished.wait(10)
+    assert core.finished.wait(60)
     loop.stop()
     loop.join()
     assert not deaths and said == ["answer"] * STEPS
@@ -175,7 +180,7 @@ def test_a_step_in_layer_groups_is_exported_group_by_group_with_jobs_in_between(
     core, engine, deaths = Plans(), ByGroup(happened), list[BaseException]()
     loop = engine.loop = DeviceLoop("test", core, engine, Exports(), clock=MonotonicClock(), on_death=deaths.append)
     loop.start()
-    assert core.finished.wait(10)
+    assert core.finished.wait(60)
     loop.stop()
     loop.join()
     assert not deaths

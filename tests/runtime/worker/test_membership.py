@@ -41,7 +41,9 @@ def test_what_runs_goes_on_without_a_scheduler_and_is_declared_to_the_next() -> 
             scheduler.send(INFO.ref, StartLocal(req))
             scheduler.send(INFO.ref, StartPrefill(request("p", 5), 0, 60.0))
             await eventually(lambda: len(rig.tokens) > 3)
+            rig.engine.seconds = 0.25  # so that it still runs then, however long that takes
             await _again(scheduler)
+            rig.engine.seconds = 0.01
             told = _held(scheduler.of("worker_joined")[1])
             assert told == [
                 HeldTask(INFO.ref, "r", 3, None, "gw", True),
@@ -67,13 +69,15 @@ def test_no_task_ends_unheard_and_none_is_declared_that_has_ended(monkeypatch: p
     async def scenario() -> None:
         async with registered(seconds=0.002) as (scheduler, (rig,)):
             await eventually(lambda: bool(scheduler.of("worker_joined")))
-            declared = 0
-            for turn in range(12):
+            declared = turn = 0
+            while turn < 12 or declared <= 10:
+                if turn >= 12:  # a busy machine: streams come back more slowly than tasks end
+                    rig.engine.seconds = 0.02
                 names = [f"r{turn}.{n}" for n in range(8)]
                 for n, name in enumerate(names):
                     scheduler.send(INFO.ref, StartLocal(request(name, 5, max_tokens=5 + 2 * n)))
                 await eventually(lambda names=names: any(t.request in names for t in rig.tokens))
-                await asyncio.sleep(turn * 0.002)
+                await asyncio.sleep(turn % 12 * 0.002)
                 await _again(scheduler)
                 joined = max(at for at, m in enumerate(scheduler.heard) if m.WhichOneof("kind") == "worker_joined")
                 held = {task.request for task in _held(scheduler.heard[joined].worker_joined)}
@@ -82,7 +86,7 @@ def test_no_task_ends_unheard_and_none_is_declared_that_has_ended(monkeypatch: p
                 await eventually(lambda joined=joined, held=held: _ended(scheduler, joined) >= held)
                 await asyncio.sleep(0.02)
                 assert _ended(scheduler, joined) == held
-            assert declared > 10, "the streams broke while nothing ran: the test shows nothing"
+                turn += 1
 
     asyncio.run(scenario())
 
@@ -118,7 +122,7 @@ def test_an_engine_failure_between_declaration_and_stream_is_told_on_the_stream(
 
 def test_tasks_are_abandoned_when_no_scheduler_comes_back() -> None:
     async def scenario() -> None:
-        async with registered(seconds=0.01, orphan_seconds=0.3) as (scheduler, (rig,)):
+        async with registered(seconds=0.1, orphan_seconds=0.3) as (scheduler, (rig,)):
             await eventually(lambda: bool(scheduler.of("worker_joined")))
             scheduler.send(INFO.ref, StartLocal(request("r", 5, max_tokens=None)))
             scheduler.send(INFO.ref, StartPrefill(request("p", 5), 0, 60.0))

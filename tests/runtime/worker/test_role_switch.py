@@ -43,7 +43,7 @@ def test_a_prefill_instance_becomes_a_decode_instance_and_back(bench: Bench) -> 
     assert _tokens(bench.run_split(_request("switch back"))) == wanted
     state = bench.wait_idle()["p"]
     assert state.counters["compiled_after_ready"] == compiled
-    assert state.counters["role_switches"] == 2 and state.counters["role_switch_us"] < 2e6
+    assert state.counters["role_switches"] == 2 and 0 < state.counters["role_switch_us"] < 30e6
     assert state.info.roles == P
 
 

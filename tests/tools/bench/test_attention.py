@@ -27,7 +27,7 @@ def test_calls_take_turns_through_the_pool(inputs: attention.Inputs) -> None:
     assert inputs.tables.shape == (4, 3, 3)
     assert set(inputs.tables[0].ravel().tolist()) == set(range(9))  # 16 pages hold the rows of one call only
     assert inputs.full.tolist() == [48, 48, 48]
-    assert inputs.ragged[0] == 0
+    assert inputs.ragged[0] > 0 and inputs.ragged[1] == 0  # empty rows, though never all
 
 
 def test_a_right_variant_is_timed_and_a_wrong_one_is_not(inputs: attention.Inputs) -> None:

@@ -17,6 +17,7 @@ from triptych.tools.bench.runner import run, send, warm_up
 from triptych.tools.bench.workload import Item
 
 FIRST, GAP = 0.05, 0.02
+SLACK = 10.0  # because tests run on any machine, beside anything
 
 
 class SteadyClient:
@@ -55,8 +56,8 @@ def test_measured_latencies_are_those_of_the_client():
     records = asyncio.run(run(SteadyClient(), items(0.0, 0.01, 0.02)))
     for r in records:
         assert r.ok and r.output_tokens == 3 and r.input_tokens == 5
-        assert r.ttft is not None and FIRST <= r.ttft < FIRST + 0.5
-        assert r.tpot is not None and GAP * 0.9 <= r.tpot < GAP + 0.5
+        assert r.ttft is not None and FIRST <= r.ttft < FIRST + SLACK
+        assert r.tpot is not None and GAP * 0.9 <= r.tpot < GAP + SLACK
         assert len(r.itl) == 2
 
 

@@ -52,6 +52,7 @@ for port in map(int, sys.stdin.readline().split()):
     mine = socket.create_connection(("127.0.0.1", port))
 theirs, _ = listening.accept()
 print("connected", flush=True)
+sys.stdin.readline()
 theirs.settimeout(0.5)
 try:
     print("ended", theirs.recv(1) == b"", flush=True)
@@ -81,6 +82,10 @@ def test_of_three_processes_only_the_connection_between_two_breaks() -> None:
         assert [line(process) for process in processes] == ["connected"] * 3
         _, b, c = processes
         assert cut_connections(b.pid, c.pid) == 1
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("look\n")
+            process.stdin.flush()
         assert [line(process) for process in processes] == ["lives", "lives", "ended True"]
     except ConfigError as error:
         pytest.skip(error.message)
@@ -103,7 +108,7 @@ def test_a_paused_process_stands_still_and_then_goes_on() -> None:
 def test_a_killed_process_is_gone_and_one_that_is_gone_ends_the_fault() -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
         asyncio.run(inflict(Fault.KILL, process.pid, Bounds()))
-        assert process.wait(10) == -signal.SIGKILL
+        assert process.wait(60) == -signal.SIGKILL
     began = time.monotonic()
-    asyncio.run(inflict(Fault.FREEZE, 2**22 + 1, Bounds()))
-    assert time.monotonic() - began < 1.0
+    asyncio.run(inflict(Fault.FREEZE, 2**22 + 1, Bounds(freeze=60.0)))
+    assert time.monotonic() - began < 30.0

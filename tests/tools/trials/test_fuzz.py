@@ -17,13 +17,18 @@ TOKEN = "a-token"
 
 @pytest.mark.limit(240)
 def test_strange_input_leaves_a_deployment_as_it_was() -> None:
+    wanted = {"Inference.Generate", "Control.Gateway", "Control.Worker", "Worker.Subscribe", "Transfer.Open"}
+    statuses: Counter[tuple[str, str]] = Counter()
+    probes = seed = 0
     with ToySetup(transport="grpc", processes="two").cluster(TOKEN) as cluster:
         deployment = Deployment(cluster.address, cluster.address, access=Access(TOKEN))
-        findings = cluster.run(fuzz.trial(deployment, seconds=6.0, seed=1))
-    assert findings.problems == [], fuzz.report(findings)
-    asked = {method for method, _ in findings.statuses}
-    assert {"Inference.Generate", "Control.Gateway", "Control.Worker", "Worker.Subscribe", "Transfer.Open"} <= asked
-    assert findings.statuses["Inference.Generate", "OK"] and findings.probes
+        # Once on most machines; a busy one asks less in the same time, and goes on until everything was asked.
+        while not (probes and wanted <= {method for method, _ in statuses} and statuses["Inference.Generate", "OK"]):
+            seed += 1
+            findings = cluster.run(fuzz.trial(deployment, seconds=6.0, seed=seed))
+            assert set(findings.problems) <= {"no normal request was tried"}, fuzz.report(findings)
+            statuses += findings.statuses
+            probes += findings.probes
 
 
 def test_what_may_not_happen_is_told() -> None:

@@ -32,5 +32,5 @@ def url(_world: World) -> Iterator[str]:
 @pytest.fixture
 def http(world: World, url: str) -> Iterator[httpx2.Client]:
     """A client of a server with the default settings."""
-    with httpx2.Client(base_url=url, timeout=20) as client:
+    with httpx2.Client(base_url=url, timeout=60) as client:
         yield client

@@ -148,7 +148,7 @@ class World:
 
     def call(self, coroutine: Any) -> Any:
         """Run something on the world's loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(100)
 
     def healthy(self, yes: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if yes else health_pb2.HealthCheckResponse.NOT_SERVING

@@ -26,9 +26,11 @@ from triptych.runtime.wire.rate import Rate
 from triptych.tools.certs import write_certificates
 
 TEXT = {"model": "toy", "prompt": "ab"}
+PATIENCE = 60.0  # seconds until a wait counts as a hang, on any machine
+LONG = {"stream": True, "n": 128}  # 128 answers of four tokens, one after another
 
 
-def wait_for(condition: Any, limit: float = 10.0) -> None:
+def wait_for(condition: Any, limit: float = PATIENCE) -> None:
     until = time.monotonic() + limit
     while not condition():
         assert time.monotonic() < until
@@ -36,7 +38,10 @@ def wait_for(condition: Any, limit: float = 10.0) -> None:
 
 
 def test_only_the_right_key_gets_in(world: World) -> None:
-    with world.http(api_keys=("s3cret", "other"), token="upstream") as url, httpx2.Client(base_url=url) as client:
+    with (
+        world.http(api_keys=("s3cret", "other"), token="upstream") as url,
+        httpx2.Client(base_url=url, timeout=PATIENCE) as client,
+    ):
         for headers in (
             {},
             {"authorization": "Bearer wrong"},
@@ -62,17 +67,23 @@ def test_two_authorization_headers_are_none() -> None:
 
 
 def test_one_clients_rate_is_not_anothers(world: World) -> None:
-    with world.http(api_keys=("a", "b"), rate=Rate(0.5, 1)) as url, httpx2.Client(base_url=url) as client:
+    with (
+        world.http(api_keys=("a", "b"), rate=Rate(0.01, 1)) as url,
+        httpx2.Client(base_url=url, timeout=PATIENCE) as client,
+    ):
         statuses = [
             client.post("/v1/completions", json=TEXT, headers={"authorization": f"Bearer {key}"})
             for key in ("a", "a", "b")
         ]
         assert [s.status_code for s in statuses] == [200, 429, 200]
-        assert statuses[1].headers["retry-after"] == "2" and statuses[1].json()["error"]["type"] == "rate_limit_error"
+        assert (
+            1 < int(statuses[1].headers["retry-after"]) <= 100
+            and statuses[1].json()["error"]["type"] == "rate_limit_error"
+        )
 
 
 def test_bodies_have_a_bound(world: World) -> None:
-    with world.http(max_body_bytes=1000) as url, httpx2.Client(base_url=url) as client:
+    with world.http(max_body_bytes=1000) as url, httpx2.Client(base_url=url, timeout=PATIENCE) as client:
         assert client.post("/v1/completions", json=TEXT | {"prompt": "x" * 2000}).status_code == 413
 
         def endless():
@@ -85,10 +96,10 @@ def test_bodies_have_a_bound(world: World) -> None:
 
 
 def test_bodies_of_all_requests_together_have_a_bound(world: World) -> None:
-    with world.http(max_bodies_bytes=3000) as url, httpx2.Client(base_url=url) as client:
-        world.gateway.delay = 0.02
+    with world.http(max_bodies_bytes=3000) as url, httpx2.Client(base_url=url, timeout=PATIENCE) as client:
+        world.gateway.delay = 0.1
         large = TEXT | {"user": "u" * 2000}
-        with client.stream("POST", "/v1/completions", json=large | {"stream": True}) as running:
+        with client.stream("POST", "/v1/completions", json=large | LONG) as running:
             assert running.status_code == 200
             refused = client.post("/v1/completions", json=large)
             assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
@@ -127,7 +138,7 @@ def test_a_large_body_is_parsed_beside_the_loop(world: World, monkeypatch: pytes
         return parse_json(data)
 
     monkeypatch.setattr(app, "parse_json", watched)
-    with world.http() as url, httpx2.Client(base_url=url) as client:
+    with world.http() as url, httpx2.Client(base_url=url, timeout=PATIENCE) as client:
         for size in (10, 2 * app.LARGE):
             assert client.post("/v1/completions", json=TEXT | {"user": "u" * size}).status_code == 200
         assert client.post("/v1/completions", content=b"[" * (2 * app.LARGE)).status_code == 400
@@ -137,7 +148,7 @@ def test_a_large_body_is_parsed_beside_the_loop(world: World, monkeypatch: pytes
 def test_a_body_that_does_not_come_ends_in_time(world: World) -> None:
     with world.http(body_timeout=0.2) as url:
         host, port = url.removeprefix("http://").split(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
         connection.putrequest("POST", "/v1/completions")
         connection.putheader("content-length", "100")
         connection.endheaders()
@@ -148,22 +159,22 @@ def test_a_body_that_does_not_come_ends_in_time(world: World) -> None:
 
 def test_requests_in_flight_have_a_bound(world: World) -> None:
     world.gateway.delay = 0.05
-    with world.http(max_in_flight=1) as url, httpx2.Client(base_url=url) as client:
-        with client.stream("POST", "/v1/completions", json=TEXT | {"stream": True, "n": 20}) as stream:
+    with world.http(max_in_flight=1) as url, httpx2.Client(base_url=url, timeout=PATIENCE) as client:
+        with client.stream("POST", "/v1/completions", json=TEXT | LONG) as stream:
             lines = stream.iter_lines()  # closes the connection once it is forgotten
             next(lines)
             refused = client.post("/v1/completions", json=TEXT)
             assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
         wait_for(lambda: world.gateway.cancelled)
-        assert client.post("/v1/completions", json=TEXT).status_code == 200
+        wait_for(lambda: client.post("/v1/completions", json=TEXT).status_code == 200)
 
 
 def test_a_request_that_takes_too_long_is_a_timeout(world: World) -> None:
-    world.gateway.delay = 0.3
-    with world.http(request_timeout=0.2) as url, httpx2.Client(base_url=url) as client:
+    world.gateway.delay = 60.0
+    with world.http(request_timeout=1.0) as url, httpx2.Client(base_url=url, timeout=PATIENCE) as client:
         response = client.post("/v1/completions", json=TEXT)
         assert response.status_code == 504 and response.json()["error"]["type"] == "timeout_error"
-        assert world.gateway.requests[0].timeout == pytest.approx(0.2)
+        assert world.gateway.requests[0].timeout == pytest.approx(1.0)
     wait_for(lambda: world.gateway.cancelled)
 
 
@@ -176,24 +187,26 @@ def test_a_client_that_goes_away_is_cancelled_within_a_token(world: World, url: 
         head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
         wait_for(lambda: any(count >= 2 for count in world.gateway.sent.values()))
+        world.gateway.delay = 2 * PATIENCE  # one token may be under way; the one after it comes too late to be of help
         seen = max(world.gateway.sent.values())
     wait_for(lambda: world.gateway.cancelled)
     assert max(world.gateway.cancelled.values()) <= seen + 1
 
 
 def test_a_client_that_never_reads_does_not_stay(world: World) -> None:
-    with world.http(request_timeout=0.5) as url:
+    with world.http(request_timeout=2.0) as url:
         host, port = url.removeprefix("http://").split(":")
-        world.gateway.delay = 0.2
+        world.gateway.delay = 0.5
         with socket.create_connection((host, int(port))) as connection:
             body = json.dumps(TEXT | {"stream": True, "prompt": ["x" * 100] * 8, "max_tokens": 100}).encode()
             head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
             connection.sendall(head.encode() + body)
-            wait_for(lambda: len(world.gateway.cancelled) == 8)
+            # All eight, unless the machine is so busy that some had not begun by then.
+            wait_for(lambda: 0 < len(world.gateway.requests) == len(world.gateway.cancelled))
 
 
 def test_ids_are_the_clients_or_new(world: World, url: str) -> None:
-    with httpx2.Client(base_url=url) as client:
+    with httpx2.Client(base_url=url, timeout=PATIENCE) as client:
         assert client.get("/live", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
         assert client.get("/live", headers=[(b"x-request-id", b"\xe9")]).headers["x-request-id"].startswith("req-")
         assert client.get("/live", headers={"x-request-id": "x" * 500}).headers["x-request-id"].startswith("req-")
@@ -207,10 +220,10 @@ def test_the_callers_trace_goes_on_to_the_gateway(http: httpx2.Client, world: Wo
 
 
 def test_what_runs_at_shutdown_gets_time_and_then_an_error(world: World) -> None:
-    world.gateway.delay = 0.2
-    with httpx2.Client(timeout=20) as client:
+    world.gateway.delay = 0.5
+    with httpx2.Client(timeout=PATIENCE) as client:
         with world.http(shutdown_timeout=0.3) as url:
-            answer = client.stream("POST", f"{url}/v1/completions", json=TEXT | {"stream": True, "n": 10})
+            answer = client.stream("POST", f"{url}/v1/completions", json=TEXT | LONG)
             stream = answer.__enter__()
             lines = stream.iter_lines()
             next(lines)
@@ -221,22 +234,30 @@ def test_what_runs_at_shutdown_gets_time_and_then_an_error(world: World) -> None
 
 
 def test_probes(world: World) -> None:
-    with world.http(ready_ttl=0.2, ready_timeout=0.5) as url, httpx2.Client(base_url=url) as client:
+    with (
+        world.http(ready_ttl=1000.0, ready_timeout=PATIENCE) as url,
+        httpx2.Client(base_url=url, timeout=PATIENCE) as client,
+    ):
         assert client.get("/ready").json() == {"status": "ok"}
         assert client.get("/readyz").status_code == client.get("/healthz").status_code == 200
         (probe,) = world.gateway.requests
         assert probe.sampling.max_tokens == 1, "one request answers both"
+    with (
+        world.http(ready_ttl=0.2, ready_timeout=PATIENCE) as url,
+        httpx2.Client(base_url=url, timeout=PATIENCE) as client,
+    ):
+        assert client.get("/ready").status_code == 200
         world.gateway.fail_after = (0, grpc.StatusCode.UNAVAILABLE, "no instance is left", None)
-        time.sleep(0.25)
-        response = client.get("/ready")
-        assert response.status_code == 503 and response.json()["reason"] == "UNAVAILABLE: no instance is left"
+        wait_for(lambda: client.get("/ready").status_code == 503)
+        reasons = {client.get("/ready").json()["reason"] for _ in range(2)}
+        assert reasons == {"UNAVAILABLE: no instance is left"}
         world.healthy(False)
         assert client.get("/health").status_code == 503
         assert client.get("/live").status_code == 200
 
 
 def test_a_served_request_is_as_good_as_a_probe(world: World) -> None:
-    with world.http() as url, httpx2.Client(base_url=url) as client:
+    with world.http(ready_ttl=1000.0) as url, httpx2.Client(base_url=url, timeout=PATIENCE) as client:
         assert client.post("/v1/completions", json=TEXT).status_code == 200
         assert client.get("/ready").status_code == 200
         assert len(world.gateway.requests) == 1
@@ -246,7 +267,7 @@ def test_a_gateway_that_is_not_there_is_unavailable() -> None:
     with (
         World() as world,
         world.http(target="127.0.0.1:1", ready_timeout=1.0) as url,
-        httpx2.Client(base_url=url) as client,
+        httpx2.Client(base_url=url, timeout=PATIENCE) as client,
     ):
         for path in ("/health", "/ready"):
             assert client.get(path).status_code == 503
@@ -259,15 +280,18 @@ def test_https_and_client_certificates(world: World, tmp_path: Path) -> None:
     write_certificates(tmp_path)
     files = TlsFiles(tmp_path / "server.pem", tmp_path / "server-key.pem")
     trusting = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
-    with world.http(tls=files) as url, httpx2.Client(base_url=url, verify=trusting) as client:
+    with world.http(tls=files) as url, httpx2.Client(base_url=url, verify=trusting, timeout=PATIENCE) as client:
         assert url.startswith("https://")
         assert client.post("/v1/completions", json=TEXT).status_code == 200
     mutual = TlsFiles(files.certificate, files.key, tmp_path / "ca.pem")
     with world.http(tls=mutual) as url:
-        with httpx2.Client(base_url=url, verify=trusting) as client, pytest.raises(httpx2.TransportError):
+        with (
+            httpx2.Client(base_url=url, verify=trusting, timeout=PATIENCE) as client,
+            pytest.raises(httpx2.TransportError),
+        ):
             client.get("/live")
         trusting.load_cert_chain(tmp_path / "client.pem", tmp_path / "client-key.pem")
-        with httpx2.Client(base_url=url, verify=trusting) as client:
+        with httpx2.Client(base_url=url, verify=trusting, timeout=PATIENCE) as client:
             assert client.get("/live").status_code == 200
 
 
@@ -281,7 +305,7 @@ def test_wrong_files_and_taken_ports_are_told_at_the_start(world: World, url: st
 
 
 def test_metrics_count_routes_and_requests(world: World) -> None:
-    with world.http() as url, httpx2.Client(base_url=url) as client:
+    with world.http() as url, httpx2.Client(base_url=url, timeout=PATIENCE) as client:
         client.post("/v1/completions", json=TEXT)
         client.post("/v1/completions", json=TEXT | {"max_tokens": "x"})
         client.get("/v1/models")

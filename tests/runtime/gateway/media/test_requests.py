@@ -283,7 +283,7 @@ def test_an_abort_ends_a_request_whose_media_wait_to_be_decoded_at_once():
             await c.stub.Abort(pb.AbortRequest(request_id="r"))
             outcome = await call
             assert outcome.code is grpc.StatusCode.CANCELLED and "'r' was aborted" in outcome.details
-            assert processor.cancelled == 2 and c.gateway.open_requests == 0, "nobody decodes for it"
+            await until(lambda: processor.cancelled == 2 and c.gateway.open_requests == 0)  # nobody decodes for it
             assert not c.scheduler.orders
 
     run(body())
@@ -298,9 +298,7 @@ def test_the_times_of_all_encode_tasks_of_the_last_attempt_are_added_up():
             if order.request.attempt == 1:
                 order.interrupt(2)
             else:
-                await asyncio.sleep(
-                    0.3
-                )  # notices and tokens come on two streams, of which the one may overtake the other
+                await c.noticed()  # or the last token may overtake them
                 await serve_well(order)
 
         async with cluster(vlm(), processor=ToyProcessor()) as c:

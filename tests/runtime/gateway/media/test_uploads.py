@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import grpc
 import pytest
 
-from tests.runtime.gateway.calls import ask, finish, run
+from tests.runtime.gateway.calls import PATIENCE, ask, finish, run, until
 from tests.runtime.gateway.media.toys import ToyProcessor, vlm
 from tests.runtime.gateway.toy_cluster import Cluster, cluster
 from triptych.proto.v1 import inference_pb2 as pb
@@ -92,7 +92,8 @@ def test_uploads_at_once_are_bounded_and_leave_nothing_when_they_are_cut_off():
                 for call in calls[-MAX_OWN:]:
                     await call.write(messages(PNG)[0])
                     await call.write(messages(PNG)[1])
-                await asyncio.sleep(0.05)
+                count = len(calls)
+                await until(lambda count=count: c.gateway._service._uploads()._coming.total() == count)
                 if token == tokens[0]:
                     assert (
                         await refused(token)
@@ -102,7 +103,7 @@ def test_uploads_at_once_are_bounded_and_leave_nothing_when_they_are_cut_off():
             assert "16 uploads are coming in, which" in await refused(tokens[-1])
             for call in calls:
                 call.cancel()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 while True:
                     try:
                         made = await upload(c, messages(PNG), tokens[0])
