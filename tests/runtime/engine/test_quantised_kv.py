@@ -133,6 +133,12 @@ def test_copied_pages_have_their_scales() -> None:
         assert held[77].any()
 
 
+def test_scales_stay_on_the_devices_of_their_heads() -> None:
+    text = small_engine("int8", 2)._programs["extend", ExtendShape(1, 16, 16)].as_text()
+    assert "all-reduce" in text
+    assert not any(word in text for word in ("all-gather", "all-to-all", "collective-permute"))
+
+
 @pytest.mark.slow
 def test_layer_groups_write_codes_and_scales() -> None:
     engine = small_engine("int8", roles=frozenset({Role.PREFILL}), layer_groups=((0, 1), (1, 2)))
