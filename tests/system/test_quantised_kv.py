@@ -6,11 +6,15 @@ rounded, and may then be rounded the other way.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from tests.system import toy_media
+from tests.system.deployment import SMALL, deployed
 from tests.system.test_matrix import REQUESTS, run_one
 from tests.system.toy import ToySetup, logprobs_of, shape_of
 from triptych.models.config import PRESETS
@@ -21,7 +25,7 @@ from triptych.runtime.engine.compile_guard import no_compilation
 pytestmark = pytest.mark.limit(400)
 
 FAST = ("greedy", "one token prompt")
-SMALL: dict[str, Any] = {"max_num_seqs": 1, "max_model_len": 32, "chunk_tokens": 16, "num_pages": 9}
+TINY: dict[str, Any] = {"max_num_seqs": 1, "max_model_len": 32, "chunk_tokens": 16, "num_pages": 9}
 OFFER = 8 * 16  # tokens
 
 
@@ -44,8 +48,8 @@ def assert_same(result: Result, wanted: Result, where: str) -> None:
 
 def test_pages_and_scales_travel_between_unequal_meshes() -> None:
     group = kv_groups(PRESETS["toy"], "int8")[0]
-    wanted = served(FAST, kv_dtype="int8", **SMALL)
-    setup = ToySetup("1P1D", "two", "grpc", (1, 2), kv_dtype="int8", **SMALL)
+    wanted = served(FAST, kv_dtype="int8", **TINY)
+    setup = ToySetup("1P1D", "two", "grpc", (1, 2), kv_dtype="int8", **TINY)
     with setup.cluster() as cluster, Client(cluster.address) as client, no_compilation():
         for name in FAST:
             result = run_one(client, name)
@@ -83,3 +87,35 @@ def test_every_transport_gives_the_monoliths_tokens(setup: ToySetup, expected: d
     assert all(snapshot.resources["pages_sequence"] == 0 for snapshot in snapshots)
     if setup.num_pages < 100:
         assert sum(snapshot.counters["preemptions"] for snapshot in snapshots) > 0
+
+
+@pytest.mark.slow
+def test_answers_about_pictures_are_the_same_with_encode_apart() -> None:
+    """Pictures travel in the model's dtype, KV in codes."""
+    with toy_media.cluster_of("EPD", kv_dtype="int8") as cluster, Client(cluster.address) as client:
+        wanted = {name: toy_media.run_one(client, name) for name in toy_media.REQUESTS}
+    with (
+        toy_media.cluster_of("1E1P1D", "grpc", (1, 2, 1), processes="each", kv_dtype="int8") as cluster,
+        Client(cluster.address) as client,
+    ):
+        for name, result in wanted.items():
+            assert_same(toy_media.run_one(client, name), result, name)
+
+
+@pytest.mark.slow
+def test_the_setting_reaches_processes_and_theirs_alone_may_join(expected: dict[str, dict[str, Result]]) -> None:
+    flags = ("--topology=1P1D", "--prefill-tp=2", "--decode-tp=1", "--transport=device", "--kv-cache-dtype=fp8")
+    with deployed(*flags) as server, Client(server.address) as client:
+        for name, wanted in expected["float8_e4m3fn"].items():
+            assert_same(run_one(client, name), wanted, name)
+        for instance in server.cluster().instances:
+            assert instance.info.compatibility.kv_dtype == "float8_e4m3fn"
+        other = subprocess.run(
+            [
+                *(sys.executable, "-m", "triptych.tools.cli", "worker", *SMALL, "--topology=1P1D", "--kv-cache-dtype=int8"),
+                *("--instances=decode-0", "--name=other", f"--scheduler={server.scheduler}"),
+            ],
+            capture_output=True, text=True, timeout=200, check=False,
+        )  # fmt: skip
+    assert other.returncode != 0
+    assert "kv_dtype: 'int8' != 'float8_e4m3fn'" in other.stdout + other.stderr
