@@ -17,6 +17,9 @@ bringing the heads forward is a strided pass over cold memory, on CPU half of wh
 
 Values at masked positions are cleared before they are summed: a page's unused tail holds whatever its last owner left,
 and 0 x NaN is NaN.
+
+Pages of codes (`models/quantised_kv.py`) come with scales: scores are multiplied by the keys', weights by the values', so
+that products take codes.
 """
 
 from dataclasses import dataclass
@@ -41,6 +44,9 @@ MAX_WASTE = 8
 # Instead of -inf, which turns a row without any visible position into NaN.
 MASKED_SCORE = -1e30
 
+Scales = tuple[Float[Array, "pages page_size kv_heads"], Float[Array, "pages page_size kv_heads"]]
+"""Those of one layer's keys and values, where the pages hold codes."""
+
 
 def ragged_paged_attention(
     q: Float[Array, "tokens heads head_dim"],
@@ -56,17 +62,18 @@ def ragged_paged_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     tp: int = 1,
+    scales: Scales | None = None,
 ) -> Float[Array, "tokens heads head_dim"]:
     """Attend every query to its row's cached tokens; padding tokens get zeros.
 
     kv_lens include this step's tokens, which are already in the pages. `decode_rows` and `max_q_len` are static: rows
     below `decode_rows` have one token (or kv_len 0, for padding), token i being row i's; later rows have at most
     `max_q_len`. `soft_cap` bounds scores as cap * tanh(score / cap), before masking. `tp` is
-    how many devices the heads are spread over. Page indices must lie in the pool.
+    how many devices the heads are spread over. `scales` are those of pages of codes. Page indices must lie in the pool.
     Raises ValueError if the static sizes contradict each other.
     """
     _check_segments(q, kv_lens, decode_rows)
-    cache = _Cache(k_pages, v_pages, scale, window, soft_cap, tp)
+    cache = _Cache(k_pages, v_pages, scale, window, soft_cap, tp, scales)
     rows_of = _Rows(kv_lens, page_indices, cu_q_lens, decode_rows, max_q_len)
     return _attend_rows(cache, q, rows_of, kv_lens - (cu_q_lens[1:] - cu_q_lens[:-1]), stride=1)
 
@@ -175,6 +182,7 @@ class _Cache:
     window: int | None
     soft_cap: float | None
     tp: int
+    scales: Scales | None = None
 
     def attend(
         self,
@@ -203,8 +211,14 @@ class _Cache:
             table = jax.lax.dynamic_slice_in_dim(page_indices, index * pages, pages, axis=1)
             k, v = _gather(self.k_pages, table, merged), _gather(self.v_pages, table, merged)
             mask = self._visible(positions, index * tokens + jnp.arange(tokens))
-            v = jnp.where(mask.any(axis=1)[:, :, None, None], v, 0)
+            seen = mask.any(axis=1)
+            if self.scales is not None:
+                k, v = k.astype(q.dtype), v.astype(q.dtype)
+                k_scale, v_scale = (_scale_of_lines(scales, table, merged, heads) for scales in self.scales)
+                v_scale = jnp.where(seen[:, None, None, None], v_scale, 0)
+            v = jnp.where(seen[:, :, None, None], v, 0)
             scores = jnp.einsum("rqkgd,rskd->rkgqs", grouped, k, preferred_element_type=jnp.float32) * self.scale
+            scores = scores if self.scales is None else scores * k_scale
             if self.soft_cap is not None:
                 scores = self.soft_cap * jnp.tanh(scores / self.soft_cap)
             mask = mask[:, None, None]
@@ -212,7 +226,8 @@ class _Cache:
             new_peak = jnp.maximum(peak, scores.max(axis=-1))
             weights = jnp.where(mask, jnp.exp(scores - new_peak[..., None]), 0.0)
             fade = jnp.exp(peak - new_peak)
-            here = jnp.einsum("rkgqs,rskd->rkgqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+            scaled = weights if self.scales is None else weights * v_scale
+            here = jnp.einsum("rkgqs,rskd->rkgqd", scaled.astype(v.dtype), v, preferred_element_type=jnp.float32)
             return new_peak, total * fade + weights.sum(axis=-1), summed * fade[..., None] + here
 
         shape = (rows, kv_heads // merged, merged * (heads // kv_heads), queries)
@@ -249,3 +264,12 @@ def _gather(
     """The tokens of each row's pages, in order; `merged` heads of a token, which lie together, are one vector."""
     gathered = pages.at[table].get(mode="promise_in_bounds")
     return gathered.reshape(table.shape[0], -1, pages.shape[2] // merged, merged * pages.shape[3])
+
+
+def _scale_of_lines(
+    scales: Float[Array, "pages page_size kv_heads"], table: Int[Array, "rows width"], merged: int, heads: int
+) -> Float[Array, "rows head_groups lines 1 tokens"]:
+    """For each query head of a group of `merged` KV heads the scale of every token's entry that it meets."""
+    by_token = scales.at[table].get(mode="promise_in_bounds").reshape(table.shape[0], -1, scales.shape[2])
+    by_head = jnp.moveaxis(by_token, 1, 2).reshape(table.shape[0], scales.shape[2] // merged, merged, 1, -1)
+    return jnp.repeat(by_head, heads // scales.shape[2], axis=2)

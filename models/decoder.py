@@ -22,21 +22,22 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from triptych.models.attention import ragged_paged_attention
 from triptych.models.config import ModelConfig
 from triptych.models.product import times, times_transposed
 from triptych.models.quantised import ChannelWeight, quantised_weight
+from triptych.models.quantised_kv import quantised
 from triptych.models.ragged import Ragged
 from triptych.models.rope import Rotation, rotate, rotation
 from triptych.models.weight_formats import WeightFormat
 from triptych.sharding.heads import head_layout, padded_size
 from triptych.sharding.rules import LogicalAxis, ShardingRules
 
-Pages = Float[Array, "pages page_size kv_heads head_dim"]
+Pages = Shaped[Array, "pages page_size kv_heads *head_dim"]
 KV = tuple[Pages, ...]
-"""One layer's pages: (keys, values), or as the kernel's `models/pool_layout.py` says."""
+"""One layer's pages: (keys, values), with (key scales, value scales) behind codes, or as the kernel's `models/pool_layout.py` says."""
 
 
 class Attend(Protocol):
@@ -250,12 +251,26 @@ class Decoder(nnx.Module):
 
 
 def write_pages(
-    pages: Pages, new: Float[Array, "tokens kv_heads head_dim"], write_index: Int[Array, "tokens"]
+    pages: Pages, new: Shaped[Array, "tokens kv_heads *head_dim"], write_index: Int[Array, "tokens"]
 ) -> Pages:
     """The pages with each new entry at its slot, page * page_size + offset; slots beyond the pool are dropped."""
     # Indexed by page and offset: through a pool reshaped to [slots, ...] XLA copies the whole donated pool for one token.
     page, offset = jnp.divmod(write_index, pages.shape[1])
     return pages.at[page, offset].set(new.astype(pages.dtype), mode="drop")
+
+
+def write_kv(
+    kv: KV,
+    k: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads head_dim"],
+    write_index: Int[Array, "tokens"],
+) -> KV:
+    """A layer's pages, keys and values apart, with a step's entries in; where they hold codes, as codes and scales."""
+    new: tuple[Array, ...] = (k, v)
+    if len(kv) > len(new):
+        (k_codes, k_scales), (v_codes, v_scales) = quantised(k, kv[0].dtype), quantised(v, kv[1].dtype)
+        new = k_codes, v_codes, k_scales, v_scales
+    return tuple(write_pages(pages, entries, write_index) for pages, entries in zip(kv, new, strict=True))
 
 
 def paged_attend(batch: Ragged, scale: float, tp: int) -> Attend:
@@ -265,7 +280,7 @@ def paged_attend(batch: Ragged, scale: float, tp: int) -> Attend:
     """
 
     def attend(q: Array, k: Array, v: Array, kv: KV, window: int | None) -> tuple[Array, KV]:
-        k_pages, v_pages = write_pages(kv[0], k, batch.write_index), write_pages(kv[1], v, batch.write_index)
+        k_pages, v_pages, *scales = written = write_kv(kv, k, v, batch.write_index)
         out = ragged_paged_attention(
             q,
             k_pages,
@@ -278,8 +293,9 @@ def paged_attend(batch: Ragged, scale: float, tp: int) -> Attend:
             scale=scale,
             window=window,
             tp=tp,
+            scales=(scales[0], scales[1]) if scales else None,
         )
-        return out, (k_pages, v_pages)
+        return out, written
 
     return attend
 

@@ -3,8 +3,9 @@
 `APART` is the reference's: keys and values are two arrays [pages, page_size, heads, head_dim]. `COMBINED` is that of TPU kernels: one array
 [pages, page_size, 2 * slots, width] with keys and values in turn, so that one copy brings a page. A TPU's tiles want `width` to be a multiple
 of 128 and `slots` one of 1, 2, 4, 8, 16, 24, ...; what lies beyond the heads and their numbers is zero and never leaves the pool.
+`SCALED` is `APART` for codes (`models/quantised_kv.py`), with two more arrays [pages, page_size, heads]: the scales of keys and of values.
 
-Everything here is about one device: heads are its own ones, and a mesh has as many times the third axis.
+Everything here is about one device, whose heads are its own ones; `over_mesh` says what that is on a mesh.
 """
 
 from __future__ import annotations
@@ -15,9 +16,14 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Shaped
 
-Block = Float[Array, "two pages page_size heads head_dim"]
+from triptych.models.kv import CODE_BYTES, SCALE_DTYPE
+from triptych.models.quantised_kv import PER_WORD, packed, unpacked
+
+Block = Shaped[Array, "two pages page_size heads numbers"]
+"""Pages as they travel: keys and values of each head, or the words of codes and scale."""
 
 # The last axis of a TPU's tile, and the longest run of the axis before it.
 LANES, SUBLANES = 128, 8
@@ -31,8 +37,14 @@ class PoolLayout(Protocol):
         """How many arrays a layer has."""
         ...
 
-    def shape(self, num_pages: int, page_size: int, heads: int, head_dim: int) -> tuple[int, int, int, int]:
-        """Of each array of a layer."""
+    def structs(
+        self, num_pages: int, page_size: int, heads: int, head_dim: int, dtype: str
+    ) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shape and dtype of each array of a layer. The third axis is that of heads."""
+        ...
+
+    def entry(self, head_dim: int, dtype: str) -> tuple[int, str]:
+        """How many numbers an entry (one head, one token) has in a `Block`, and their dtype."""
         ...
 
     def take(self, arrays: Sequence[jax.Array], pages: Int[Array, "pages"], heads: int, head_dim: int) -> Block:
@@ -52,8 +64,13 @@ class Apart:
     def arrays(self) -> int:
         return 2
 
-    def shape(self, num_pages: int, page_size: int, heads: int, head_dim: int) -> tuple[int, int, int, int]:
-        return num_pages, page_size, heads, head_dim
+    def structs(
+        self, num_pages: int, page_size: int, heads: int, head_dim: int, dtype: str
+    ) -> tuple[jax.ShapeDtypeStruct, ...]:
+        return (jax.ShapeDtypeStruct((num_pages, page_size, heads, head_dim), jnp.dtype(dtype)),) * 2
+
+    def entry(self, head_dim: int, dtype: str) -> tuple[int, str]:
+        return head_dim, dtype
 
     def take(self, arrays: Sequence[jax.Array], pages: Int[Array, "pages"], heads: int, head_dim: int) -> Block:
         return jnp.stack([array.at[pages].get(mode="promise_in_bounds") for array in arrays])
@@ -82,8 +99,14 @@ class Combined:
         """Numbers that a head has room for."""
         return -(-head_dim // LANES) * LANES
 
-    def shape(self, num_pages: int, page_size: int, heads: int, head_dim: int) -> tuple[int, int, int, int]:
-        return num_pages, page_size, 2 * self.slots(heads), self.width(head_dim)
+    def structs(
+        self, num_pages: int, page_size: int, heads: int, head_dim: int, dtype: str
+    ) -> tuple[jax.ShapeDtypeStruct, ...]:
+        shape = (num_pages, page_size, 2 * self.slots(heads), self.width(head_dim))
+        return (jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)),)
+
+    def entry(self, head_dim: int, dtype: str) -> tuple[int, str]:
+        return head_dim, dtype
 
     def merge(
         self, k: Float[Array, "*entries heads head_dim"], v: Float[Array, "*entries heads head_dim"]
@@ -105,5 +128,57 @@ class Combined:
         return (array.at[pages].set(self.merge(block[0], block[1]), mode="drop", unique_indices=True),)
 
 
+@dataclass(frozen=True)
+class Scaled:
+    """Codes of keys and of values are two arrays, their scales another two."""
+
+    @property
+    def arrays(self) -> int:
+        return 4
+
+    def structs(
+        self, num_pages: int, page_size: int, heads: int, head_dim: int, dtype: str
+    ) -> tuple[jax.ShapeDtypeStruct, ...]:
+        codes = jax.ShapeDtypeStruct((num_pages, page_size, heads, head_dim), jnp.dtype(dtype))
+        scales = jax.ShapeDtypeStruct((num_pages, page_size, heads), jnp.dtype(SCALE_DTYPE))
+        return codes, codes, scales, scales
+
+    def entry(self, head_dim: int, dtype: str) -> tuple[int, str]:
+        if head_dim % PER_WORD:
+            raise ValueError(f"codes travel {PER_WORD} a word, and heads of {head_dim} numbers do not fill theirs")
+        return head_dim // PER_WORD + 1, "uint32"
+
+    def take(self, arrays: Sequence[jax.Array], pages: Int[Array, "pages"], heads: int, head_dim: int) -> Block:
+        k, v, k_scales, v_scales = (array.at[pages].get(mode="promise_in_bounds") for array in arrays)
+        return jnp.stack([packed(k, k_scales), packed(v, v_scales)])
+
+    def put(self, arrays: Sequence[jax.Array], pages: Int[Array, "pages"], block: Block) -> tuple[jax.Array, ...]:
+        codes, scales = unpacked(block, arrays[0].dtype)
+        return tuple(
+            array.at[pages].set(new, mode="drop", unique_indices=True)
+            for array, new in zip(arrays, (*codes, *scales), strict=True)
+        )
+
+
 APART = Apart()
 COMBINED = Combined()
+SCALED = Scaled()
+
+
+def over_mesh(
+    structs: Sequence[jax.ShapeDtypeStruct], devices: int, pool: NamedSharding
+) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """A layer's arrays over `devices`, each with heads of its own. `pool` is the sharding of [pages, page_size, heads, head_dim]."""
+    placed = []
+    for struct in structs:
+        pages, page_size, heads, *rest = struct.shape
+        axes = len(struct.shape)
+        sharding = pool if len(pool.spec) <= axes else NamedSharding(pool.mesh, PartitionSpec(*pool.spec[:axes]))
+        shape = (pages, page_size, devices * heads, *rest)
+        placed.append(jax.ShapeDtypeStruct(shape, struct.dtype, sharding=sharding))
+    return tuple(placed)
+
+
+def apart(dtype: str) -> Apart | Scaled:
+    """How pages lie, keys and values apart, whose entries are kept in `dtype`."""
+    return SCALED if dtype in CODE_BYTES else APART

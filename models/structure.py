@@ -15,10 +15,11 @@ from flax import nnx
 from triptych.models.config import ModelConfig
 from triptych.models.decoder import Decoder
 from triptych.models.kv import KVGroup
+from triptych.models.pool_layout import apart, over_mesh
 from triptych.models.quantised import check_group
 from triptych.models.weight_formats import WeightFormat
 from triptych.sharding.heads import HeadLayout, head_layout, padded_size
-from triptych.sharding.rules import POOL_AXES, ShardingRules
+from triptych.sharding.rules import ShardingRules
 
 Pools = tuple[tuple[jax.Array, ...], ...]
 
@@ -45,16 +46,21 @@ class DecoderStructure:
         """The module over these arrays. Call it inside a traced function."""
         return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, params))
 
-    def pool_struct(self, group: KVGroup, num_pages: int, page_size: int) -> jax.ShapeDtypeStruct:
-        """Shape, dtype and sharding of one layer's key (or value) pages."""
-        shape = (num_pages, page_size, self.head_layout.kv_heads_total, group.head_dim)
-        return jax.ShapeDtypeStruct(shape, jnp.dtype(group.dtype), sharding=self.rules.sharding(*POOL_AXES))
+    def pool_structs(self, group: KVGroup, num_pages: int, page_size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shape, dtype and sharding of one layer's pages: keys, values, and scales of both if the group has some."""
+        heads = self.head_layout.kv_heads_per_device
+        own = apart(group.dtype).structs(num_pages, page_size, heads, group.head_dim, group.dtype)
+        return over_mesh(own, self.rules.tp, self.rules.pool())
 
     def allocate_pools(self, group: KVGroup, num_pages: int, page_size: int) -> Pools:
         """Zeroed pages for every layer of the group. Page 0 is the null page (`models/ragged.py`)."""
-        struct = self.pool_struct(group, num_pages, page_size)
-        zeros = jax.jit(lambda: jnp.zeros(struct.shape, struct.dtype), out_shardings=struct.sharding)
-        return tuple((zeros(), zeros()) for _ in group.layers)
+        structs = self.pool_structs(group, num_pages, page_size)
+
+        def zeros() -> tuple[jax.Array, ...]:
+            return tuple(jnp.zeros(struct.shape, struct.dtype) for struct in structs)
+
+        layer = jax.jit(zeros, out_shardings=tuple(struct.sharding for struct in structs))
+        return tuple(layer() for _ in group.layers)
 
 
 def decoder_structure(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triptych.models.kernels.names import PLATFORMS
+from triptych.models.kv import KV_CODES
 from triptych.models.weight_formats import AUTO, WEIGHT_FORMATS
 from triptych.runtime.core import topology as topologies
 from triptych.runtime.core.errors import ConfigError
@@ -153,7 +154,10 @@ class ServeConfig:
         group="engine",
     )
     kv_cache_dtype: str = setting(
-        "auto", "dtype of KV pages; auto is that of the model", choices=("auto", "float32", "bfloat16"), group="engine"
+        "auto",
+        "dtype of KV pages; auto is that of the model, int8 and fp8 are codes with a scale for each token and head",
+        choices=("auto", "float32", "bfloat16", *KV_CODES),
+        group="engine",
     )
     speculative: str = setting("off", "guess tokens, verify several a step", choices=("off", "ngram"), group="engine")
     speculative_tokens: int = setting(4, "most tokens of a sequence guessed in one step", group="engine")

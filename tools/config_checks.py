@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from triptych.models.kernels.names import kv_problem
+from triptych.models.kv import KV_CODES
 from triptych.runtime.core import topology as topologies
 from triptych.runtime.core.instance import Role
 from triptych.tools.settings import split_secrets
@@ -73,6 +75,8 @@ def contradictions(c: ServeConfig) -> list[str]:
         return []
     if c.num_pages is not None and c.kv_cache_memory is not None:
         problems.append("num_pages and kv_cache_memory both size the KV pool; give one of them")
+    if (problem := kv_problem(c.attention, KV_CODES.get(c.kv_cache_dtype, c.kv_cache_dtype))) is not None:
+        problems.append(problem)
     if c.heartbeat_timeout < 2 * c.heartbeat_interval:
         problems.append(
             f"heartbeat_timeout ({c.heartbeat_timeout} s) must be at least twice heartbeat_interval ({c.heartbeat_interval} s), "

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from triptych.models.hub.errors import ModelFetchError
 from triptych.models.kernels.names import PLATFORMS
+from triptych.models.kv import KV_CODES
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.core.topology import InstanceSpec
@@ -166,7 +167,7 @@ def worker_config(
         load_dummy=config.load_format == "dummy",
         dtype=dtype,
         weights=config.weights,
-        kv_dtype=dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
+        kv_dtype=kv_dtype_of(config, dtype),
         max_model_len=config.max_model_len or DEFAULT_CONTEXT,
         max_num_seqs=config.max_num_seqs,
         chunk_tokens=config.max_num_batched_tokens,
@@ -190,6 +191,12 @@ def worker_config(
         heartbeat_interval=config.heartbeat_interval,
         pace=None if config.step_times is None else table_pace(config, specs),
     )
+
+
+def kv_dtype_of(config: ServeConfig, dtype: str) -> str:
+    """What KV pages are kept in, as numpy names it, by a model in `dtype`."""
+    named = config.kv_cache_dtype
+    return dtype if named == "auto" else KV_CODES.get(named, named)
 
 
 def table_pace(config: ServeConfig, specs: tuple[InstanceSpec, ...]) -> Callable[[StepPlan], float]:

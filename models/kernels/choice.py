@@ -7,7 +7,9 @@
 from collections.abc import Callable
 
 from triptych.models.decoder import Attend, paged_attend
-from triptych.models.pool_layout import APART, COMBINED, PoolLayout
+from triptych.models.errors import UnsupportedModelError
+from triptych.models.kernels.names import kv_problem
+from triptych.models.pool_layout import COMBINED, PoolLayout, apart
 from triptych.models.ragged import Ragged
 from triptych.sharding.rules import ShardingRules
 
@@ -51,6 +53,12 @@ def attend_with(kernel: str, batch: Ragged, scale: float, rules: ShardingRules) 
     return KERNELS[kernel](batch, scale, rules)
 
 
-def pool_layout(kernel: str) -> PoolLayout:
-    """How the pages lie that the kernel attends over: keys and values apart, unless it says otherwise."""
-    return _LAYOUTS.get(kernel, APART)
+def pool_layout(kernel: str, dtype: str) -> PoolLayout:
+    """How the pages in `dtype` lie that the kernel attends over: keys and values apart, unless it says otherwise.
+
+    Raises UnsupportedModelError if it does not read pages of codes.
+    """
+    problem = kv_problem(kernel, dtype)
+    if problem is not None:
+        raise UnsupportedModelError(problem)
+    return _LAYOUTS.get(kernel, apart(dtype))

@@ -14,7 +14,8 @@ from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from triptych.models.decoder import KV, Attend, write_pages
+from triptych.models.attention import Scales
+from triptych.models.decoder import KV, Attend, write_kv
 from triptych.models.errors import UnsupportedModelError
 from triptych.models.kernels import paged_mosaic, paged_triton
 from triptych.models.kernels.splits import split_count
@@ -62,13 +63,15 @@ def gpu_attend(batch: Ragged, scale: float, rules: ShardingRules, backend: Backe
     interpret = platform == "cpu"
     heads = rules.sharding("tokens", "heads", "head_dim").spec
     pool, everywhere = rules.sharding(*POOL_AXES).spec, PartitionSpec()
+    of_scales = rules.sharding(*POOL_AXES[:3]).spec
 
     def attend(q: Array, k: Array, v: Array, kv: KV, window: int | None) -> tuple[Array, KV]:
-        k_pages, v_pages = write_pages(kv[0], k, batch.write_index), write_pages(kv[1], v, batch.write_index)
+        k_pages, v_pages, *scales = written = write_kv(kv, k, v, batch.write_index)
 
         def local(*arrays: Array) -> Array:
             return ragged_paged_attention(
-                *arrays,
+                *arrays[:6],
+                scales=(arrays[6], arrays[7]) if scales else None,
                 decode_rows=batch.decode_rows,
                 max_q_len=batch.max_q_len,
                 scale=scale,
@@ -79,10 +82,10 @@ def gpu_attend(batch: Ragged, scale: float, rules: ShardingRules, backend: Backe
 
         run: Callable[..., Array] = local
         if rules.tp > 1:
-            in_specs = (heads, pool, pool, everywhere, everywhere, everywhere)
+            in_specs = (heads, pool, pool, everywhere, everywhere, everywhere, *[of_scales] * len(scales))
             # Each device's result is its own heads': there is nothing to check about replication.
             run = jax.shard_map(local, mesh=rules.mesh, in_specs=in_specs, out_specs=heads, check_vma=False)
-        return run(q, k_pages, v_pages, batch.kv_lens, batch.page_indices, batch.cu_q_lens), (k_pages, v_pages)
+        return run(q, k_pages, v_pages, batch.kv_lens, batch.page_indices, batch.cu_q_lens, *scales), written
 
     return attend
 
@@ -102,8 +105,9 @@ def ragged_paged_attention(
     backend: Backend,
     tilings: Tilings | None = None,
     interpret: Any = False,
+    scales: Scales | None = None,
 ) -> Float[Array, "tokens heads head_dim"]:
-    """`models.attention.ragged_paged_attention` by kernels, on one device's heads and without soft caps.
+    """`models.attention.ragged_paged_attention` by kernels, on one device's heads and without soft caps. Scales go to Triton's.
 
     Raises ValueError where the kernel does not take the sizes or numbers.
     """
@@ -111,7 +115,9 @@ def ragged_paged_attention(
     tilings = tilings or TILINGS[backend]
     tokens, heads = q.shape[:2]
     kv_heads, kv_tokens = k_pages.shape[2], page_indices.shape[1] * k_pages.shape[1]
-    sizes = {"scale": scale, "window": window, "interpret": interpret}
+    sizes: dict[str, Any] = {"scale": scale, "window": window, "interpret": interpret}
+    if scales is not None:
+        sizes["scales"] = scales
     outputs = []
     if decode_rows:
         rows = (kv_lens[:decode_rows], page_indices[:decode_rows], decode_tiles(decode_rows))

@@ -1,5 +1,17 @@
 """The attention kernels by name, and what they are for. Without JAX, for those who only read settings."""
 
+from triptych.models.kv import CODE_BYTES
+
 REFERENCE = "reference"
 PLATFORMS: dict[str, str | None] = {REFERENCE: None, "tpu": "tpu", "gpu": "gpu", "gpu-mosaic": "gpu"}
 """What JAX calls the devices that each kernel is for; None: any."""
+
+READ_CODES = (REFERENCE, "gpu")
+"""Kernels that attend over pages of codes with scales (`models/quantised_kv.py`)."""
+
+
+def kv_problem(kernel: str, dtype: str) -> str | None:
+    """Why the kernel cannot attend over pages in `dtype`; None if it can."""
+    if dtype not in CODE_BYTES or kernel in READ_CODES:
+        return None
+    return f"attention {kernel!r} does not read KV in {dtype}; the kernels that do are {', '.join(READ_CODES)}"

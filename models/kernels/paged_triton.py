@@ -11,6 +11,9 @@ values; with three stages in the pipeline and two programs a multiprocessor abou
 is 256 contiguous bytes; programs of neighbouring heads are neighbours in the grid, so the rest of the page is read at
 about the same time.
 
+Pages of codes come with scales (`models/quantised_kv.py`): a block's scores are multiplied by the keys', its weights by
+the values', so that products take codes, which fit a 16-bit number.
+
 The backend is deprecated after jax 0.11: this is a bridge to `paged_mosaic.py`, and what runs on GPUs older than Hopper.
 """
 
@@ -24,6 +27,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
+from triptych.models.attention import Scales
 from triptych.models.kernels.splits import NOTHING, merge_splits
 from triptych.models.kernels.tiles import Tiles
 
@@ -55,6 +59,7 @@ def paged_attention(
     window: int | None = None,
     tiling: Tiling = Tiling(),
     interpret: bool = False,
+    scales: Scales | None = None,
 ) -> Float[Array, "tokens heads head_dim"]:
     """Attend the queries of every tile; tokens of no tile are left undefined, rows with kv_len 0 get zeros.
 
@@ -68,7 +73,7 @@ def paged_attention(
     group = pl.next_power_of_2(heads // kv_heads)
     queries = max(tiles.queries, MIN_TILE_ROWS // group)
     kernel = partial(
-        _kernel,
+        _kernel if scales is None else _kernel_over_codes,
         tokens=tokens,
         heads=heads,
         kv_heads=kv_heads,
@@ -96,6 +101,7 @@ def paged_attention(
         # A token's heads as one line: a slot of the pool is then one index. Only a view.
         k_pages.reshape(pages * page_size, kv_heads * head_dim),
         v_pages.reshape(pages * page_size, kv_heads * head_dim),
+        *(() if scales is None else (scale.reshape(pages * page_size, kv_heads) for scale in scales)),
         page_indices,
         kv_lens,
         tiles.starts,
@@ -132,6 +138,7 @@ def _kernel(
     splits: int,
     scale: float,
     window: int | None,
+    scales: tuple[Any, Any] | None = None,
 ) -> None:
     head, split, tile = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     row, first_query = rows_ref[tile], numbers_ref[tile] * stride
@@ -161,6 +168,7 @@ def _kernel(
 
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
     in_line = head * head_dim + column
+    nothing = 0 if jnp.issubdtype(k_ref.dtype, jnp.integer) else 0.0
 
     def step(number: Array, state: tuple[Array, Array, Array], masked: bool) -> tuple[Array, Array, Array]:
         peak, total, summed = state
@@ -171,8 +179,8 @@ def _kernel(
             slot = page * page_size + kv % page_size
             read = jnp.broadcast_to(inside[:, None], (block, head_dim))
             # What lies behind a row's end may be NaN, and 0 * NaN is NaN.
-            k = triton.load(k_ref.at[slot[:, None], in_line], mask=read, other=0.0)
-            v = triton.load(v_ref.at[slot[:, None], in_line], mask=read, other=0.0)
+            k = triton.load(k_ref.at[slot[:, None], in_line], mask=read, other=nothing)
+            v = triton.load(v_ref.at[slot[:, None], in_line], mask=read, other=nothing)
         else:
             slot = table_ref[row, kv // page_size] * page_size + kv % page_size
             k, v = k_ref[slot[:, None], in_line], v_ref[slot[:, None], in_line]
@@ -180,6 +188,13 @@ def _kernel(
         scores = scale * jax.lax.dot_general(
             q, k, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
         )
+        if scales is not None:
+            of_keys, of_values = (ref.at[slot, head] for ref in scales)
+            if masked:
+                k_scale, v_scale = (triton.load(at, mask=inside, other=0.0) for at in (of_keys, of_values))
+            else:
+                k_scale, v_scale = triton.load(of_keys), triton.load(of_values)
+            scores = scores * k_scale[None, :]
         if masked:
             seen = kv[None, :] <= position[:, None]
             if window is not None:
@@ -191,7 +206,7 @@ def _kernel(
             weights = jnp.where(seen, weights, 0.0)
         fade = jnp.exp2(peak - new_peak)
         here = jax.lax.dot_general(
-            weights.astype(v.dtype),
+            (weights if scales is None else weights * v_scale[None, :]).astype(v.dtype),
             v,
             (((1,), (0,)), ((), ())),
             precision=precision,
@@ -209,3 +224,9 @@ def _kernel(
     index += split * (tokens * heads)
     triton.store(out_ref.at[index[:, None], column], out.astype(out_ref.dtype), mask=wide)
     triton.store(log_weights_ref.at[index], jnp.where(total > 0, peak + jnp.log2(total), NOTHING), mask=live)
+
+
+def _kernel_over_codes(
+    q_ref: Any, k_ref: Any, v_ref: Any, k_scales_ref: Any, v_scales_ref: Any, *refs: Any, **sizes: Any
+) -> None:
+    _kernel(q_ref, k_ref, v_ref, *refs, **sizes, scales=(k_scales_ref, v_scales_ref))

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from triptych.proto.v1 import common_pb2 as triptych_dot_proto_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n triptych/proto/v1/transfer.proto\x12\x0btriptych.v1\x1a\x1etriptych/proto/v1/common.proto\"\\\n\rKvGroupHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05heads\x18\x03 \x01(\r\x12\x10\n\x08head_dim\x18\x04 \x01(\r\x12\x0e\n\x06layers\x18\x05 \x03(\r\")\n\nLayerRange\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0c\n\x04stop\x18\x02 \x01(\r\"\xe0\x01\n\x08KvHeader\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12*\n\x06groups\x18\x03 \x03(\x0b\x32\x1a.triptych.v1.KvGroupHeader\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\r\x12\x0f\n\x07granule\x18\x06 \x01(\r\x12-\n\x0clayer_groups\x18\x07 \x03(\x0b\x32\x17.triptych.v1.LayerRange\x12\x10\n\x08protocol\x18\x08 \x01(\r\x12\x13\n\x0b\x63hunk_order\x18\t \x01(\t\"\xb4\x01\n\x0bOpenRequest\x12\'\n\x05owner\x18\x01 \x01(\x0b\x32\x18.triptych.v1.InstanceRef\x12\x0b\n\x03key\x18\x02 \x01(\x04\x12%\n\x06header\x18\x03 \x01(\x0b\x32\x15.triptych.v1.KvHeader\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x11\n\thead_unit\x18\x05 \x01(\r\x12\x11\n\ttransport\x18\x06 \x01(\t\x12\x12\n\nfirst_page\x18\x07 \x01(\r\"\xd4\x01\n\rTransferEvent\x12%\n\x06opened\x18\x01 \x01(\x0b\x32\x13.triptych.v1.OpenedH\x00\x12#\n\x05offer\x18\x02 \x01(\x0b\x32\x12.triptych.v1.OfferH\x00\x12#\n\x05\x66inal\x18\x03 \x01(\x0b\x32\x12.triptych.v1.FinalH\x00\x12%\n\x06\x63losed\x18\x04 \x01(\x0b\x32\x13.triptych.v1.ClosedH\x00\x12#\n\x05\x61live\x18\x05 \x01(\x0b\x32\x12.triptych.v1.AliveH\x00\x42\x06\n\x04kind\"j\n\x06Opened\x12%\n\x06header\x18\x01 \x01(\x0b\x32\x15.triptych.v1.KvHeader\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x17\n\x0fheads_per_chunk\x18\x03 \x01(\r\x12\x10\n\x08\x65ndpoint\x18\x04 \x01(\t\"\x81\x01\n\x05Offer\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x13\n\x0blayer_group\x18\x02 \x01(\r\x12\x12\n\nfirst_page\x18\x03 \x01(\r\x12\x12\n\npage_count\x18\x04 \x01(\r\x12\r\n\x05shape\x18\x05 \x03(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x11\n\tchecksums\x18\x07 \x03(\x07\"-\n\x05\x46inal\x12\x14\n\x0c\x63ontinuation\x18\x01 \x01(\x0c\x12\x0e\n\x06offers\x18\x02 \x01(\r\"(\n\x06\x43losed\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x07\n\x05\x41live\"c\n\x0c\x46\x65tchRequest\x12\'\n\x05owner\x18\x01 \x01(\x0b\x32\x18.triptych.v1.InstanceRef\x12\x0b\n\x03key\x18\x02 \x01(\x04\x12\r\n\x05offer\x18\x03 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x04 \x03(\r\"J\n\nFetchPiece\x12\r\n\x05\x63hunk\x18\x01 \x01(\r\x12\x10\n\x08sequence\x18\x02 \x01(\r\x12\r\n\x05total\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"}\n\x0eReleaseRequest\x12\'\n\x05owner\x18\x01 \x01(\x0b\x32\x18.triptych.v1.InstanceRef\x12\x0b\n\x03key\x18\x02 \x01(\x04\x12\x0e\n\x06offers\x18\x03 \x03(\x04\x12%\n\x07outcome\x18\x04 \x01(\x0b\x32\x14.triptych.v1.Outcome\")\n\x07Outcome\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0e\n\x0cReleaseReply\"F\n\rExtendRequest\x12\'\n\x05owner\x18\x01 \x01(\x0b\x32\x18.triptych.v1.InstanceRef\x12\x0c\n\x04keys\x18\x02 \x03(\x04\"\r\n\x0b\x45xtendReply2\x8c\x02\n\x08Transfer\x12>\n\x04Open\x12\x18.triptych.v1.OpenRequest\x1a\x1a.triptych.v1.TransferEvent0\x01\x12=\n\x05\x46\x65tch\x12\x19.triptych.v1.FetchRequest\x1a\x17.triptych.v1.FetchPiece0\x01\x12\x41\n\x07Release\x12\x1b.triptych.v1.ReleaseRequest\x1a\x19.triptych.v1.ReleaseReply\x12>\n\x06\x45xtend\x12\x1a.triptych.v1.ExtendRequest\x1a\x18.triptych.v1.ExtendReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n triptych/proto/v1/transfer.proto\x12\x0btriptych.v1\x1a\x1etriptych/proto/v1/common.proto\"l\n\rKvGroupHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05heads\x18\x03 \x01(\r\x12\x10\n\x08head_dim\x18\x04 \x01(\r\x12\x0e\n\x06layers\x18\x05 \x03(\r\x12\x0e\n\x06scales\x18\x06 \x01(\t\")\n\nLayerRange\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0c\n\x04stop\x18\x02 \x01(\r\"\xe0\x01\n\x08KvHeader\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12*\n\x06groups\x18\x03 \x03(\x0b\x32\x1a.triptych.v1.KvGroupHeader\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\r\x12\x0f\n\x07granule\x18\x06 \x01(\r\x12-\n\x0clayer_groups\x18\x07 \x03(\x0b\x32\x17.triptych.v1.LayerRange\x12\x10\n\x08protocol\x18\x08 \x01(\r\x12\x13\n\x0b\x63hunk_order\x18\t \x01(\t\"\xb4\x01\n\x0bOpenRequest\x12\'\n\x05owner\x18\x01 \x01(\x0b\x32\x18.triptych.v1.InstanceRef\x12\x0b\n\x03key\x18\x02 \x01(\x04\x12%\n\x06header\x18\x03 \x01(\x0b\x32\x15.triptych.v1.KvHeader\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x11\n\thead_unit\x18\x05 \x01(\r\x12\x11\n\ttransport\x18\x06 \x01(\t\x12\x12\n\nfirst_page\x18\x07 \x01(\r\"\xd4\x01\n\rTransferEvent\x12%\n\x06opened\x18\x01 \x01(\x0b\x32\x13.triptych.v1.OpenedH\x00\x12#\n\x05offer\x18\x02 \x01(\x0b\x32\x12.triptych.v1.OfferH\x00\x12#\n\x05\x66inal\x18\x03 \x01(\x0b\x32\x12.triptych.v1.FinalH\x00\x12%\n\x06\x63losed\x18\x04 \x01(\x0b\x32\x13.triptych.v1.ClosedH\x00\x12#\n\x05\x61live\x18\x05 \x01(\x0b\x32\x12.triptych.v1.AliveH\x00\x42\x06\n\x04kind\"j\n\x06Opened\x12%\n\x06header\x18\x01 \x01(\x0b\x32\x15.triptych.v1.KvHeader\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x17\n\x0fheads_per_chunk\x18\x03 \x01(\r\x12\x10\n\x08\x65ndpoint\x18\x04 \x01(\t\"\x81\x01\n\x05Offer\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x13\n\x0blayer_group\x18\x02 \x01(\r\x12\x12\n\nfirst_page\x18\x03 \x01(\r\x12\x12\n\npage_count\x18\x04 \x01(\r\x12\r\n\x05shape\x18\x05 \x03(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x11\n\tchecksums\x18\x07 \x03(\x07\"-\n\x05\x46inal\x12\x14\n\x0c\x63ontinuation\x18\x01 \x01(\x0c\x12\x0e\n\x06offers\x18\x02 \x01(\r\"(\n\x06\x43losed\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x07\n\x05\x41live\"c\n\x0c\x46\x65tchRequest\x12\'\n\x05owner\x18\x01 \x01(\x0b\x32\x18.triptych.v1.InstanceRef\x12\x0b\n\x03key\x18\x02 \x01(\x04\x12\r\n\x05offer\x18\x03 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x04 \x03(\r\"J\n\nFetchPiece\x12\r\n\x05\x63hunk\x18\x01 \x01(\r\x12\x10\n\x08sequence\x18\x02 \x01(\r\x12\r\n\x05total\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"}\n\x0eReleaseRequest\x12\'\n\x05owner\x18\x01 \x01(\x0b\x32\x18.triptych.v1.InstanceRef\x12\x0b\n\x03key\x18\x02 \x01(\x04\x12\x0e\n\x06offers\x18\x03 \x03(\x04\x12%\n\x07outcome\x18\x04 \x01(\x0b\x32\x14.triptych.v1.Outcome\")\n\x07Outcome\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0e\n\x0cReleaseReply\"F\n\rExtendRequest\x12\'\n\x05owner\x18\x01 \x01(\x0b\x32\x18.triptych.v1.InstanceRef\x12\x0c\n\x04keys\x18\x02 \x03(\x04\"\r\n\x0b\x45xtendReply2\x8c\x02\n\x08Transfer\x12>\n\x04Open\x12\x18.triptych.v1.OpenRequest\x1a\x1a.triptych.v1.TransferEvent0\x01\x12=\n\x05\x46\x65tch\x12\x19.triptych.v1.FetchRequest\x1a\x17.triptych.v1.FetchPiece0\x01\x12\x41\n\x07Release\x12\x1b.triptych.v1.ReleaseRequest\x1a\x19.triptych.v1.ReleaseReply\x12>\n\x06\x45xtend\x12\x1a.triptych.v1.ExtendRequest\x1a\x18.triptych.v1.ExtendReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,39 +33,39 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triptych.proto.v1.transfer_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_KVGROUPHEADER']._serialized_start=81
-  _globals['_KVGROUPHEADER']._serialized_end=173
-  _globals['_LAYERRANGE']._serialized_start=175
-  _globals['_LAYERRANGE']._serialized_end=216
-  _globals['_KVHEADER']._serialized_start=219
-  _globals['_KVHEADER']._serialized_end=443
-  _globals['_OPENREQUEST']._serialized_start=446
-  _globals['_OPENREQUEST']._serialized_end=626
-  _globals['_TRANSFEREVENT']._serialized_start=629
-  _globals['_TRANSFEREVENT']._serialized_end=841
-  _globals['_OPENED']._serialized_start=843
-  _globals['_OPENED']._serialized_end=949
-  _globals['_OFFER']._serialized_start=952
-  _globals['_OFFER']._serialized_end=1081
-  _globals['_FINAL']._serialized_start=1083
-  _globals['_FINAL']._serialized_end=1128
-  _globals['_CLOSED']._serialized_start=1130
-  _globals['_CLOSED']._serialized_end=1170
-  _globals['_ALIVE']._serialized_start=1172
-  _globals['_ALIVE']._serialized_end=1179
-  _globals['_FETCHREQUEST']._serialized_start=1181
-  _globals['_FETCHREQUEST']._serialized_end=1280
-  _globals['_FETCHPIECE']._serialized_start=1282
-  _globals['_FETCHPIECE']._serialized_end=1356
-  _globals['_RELEASEREQUEST']._serialized_start=1358
-  _globals['_RELEASEREQUEST']._serialized_end=1483
-  _globals['_OUTCOME']._serialized_start=1485
-  _globals['_OUTCOME']._serialized_end=1526
-  _globals['_RELEASEREPLY']._serialized_start=1528
-  _globals['_RELEASEREPLY']._serialized_end=1542
-  _globals['_EXTENDREQUEST']._serialized_start=1544
-  _globals['_EXTENDREQUEST']._serialized_end=1614
-  _globals['_EXTENDREPLY']._serialized_start=1616
-  _globals['_EXTENDREPLY']._serialized_end=1629
-  _globals['_TRANSFER']._serialized_start=1632
-  _globals['_TRANSFER']._serialized_end=1900
+  _globals['_KVGROUPHEADER']._serialized_end=189
+  _globals['_LAYERRANGE']._serialized_start=191
+  _globals['_LAYERRANGE']._serialized_end=232
+  _globals['_KVHEADER']._serialized_start=235
+  _globals['_KVHEADER']._serialized_end=459
+  _globals['_OPENREQUEST']._serialized_start=462
+  _globals['_OPENREQUEST']._serialized_end=642
+  _globals['_TRANSFEREVENT']._serialized_start=645
+  _globals['_TRANSFEREVENT']._serialized_end=857
+  _globals['_OPENED']._serialized_start=859
+  _globals['_OPENED']._serialized_end=965
+  _globals['_OFFER']._serialized_start=968
+  _globals['_OFFER']._serialized_end=1097
+  _globals['_FINAL']._serialized_start=1099
+  _globals['_FINAL']._serialized_end=1144
+  _globals['_CLOSED']._serialized_start=1146
+  _globals['_CLOSED']._serialized_end=1186
+  _globals['_ALIVE']._serialized_start=1188
+  _globals['_ALIVE']._serialized_end=1195
+  _globals['_FETCHREQUEST']._serialized_start=1197
+  _globals['_FETCHREQUEST']._serialized_end=1296
+  _globals['_FETCHPIECE']._serialized_start=1298
+  _globals['_FETCHPIECE']._serialized_end=1372
+  _globals['_RELEASEREQUEST']._serialized_start=1374
+  _globals['_RELEASEREQUEST']._serialized_end=1499
+  _globals['_OUTCOME']._serialized_start=1501
+  _globals['_OUTCOME']._serialized_end=1542
+  _globals['_RELEASEREPLY']._serialized_start=1544
+  _globals['_RELEASEREPLY']._serialized_end=1558
+  _globals['_EXTENDREQUEST']._serialized_start=1560
+  _globals['_EXTENDREQUEST']._serialized_end=1630
+  _globals['_EXTENDREPLY']._serialized_start=1632
+  _globals['_EXTENDREPLY']._serialized_end=1645
+  _globals['_TRANSFER']._serialized_start=1648
+  _globals['_TRANSFER']._serialized_end=1916
 # @@protoc_insertion_point(module_scope)

@@ -8,18 +8,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class KvGroupHeader(_message.Message):
-    __slots__ = ("name", "kind", "heads", "head_dim", "layers")
+    __slots__ = ("name", "kind", "heads", "head_dim", "layers", "scales")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     HEADS_FIELD_NUMBER: _ClassVar[int]
     HEAD_DIM_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
+    SCALES_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     heads: int
     head_dim: int
     layers: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., layers: _Optional[_Iterable[int]] = ...) -> None: ...
+    scales: str
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., layers: _Optional[_Iterable[int]] = ..., scales: _Optional[str] = ...) -> None: ...
 
 class LayerRange(_message.Message):
     __slots__ = ("start", "stop")

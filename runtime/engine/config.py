@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from triptych.models.kernels.choice import KERNELS
+from triptych.models.kernels.names import kv_problem
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.engine.buckets import Buckets, Demand, ExtendShape, default_buckets
@@ -23,7 +24,7 @@ class EngineConfig:
         chunk_tokens: most prefill tokens of a step, over all its prefill rows.
         max_prefill_rows: most rows of a step that are not decode-shaped.
         buckets: compiled sizes.
-        kv_dtype: "float32", "bfloat16" or "float16".
+        kv_dtype: "float32", "bfloat16" or "float16"; or codes with scales: "int8" or "float8_e4m3fn".
         roles: decides which programs exist.
         prompt_logprobs: whether programs that score prompt tokens are compiled.
         compile_threads: programs compiled at once.
@@ -71,6 +72,8 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.attention not in KERNELS:
             raise ConfigError(f"attention {self.attention!r} is unknown; known: {', '.join(KERNELS)}")
+        if (problem := kv_problem(self.attention, self.kv_dtype)) is not None:
+            raise ConfigError(problem)
         if not self.roles:
             raise ConfigError("an engine needs a role: encode, prefill or decode")
         if self.media_pages < 0 or self.media_pages == 1:

@@ -44,8 +44,8 @@ class Engine:
     """Executes the plans of one instance on one mesh.
 
     Attributes:
-        pools: per layer (keys, values), each [num_pages, page_size, kv_heads_total, head_dim], or what the attention kernel wants instead
-            (`models/pool_layout.py`); page 0 is the null page.
+        pools: per layer (keys, values), each [num_pages, page_size, kv_heads_total, head_dim], with (key scales, value scales) behind codes,
+            or what the attention kernel wants instead (`models/pool_layout.py`); page 0 is the null page.
         media: the pool of what was encoded, and the encoder if there is one; None for models without media.
     """
 

@@ -6,11 +6,9 @@ share that is left out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from triptych.models.kv import DTYPE_BYTES
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.engine.decoders import ServedStructure
 from triptych.runtime.engine.pools import layout_of
@@ -26,10 +24,10 @@ class MemoryDevice(Protocol):
 
 
 def page_bytes(structure: ServedStructure, page_size: int, kv_dtype: str, attention: str = "reference") -> int:
-    """Bytes of one page on one device: keys and values of all layers, pads and replicas of heads included, as the kernel `attention` wants them."""
-    layout, config = layout_of(structure, attention), structure.config
-    shape = layout.shape(1, page_size, structure.head_layout.kv_heads_per_device, config.head_dim)
-    return config.num_layers * layout.arrays * math.prod(shape) * DTYPE_BYTES[kv_dtype]
+    """Bytes of one page on one device: keys, values and scales of all layers, pads and replicas of heads included, as the kernel `attention` wants them."""
+    layout, config = layout_of(structure, attention, kv_dtype), structure.config
+    arrays = layout.structs(1, page_size, structure.head_layout.kv_heads_per_device, config.head_dim, kv_dtype)
+    return config.num_layers * sum(array.size * array.dtype.itemsize for array in arrays)
 
 
 def free_bytes(devices: Sequence[MemoryDevice], fraction: float) -> int:

@@ -1,7 +1,7 @@
 """Programs that take KV pages out of the pools as canonical chunks, and put chunks into pages.
 
 A chunk is one array [layers, 2 (k, v), granule, page_size, g heads, head_dim] on one device (see `transfer.layout`), however the pools lay
-their pages out (`models/pool_layout.py`). Gathering and scattering are
+their pages out (`models/pool_layout.py`); of codes with scales the last axis has words of both (`models/quantised_kv.py`). Gathering and scattering are
 one dispatch on the whole mesh each: every device cuts its own heads into blocks of g, and a block is an output (input) of its own, so that a
 chunk is simply one device's shard of one output. Padding slots make blocks too; they are ignored on the way out and zero on the way in.
 
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from triptych.models.pool_layout import APART, PoolLayout
+from triptych.models.pool_layout import APART, PoolLayout, over_mesh
 from triptych.runtime.core.errors import ChecksumError
 from triptych.runtime.transfer.checksum import checksum
 from triptych.runtime.transfer.layout import ChunkLayout, Slots
@@ -107,6 +107,8 @@ class PageMover:
         self.num_pages = num_pages
         self.granule = granule
         self.dtype = np.dtype(dtype)
+        self._entry, chunk_dtype = pool_layout.entry(head_dim, self.dtype.name)
+        self.chunk_dtype = np.dtype(chunk_dtype)
         self._page_shape = (page_size, head_dim)
         self._mesh = mesh
         self._pool_layout = pool_layout
@@ -119,7 +121,7 @@ class PageMover:
         self._zeros: dict[tuple[int, int, int], jax.Array] = {}
 
     def chunk_shape(self, g: int, layer_group: int = 0) -> tuple[int, ...]:
-        """[layers, 2, granule, page_size, g, head_dim] of one chunk."""
+        """[layers, 2, granule, page_size, g, numbers of an entry] of one chunk, which is in `chunk_dtype`."""
         start, stop = self.layer_groups[layer_group]
         return self._chunk_shape(g, stop - start)
 
@@ -232,8 +234,7 @@ class PageMover:
         return program
 
     def _chunk_shape(self, g: int, layers: int) -> tuple[int, ...]:
-        page_size, head_dim = self._page_shape
-        return (layers, 2, self.granule, page_size, g, head_dim)
+        return (layers, 2, self.granule, self._page_shape[0], g, self._entry)
 
     def _arrays(self, start: int, stop: int) -> slice:
         """Where the arrays of these layers are in the flat tuple."""
@@ -245,12 +246,10 @@ class PageMover:
 
     def _abstract(self, layers: int) -> tuple[jax.ShapeDtypeStruct, list[jax.ShapeDtypeStruct]]:
         page_size, head_dim = self._page_shape
-        pages, page, local, width = self._pool_layout.shape(
-            self.num_pages, page_size, self.layout.heads_per_device, head_dim
+        own = self._pool_layout.structs(
+            self.num_pages, page_size, self.layout.heads_per_device, head_dim, self.dtype.name
         )
-        shape = (pages, page, len(self.devices) * local, width)
-        pool = jax.ShapeDtypeStruct(shape, self.dtype, sharding=self._pool_sharding)
-        arrays = [pool] * (self._pool_layout.arrays * layers)
+        arrays = [*over_mesh(own, len(self.devices), self._pool_sharding)] * layers
         return jax.ShapeDtypeStruct((self.granule,), np.int32, sharding=self._whole), arrays
 
     def _lower_gather(self, g: int, layers: int) -> Any:
@@ -297,7 +296,7 @@ class PageMover:
             return (*written, sums)
 
         pages, pools = self._abstract(layers)
-        chunk = jax.ShapeDtypeStruct((len(self.devices) * shape[0], *shape[1:]), self.dtype, sharding=self._split)
+        chunk = jax.ShapeDtypeStruct((len(self.devices) * shape[0], *shape[1:]), self.chunk_dtype, sharding=self._split)
         split, on_heads = PartitionSpec(AXIS), PartitionSpec(None, None, AXIS)
         program = jax.shard_map(
             scatter_local,
@@ -308,7 +307,7 @@ class PageMover:
         jitted = jax.jit(
             program,
             donate_argnums=tuple(range(1 + blocks, 1 + blocks + len(pools))),
-            out_shardings=(*[self._pool_sharding] * len(pools), self._split),
+            out_shardings=(*[pool.sharding for pool in pools], self._split),
         )
         return jitted.lower(pages, *[chunk] * blocks, *pools)
 
@@ -316,7 +315,7 @@ class PageMover:
         """One resident block of zeros for each device that has padding slots."""
         for device, row in enumerate(self.layout.blocks(g)):
             if None in row:
-                zeros = np.zeros(self._chunk_shape(g, layers), self.dtype)
+                zeros = np.zeros(self._chunk_shape(g, layers), self.chunk_dtype)
                 self._zeros[device, g, layers] = jax.device_put(zeros, self.devices[device])
 
 

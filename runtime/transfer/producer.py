@@ -170,7 +170,7 @@ class TransferProducer:
             first_page=first_page,
             page_count=page_count,
             shape=gathered.chunks[0].shape,
-            dtype=self.header.dtype,
+            dtype=self.header.chunk_dtype,
         )
         self._threads.submit(self._announce, staging, opening, key, offer, gathered)
 

@@ -232,7 +232,8 @@ class Pull:
             raise TransferError(
                 f"{where}: outside the pulled pages {message.first_page}..{message.first_page + len(message.pages) - 1}"
             )
-        expected = (self._mover.chunk_shape(g, offer.layer_group), self._header.dtype, self._mover.layout.num_chunks(g))
+        shape, dtype = self._mover.chunk_shape(g, offer.layer_group), self._header.chunk_dtype
+        expected = (shape, dtype, self._mover.layout.num_chunks(g))
         if (tuple(offer.shape), offer.dtype, len(offer.checksums)) != expected:
             raise IncompatibleError(
                 f"{where}: {len(offer.checksums)} chunks {offer.dtype}{list(offer.shape)}, expected {expected[2]} chunks "

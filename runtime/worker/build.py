@@ -20,7 +20,7 @@ from triptych.models.hub.bundle import ModelBundle, open_model
 from triptych.models.hub.media import open_multimodal
 from triptych.models.hub.resolve import resolve_model
 from triptych.models.kernels.names import REFERENCE
-from triptych.models.kv import KVGroup
+from triptych.models.kv import CODE_BYTES, DTYPE_BYTES, KVGroup
 from triptych.models.speech.bundle import SpeechBundle, is_speech
 from triptych.models.speech.load import load_decoder as load_speech_decoder
 from triptych.models.weight_formats import AUTO
@@ -91,6 +91,8 @@ def open_worker_model(config: WorkerConfig) -> WorkerModel:
         for name, only in (("weights", AUTO), ("attention", REFERENCE)):
             if (asked := getattr(config, name)) != only:
                 raise ConfigError(f"{name} is {asked!r}; speech models are served with {only!r} only")
+        if config.kv_dtype in CODE_BYTES:
+            raise ConfigError(f"the KV dtype is {config.kv_dtype}; speech models keep KV in {', '.join(DTYPE_BYTES)}")
         return WorkerModel(resolved, open_speech_bundle(resolved, config.load_dummy))
     bundle = open_model(resolved)
     if config.load_dummy:
@@ -219,7 +221,7 @@ def _kv_mover(config: WorkerConfig, loaded: ServedDecoder, group: KVGroup, limit
         config.export_pages,
         limits.layer_groups,
         pool_sharding=loaded.rules.pool(),
-        pool_layout=layout_of(loaded.structure, limits.attention),
+        pool_layout=layout_of(loaded.structure, limits.attention, group.dtype),
     )
 
 

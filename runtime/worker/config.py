@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from triptych.models.errors import QuantisationError
-from triptych.models.kernels.names import PLATFORMS, REFERENCE
+from triptych.models.kernels.names import PLATFORMS, REFERENCE, kv_problem
 from triptych.models.weight_formats import AUTO, weight_format
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
@@ -51,7 +51,7 @@ class WorkerConfig:
         host, port: where Worker and Transfer listen; port 0 takes a free one.
         model: spec for `models.hub.resolve_model`; `cache` is where fetched models go.
         served_model_name: compatibility record and requests use it.
-        dtype, kv_dtype: "float32" or "bfloat16".
+        dtype, kv_dtype: "float32" or "bfloat16"; KV also as codes with scales, "int8" or "float8_e4m3fn" (models/kv.py).
         weights: how matrices of the decoder are stored, a name of `models/weight_formats.py`; "auto": in `dtype`. The same on every worker.
         num_pages: pages of each instance's pool, null page included; None: as many as fit `kv_cache_memory` bytes a device, or, without
             that, `memory_fraction` of an accelerator's memory.
@@ -130,6 +130,8 @@ class WorkerConfig:
             raise ConfigError(str(error)) from error
         if self.attention not in PLATFORMS:
             raise ConfigError(f"attention {self.attention!r} is unknown; known: {', '.join(PLATFORMS)}")
+        if (problem := kv_problem(self.attention, self.kv_dtype)) is not None:
+            raise ConfigError(problem)
         if self.orphan_seconds <= 0:
             raise ConfigError(f"orphan_seconds is {self.orphan_seconds}; expected more than 0")
 

@@ -43,6 +43,7 @@ class ToySetup:
     max_model_len: int = 160
     prefix_cache: bool = True
     kv_layer_groups: int | None = None
+    kv_dtype: str = "float32"
     speculation: Speculation | None = None
     scheduler: SchedulerConfig = PATIENT
 
@@ -83,6 +84,7 @@ class ToySetup:
                 max_num_seqs=self.max_num_seqs,
                 prefix_cache=self.prefix_cache,
                 kv_layer_groups=self.kv_layer_groups,
+                kv_dtype=self.kv_dtype,
                 speculation=self.speculation,
                 transports=(TransportKind(self.transport),),
             )

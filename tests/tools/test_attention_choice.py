@@ -31,3 +31,11 @@ def test_a_kernel_is_taken_where_it_is_for(attention: str, platform: str) -> Non
             ConfigError, match=f"attention '{attention}' is for {PLATFORMS[attention]}, the devices here are {platform}"
         ):
             worker(attention, platform)
+
+
+@pytest.mark.parametrize(
+    ("named", "kept"), [("auto", "bfloat16"), ("float32", "float32"), ("int8", "int8"), ("fp8", "float8_e4m3fn")]
+)
+def test_the_kv_dtype_reaches_workers_as_numpy_names_it(named: str, kept: str) -> None:
+    config = ServeConfig(kv_cache_dtype=named)
+    assert worker_config(config, parse("1P1D").instances(), "w", "s", "127.0.0.1", "gpu").kv_dtype == kept

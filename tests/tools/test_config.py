@@ -113,6 +113,8 @@ def test_all_unreadable_values_are_reported_at_once_with_their_sources(tmp_path:
         (["--topology=PD", "--prefill-tp=2"], "mean nothing for topology 1PD"),
         (["--topology=2P1D", "--tp=2", "--processes=one", "--emulate-devices=4"], "needs 6 devices"),
         (["--max-prompt-tokens=64", "--max-model-len=64"], "no room for output"),
+        (["--kv-cache-dtype=int8", "--attention=tpu"], "attention 'tpu' does not read KV in int8"),
+        (["--kv-cache-dtype=int4"], "'int4' is not one of auto, float32, bfloat16, int8, fp8"),
         (["--api-key=two words"], "white space"),
         (["--chat-template=/nonexistent.jinja"], "is not a file"),
         (["--config=/nonexistent.json"], "No such file"),

@@ -167,7 +167,7 @@ class TextEngine:
         group = self_group(structure.config, DTYPE)
         mover = PageMover(
             self.mesh, structure.head_layout, total, config.num_pages, config.page_size, group.head_dim, DTYPE, EXPORT_PAGES,
-            config.layer_groups, structure.rules.pool(), layout_of(structure, config.attention),
+            config.layer_groups, structure.rules.pool(), layout_of(structure, config.attention, DTYPE),
         )  # fmt: skip
         largest = max(stop - start for start, stop in config.layer_groups)
         found = {}

@@ -14,9 +14,10 @@ from triptych.models.kernels import gpu, paged_mosaic, paged_triton
 from triptych.models.kernels.choice import attend_with
 from triptych.models.kernels.splits import NOTHING, merge_splits, split_count
 from triptych.models.kernels.tiles import decode_tiles, ragged_tiles
+from triptych.models.quantised_kv import quantised
 from triptych.models.ragged import Ragged
 from triptych.sharding.mesh import make_mesh
-from triptych.sharding.rules import ShardingRules
+from triptych.sharding.rules import POOL_AXES, ShardingRules
 
 SCALE = 0.3
 
@@ -73,7 +74,8 @@ def test_kernels_equal_the_reference(
     np.testing.assert_allclose(np.asarray(got, np.float32), np.asarray(expected), atol=tolerance, rtol=0)
 
 
-def test_each_device_attends_with_its_own_heads() -> None:
+@pytest.mark.parametrize("kv_dtype", ["float32", pytest.param("int8", marks=pytest.mark.slow)])
+def test_each_device_attends_with_its_own_heads(kv_dtype: str) -> None:
     q, k_pages, v_pages, kv_lens, table, ends = filled([40, 17], [1, 5], 8, 6, (4, 2, 64), "float32")
     k_pages, v_pages = jnp.nan_to_num(k_pages), jnp.nan_to_num(v_pages)
     last = kv_lens - 1
@@ -84,15 +86,56 @@ def test_each_device_attends_with_its_own_heads() -> None:
     k, v = np.random.default_rng(1).standard_normal((2, 6, 2, 64)).astype(np.float32)
     rules = ShardingRules(make_mesh(jax.devices()[:2], 2))
     q = jax.device_put(q, rules.sharding("tokens", "heads", "head_dim"))
-    pools = jax.device_put((k_pages, v_pages), rules.pool())
+    pools: tuple[jax.Array, ...] = (k_pages, v_pages)
+    if kv_dtype == "int8":
+        (k_pages, k_scales), (v_pages, v_scales) = (quantised(pages, jnp.dtype(kv_dtype)) for pages in pools)
+        pools = (k_pages, v_pages, k_scales, v_scales)
+    spread = tuple(jax.device_put(pool, rules.sharding(*POOL_AXES[: pool.ndim])) for pool in pools)
     got, written = jax.jit(lambda q, k, v, kv: attend_with("gpu", batch, SCALE, rules)(q, k, v, kv, None))(
-        q, k, v, pools
+        q, k, v, spread
     )
-    expected, _ = jax.jit(lambda q, k, v, kv: paged_attend(batch, SCALE, 1)(q, k, v, kv, None))(
-        q, k, v, (k_pages, v_pages)
-    )
+    expected, _ = jax.jit(lambda q, k, v, kv: paged_attend(batch, SCALE, 1)(q, k, v, kv, None))(q, k, v, pools)
     np.testing.assert_allclose(np.asarray(got), np.asarray(expected), atol=2e-5, rtol=0)
-    assert written[0].sharding.is_equivalent_to(rules.pool(), 4)
+    assert len(written) == len(spread) and all(
+        new.sharding.is_equivalent_to(old.sharding, old.ndim) for new, old in zip(written, spread, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "q_lens", "decode_rows", "heads", "activations", "codes", "window"),
+    [
+        ([0, 90, 40, 0, 24], [1, 1, 9, 0, 24], 2, (3, 1, 64), "float32", "int8", 37),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ([150, 0, 1, 67], [1, 1, 1, 1], 4, (4, 2, 128), "bfloat16", "int8", None),
+                ([150, 70, 100], [1, 3, 30], 1, (4, 2, 64), "float32", "float8_e4m3fn", 20),
+            )
+        ),
+    ],
+    ids=["mixed", "decode, split", "fp8"],
+)  # fmt: skip
+def test_codes_are_read_as_by_the_reference(
+    monkeypatch: pytest.MonkeyPatch, lengths: list[int], q_lens: list[int], decode_rows: int, heads: tuple[int, int, int], activations: str,
+    codes: str, window: int | None,
+) -> None:  # fmt: skip
+    """What no row owns has scales that are NaN."""
+    monkeypatch.setattr(gpu, "RAGGED_PROGRAMS", 4)
+    monkeypatch.setattr(gpu, "DECODE_PROGRAMS", 8)
+    q, *numbers, kv_lens, table, ends = filled(lengths, q_lens, 8, 20, heads, activations)
+    (k, k_scales), (v, v_scales) = (quantised(array, jnp.dtype(codes)) for array in numbers)
+    sizes = {
+        "decode_rows": decode_rows,
+        "max_q_len": max(q_lens),
+        "scale": SCALE,
+        "window": window,
+        "scales": (k_scales, v_scales),
+    }
+    run = partial(gpu.ragged_paged_attention, **sizes, backend="triton", interpret=True)
+    got = jax.jit(run)(q, k, v, kv_lens, table, ends)
+    expected = jax.jit(partial(ragged_paged_attention, **sizes))(q.astype(jnp.float32), k, v, kv_lens, table, ends)
+    tolerance = 2e-5 if activations == "float32" else 2e-2
+    np.testing.assert_allclose(np.asarray(got, np.float32), np.asarray(expected), atol=tolerance, rtol=0)
 
 
 def test_tiles_cover_every_query_once_and_long_rows_begin_first() -> None:
@@ -124,17 +167,26 @@ def test_rows_are_split_until_there_is_enough_to_do(programs: int, tokens: int, 
 
 
 @pytest.mark.parametrize("backend", ["triton", "mosaic"])
-@pytest.mark.parametrize(("heads", "window"), [((32, 8, 128), None), ((9, 3, 64), 100)])
-def test_mixed_steps_lower_for_a_gpu(backend: gpu.Backend, heads: tuple[int, int, int], window: int | None) -> None:
+@pytest.mark.parametrize(
+    ("heads", "window", "kv_dtype"),
+    [((32, 8, 128), None, "bfloat16"), ((9, 3, 64), 100, "bfloat16"), ((32, 8, 128), None, "int8"), ((9, 3, 64), 100, "float8_e4m3fn")],
+)  # fmt: skip
+def test_mixed_steps_lower_for_a_gpu(
+    backend: gpu.Backend, heads: tuple[int, int, int], window: int | None, kv_dtype: str
+) -> None:
     """All that a machine without a GPU can say of layouts, copies, products and shared memory."""
+    if backend == "mosaic" and kv_dtype != "bfloat16":
+        pytest.skip("it does not read codes")
     if backend == "triton" and jax.__version_info__ >= (0, 11):
         pytest.skip("jax 0.11 lowers through Triton only where there is a GPU")
     shapes = ((50, heads[0], heads[2]), (9, 16, *heads[1:]))
-    q, pool = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
+    q, pool = (jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, ("bfloat16", kv_dtype), strict=True))
+    scale = jax.ShapeDtypeStruct(shapes[1][:3], jnp.float32)
+    scales = None if kv_dtype == "bfloat16" else (scale, scale)
     ints = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((3,), (3, 40), (4,))]
     sizes = {"decode_rows": 2, "max_q_len": 48, "scale": SCALE, "window": window}
     run = jax.jit(partial(gpu.ragged_paged_attention, **sizes, backend=backend))
-    text = run.trace(q, pool, pool, *ints).lower(lowering_platforms=("cuda",)).as_text()
+    text = run.trace(q, pool, pool, *ints, scales=scales).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("custom_call") >= 2 and ("mosaic_gpu" if backend == "mosaic" else "triton") in text
 
 

@@ -103,6 +103,6 @@ def test_other_numbers_are_refused() -> None:
     rules = ShardingRules(make_mesh(jax.devices()[:1], 1))
     batch = batch_of(Case(((1, 3),), 1), np.random.default_rng(0))
     q = jnp.zeros((1, 2, 8), jnp.float32)
-    pages = jnp.zeros(COMBINED.shape(9, PAGE_SIZE, 1, 8), jnp.float16)
+    (pages,) = (jnp.zeros(of.shape, of.dtype) for of in COMBINED.structs(9, PAGE_SIZE, 1, 8, "float16"))
     with pytest.raises(UnsupportedModelError, match="bfloat16 or float32, got float16"):
         tpu_attend(batch, SCALE, rules)(q, q[:, :1], q[:, :1], (pages,), None)

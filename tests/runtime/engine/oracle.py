@@ -33,11 +33,15 @@ def forward(
     x: jax.Array,
     positions: jax.Array,
     into: Callable[[int, jax.Array], jax.Array] = lambda layer, x: x,
+    kept: Callable[[jax.Array], jax.Array] = lambda entries: entries,
 ) -> jax.Array:
-    """[tokens, vocab] from embeddings [tokens, hidden]: the decoder with dense attention; traced. `into` may change a layer's input."""
+    """[tokens, vocab] from embeddings [tokens, hidden]: the decoder with dense attention; traced. `into` may change a layer's input.
+
+    `kept` is what is left of keys or values [tokens, heads, head_dim] once they are in the cache.
+    """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, kv: KV, window: int | None):
-        group = q.shape[1] // k.shape[1]
+        k, v, group = kept(k), kept(v), q.shape[1] // k.shape[1]
         k, v = jnp.repeat(k, group, axis=1), jnp.repeat(v, group, axis=1)
         scores = jnp.einsum("qhd,khd->hqk", q, k) * TOY.head_dim**-0.5
         scores = jnp.where(jnp.tril(jnp.ones(scores.shape[1:], bool)), scores, -1e30)

@@ -198,9 +198,7 @@ def test_a_client_that_does_not_read_is_ended_and_cancelled_while_its_write_is_s
         position, step = len(order.request.prompt), 0
         order.prefill.prompt_done(order.request)
         while not order.cancelled.is_set():
-            order.decode.emit(
-                *(first[0]._replace(position=position + step * 50 + i, finish=None) for i in range(50))
-            )
+            order.decode.emit(*(first[0]._replace(position=position + step * 50 + i, finish=None) for i in range(50)))
             step += 1
             await asyncio.sleep(0.001)
 

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from triptych.models.config import ModelConfig
-from triptych.models.kv import kv_groups
+from triptych.models.kv import CODE_BYTES, kv_groups
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.worker.build import compatibility, kv_header, open_worker_model
@@ -68,6 +68,19 @@ def test_random_weights_of_another_kind_of_device_are_told_apart(monkeypatch: py
     (difference,) = on_cpu[0].difference(compatibility(preset, model))
     assert difference.startswith("revision") and "made on the device" in difference
     assert on_cpu[1] == compatibility(folder, checkpoint)
+
+
+def test_workers_that_keep_kv_otherwise_are_told_apart_before_anything_moves() -> None:
+    """Those with codes from those without, at registration; kernels and models that cannot have them are refused."""
+    whole = replace(_config(Path("dummy:toy")), model="dummy:toy")
+    model = open_worker_model(whole)
+    for dtype in CODE_BYTES:
+        (difference,) = compatibility(replace(whole, kv_dtype=dtype), model).difference(compatibility(whole, model))
+        assert difference == f"kv_dtype: {dtype!r} != 'float32'"
+    with pytest.raises(ConfigError, match="attention 'tpu' does not read KV in int8"):
+        replace(whole, kv_dtype="int8", attention="tpu")
+    with pytest.raises(ConfigError, match="KV dtype is int8; speech models keep KV in float32"):
+        open_worker_model(replace(whole, model="dummy:toy-whisper", kv_dtype="int8"))
 
 
 def test_unknown_weights_and_kernels_are_refused() -> None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from triptych.models.attention import ragged_paged_attention
-from triptych.tools.bench import attention
+from triptych.tools.bench import attention, attention_codes
 from triptych.tools.bench.attention_variants import DECODE, RAGGED, Shape, decode_variants, ragged_variants
 
 TINY = Shape("tiny", 3, 48, heads=4, kv_heads=2, head_dim=8)
@@ -66,3 +66,15 @@ def test_shapes_are_measured_until_the_time_is_over(monkeypatch: pytest.MonkeyPa
         ("broken", "NotImplementedError: not here"),
     ]
     assert [result.failure for result in attention.results([TINY], False, 0.0)] == ["no time left"]
+
+
+@pytest.mark.slow
+def test_codes_are_compared_with_what_they_stand_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "POOL_BYTES", 1 << 15)
+    monkeypatch.setattr(attention, "MAX_CALLS", 2)
+    tiny = Shape("tiny", 2, 48, heads=4, kv_heads=2, head_dim=16)
+    plain, int8, fp8 = attention_codes.results([tiny], ["bfloat16", "int8", "fp8"], interpret=True)
+    assert [result.failure for result in (plain, int8, fp8)] == [None] * 3
+    for result, share in ((plain, 1), (int8, 20 / 32), (fp8, 20 / 32)):
+        assert result.seconds and result.terabytes_per_second is not None
+        assert result.terabytes_per_second * result.seconds * 1e12 == pytest.approx(tiny.kv_bytes * share)

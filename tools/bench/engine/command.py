@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triptych.models.kernels.names import PLATFORMS, REFERENCE
+from triptych.models.kv import KV_CODES
 from triptych.runtime.core.errors import ConfigError, TriptychError
 from triptych.tools.config import ServeConfig
 from triptych.tools.reports import STDOUT, check_outputs
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from triptych.tools.bench.engine.startup import Start
 
 DEFAULT_CACHE = ServeConfig().cache_dir
+DTYPES = ("float32", "bfloat16")
 PARTS = ("decode", "prefill", "mixed", "offline", "burst", "start")
 
 
@@ -52,10 +54,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     engine = parser.add_argument_group("engine")
     engine.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: float32 on CPU, else bfloat16"
+        "--dtype", choices=("auto", *DTYPES), default="auto", help="auto: float32 on CPU, else bfloat16"
     )
     engine.add_argument(
         "--attention", default=REFERENCE, choices=tuple(PLATFORMS), help="the attention kernel (default reference)"
+    )
+    engine.add_argument(
+        "--kv-cache-dtype",
+        choices=("auto", *DTYPES, *KV_CODES),
+        default="auto",
+        help="of KV pages (default auto: --dtype)",
     )
     engine.add_argument("--tp", type=int, default=1, help="devices (default 1)")
     engine.add_argument("--page-size", "--block-size", type=int, default=16)
@@ -82,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{', '.join('--' + name.replace('_', '-') for name in wrong)} must be positive")
     if not 0 <= args.seconds < math.inf:
         raise ConfigError(f"--seconds is {args.seconds}; expected 0 or more")
+    if args.kv_cache_dtype != "auto" and (args.through != "engine" or "start" in parts):
+        raise ConfigError("--kv-cache-dtype is for parts that run through the engine: leave out --through and start")
     check_outputs(args.json, args.plot)
     # Late: they import jax, and a wrong flag is reported without waiting for it.
     from triptych.tools.bench.engine import ceilings

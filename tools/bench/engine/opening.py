@@ -35,7 +35,8 @@ def open_rig(args: argparse.Namespace, tell: Callable[[str], None]) -> Rig:
     began = time.perf_counter()
     loaded = load_decoder(bundle.config, bundle.tensor_source, mesh, dtype)
     tell(f"{loaded.nbytes() / 1e9:.2f} GB of weights in {time.perf_counter() - began:.1f} s")
-    return Rig(loaded, mesh, dtype, args.page_size, args.attention, args.compile_threads, args.seconds, tell)
+    sizes = (args.page_size, args.attention, args.compile_threads, args.seconds)
+    return Rig(loaded, mesh, dtype, *sizes, tell, args.kv_cache_dtype)
 
 
 def keep_programs(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from jax.sharding import Mesh
 
-from triptych.models.kv import bytes_per_token, kv_groups
+from triptych.models.kv import KV_CODES, bytes_per_token, kv_groups
 from triptych.runtime.core.instance import InstanceRef, Role
 from triptych.runtime.core.request import Request
 from triptych.runtime.core.sampling import SamplingParams
@@ -38,7 +38,7 @@ MODEL_LEN_STEP = 1024  # tokens: block tables are as wide as a served instance's
 
 @dataclass(frozen=True)
 class Rig:
-    """What all parts share. `seconds` is the time for each figure; `tell` hears of progress."""
+    """What all parts share. `seconds` is the time for each figure; `tell` hears of progress. `kv`: as --kv-cache-dtype."""
 
     loaded: LoadedDecoder
     mesh: Mesh
@@ -48,12 +48,18 @@ class Rig:
     compile_threads: int
     seconds: float
     tell: Callable[[str], None]
+    kv: str = "auto"
+
+    @property
+    def kv_dtype(self) -> str:
+        """As numpy names it."""
+        return self.dtype if self.kv == "auto" else KV_CODES.get(self.kv, self.kv)
 
     @property
     def work(self) -> ModelWork:
         """The model's bytes and operations."""
         config = self.loaded.config
-        kv = bytes_per_token(kv_groups(config, self.dtype)) // config.num_layers
+        kv = bytes_per_token(kv_groups(config, self.kv_dtype)) // config.num_layers
         return ModelWork(config, step_parameter_bytes(self.loaded), kv, self.loaded.rules.tp)
 
     def pages(self, tokens: int) -> int:
@@ -81,7 +87,7 @@ class Rig:
             chunk_tokens=chunk,
             page_size=self.page_size,
             max_prefill_rows=prefill_rows,
-            kv_dtype=self.dtype,
+            kv_dtype=self.kv_dtype,
             roles=BOTH,
             prompt_logprobs=False,
             compile_threads=self.compile_threads,

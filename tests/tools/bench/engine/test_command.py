@@ -29,6 +29,37 @@ def test_wrong_flags_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixt
         assert flag.lstrip("-") in capsys.readouterr().err or flag == "--json"
 
 
+def test_kv_in_codes_is_measured_through_the_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(("bench-engine", "dummy:toy", "--kv-cache-dtype", "int8", "--through", "llm")) == 2
+    assert "leave out --through and start" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_decoding_with_kv_in_codes_has_its_own_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ceilings, "measure", lambda device, dtype, note=None: made_up())
+    flags = (
+        "--parts",
+        "decode",
+        "--batches",
+        "1",
+        "--context",
+        "96",
+        "--max-num-seqs",
+        "2",
+        "--seconds",
+        "0",
+        "--cache-dir",
+        str(tmp_path),
+    )
+    floors = []
+    for kv in ("auto", "int8"):
+        out = tmp_path / f"{kv}.json"
+        assert main(("bench-engine", "dummy:toy", *flags, "--kv-cache-dtype", kv, "--json", str(out))) == 0
+        (row,) = json.loads(out.read_text())["steps"]
+        floors.append(row["floor_ms"])
+    assert floors[1] < floors[0]
+
+
 @pytest.mark.slow
 @pytest.mark.limit(300)
 def test_every_part_runs_on_the_toy_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
