@@ -104,28 +104,37 @@ def run(args: argparse.Namespace, start: Starter | None = None) -> int:
         "seconds": 0.0,
     }
 
+    told = 0
+
     def changed() -> None:
+        nonlocal told
         found["seconds"] = time.monotonic() - began
         if args.json is not None:
             report.write_json(args.json, found)
-        _tell(found)
+        points = [
+            (row["name"], load, point)
+            for row in found["topologies"]
+            for load, of in row["loads"].items()
+            for point in of["points"]
+        ]
+        for name, load, point in points[told:]:
+            print(_line(found, name, load, point), file=sys.stderr, flush=True)
+        told = len(points)
 
-    before = signal.signal(signal.SIGTERM, _as_interrupt)
+    before = {
+        # A shell that puts a command into the background lets it ignore SIGINT.
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, _as_interrupt),
+    }
+    budget = of_seconds(args.seconds, time.monotonic)
     try:
-        run_sweep(
-            candidates,
-            loads,
-            plan,
-            start or _starter(args, plan),
-            of_seconds(args.seconds, time.monotonic),
-            found,
-            changed,
-        )
+        run_sweep(candidates, loads, plan, start or _starter(args, plan), budget, found, changed)
     except KeyboardInterrupt:
         found["interrupted"] = True
         found["not_started"] = [one.name for one in candidates[len(found["topologies"]) :]]
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
     changed()
     print(report.tables(found))
     if args.plot is not None:
@@ -147,16 +156,12 @@ def _starter(args: argparse.Namespace, plan: Plan) -> Starter:
     return start
 
 
-def _tell(found: report.Report) -> None:
-    """The last point, in a line."""
-    for row in found["topologies"][-1:]:
-        for name, load in list(row["loads"].items())[-1:]:
-            for point in load["points"][-1:]:
-                print(
-                    f"triptych bench-sweep: {found['seconds']:.0f} s: {row['name']}, {name}, {point['rate']:.4g} req/s: "
-                    f"{point['attainment']:.1%} inside both" + ("" if point["valid"] else f", not valid: {point['why']}"),
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
+def _line(found: report.Report, name: str, load: str, point: report.Report) -> str:
+    text = (
+        f"triptych bench-sweep: {found['seconds']:.0f} s: {name}, {load}, {point['rate']:.4g} req/s: "
+        f"{point['attainment']:.1%} inside both"
+    )
+    return text if point["valid"] else f"{text}, NOT VALID: {point['why']}"
 
 
 def _as_interrupt(signum: int, frame: FrameType | None) -> None:

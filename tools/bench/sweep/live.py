@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import secrets
 import statistics
@@ -37,8 +36,8 @@ from triptych.tools.supervisor import Supervisor, describe_exit
 from triptych.tools.trials.deployment import Deployment
 
 STOP = 10.0  # seconds that the processes get to end, before they are killed
-SETTLE = 10.0  # seconds in which an ended point's requests must have left the deployment
-SLACK = 8.0  # seconds of a point beside its requests: drawing pictures, asking workers, the deadline's margin
+SETTLE = 5.0  # seconds in which an ended point's requests must have left the deployment
+SLACK = 5.0  # seconds of a point beside its requests: drawing pictures, asking workers, the deadline's margin
 TICK = 0.01  # seconds between looks at how late the event loop is
 WARM = 4  # requests that go before a load, one after the other
 WARM_OUTPUT = 8  # tokens of theirs
@@ -59,8 +58,11 @@ class Counters:
 class Running:
     """A deployment that is ready, as `sweep.run_sweep` measures it."""
 
-    def __init__(self, supervisor: Supervisor, address: str, scheduler: str, ready_seconds: float, plan: Plan):
+    def __init__(
+        self, supervisor: Supervisor, address: str, scheduler: str, ready_seconds: float, plan: Plan, budget: Budget
+    ):
         self.ready_seconds = ready_seconds
+        self._budget = budget
         self._supervisor, self._address, self._plan = supervisor, address, plan
         self._deployment = Deployment(address, scheduler)
         self._info, self._placeholder = asyncio.run(self._ask())
@@ -86,9 +88,13 @@ class Running:
                 raise ProcessLostError(f"{lost}; its last lines: {' | '.join(list(child.lines)[-3:])}")
         return point
 
+    @property
+    def _patience(self) -> float:
+        """Seconds that answers before the first point may take."""
+        return max(1.0, min(self._plan.patience, self._budget.left))
+
     def _requests(self, source: Source, rate: float) -> list[Sent]:
-        span = self._plan.warmup + self._plan.window(rate)
-        return source.requests(rate, max(1, math.ceil(rate * span)))
+        return source.requests(rate, *self._plan.counts(rate))
 
     def _cut(self, load: Load, requests: list[Sent]) -> float:
         """Seconds after the start by which every request has met both objectives or missed one."""
@@ -97,7 +103,7 @@ class Running:
 
     async def _ask(self) -> tuple[pb.ModelInfo, int | None]:
         async with AsyncClient(self._address) as client:
-            await client.wait_ready(self._plan.patience)
+            await client.wait_ready(self._patience)
             info = await client.model_info()
             if not info.media_placeholder:
                 return info, None
@@ -113,9 +119,9 @@ class Running:
             if load.seen and self._placeholder is not None:
                 room = replace(room, image_tokens=await self._image_tokens(client, load))
             source = Source(load, room, self._plan.seed)
-            short = [replace(one, output=min(one.output, WARM_OUTPUT)) for one in source.requests(1.0, WARM)]
+            short = [replace(one, output=min(one.output, WARM_OUTPUT)) for one in source.requests(1.0, 0, WARM)]
             sent = self._items(source, short, "warm")
-            load_client = SweepClient(client, secrets.token_hex(4), time.monotonic() + self._plan.patience)
+            load_client = SweepClient(client, secrets.token_hex(4), time.monotonic() + self._patience)
             await runner.warm_up(load_client, sent)
         return source
 
@@ -127,7 +133,7 @@ class Running:
             images=list(item.images),
             max_tokens=1,
             temperature=0.0,
-            timeout=self._plan.patience,
+            timeout=self._patience,
         )
         return result.prompt_tokens - 1
 
@@ -137,7 +143,8 @@ class Running:
     async def _measure(self, source: Source, rate: float) -> judge.Point:
         slo, requests = source.load.slo, self._requests(source, rate)
         sent = await asyncio.to_thread(self._items, source, requests, f"{rate:.6g}")
-        window = judge.Window(self._plan.warmup, self._plan.window(rate))
+        warm, judged = self._plan.counts(rate)
+        window = judge.Window(warm / rate, judged / rate)
         async with AsyncClient(self._address) as client:
             await client.model_info()  # the connection is there before the first request is due
             before = await self._counters()
@@ -234,4 +241,4 @@ def running(candidate: Candidate, budget: Budget, plan: Plan, log: Log) -> Itera
                 supervisor.start(spec.name, spec.argv, spec.env)
             limit = min(config.startup_timeout, budget.left)
             supervisor.wait_ready(limit)
-        yield Running(supervisor, door.address, control.address, time.monotonic() - began, plan)
+        yield Running(supervisor, door.address, control.address, time.monotonic() - began, plan, budget)

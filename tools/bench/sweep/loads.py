@@ -9,13 +9,13 @@
 
 Options follow after colons: `poisson:input=300:output=100:cv=0.5`, `images:images=2-4:size=336x336`, `conversation:scale=0.1`; `ttft=` and
 `tpot=` are objectives of this load alone, in seconds. A trace's lengths are multiplied by one factor, so that 99 % of its
-requests fit the model's context; longer ones are cut. Every load is stretched to exactly its mean rate over the part that is sent.
+requests fit the model's context; longer ones are cut. Every load is stretched to exactly its rate.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -136,19 +136,18 @@ class Source:
         else:
             self._lengths, self._images, self.note = _drawn(load, room)
 
-    def requests(self, rate: float, count: int) -> list[Sent]:
-        """The first `count` requests at `rate` a second; they span exactly count / rate seconds with the gap after the last."""
-        rng = random.Random(f"{self.seed}/{self.load.kind}/{rate:.6g}/{count}")
-        if self.load.kind == "text":  # the very requests whose pictures it leaves out
-            rng = random.Random(f"{self.seed}/images/{rate:.6g}/{count}")
+    def requests(self, rate: float, warm: int, judged: int) -> list[Sent]:
+        """`warm` requests and then `judged` ones, at `rate` a second. Each part is stretched to span exactly its number over the rate,
+        with the gap after its last one: bursts stay, and no rate is judged by a part of the trace in which more came, or less."""
+        kind = "images" if self.load.kind == "text" else self.load.kind  # the very requests whose pictures are left out
+        rng = random.Random(f"{self.seed}/{kind}/{rate:.6g}/{warm}/{judged}")
         if self._trace is None:
             times, bodies = poisson(rate, rng), self._random(rng)
         else:
             times, bodies = self._trace.times_forever(rate), self._replayed()
-        due = list(islice(times, count + 1))
-        span = due[-1] - due[0]
-        stretch = (count / rate) / span if span > 0 else 0.0
-        return [replace(body, at=(at - due[0]) * stretch) for at, body in zip(due[:count], bodies, strict=False)]
+        due = list(islice(times, warm + judged + 1))
+        at = _stretched(due[: warm + 1], rate)[:-1] + [warm / rate + t for t in _stretched(due[warm:], rate)[:-1]]
+        return [replace(body, at=when) for when, body in zip(at, bodies, strict=False)]
 
     def _replayed(self) -> Iterator[Sent]:
         assert self._trace is not None
@@ -165,6 +164,13 @@ class Source:
             text = min(self._lengths[0].draw(rng), room - 1)
             output = min(self._lengths[1].draw(rng), room - text)
             yield Sent(0.0, text, output, images if self.load.kind == "images" else 0)
+
+
+def _stretched(times: Sequence[float], rate: float) -> list[float]:
+    """The times from 0 on, so that the last one is at their number of gaps over the rate."""
+    span = times[-1] - times[0]
+    stretch = ((len(times) - 1) / rate) / span if span > 0 else 0.0
+    return [(at - times[0]) * stretch for at in times]
 
 
 def _drawn(load: Load, room: Room) -> tuple[tuple[Lengths, Lengths], tuple[int, int], str]:

@@ -6,6 +6,7 @@ known. The report is plain data, handed to `changed` whenever something was adde
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -49,9 +50,9 @@ class Plan:
     patience: float = 120.0
     seed: int = 0
 
-    def window(self, rate: float) -> float:
-        """Seconds whose requests are judged at `rate`."""
-        return max(self.judged, self.least / rate)
+    def counts(self, rate: float) -> tuple[int, int]:
+        """Requests of a point at `rate`: before those that are judged, and those."""
+        return math.ceil(rate * self.warmup), max(self.least, math.ceil(rate * self.judged))
 
 
 class Measured(Protocol):
