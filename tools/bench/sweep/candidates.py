@@ -71,7 +71,13 @@ def _config(name: str, args: argparse.Namespace) -> ServeConfig:
         config = resolve(ServeConfig, argparse.Namespace(**(vars(args) | overrides)))
     except ConfigError as error:
         raise ConfigError(f"{name}: {error.message}") from error
-    if config.api_key or config.api_key_file or config.ssl_certfile:
+    if (
+        config.api_key
+        or config.api_key_file
+        or config.cluster_token
+        or config.cluster_token_file
+        or config.ssl_certfile
+    ):
         raise ConfigError("bench-sweep asks its own deployments of this host: leave out tokens and certificates")
     return config
 

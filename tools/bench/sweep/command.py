@@ -10,6 +10,7 @@ import argparse
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
@@ -55,6 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--load-seed", type=int, default=0, help="of arrivals, lengths, prompts and pictures (default 0)"
     )
     sweep.add_argument("--json", type=Path, metavar="FILE", help="everything, written again after every point")
+    sweep.add_argument(
+        "--append", action="store_true",
+        help="keep the topologies that --json FILE has from an earlier call with the same loads, and compare with them",
+    )  # fmt: skip
     sweep.add_argument("--plot", type=Path, metavar="PNG", help="draw it (needs matplotlib)")
     sweep.add_argument("--logs", action="store_true", help="show what the deployments' processes say")
     add_settings(parser, ServeConfig)
@@ -76,6 +81,8 @@ def run(args: argparse.Namespace, start: Starter | None = None) -> int:
         loads = parse_loads(args.loads, slo)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if args.append and args.json is None:
+        raise ConfigError("--append needs --json FILE: what to add to")
     candidates = parse_candidates(args.topologies, args)
     check_outputs(args.json, args.plot)
     if args.plot is not None:
@@ -94,17 +101,21 @@ def run(args: argparse.Namespace, start: Starter | None = None) -> int:
     config = candidates[0].config
     found: report.Report = {
         "kind": "bench-sweep",
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if "token" not in k},
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
         "model": config.model,
         "devices": candidates[0].devices,
         "device": launch.detect_device() if config.device == "auto" else config.device,
         "loads": [{"name": load.name, "ttft": load.slo.ttft, "tpot": load.slo.tpot} for load in loads],
+        "plan": asdict(plan),
         "topologies": [],
         "interrupted": False,
         "seconds": 0.0,
     }
 
-    told = 0
+    names = [one.name for one in candidates]
+    if args.append and args.json.is_file():
+        found["topologies"] = report.kept(args.json, found, names)
+    told = sum(len(load["points"]) for row in found["topologies"] for load in row["loads"].values())
 
     def changed() -> None:
         nonlocal told
@@ -131,7 +142,8 @@ def run(args: argparse.Namespace, start: Starter | None = None) -> int:
         run_sweep(candidates, loads, plan, start or _starter(args, plan), budget, found, changed)
     except KeyboardInterrupt:
         found["interrupted"] = True
-        found["not_started"] = [one.name for one in candidates[len(found["topologies"]) :]]
+        begun = {row["name"] for row in found["topologies"]}
+        found["not_started"] = [name for name in names if name not in begun]
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

@@ -41,7 +41,8 @@ def draw(path: Path, report: dict[str, Any]) -> None:
         row[3].set(xlabel="tokens/s a user (1 / median TPOT)", ylabel="output tokens/s a device")
         for axes in row:
             axes.grid(alpha=0.3)
-            axes.legend(fontsize=8)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(fontsize=8)
     figure.suptitle(f"{report['model']}, {report['devices']} devices ({report['device']})")
     figure.savefig(path, dpi=120)
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from triptych.runtime.core.errors import ConfigError
 from triptych.tools.bench import pareto
 
 Report = dict[str, Any]
+
+COMPARED = ("kind", "model", "devices", "device", "loads", "plan")
+"""What must be the same in sweeps whose points are compared."""
 
 HEAD = (
     f"{'':<22}{'req/s':>8}{'sent':>8}{'in both':>8}{'TTFT p50':>10}{'p90':>8}{'p99':>8}{'TPOT p50':>10}{'p90':>8}{'p99':>8}"
@@ -23,6 +27,24 @@ def write_json(path: Path, report: Report) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+def kept(path: Path, report: Report, names: Collection[str]) -> list[Report]:
+    """Topologies that an earlier sweep wrote to `path`, without those of `names`, to which `report` is about to add its own.
+
+    Raises ConfigError if it is no sweep, or one of another model, of other loads or other points: those cannot be compared.
+    """
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        new = json.loads(json.dumps(report))
+        if other := [name for name in COMPARED if old[name] != new[name]]:
+            shown = "; ".join(f"{name} {old[name]}, now {new[name]}" for name in other)
+            raise ConfigError(f"{path} is of another sweep: {shown}")
+        return [row for row in old["topologies"] if row["name"] not in names]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is no report of `triptych bench-sweep --json`: {type(error).__name__}: {error}"
+        ) from error
 
 
 def tables(report: Report) -> str:

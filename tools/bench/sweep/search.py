@@ -8,6 +8,7 @@ of the requests. Pure: nothing here knows a clock or a deployment.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ class Bracket:
 def rate_of(base: float, step: int) -> float:
     """Requests a second."""
     return base * 2.0 ** (step / STEPS)
+
+
+def step_of(base: float, rate: float) -> int:
+    """The step of a rate that `rate_of` gave."""
+    return round(STEPS * math.log2(rate / base))
 
 
 def bracket(tried: Sequence[Tried]) -> Bracket:

@@ -6,6 +6,7 @@ known. The report is plain data, handed to `changed` whenever something was adde
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -18,7 +19,8 @@ from triptych.tools.bench.sweep.budget import Budget
 from triptych.tools.bench.sweep.candidates import Candidate
 from triptych.tools.bench.sweep.judge import Point
 from triptych.tools.bench.sweep.loads import Load, Source
-from triptych.tools.bench.sweep.search import Tried, rate_of
+from triptych.tools.bench.sweep.search import Tried, rate_of, step_of
+from triptych.tools.settings import dump
 
 STOPPING = 15.0  # seconds kept back for a deployment's end
 
@@ -74,18 +76,28 @@ Changed = Callable[[], None]
 def run_sweep(
     candidates: Sequence[Candidate], loads: Sequence[Load], plan: Plan, start: Starter, budget: Budget, report: Report, changed: Changed
 ) -> None:  # fmt: skip
-    """Fill `report["topologies"]` and, at the end, `report["against_monolith"]`. An interruption leaves what was measured."""
+    """Add to `report["topologies"]`, and fill `report["against_monolith"]`. An interruption leaves what was measured."""
     rows = report.setdefault("topologies", [])
-    starts: dict[str, int] = {}
+    starts = first_steps(rows, plan)
     for number, candidate in enumerate(candidates):
         row: Report = {
             "name": candidate.name, "topology": str(candidate.config.plan), "processes": candidate.config.processes,
-            "devices": candidate.devices, "monolithic": candidate.monolithic, "failed": None, "ready_seconds": None, "loads": {},
+            "devices": candidate.devices, "monolithic": candidate.monolithic, "failed": None, "ready_seconds": None, "loads": {}, "config": json.loads(dump(candidate.config)),
         }  # fmt: skip
         rows.append(row)
         _one(candidate, loads, plan, start, budget.share(len(candidates) - number), row, starts, changed)
         report["against_monolith"] = against_monolith(rows)
         changed()
+
+
+def first_steps(rows: Sequence[Report], plan: Plan) -> dict[str, int]:
+    """Where searches begin, by load: at the goodput of the first topology that has one."""
+    found: dict[str, int] = {}
+    for row in rows:
+        for name, load in row["loads"].items():
+            if load["goodput"] is not None and not plan.rates:
+                found.setdefault(name, step_of(plan.base, load["goodput"]))
+    return found
 
 
 def _one(

@@ -62,6 +62,25 @@ def test_pareto_reads_the_valid_points_of_one_load(tmp_path: Path, capsys: pytes
     assert "NOT VALID: the load generator was 500 ms late" in capsys.readouterr().out
 
 
+def test_a_sweep_in_parts_compares_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file, fake = tmp_path / "sweep.json", Fake({"2PD": 5.0, "1P1D": 9.0})
+    flags = ("--loads", "poisson", "--json", str(file), "--append", "--seconds", "9999")
+    for topology in fake.goodput:
+        assert run(fake, "--topologies", topology, *flags) == 0
+    parts, whole = json.loads(file.read_text()), tmp_path / "whole.json"
+    assert run(fake, "--topologies", "2PD,1P1D", *flags[:2], "--json", str(whole), "--seconds", "9999") == 0
+    one = json.loads(whole.read_text())
+    assert parts["topologies"] == one["topologies"] and parts["against_monolith"] == one["against_monolith"] != []
+    assert run(fake, "--topologies", "2PD", *flags) == 0, "a topology that is named again is measured again"
+    assert [row["name"] for row in json.loads(file.read_text())["topologies"]] == ["1P1D", "2PD"]
+    for wrong in (("--load-seed", "1"), ("--slo-ttft", "2"), ("--topologies", "PD")):
+        with pytest.raises(ConfigError, match="another sweep: (plan|loads|devices)"):
+            run(fake, *flags, *wrong)
+    file.write_text("{}")
+    with pytest.raises(ConfigError, match="no report"):
+        run(fake, *flags)
+
+
 def test_an_interruption_is_reported_with_what_was_not_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "sweep.json"
     assert run(Fake({"2PD": 5.0}, interrupt_after=1), "--loads", "poisson", "--json", str(file)) == command.INTERRUPTED

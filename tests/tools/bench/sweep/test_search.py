@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from triptych.tools.bench.sweep.search import LEAST, MOST, Bracket, Tried, bracket, ended, next_step, rate_of
+from triptych.tools.bench.sweep.search import LEAST, MOST, Bracket, Tried, bracket, ended, next_step, rate_of, step_of
 
 
 def search(goodput: float, start: int = 0, late: float = float("inf"), base: float = 1.0) -> list[Tried]:
@@ -37,6 +37,10 @@ def test_a_search_that_begins_at_the_answer_takes_five_points():
 def test_searches_from_one_base_meet_at_the_same_rates():
     one, other = ({rate_of(0.7, t.step) for t in search(g, base=0.7)} for g in (5.0, 6.0))
     assert len(one & other) >= 4
+
+
+def test_a_rate_says_its_step():
+    assert [step_of(0.7, rate_of(0.7, step)) for step in range(-20, 50)] == list(range(-20, 50))
 
 
 def test_what_always_passes_or_never_does_ends():
