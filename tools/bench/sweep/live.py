@@ -99,7 +99,11 @@ class Running:
     def _cut(self, load: Load, requests: list[Sent]) -> float:
         """Seconds after the start by which every request has met both objectives or missed one."""
         ttft, tpot = load.slo.ttft or 0.0, load.slo.tpot or 0.0
-        return max(one.at + ttft + tpot * (one.output - 1) for one in requests)
+        return self._lag(load) + max(one.at + ttft + tpot * (one.output - 1) for one in requests)
+
+    def _lag(self, load: Load) -> float:
+        """Seconds that the load generator may be late."""
+        return self._plan.most_lag or judge.most_lag(load.slo)
 
     async def _ask(self) -> tuple[pb.ModelInfo, int | None]:
         async with AsyncClient(self._address) as client:
@@ -141,7 +145,7 @@ class Running:
         return prompts.items(requests, self._tokens, source.load.size, f"{self._plan.seed}/{source.load.name}/{salt}")
 
     async def _measure(self, source: Source, rate: float) -> judge.Point:
-        slo, requests = source.load.slo, self._requests(source, rate)
+        requests = self._requests(source, rate)
         sent = await asyncio.to_thread(self._items, source, requests, f"{rate:.6g}")
         warm, judged = self._plan.counts(rate)
         window = judge.Window(warm / rate, judged / rate)
@@ -157,8 +161,7 @@ class Running:
             finally:
                 ticker.cancel()
             start = records[0].scheduled - sent[0].at
-            lag = self._plan.most_lag or judge.most_lag(slo)
-            point = judge.judge(rate, records, start, window, slo, lag, lags)
+            point = judge.judge(rate, records, start, window, source.load.slo, self._lag(source.load), lags)
             await self._settle(client)
             after = await self._counters()
         if before is None or after is None:

@@ -16,10 +16,7 @@ from dataclasses import dataclass
 from triptych.runtime.simulation.slo import SHARE, goodput
 
 STEPS = 8  # an octave: neighbours are 2 ** (1/8) = 1.09 apart, inside the 10 % that goodput is wanted to
-LEAST, MOST = (
-    -6 * STEPS,
-    12 * STEPS,
-)  # a 64th to 4096 times the base: a wrong guess of the base, not a search without end
+LEAST, MOST = -4 * STEPS, 12 * STEPS  # a 16th of the base, where few requests take minutes, to 4096 times it
 TRIES = 2  # of a rate at which the load generator was late: once may be a hiccup of the machine
 
 

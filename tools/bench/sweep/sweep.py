@@ -125,7 +125,7 @@ def _one(
 def _load(
     running: Measured, load: Load, plan: Plan, budget: Budget, found: Report, starts: dict[str, int], devices: int, changed: Changed
 ) -> None:  # fmt: skip
-    """One load of one deployment. ProcessLostError goes on, after `found` says what was measured before."""
+    """One load of one deployment. What loses the deployment is raised, after `found` says what was measured before."""
     try:
         source = running.open(load)
     except TriptychError as error:
@@ -146,7 +146,7 @@ def _load(
             break
         try:
             point = running.measure(source, rate)
-        except ProcessLostError as error:
+        except TriptychError as error:
             found["ended"] = f"lost at {rate:.4g} req/s: {error.message}"
             raise
         tried.append(Tried(step, point.attainment if point.valid else None))
