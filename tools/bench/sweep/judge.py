@@ -41,13 +41,11 @@ class Moved:
 
 @dataclass(frozen=True)
 class Window:
-    """When requests are judged: those due in [begin, begin + seconds) after the start."""
+    """What is judged: all requests but the first `warm`, which are due in the `seconds` from `begin` on, after the start."""
 
+    warm: int
     begin: float
     seconds: float
-
-    def holds(self, at: float) -> bool:
-        return self.begin <= at < self.begin + self.seconds
 
 
 @dataclass(frozen=True)
@@ -109,11 +107,11 @@ def judge(
     lag: float,
     loop_lags: Sequence[float],
 ) -> Point:
-    """The point of `records`, all requests of a run that began at `start` (on the records' clock). `lag`: the most that the
+    """The point of `records`, all requests in their order of a run that began at `start` (on the records' clock). `lag`: the most that the
     generator may be late; `loop_lags`: how late its event loop was, sampled. Raises ValueError if nothing is to be judged."""
-    judged = [record for record in records if window.holds(record.scheduled - start)]
+    judged = records[window.warm :]
     if not judged:
-        raise ValueError(f"no request was due from {window.begin:g} s on for {window.seconds:g} s: nothing to judge")
+        raise ValueError(f"{len(records)} requests were sent, of which {window.warm} warmed up: nothing to judge")
     wanted = objectives(slo)
     send_lag = float(np.percentile([record.sent - record.scheduled for record in records], 99))
     loop_lag = float(np.percentile(loop_lags, 99)) if loop_lags else 0.0

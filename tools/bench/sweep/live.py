@@ -148,7 +148,7 @@ class Running:
         requests = self._requests(source, rate)
         sent = await asyncio.to_thread(self._items, source, requests, f"{rate:.6g}")
         warm, judged = self._plan.counts(rate)
-        window = judge.Window(warm / rate, judged / rate)
+        window = judge.Window(warm, warm / rate, judged / rate)
         async with AsyncClient(self._address) as client:
             await client.model_info()  # the connection is there before the first request is due
             before = await self._counters()

@@ -85,7 +85,7 @@ def run_sweep(
             "devices": candidate.devices, "monolithic": candidate.monolithic, "failed": None, "ready_seconds": None, "loads": {}, "config": json.loads(dump(candidate.config)),
         }  # fmt: skip
         rows.append(row)
-        _one(candidate, loads, plan, start, budget.share(len(candidates) - number), row, starts, changed)
+        _one(candidate, loads, plan, start, budget, len(candidates) - number, row, starts, changed)
         report["against_monolith"] = against_monolith(rows)
         changed()
 
@@ -101,21 +101,24 @@ def first_steps(rows: Sequence[Report], plan: Plan) -> dict[str, int]:
 
 
 def _one(
-    candidate: Candidate, loads: Sequence[Load], plan: Plan, start: Starter, budget: Budget, row: Report, starts: dict[str, int], changed: Changed
+    candidate: Candidate, loads: Sequence[Load], plan: Plan, start: Starter, budget: Budget, parts: int, row: Report, starts: dict[str, int], changed: Changed
 ) -> None:  # fmt: skip
-    working = budget.less(STOPPING)
-    if not working.left:
+    """One of `parts` topologies that are left. It has its part of the budget to start, and its part of what is left then to be
+    measured: a slow start, which compiles what later ones may find compiled, is at the expense of all."""
+    starting = budget.share(parts).less(STOPPING)
+    if not starting.left:
         row["failed"] = "not started: no time was left"
         return
     try:
-        with start(candidate, working) as running:
+        with start(candidate, starting) as running:
+            measuring = budget.share(parts).less(STOPPING)
             row["ready_seconds"] = running.ready_seconds
             changed()
             for number, load in enumerate(loads):
                 found: Report = {"goodput": None, "ended": "", "note": "", "points": [], "not_measured": []}
                 row["loads"][load.name] = found
                 _load(
-                    running, load, plan, working.share(len(loads) - number), found, starts, candidate.devices, changed
+                    running, load, plan, measuring.share(len(loads) - number), found, starts, candidate.devices, changed
                 )
                 changed()
     except (TriptychError, OSError) as error:

@@ -98,7 +98,7 @@ class FakeRunning:
         good = rate <= fake.goodput[self._name]
         lag = 0.5 if rate >= fake.late.get(self._name, float("inf")) else 0.0
         records = [record(k / rate, 0.2 if good or k % 5 else 2.0, late=lag) for k in range(20)]
-        return judge(rate, records, 0.0, Window(0.0, 20 / rate), source.load.slo, 0.05, [])
+        return judge(rate, records, 0.0, Window(0, 0.0, 20 / rate), source.load.slo, 0.05, [])
 
 
 def plan(**changes: Any) -> Plan:

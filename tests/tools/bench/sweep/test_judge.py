@@ -12,7 +12,7 @@ from triptych.tools.bench.sweep.losses import compare
 LATE = "DEADLINE_EXCEEDED"
 
 
-WHOLE = Window(0.0, 10.0)
+WHOLE = Window(0, 0.0, 10.0)
 
 
 def point(records, window=WHOLE, lag=0.05, loop=()):
@@ -21,7 +21,7 @@ def point(records, window=WHOLE, lag=0.05, loop=()):
 
 def test_requests_of_the_warm_up_are_not_judged_but_their_tokens_in_the_window_count():
     records = [record(0.0, 5.0, tokens=10, gap=0.1), *(record(float(k), 0.2) for k in range(5, 10))]
-    found = point(records, Window(5.0, 5.0))
+    found = point(records, Window(1, 5.0, 5.0))
     assert (found.requests, found.completed, found.attainment) == (5, 5, 1.0)
     assert found.offered == 1.0 and found.request_rate == 1.0
     assert found.output_token_rate == pytest.approx((10 + 25) / 5)
@@ -68,7 +68,7 @@ def test_lateness_is_measured_by_the_objective():
 
 def test_nothing_to_judge_is_an_error():
     with pytest.raises(ValueError, match="nothing to judge"):
-        point([record(0, 0.5)], Window(5.0, 1.0))
+        point([record(0, 0.5)], Window(1, 5.0, 1.0))
 
 
 def test_the_same_requests_are_compared_one_by_one():

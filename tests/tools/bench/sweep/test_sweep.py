@@ -86,6 +86,13 @@ def test_time_that_one_topology_leaves_is_the_next_ones():
     assert found(sweep(fake, seconds=400), "1P1D")["ended"] == "bracketed"
 
 
+def test_a_slow_start_is_at_the_expense_of_all():
+    fake = Fake({"2PD": 50.0, "1P1D": 50.0}, start=130.0)
+    report = sweep(fake, seconds=500)
+    counts = [sum(name == of for name, _, _ in fake.measured) for of in fake.goodput]
+    assert counts[0] >= 6 and counts[0] > counts[1] >= 1 and fake.clock.now <= 500, (counts, report)
+
+
 def test_a_deployment_that_does_not_start_is_one_row():
     report = sweep(Fake({"2PD": 5.0, "1P1D": 9.0}, broken=("2PD",)))
     assert "exit code 3" in report["topologies"][0]["failed"] and report["topologies"][0]["loads"] == {}
