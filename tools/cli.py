@@ -60,6 +60,10 @@ COMMANDS = {
         "triptych.tools.bench.engine.command",
         "measure decode, prefill, batches and starts of one engine against this machine's ceilings",
     ),
+    "bench-sweep": Command(
+        "triptych.tools.bench.sweep.command",
+        "goodput of topologies with equally many devices, served on this host under the same load",
+    ),
     "bench-pareto": Command(
         "triptych.tools.bench.pareto",
         "tokens a second by device against by user, from reports of bench at several rates",

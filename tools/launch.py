@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 from triptych.runtime.core.errors import ConfigError
@@ -63,14 +64,21 @@ def gateway_process(
 
 
 def worker_processes(
-    config: ServeConfig, config_file: Path, scheduler: str, device: str, environ: Mapping[str, str]
+    config: ServeConfig,
+    config_file: Path,
+    scheduler: str,
+    device: str,
+    environ: Mapping[str, str],
+    dev: Path = Path("/dev"),
 ) -> tuple[ProcessSpec, ...]:
     """The workers, which register at `scheduler` (host:port). `device` is cpu, cuda or tpu (see `detect_device`).
 
     Raises:
-        ConfigError: the layout cannot work on this kind of device.
+        ConfigError: the layout cannot work on this kind of device, or needs more GPUs than there are.
     """
     specs = config.plan.instances()
+    if device == "cuda":
+        _check_gpus(config, environ, dev)
     groups = [specs] if config.processes == "one" else [(spec,) for spec in specs]
     if device == "tpu" and len(groups) > 1:
         raise ConfigError("the TPU chips of a host belong to one process: use --processes one")
@@ -113,12 +121,37 @@ def device_environment(
         others = [flag for flag in environ.get("XLA_FLAGS", "").split() if not flag.startswith(DEVICE_COUNT_FLAG)]
         env["XLA_FLAGS"] = " ".join([*others, f"{DEVICE_COUNT_FLAG}={config.emulate_devices or count}"])
     if device == "cuda":
-        visible = [name for name in environ.get(_VISIBLE_GPUS, "").split(",") if name]
-        chosen = visible[first : first + count] if visible else [str(i) for i in range(first, first + count)]
-        if len(chosen) < count:
-            raise ConfigError(f"topology {config.topology} needs more GPUs than the {len(visible)} in {_VISIBLE_GPUS}")
+        listed = _listed_gpus(environ)
+        chosen = map(str, range(first, first + count)) if listed is None else listed[first : first + count]
         env[_VISIBLE_GPUS] = ",".join(chosen)
     return env
+
+
+def visible_gpus(environ: Mapping[str, str], dev: Path = Path("/dev")) -> tuple[str, ...] | None:
+    """The GPUs that this process and its children may use, as CUDA names them: what CUDA_VISIBLE_DEVICES lists, else one
+    number for each device file of the driver. None where neither says (WSL has no such files). Imports no jax."""
+    listed = _listed_gpus(environ)
+    if listed is not None:
+        return listed
+    return tuple(map(str, range(len(list(dev.glob("nvidia[0-9]*")))))) or None
+
+
+def _listed_gpus(environ: Mapping[str, str]) -> tuple[str, ...] | None:
+    """None if the variable is not set. As CUDA reads it: empty hides all GPUs, and so does -1 those behind it."""
+    if _VISIBLE_GPUS not in environ:
+        return None
+    names = (name.strip() for name in environ[_VISIBLE_GPUS].split(","))
+    return tuple(takewhile(lambda name: name not in ("", "-1"), names))
+
+
+def _check_gpus(config: ServeConfig, environ: Mapping[str, str], dev: Path) -> None:
+    """Raises ConfigError if there are fewer GPUs than the instances need together: none is shared."""
+    specs, found = config.plan.instances(), visible_gpus(environ, dev)
+    needed = config.devices_of(*specs)
+    if found is not None and len(found) < needed:
+        wanted = ", ".join(f"{spec.id} {config.tp_of(spec.roles)}" for spec in specs)
+        where = f"{_VISIBLE_GPUS} has" if _VISIBLE_GPUS in environ else "this machine has"
+        raise ConfigError(f"topology {config.topology} needs {needed} GPUs ({wanted}), {where} {len(found)}")
 
 
 def still_serves(plan: Topology, alive: Iterable[InstanceSpec]) -> bool:

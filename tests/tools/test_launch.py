@@ -21,16 +21,18 @@ from triptych.tools.launch import (
     gateway_process,
     scheduler_process,
     still_serves,
+    visible_gpus,
     with_roles,
     worker_processes,
 )
 from triptych.tools.worker import hand_environment, with_switched, worker_config
 
 FILE = Path("/run/config.json")
+NO_FILES = Path("/nowhere")  # a machine whose GPUs cannot be counted
 
 
-def workers(config: ServeConfig, device: str, environ: dict[str, str] | None = None):
-    return worker_processes(config, FILE, "127.0.0.1:9", device, environ or {})
+def workers(config: ServeConfig, device: str, environ: dict[str, str] | None = None, dev: Path | None = None):
+    return worker_processes(config, FILE, "127.0.0.1:9", device, environ or {}, dev or NO_FILES)
 
 
 def flag(argv: tuple[str, ...], name: str) -> str:
@@ -56,8 +58,47 @@ def test_one_process_for_all_sees_all_devices():
 def test_gpus_are_taken_from_those_that_this_process_may_use():
     processes = workers(ServeConfig(), "cuda", {"CUDA_VISIBLE_DEVICES": "7,GPU-abc,3"})
     assert [p.env["CUDA_VISIBLE_DEVICES"] for p in processes] == ["7", "GPU-abc"]
-    with pytest.raises(ConfigError, match="needs more GPUs than the 1"):
+    with pytest.raises(ConfigError, match="needs 2 GPUs .*CUDA_VISIBLE_DEVICES has 1"):
         workers(ServeConfig(), "cuda", {"CUDA_VISIBLE_DEVICES": "0"})
+
+
+@pytest.mark.parametrize(
+    ("listed", "seen"),
+    [("0,1", ("0", "1")), (" 2 , MIG-x", ("2", "MIG-x")), ("", ()), ("-1", ()), ("3,-1,4", ("3",))],
+)
+def test_the_list_of_gpus_is_read_as_cuda_reads_it(listed: str, seen: tuple[str, ...], tmp_path: Path):
+    (tmp_path / "nvidia0").touch()
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": listed}, tmp_path) == seen
+
+
+def test_gpus_of_the_machine_are_counted_by_their_device_files(tmp_path: Path):
+    assert visible_gpus({}, tmp_path) is None
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert visible_gpus({}, tmp_path) == ("0", "1")
+    assert [p.env["CUDA_VISIBLE_DEVICES"] for p in workers(ServeConfig(), "cuda", {}, tmp_path)] == ["0", "1"]
+    wide = ServeConfig(topology="1P1D", decode_tp=2)
+    with pytest.raises(ConfigError, match="needs 3 GPUs .decode-0 2, prefill-0 1., this machine has 2"):
+        workers(wide, "cuda", {}, tmp_path)
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES has 0"):
+        workers(ServeConfig(), "cuda", {"CUDA_VISIBLE_DEVICES": ""}, tmp_path)
+    assert workers(wide, "cpu", {}, tmp_path), "CPU devices are emulated"
+
+
+def test_loops_on_the_same_devices_are_one_process_with_all_of_them():
+    both = workers(ServeConfig(topology="2(P-D)", tensor_parallel_size=2), "cuda", {"CUDA_VISIBLE_DEVICES": "4,5,6,7"})
+    assert [p.env["CUDA_VISIBLE_DEVICES"] for p in both] == ["4,5", "6,7"]
+    media = workers(ServeConfig(topology="(E-P)-D"), "cuda")
+    assert sorted(p.env["CUDA_VISIBLE_DEVICES"] for p in media) == ["0", "1"]
+
+
+def test_processes_without_devices_are_told_of_no_gpu():
+    environ = {"PATH": "/bin"}
+    for spec in (
+        scheduler_process(ServeConfig(), FILE, 7, environ),
+        gateway_process(ServeConfig(), FILE, "h:7", 8, environ),
+    ):
+        assert not {"CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"} & spec.env.keys()
 
 
 def test_cpu_processes_emulate_as_many_devices_as_they_need_and_keep_other_xla_flags():

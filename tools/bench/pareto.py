@@ -1,7 +1,8 @@
 """`triptych bench-pareto`: what deployments of equally many devices give a user against what they give a device.
 
 Each load of each deployment is a point: output tokens a second and device, and tokens a second that one user sees (one over the median TPOT). A point that
-another one beats in both is not worth running. The points are those of `triptych bench --json`, a file for each rate.
+another one beats in both is not worth running. The points are those of `triptych bench --json`, a file for each rate, or of
+`triptych bench-sweep --json`, which has all of them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Point:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "runs", nargs="+", metavar="NAME[:DEVICES]=FILE[,FILE...]", help="reports of `triptych bench --json`, one for each rate, of a deployment; it has --devices devices unless it says otherwise"
+        "runs", nargs="+", metavar="NAME[:DEVICES]=FILE[,FILE...]", help="reports of `triptych bench --json`, one for each rate, of a deployment; it has --devices devices unless it says otherwise; or a report of `triptych bench-sweep --json`, as SWEEP.json or LOAD@SWEEP.json"
     )  # fmt: skip
     parser.add_argument("--devices", type=int, default=1, help="devices of each deployment (default 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the points as JSON")
@@ -57,6 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
 def read_runs(text: str, devices: int) -> list[Point]:
     """The points of one deployment, by rate. Raises ConfigError for a file that is no report."""
+    load, at, sweep = text.rpartition("@")
+    if (at or "=" not in text) and Path(sweep).is_file():
+        return _read_sweep(sweep, load or None)
     name, equals, files = text.partition("=")
     name, colon, own = name.partition(":")
     if not equals or not name or not files or (colon and not (own.isdecimal() and int(own))) or devices < 1:
@@ -71,6 +75,34 @@ def read_runs(text: str, devices: int) -> list[Point]:
                 f"{file} is no report of `triptych bench --json`: {type(error).__name__}: {error}"
             ) from error
     return sorted(points, key=lambda point: point.rate)
+
+
+def _read_sweep(file: str, load: str | None) -> list[Point]:
+    try:
+        report = json.loads(Path(file).read_text(encoding="utf-8"))
+        known = [one["name"] for one in report["loads"]]
+        if load is None and len(known) > 1:
+            raise ValueError(f"it has several loads, {', '.join(known)}: name one as LOAD@{file}")
+        if load is not None and load not in known:
+            raise ValueError(f"it has no load {load!r}, but {', '.join(known)}")
+        return sweep_points(report, load or known[0])
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ConfigError(
+            f"{file} is no report of `triptych bench-sweep --json`: {type(error).__name__}: {error}"
+        ) from error
+
+
+def sweep_points(report: dict[str, Any], load: str) -> list[Point]:
+    """The valid points of one load of a sweep, by topology and rate."""
+    points: list[Point] = []
+    for row in report["topologies"]:
+        own = [one for one in row["loads"].get(load, {"points": []})["points"] if one["valid"]]
+        points += [
+            _point(row["name"], one, row["devices"])
+            for one in sorted(own, key=lambda one: one["rate"])
+            if {"ttft", "tpot"} <= one["latencies"].keys()
+        ]
+    return points
 
 
 def _point(name: str, summary: dict[str, Any], devices: int) -> Point:
