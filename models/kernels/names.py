@@ -3,11 +3,20 @@
 from triptych.models.kv import CODE_BYTES
 
 REFERENCE = "reference"
-PLATFORMS: dict[str, str | None] = {REFERENCE: None, "tpu": "tpu", "gpu": "gpu", "gpu-mosaic": "gpu"}
+PLATFORMS: dict[str, str | None] = {
+    REFERENCE: None,
+    "tpu": "tpu",
+    "gpu": "gpu",
+    "gpu-triton": "gpu",
+    "gpu-mosaic": "gpu",
+}
 """What JAX calls the devices that each kernel is for; None: any."""
 
-READ_CODES = (REFERENCE, "gpu")
+READ_CODES = (REFERENCE, "gpu", "gpu-triton")
 """Kernels that attend over pages of codes with scales (`models/quantised_kv.py`)."""
+
+FRESH = ("gpu", "gpu-triton", "gpu-mosaic")
+"""Kernels that have another way for a prompt that is alone and begins its sequence (`models/kernels/gpu.py`)."""
 
 
 def kv_problem(kernel: str, dtype: str) -> str | None:

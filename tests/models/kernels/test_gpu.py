@@ -243,7 +243,7 @@ def test_sizes_that_triton_cannot_take_are_refused() -> None:
     q, pool = jnp.zeros((2, 4, 96)), jnp.zeros((3, 16, 2, 96))
     with pytest.raises(ValueError, match="powers of two"):
         paged_triton.paged_attention(
-            q, pool, pool, jnp.ones(2, int), jnp.zeros((2, 1), int), decode_tiles(2), scale=1.0
+            q, pool, pool, jnp.ones(2, int), jnp.zeros((2, 1), int), decode_tiles(jnp.arange(2)), scale=1.0
         )
 
 

@@ -166,7 +166,8 @@ def measured_starts(args: argparse.Namespace) -> list[Start]:
     from triptych.tools.bench.engine.startup import StartSettings, measure_starts
 
     settings = StartSettings(
-        args.model, args.cache_dir, args.dtype, args.tp, args.max_num_seqs, model_len(args.context + 1), args.max_num_batched_tokens, args.compile_threads
+        args.model, args.cache_dir, args.dtype, args.tp, args.max_num_seqs, model_len(args.context + 1), args.max_num_batched_tokens, args.compile_threads,
+        attention=args.attention,
     )  # fmt: skip
     return measure_starts(settings, _tell)
 
@@ -184,7 +185,7 @@ def measured_through_llm(args: argparse.Namespace, name: str, load: Load) -> Thr
     _tell(f"{name} through LLM")
     return measure_through_llm(
         name, load, args.model, cache, vocab=vocab, sequences=args.max_num_seqs, chunk=args.max_num_batched_tokens, tp=args.tp,
-        dtype=chosen_dtype(args.dtype, jax.default_backend()), compile_threads=args.compile_threads,
+        dtype=chosen_dtype(args.dtype, jax.default_backend()), compile_threads=args.compile_threads, attention=args.attention,
     )  # fmt: skip
 
 
