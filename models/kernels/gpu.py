@@ -116,7 +116,7 @@ def gpu_attend(
 
 def ragged_backend(backend: Backend, hopper: bool, q: Array, kv: Sequence[Array]) -> Backend:
     """What attends the ragged rows of a step whose decode rows `backend` attends: Mosaic where it can, which is quicker with prompts (docs/performance.md)."""
-    mosaic = hopper and len(kv) == 2 and paged_mosaic.takes(q, kv[0], TILINGS["mosaic"].ragged)
+    mosaic = hopper and len(kv) == 2 and paged_mosaic.takes(q, kv[0])
     return "mosaic" if mosaic else backend
 
 

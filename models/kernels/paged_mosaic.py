@@ -138,7 +138,7 @@ def paged_attention(
     return by_query.reshape(-1, heads, head_dim)[places]
 
 
-def takes(q: Array, k_pages: Array, tiling: Tiling) -> bool:
+def takes(q: Array, k_pages: Array, tiling: Tiling = Tiling()) -> bool:
     """Whether the kernel knows these numbers and sizes."""
     try:
         _check(q, k_pages, LINE_ALIGNMENT, tiling)
