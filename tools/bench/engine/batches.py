@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from triptych.models.kernels.names import REFERENCE
+from triptych.models.kernels.names import AUTO_KERNEL
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.engine.engine import Engine
 from triptych.runtime.instance.plan import StepPlan
@@ -73,7 +73,7 @@ def measure_through_llm(
     tp: int,
     dtype: str,
     compile_threads: int,
-    attention: str = REFERENCE,
+    attention: str = AUTO_KERNEL,
 ) -> Throughput:
     """The same load through `LLM`: scheduler, gateway and worker in this process, gRPC between them. Loads the model itself."""
     from triptych.runtime.cluster.llm import LLM

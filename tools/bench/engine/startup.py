@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from triptych.models.kernels.names import REFERENCE
+from triptych.models.kernels.names import AUTO_KERNEL
 from triptych.runtime.core.errors import TriptychError
 
 
@@ -39,7 +39,7 @@ class StartSettings:
     chunk_tokens: int
     compile_threads: int
     num_pages: int | None = None
-    attention: str = REFERENCE
+    attention: str = AUTO_KERNEL
 
 
 @dataclass(frozen=True)
