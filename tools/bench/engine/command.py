@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     parts = _words(args.parts, "--parts", PARTS)
-    batches, lengths = _numbers(args.batches, "--batches"), _numbers(args.lengths, "--lengths")
+    batches, lengths = numbers(args.batches, "--batches"), numbers(args.lengths, "--lengths")
     positive = ("context", "tp", "page_size", "max_num_seqs", "max_num_batched_tokens", "compile_threads")
     if wrong := [name for name in positive if getattr(args, name) < 1]:
         raise ConfigError(f"{', '.join('--' + name.replace('_', '-') for name in wrong)} must be positive")
@@ -208,7 +208,7 @@ def _words(text: str, flag: str, known: Sequence[str]) -> list[str]:
     return words
 
 
-def _numbers(text: str, flag: str) -> list[int]:
+def numbers(text: str, flag: str) -> list[int]:
     words = [part.strip() for part in text.split(",")]
     if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise ConfigError(f"{flag} is {text!r}; expected positive numbers")
