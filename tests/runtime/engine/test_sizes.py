@@ -27,7 +27,7 @@ from triptych.runtime.engine.buckets import (
     smallest,
 )
 from triptych.runtime.engine.config import engine_config
-from triptych.runtime.engine.engine import copy_tables
+from triptych.runtime.engine.copies import copy_tables
 from triptych.runtime.engine.packing import Field, Packing
 from triptych.runtime.instance.plan import Row, StepPlan
 
