@@ -97,7 +97,8 @@ def build_draft(
         hidden, pools = forward(both, jnp.concatenate((first, first + 1)), pools)
         guesses = jnp.zeros((rows, most), jnp.int32).at[:, 0].set(guess(hidden[rows:], first + 1))
         guesses, pools = jax.lax.fori_loop(1, inputs["rounds"][0], again, (guesses, pools))
-        places = config.carried_at(inputs["slot"][:, None], 1 + jnp.arange(most)[None, :])
+        # `EngineConfig.carried_at`; of padding it is beyond them all.
+        places = inputs["slot"][:, None] + config.max_num_seqs * jnp.arange(1, most + 1, dtype=jnp.int32)[None, :]
         return guesses, last_tokens.at[places].set(guesses, mode="drop"), pools
 
     return run

@@ -32,11 +32,12 @@ def test_nothing_is_guessed_unless_asked_for() -> None:
 def test_wrong_settings_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="speculative_tokens is 0"):
         ServeConfig(speculative="ngram", speculative_tokens=0)
-    for settings in (
+    halves: list[dict[str, Any]] = [
         {"speculative": "draft"},
         {"speculative": "ngram", "speculative_model": "m"},
         {"speculative_model": "m"},
-    ):
+    ]
+    for settings in halves:
         with pytest.raises(ConfigError, match="a draft model needs both"):
             ServeConfig(**settings)
     with pytest.raises(ConfigError, match="leave --speculative off"):

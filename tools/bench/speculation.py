@@ -1,7 +1,7 @@
 """`triptych bench-speculation`: what guessing tokens saves on this machine, on text that repeats and on text that does not.
 
-One engine and one instance on it, without processes and sockets around them: each task is decoded alone without guesses, then with them, greedily. Tokens must be the
-same; in bfloat16 the first difference is printed instead, because steps of other sizes round otherwise.
+One engine and one instance on it, without processes and sockets around them: each task is decoded alone without guesses, then with them, greedily. They are looked up in
+the text so far, or drawn by the draft model that `--draft` names. Tokens must be the same; in bfloat16 the first difference is printed instead, because steps of other sizes round otherwise.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class Comparison:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", default="smollm2", help="as for serve; dummy:<preset> gets random prompts")
+    parser.add_argument("--draft", metavar="MODEL", help="a draft model guesses, named as the model is")
     parser.add_argument("--tokens", type=int, default=4, help="most tokens guessed in a step (default 4)")
     parser.add_argument("--output-len", type=int, default=96, help="tokens decoded of each task (default 96)")
     parser.add_argument("--max-model-len", type=int, default=512)
@@ -98,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if min(args.output_len, args.max_model_len) < 2:
         raise ConfigError("--output-len and --max-model-len must be at least 2")
-    speculation = Speculation(args.tokens)
+    speculation = Speculation(args.tokens, model=args.draft)
     check_outputs(*([args.json] if args.json else []))
     engine, prompts = _open(args)
     comparisons = []

@@ -147,8 +147,8 @@ def test_many_prompts_are_read_in_turns_within_one_program() -> None:
 
 def test_of_a_cached_prefix_only_what_the_draft_model_never_read_is_read() -> None:
     node, prompt, read = Node(guessing()), tuple(range(1, 22)), list[int]()
-    for name, params in (("a", {"presence_penalty": 1.0}), ("b", {}), ("c", {})):
-        req = request(name, prompt, max_tokens=16, **params)
+    for name, penalty in (("a", 1.0), ("b", 0.0), ("c", 0.0)):
+        req = request(name, prompt, max_tokens=16, presence_penalty=penalty)
         node.command(StartLocal(req))
         node.run()
         assert_expected(node, req)
@@ -159,12 +159,13 @@ def test_of_a_cached_prefix_only_what_the_draft_model_never_read_is_read() -> No
 
 
 def test_pages_that_are_given_to_others_do_not_count_as_read() -> None:
-    """Those of the first request go to the second, which nobody guesses for, and the third finds its prompt in them."""
+    """Those of the first request go to the third, which nobody guesses for, and the last finds its prompt in them; the second takes the one that was never full."""
     node, prompt = Node(guessing(num_pages=11)), tuple(range(1, 22))
     requests = [
         request("a", 21, max_tokens=20),
-        request("b", prompt, max_tokens=20, presence_penalty=1.0),
-        request("c", prompt, max_tokens=20),
+        request("b", 4, max_tokens=2, presence_penalty=1.0),
+        request("c", prompt, max_tokens=20, presence_penalty=1.0),
+        request("d", prompt, max_tokens=20),
     ]
     for req in requests:
         node.command(StartLocal(req))
