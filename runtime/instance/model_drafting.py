@@ -31,34 +31,32 @@ def model_guesses(
 ) -> tuple[list[Guesses], tuple[CatchUp, ...]]:
     """For each of `streams`, which all decode in the next plan, how many tokens are guessed, at most `rows` in all; and what is read before.
 
-    As `drafting.guesses` otherwise. Nothing is read for guesses that would not be worth the wait.
+    As `drafting.guesses` otherwise. Samples that are still being read count as if they were guessed for already: those that are ready would fall behind
+    again if they decoded without guesses until enough are.
     """
-    depths, gains = _depths(state, streams, rows)
-    if not worth_the_wait(sum(gains), streams):
+    depths, gain = _depths(state, streams, rows)
+    if not worth_the_wait(gain, streams):
         return [NO_GUESSES] * len(streams), ()
-    wanted = [stream for stream, depth in zip(streams, depths, strict=True) if depth]
-    catch_ups = _catch_ups(state, wanted)
+    catch_ups = _catch_ups(state, [stream for stream, depth in zip(streams, depths, strict=True) if depth])
     read = {id(each.stream): each.tokens for each in catch_ups}
-    ready = [lag(stream) <= read.get(id(stream), 0) for stream in streams]
-    if not worth_the_wait(sum(gain for gain, can in zip(gains, ready, strict=True) if can), streams):
-        return [NO_GUESSES] * len(streams), catch_ups
-    counts = [
-        hold(state, stream, depth) if can else 0 for stream, depth, can in zip(streams, depths, ready, strict=True)
-    ]
-    return [Guesses(count) for count in counts], catch_ups
+    found: list[Guesses] = []
+    for stream, depth in zip(streams, depths, strict=True):
+        ready = lag(stream) <= read.get(id(stream), 0)
+        found.append(Guesses(hold(state, stream, depth)) if ready else NO_GUESSES)
+    return found, catch_ups
 
 
-def _depths(state: InstanceState, streams: Several[Stream], rows: int) -> tuple[list[int], list[float]]:
-    """(how many tokens of each stream to guess, how many of them are expected to be right)."""
+def _depths(state: InstanceState, streams: Several[Stream], rows: int) -> tuple[list[int], float]:
+    """(how many tokens of each stream to guess, how many of all these are expected to be right)."""
     depths: list[int] = []
-    gains: list[float] = []
+    gain = 0.0
     for stream in streams:
         lookahead, most = lookahead_of(state, stream), min(rows, room(state, stream))
         depth = 0 if lookahead is None or most <= 0 else lookahead.depth(most)
         rows -= depth
         depths.append(depth)
-        gains.append(0.0 if lookahead is None else lookahead.expected(depth))
-    return depths, gains
+        gain += 0.0 if lookahead is None else lookahead.expected(depth)
+    return depths, gain
 
 
 def lag(stream: Stream) -> int:

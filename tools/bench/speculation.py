@@ -174,16 +174,22 @@ def _open(args: argparse.Namespace) -> tuple[Engine, dict[str, list[int]]]:
     from triptych.models.hub.text import open_text
     from triptych.models.weights.load import load_decoder
     from triptych.runtime.engine.config import engine_config
+    from triptych.runtime.engine.draft_stage import DraftStage
     from triptych.runtime.engine.engine import Engine
+    from triptych.runtime.worker.draft_parts import vocabulary_problem
     from triptych.sharding.mesh import make_mesh
 
     device = jax.devices()[0]
     dtype = args.dtype if args.dtype != "auto" else "float32" if device.platform == "cpu" else "bfloat16"
+    cache = Path(args.cache_dir).expanduser()
     try:
-        resolved = resolve_model(args.model, Path(args.cache_dir).expanduser(), progress=_tell)
+        resolved = resolve_model(args.model, cache, progress=_tell)
         bundle, text = open_model(resolved), open_text(resolved)
+        draft = None if args.draft is None else open_model(resolve_model(args.draft, cache, progress=_tell))
     except (ModelFetchError, OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    if draft is not None and (problem := vocabulary_problem(bundle, draft)) is not None:
+        raise ConfigError(f"the draft model {args.draft} cannot guess for {args.model}: {problem}")
     prompts = _prompts(args.model, bundle.config.vocab_size, text)
     if beyond := [task for task, prompt in prompts.items() if args.max_model_len - len(prompt) < 2]:
         raise ConfigError(f"task {beyond[0]} has {len(prompts[beyond[0]])} tokens; raise --max-model-len")
@@ -197,8 +203,13 @@ def _open(args: argparse.Namespace) -> tuple[Engine, dict[str, list[int]]]:
         roles=frozenset({Role.DECODE}),  # one program for prompts is enough
         prompt_logprobs=False,
         speculative_tokens=args.tokens,
+        draft_model=draft is not None,
     )
-    engine = Engine(config, load_decoder(bundle.config, bundle.tensor_source, mesh, dtype), mesh)
+    target, *drafts = [
+        load_decoder(each.config, each.tensor_source, mesh, dtype) for each in (bundle, draft) if each is not None
+    ]
+    stage = DraftStage(config, drafts[0]) if drafts else None
+    engine = Engine(config, target, mesh, draft=stage)
     report = engine.compile(lambda name, done, total: _tell(f"{done}/{total} {name}"))
     _tell(f"{report.programs} programs in {report.seconds:.1f} s; {bundle.config.num_layers} layers, {dtype}, {device.device_kind}")  # fmt: skip
     return engine, prompts
