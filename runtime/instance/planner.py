@@ -14,13 +14,13 @@ from collections.abc import Sequence as Several
 from triptych.runtime.instance import encoding
 from triptych.runtime.instance.admission import admit_waiting
 from triptych.runtime.instance.columns import DecodeRows
-from triptych.runtime.instance.composer import ChunkCandidate, StepChoice, StepComposer, StepLimits, StepView
+from triptych.runtime.instance.composer import ChunkCandidate, StepComposer, StepLimits, StepView
 from triptych.runtime.instance.decode_rows import decode_rows, schedule
-from triptych.runtime.instance.drafting import guesses
 from triptych.runtime.instance.embeddings import Entry
+from triptych.runtime.instance.guessing import propose
 from triptych.runtime.instance.lifecycle import Kind, Trigger
 from triptych.runtime.instance.messages import InstanceMessage
-from triptych.runtime.instance.model_drafting import CatchUp, catch_up_row, draft, model_guesses
+from triptych.runtime.instance.model_drafting import CatchUp, catch_up_row, draft
 from triptych.runtime.instance.plan import Draft, Draw, Encode, Export, Row, Seat, StepPlan
 from triptych.runtime.instance.positions import offset_at
 from triptych.runtime.instance.preemption import make_room
@@ -62,7 +62,7 @@ def plan_step(
     view.check(choice)
     builder.encode(choice.patches)
     decoding = ready[: choice.decodes]
-    guessed, catch_ups = _guesses(state, decoding, choice)
+    guessed, catch_ups = propose(state, decoding, choice)
     for catch_up in catch_ups:
         builder.catch_up(catch_up)
     if any(each.count for each in guessed):
@@ -99,24 +99,6 @@ def _make_room_to_decode(state: InstanceState, needy: list[Stream]) -> list[Inst
         ):  # else an older one has just preempted it, or its task ended
             messages += make_room(state, stream, stream.sequence.scheduled + 1)
     return messages
-
-
-def _guesses(
-    state: InstanceState, decoding: list[Stream], choice: StepChoice
-) -> tuple[list[Guesses], tuple[CatchUp, ...]]:
-    """What is guessed of each sample that decodes, and what a draft model reads before; nothing without speculation."""
-    speculation = state.config.speculation
-    if speculation is None:
-        return [], ()
-    rows = _rows_for_guesses(state, choice)
-    return (guesses(state, decoding, rows), ()) if speculation.model is None else model_guesses(state, decoding, rows)
-
-
-def _rows_for_guesses(state: InstanceState, choice: StepChoice) -> int:
-    """Rows that guesses may take. Programs with prompt chunks have `max_num_seqs` decode rows; every row there has a slot of its own, or is the single token of
-    a chunk."""
-    chunks = sum(1 for tokens in choice.chunks if tokens)
-    return state.slots.free - chunks if chunks else state.config.max_draws - choice.decodes
 
 
 def _encodable(state: InstanceState) -> tuple[int, ...]:
@@ -208,14 +190,11 @@ class PlanBuilder:
         for offset in range(1, guessed.count + 1):
             known = guessed.tokens[offset - 1 : offset]
             draws = (Draw(slot, end + offset),)
-            at = start + offset, position + offset
-            drawn = 0 if known else offset
-            self._rows.append(
-                Row(sequence.number, known, *at, sequence.pages, slot, draws, attended=attended, guess=drawn)
-            )
-            self._planned.append(
-                PlannedRow(sequence, sequence.generation, end + offset, by, draft=next(iter(known), None))
-            )
+            at, drawn = (start + offset, position + offset), 0 if known else offset
+            row = Row(sequence.number, known, *at, sequence.pages, slot, draws, attended=attended, guess=drawn)
+            self._rows.append(row)
+            asked = PlannedRow(sequence, sequence.generation, end + offset, by, draft=known[0] if known else None)
+            self._planned.append(asked)
         if guessed.count:
             sequence.scheduled += guessed.count
             stream.pending += guessed.count
