@@ -54,8 +54,11 @@ def expected() -> list[Result]:
 def test_with_a_draft_model_too(
     expected: list[Result], topology: str, tp: tuple[int, int], num_pages: int, model: str
 ) -> None:
-    """Prefix cache on, pulled KV that the draft model has to read first, pools that preempt."""
-    setup = ToySetup(topology, tp=tp, num_pages=num_pages, speculation=Speculation(4, model=model))
+    """Prefix cache on, pulled KV that the draft model has to read first, pools that preempt, steps with prompts by layer groups."""
+    groups = 1 if topology == "PD" else None
+    setup = ToySetup(
+        topology, tp=tp, num_pages=num_pages, kv_layer_groups=groups, speculation=Speculation(4, model=model)
+    )
     for results in (served := serve(setup))[:2]:
         assert [shape_of(result) for result in results] == [shape_of(result) for result in expected]
     counters = served[2]
