@@ -70,7 +70,7 @@ class PartialStep:
     batch: ExtendBatch
     draws: DrawBatch | None
     encoded: jax.Array | None
-    guesses: jax.Array | None
+    guesses: jax.Array | None = None
 
     @property
     def dispatched(self) -> int:
