@@ -97,7 +97,7 @@ class InstanceState:
     random: random.Random
     memory: KvMemory
     slots: SlotPool
-    drafter: DrafterFactory  # asked only where the config says that tokens are guessed
+    drafter: DrafterFactory  # asked only where the config says that tokens are guessed, and not by a draft model
     tasks: dict[TaskKey, Task] = field(default_factory=dict)
     by_serial: dict[int, Task] = field(default_factory=dict)
     media: MediaMemory | None = None
