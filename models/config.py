@@ -281,4 +281,14 @@ PRESETS: dict[str, ModelConfig] = {
         pad_token_id=259,
     ),
 }
+# A draft model for it: half as wide, of one layer, the same vocabulary.
+PRESETS["toy-draft"] = replace(
+    PRESETS["toy"],
+    name="toy-draft",
+    hidden_size=32,
+    num_layers=1,
+    num_heads=4,
+    intermediate_size=64,
+    layer_windows=(None,),
+)
 PRESETS["llama-3.1-8b"] = replace(PRESETS["llama-8b"], name="llama-3.1-8b")  # the published name of the same shape

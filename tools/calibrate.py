@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         kv_dtype=dtype,
         roles=_ROLES[args.roles],
         prompt_logprobs=False,
-        attention=kernel_for(AUTO_KERNEL, devices[0], bundle.config.head_dim, args.page_size),
+        attention=kernel_for(AUTO_KERNEL, devices[0], args.page_size, bundle.config.head_dim),
     )
     engine = Engine(config, loaded, mesh)
     report = engine.compile()

@@ -159,8 +159,18 @@ class ServeConfig:
         choices=("auto", "float32", "bfloat16", *KV_CODES),
         group="engine",
     )
-    speculative: str = setting("off", "guess tokens, verify several a step", choices=("off", "ngram"), group="engine")
-    speculative_tokens: int = setting(4, "most tokens of a sequence guessed in one step", group="engine")
+    speculative: str = setting(
+        "off",
+        "guess tokens, verify several a step: ngram looks them up in the text so far, draft asks a small model",
+        choices=("off", "ngram", "draft"),
+        group="engine",
+    )
+    speculative_model: str | None = setting(
+        None, "that model, named as --model is; its vocabulary is the model's", group="engine"
+    )
+    speculative_tokens: int = setting(
+        4, "most tokens of a sequence guessed in one step", flags=("--num-speculative-tokens",), group="engine"
+    )
     enable_prefix_caching: bool = setting(True, "reuse the KV of prompts that begin alike", group="engine")
 
     host: str = setting("127.0.0.1", "address to listen on", group="network")

@@ -77,6 +77,11 @@ def contradictions(c: ServeConfig) -> list[str]:
         problems.append("num_pages and kv_cache_memory both size the KV pool; give one of them")
     if (problem := kv_problem(c.attention, KV_CODES.get(c.kv_cache_dtype, c.kv_cache_dtype))) is not None:
         problems.append(problem)
+    if (c.speculative == "draft") != (c.speculative_model is not None):
+        problems.append(
+            f"speculative is {c.speculative!r} and speculative_model {c.speculative_model!r}; a draft model needs both: --speculative draft "
+            "--speculative-model MODEL"
+        )
     if c.heartbeat_timeout < 2 * c.heartbeat_interval:
         problems.append(
             f"heartbeat_timeout ({c.heartbeat_timeout} s) must be at least twice heartbeat_interval ({c.heartbeat_interval} s), "

@@ -39,9 +39,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"server    triptych {server.version}, topology {server.topology}, up {server.uptime:.0f} s")
     settings = json.loads(server.config_json or "null") or {}
     if settings.get("speculative", "off") != "off":
-        print(
-            f"guesses   {settings['speculative']}, at most {settings['speculative_tokens']} tokens of a sequence in a step"
-        )
+        by = settings.get("speculative_model") or settings["speculative"]
+        print(f"guesses   {by}, at most {settings['speculative_tokens']} tokens of a sequence in a step")
     print(f"requests  {loads.active} active, {loads.queued} queued")
     print(
         f"\n{'instance':<14}{'roles':<18}{'tp':>3}{'running':>9}{'waiting':>9}{'pages free':>16}{'slots free':>12}{'staged':>8}"

@@ -183,7 +183,9 @@ def worker_config(
         transports=transports(config),
         kv_layer_groups=layers_per_offer(config),
         attention=config.attention,
-        speculation=None if config.speculative == "off" else Speculation(config.speculative_tokens),
+        speculation=None
+        if config.speculative == "off"
+        else Speculation(config.speculative_tokens, model=config.speculative_model),
         interface=listen,
         token=cluster_token(config),
         tls=inside_tls(config),

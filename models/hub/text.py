@@ -85,7 +85,7 @@ def _parts(resolved: ResolvedModel) -> tuple[ModelConfig, Tokenizer | None, str 
             if vlm is None and path.name not in PRESETS:
                 raise UnsupportedModelError(f"{resolved.name!r} is no text model")
             config = PRESETS[path.name] if vlm is None else vlm.text
-            toy = path.name == "toy" or vlm is not None
+            toy = path.name in ("toy", "toy-draft") or vlm is not None
             return config, toy_tokenizer() if toy else None, TOY_CHAT_TEMPLATE if toy else None
 
 

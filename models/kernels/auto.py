@@ -5,18 +5,18 @@ from __future__ import annotations
 from triptych.models.kernels.names import AUTO_KERNEL, REFERENCE
 from triptych.sharding.devices import Device
 
-HEAD_DIMS = (64, 128)
+HEAD_DIMS = {64, 128}
 LEAST_COMPUTE_CAPABILITY = 8.0  # Ampere
 
 
-def kernel_for(attention: str, device: Device, head_dim: int, page_size: int) -> str:
-    """`attention` itself unless it is `auto`: then `gpu` on NVIDIA GPUs for heads and pages of sizes that its kernels were measured with, else the reference.
+def kernel_for(attention: str, device: Device, page_size: int, *head_dims: int) -> str:
+    """The kernel of models with these heads, one for all of them: `attention` itself unless it is `auto`, then `gpu` on NVIDIA GPUs for heads and pages of sizes that its kernels were measured with, else the reference.
 
     On TPUs the reference, too: JAX's kernel compiles for them, but has not run on one here.
     """
     if attention != AUTO_KERNEL:
         return attention
-    fits = head_dim in HEAD_DIMS and page_size >= 8 and page_size & (page_size - 1) == 0
+    fits = set(head_dims) <= HEAD_DIMS and page_size >= 8 and page_size & (page_size - 1) == 0
     return "gpu" if fits and _nvidia(device) else REFERENCE
 
 

@@ -38,7 +38,7 @@ def _takes_embeddings(shape: ExtendShape, config: EngineConfig) -> bool:
 
 
 def extend_packing(shape: ExtendShape, config: EngineConfig) -> Packing:
-    """The inputs of an extend program. `carried` is the slot whose last draw is the token's id, or max_num_seqs: the id is given.
+    """The inputs of an extend program. `carried` is where the token's id is among those carried on the device, or beyond them: the id is given.
 
     `media_index` is the slot of the media pool that a token's embedding is in, or NO_MEDIA. `positions` are [3, tokens] where M-RoPE's may differ.
     `attended_lens` and `attended_pages` are how many entries of the media pool a row attends to, and where they are.
@@ -93,7 +93,7 @@ class BatchPacker:
         lengths = [len(tokens) or 1 for tokens in columns["tokens"]]
         shape, decode, prefill = self._place(columns, lengths)
         packed, views = self._packings[shape].host()
-        views["carried"].fill(self._config.max_num_seqs)
+        views["carried"].fill(self._config.carried)
         if "media_index" in views:
             views["media_index"].fill(NO_MEDIA)
         views["cu_q_lens"][: shape.decode_rows + 1] = self._one_token_each[: shape.decode_rows + 1]
@@ -106,6 +106,9 @@ class BatchPacker:
         if decode:
             if prefill:
                 columns = {name: [column[at] for at in decode] for name, column in columns.items()}
+            if any(columns["guess"]):
+                places = map(self._config.carried_at, columns["token_slot"], columns["guess"])
+                columns = {**columns, "token_slot": list(places)}
             fill_decodes(views, columns, shape.width, self._config.page_size, self._tables)
             if any(columns["attended"]):
                 for place, attended in enumerate(zip(columns["sequence"], columns["attended"], strict=True)):
@@ -163,7 +166,7 @@ class BatchPacker:
         used = min(len(row.pages), width)
         pages[:used] = row.pages[:used]
         if not row.tokens:
-            views["carried"][token] = row.token_slot
+            views["carried"][token] = self._config.carried_at(row.token_slot, row.guess)
         if length == 1:
             if row.tokens:
                 views["tokens"][token] = row.tokens[0]

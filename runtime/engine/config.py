@@ -37,6 +37,7 @@ class EngineConfig:
         layer_groups: half-open ranges of layers by which prompts are computed, each a program of its own, so that KV of the first ones can
             leave while later ones are computed; empty: all layers in one program.
         speculative_tokens: most tokens of a sequence that are guessed in a step; 0: none. Their rows take programs of more decode rows and draws.
+        draft_model: a draft model guesses them, on the device (`runtime/engine/draft_stage.py`).
         attention: the kernel that text decoders attend with, one of `models/kernels/choice.py`.
     """
 
@@ -59,6 +60,7 @@ class EngineConfig:
     layer_groups: tuple[tuple[int, int], ...] = ()
     attention: str = "reference"
     speculative_tokens: int = 0
+    draft_model: bool = False
 
     def __post_init__(self) -> None:
         for name in (
@@ -88,6 +90,11 @@ class EngineConfig:
             )
         if self.encode_patches and not self.media_pages:
             raise ConfigError("an engine that encodes needs a media pool for what it encodes: raise media_pages")
+        if self.draft_model and (self.media_pages or not self.speculative_tokens):
+            raise ConfigError(
+                f"a draft model guesses at least one token, for models of text: speculative_tokens is {self.speculative_tokens}, media_pages "
+                f"{self.media_pages}; expected at least 1, and 0"
+            )
         if self.attended and not self.media_pages:
             raise ConfigError("a decoder that attends to media needs a pool of them: raise media_pages")
         if self.decodes:
@@ -118,6 +125,15 @@ class EngineConfig:
     def max_draws(self) -> int:
         """Most draws of a step, and most decode rows of one without prompt chunks: a slot's own, and its guesses."""
         return most_draws(self.max_num_seqs, self.speculative_tokens)
+
+    @property
+    def carried(self) -> int:
+        """Tokens that stay on the device between programs: the last draw of each slot, and behind them the first guess of each, the second and so on."""
+        return self.max_num_seqs * (1 + (self.speculative_tokens if self.draft_model else 0))
+
+    def carried_at(self, slot: int, guess: int) -> int:
+        """Where a slot's guess is among them; of guess 0 its last draw."""
+        return slot + guess * self.max_num_seqs
 
     @property
     def takes_media(self) -> bool:
@@ -167,6 +183,7 @@ def engine_config(
     layer_groups: tuple[tuple[int, int], ...] = (),
     attention: str = "reference",
     speculative_tokens: int = 0,
+    draft_model: bool = False,
 ) -> EngineConfig:
     """An EngineConfig with the default buckets for its limits and roles. Tokens are guessed only where it decodes."""
     speculative_tokens = speculative_tokens if Role.DECODE in roles else 0
@@ -199,4 +216,5 @@ def engine_config(
         layer_groups=layer_groups,
         attention=attention,
         speculative_tokens=speculative_tokens,
+        draft_model=draft_model and speculative_tokens > 0,
     )

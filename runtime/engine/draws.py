@@ -33,9 +33,10 @@ class DrawBatch:
 class DrawPacker:
     """Packs draws for the compiled sizes."""
 
-    def __init__(self, sizes: tuple[int, ...], slots: int) -> None:
+    def __init__(self, sizes: tuple[int, ...], slots: int, beyond: int | None = None) -> None:
+        """Padding draws are for slot `beyond`, which no table on the device has (None: `slots`)."""
         self.tables = SlotTables(slots)
-        self._sizes, self._slots = sizes, slots
+        self._sizes, self._beyond = sizes, slots if beyond is None else beyond
         self._packings: dict[tuple[Variant, int], Packing] = {
             (variant, size): sample_packing(variant, size) for variant in Variant for size in sizes
         }
@@ -52,7 +53,7 @@ class DrawPacker:
             variant = Variant.FULL
         packed, views = self._packings[variant, size].host()
         views["slot"][:count] = slots
-        views["slot"][count:] = self._slots
+        views["slot"][count:] = self._beyond
         if variant is not Variant.GREEDY:
             self._fill_columns(views, positions)
         if variant is not Variant.FULL:

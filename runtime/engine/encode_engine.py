@@ -54,6 +54,11 @@ class EncodeEngine:
         self._broken = None
 
     @property
+    def draft(self) -> None:
+        """A draft model: there is none."""
+        return None
+
+    @property
     def params(self) -> tuple[()]:
         """A decoder's weights: there is none."""
         return ()

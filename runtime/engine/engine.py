@@ -2,7 +2,7 @@
 
 A step is packed on the host into at most three int32 vectors and dispatched as a few program calls that wait for nothing:
 
-    copy pages -> seat samplers -> encode media -> extend (KV of all rows, hidden states of the draws) -> sample -> score
+    copy pages -> seat samplers -> encode media -> draft -> extend (KV of all rows, hidden states of the draws) -> sample -> score
 
 or, where KV leaves while the prompt is computed, with `extend` cut into layer groups (layer_programs.py) that `advance` dispatches one by one.
 
@@ -29,10 +29,12 @@ from triptych.runtime.engine.buckets import PlanError
 from triptych.runtime.engine.compile_guard import compile_count
 from triptych.runtime.engine.compiling import CompileReport, Progress, compile_programs
 from triptych.runtime.engine.config import EngineConfig
+from triptych.runtime.engine.copies import copy_tables
 from triptych.runtime.engine.decoders import ServedDecoder, self_group
+from triptych.runtime.engine.draft_stage import DraftStage
 from triptych.runtime.engine.draws import DrawBatch, DrawPacker, check_seat
 from triptych.runtime.engine.media_stage import MediaStage
-from triptych.runtime.engine.programs import COPY_PAGES, Programs
+from triptych.runtime.engine.programs import Programs
 from triptych.runtime.engine.results import PartialStep, PendingStep, read
 from triptych.runtime.engine.state import SamplerState, seat_rows
 from triptych.runtime.engine.variants import Variant
@@ -47,25 +49,35 @@ class Engine:
         pools: per layer (keys, values), each [num_pages, page_size, kv_heads_total, head_dim], with (key scales, value scales) behind codes,
             or what the attention kernel wants instead (`models/pool_layout.py`); page 0 is the null page.
         media: the pool of what was encoded, and the encoder if there is one; None for models without media.
+        draft: the draft model that guesses tokens; None where nobody does, or the host.
     """
 
     def __init__(
-        self, config: EngineConfig, loaded: ServedDecoder, mesh: Mesh, media: MediaStage | None = None
+        self,
+        config: EngineConfig,
+        loaded: ServedDecoder,
+        mesh: Mesh,
+        media: MediaStage | None = None,
+        draft: DraftStage | None = None,
     ) -> None:
         if loaded.rules.mesh != mesh:
             raise ValueError(f"the weights lie on mesh {loaded.rules.mesh}, the engine was given {mesh}")
         if (media is None) == (config.media_pages > 0):
             raise ValueError(f"media_pages is {config.media_pages}, and the engine was given {media}")
+        if config.draft_model == (draft is None):
+            raise ValueError(f"draft_model is {config.draft_model}, and the engine was given {draft}")
         group = self_group(loaded.config, config.kv_dtype)
         self.config = config
         self.mesh = mesh
         self.model = loaded.config
         self._params = loaded.params
         self.media = media
+        self.draft = draft
+        self._stages = [stage for stage in (media, draft) if stage is not None]
         self._programs = Programs(loaded.structure, group, config, None if media is None else media.pool)
         self._head = self._programs.head.select(loaded.params)
         self._rows = BatchPacker(config)
-        self._draws = DrawPacker(config.buckets.draws, config.max_num_seqs)
+        self._draws = DrawPacker(config.buckets.draws, config.max_num_seqs, config.carried)
         self._broken: str | None = "it is not compiled yet"
         self.pools: Pools = ()
         self._state: SamplerState | None = None
@@ -75,11 +87,10 @@ class Engine:
     def compile(self, progress: Progress = lambda name, done, total: None) -> CompileReport:
         """Compile every program, make pools and state, and run each program once. `progress(name, done, total)` is called in between."""
         compile_count()  # starts the count of the compile guard
-        programs = [*self._programs.all(), *([] if self.media is None else self.media.programs())]
+        programs = [*self._programs.all(), *(program for stage in self._stages for program in stage.programs())]
         compiled, report = compile_programs(programs, self.config.compile_threads, progress)
-        self._programs.add(compiled)
-        if self.media is not None:
-            self.media.add(compiled)
+        for programs_of in (self._programs, *self._stages):
+            programs_of.add(compiled)
         began = time.perf_counter()
         self.rebuild()
         try:
@@ -88,6 +99,8 @@ class Engine:
             )
             if self.media is not None:
                 self.media.run_each_once()
+            if self.draft is not None:
+                self.draft.run_each_once(self._state.last_tokens)
         except Exception as error:
             raise self.fail(error) from error
         return replace(report, warm_up_seconds=time.perf_counter() - began)
@@ -95,13 +108,13 @@ class Engine:
     def rebuild(self) -> None:
         """Empty pools and sampler state after a failure, from the programs that are there. Raises EngineError if even that fails."""
         self.pools, self._state = (), None
-        self._draws = DrawPacker(self.config.buckets.draws, self.config.max_num_seqs)
+        self._draws = DrawPacker(self.config.buckets.draws, self.config.max_num_seqs, self.config.carried)
         try:
             self.pools = self._programs[("pools",)]()
             self._state = self._programs[("state",)]()
             jax.block_until_ready((self.pools, self._state))
-            if self.media is not None:
-                self.media.rebuild()
+            for stage in self._stages:
+                stage.rebuild()
         except Exception as error:
             raise self.fail(error) from error
         self._broken = None
@@ -138,12 +151,13 @@ class Engine:
             if batch is None:
                 self._state = state
                 return PendingStep(plan, None, encoded=encoded)
+            guesses, state = self._guess(plan, state)
             media = (self._embeddings,) if takes_media(batch.shape, self.config) else ()
             if self.config.by_layer_groups(batch.shape):
-                return self._begin(plan, batch, draws, state, encoded, *media)
+                return self._begin(plan, batch, draws, state, encoded, guesses, *media)
             extend = self._programs[("extend", batch.shape)]
             picked, hidden, self.pools = extend(self._params, self.pools, batch.packed, state.last_tokens, *media)
-            return self._launched(plan, batch, draws, state, encoded, picked, hidden)
+            return self._launched(plan, batch, draws, state, encoded, guesses, picked, hidden)
         except Exception as error:
             raise self.fail(error) from error
 
@@ -186,6 +200,15 @@ class Engine:
             raise PlanError(f"plan {plan.id} encodes {len(plan.encodes)} items; this engine takes no media")
         return self.media.encode(plan.encodes)
 
+    def _guess(self, plan: StepPlan, state: SamplerState) -> tuple[jax.Array | None, SamplerState]:
+        """(the draft model's guesses, the state with them among the carried tokens)."""
+        if not plan.catch_ups and not plan.drafts:
+            return None, state
+        if self.draft is None:
+            raise PlanError(f"plan {plan.id} drafts {len(plan.drafts)} samples; this engine has no draft model")
+        guesses, last_tokens = self.draft.run(plan, self._draws.tables, state.last_tokens)
+        return guesses, SamplerState(last_tokens, state.counts, state.in_prompt)
+
     def _begin(
         self,
         plan: StepPlan,
@@ -193,19 +216,20 @@ class Engine:
         draws: DrawBatch | None,
         state: SamplerState,
         encoded: jax.Array | None,
+        guesses: jax.Array | None,
         *media: Pools,
     ) -> PendingStep | PartialStep:
         """The first layer group, or all of them if nobody waits for the KV of the first."""
         self._state = state
         run = self._programs.by_layer_groups(batch.shape, self._params, batch.packed, state.last_tokens, *media)
-        step = PartialStep(plan, self, run, batch, draws, encoded)
+        step = PartialStep(plan, self, run, batch, draws, encoded, guesses)
         exports = any(export.pool is Pool.KV for export in plan.exports)
         while run.left and not (exports and run.dispatched):
             self.pools = run.advance(self.pools, self._embeddings)
         return step if run.left else self._end(step, state)
 
     def _end(self, step: PartialStep, state: SamplerState) -> PendingStep:
-        return self._launched(step.plan, step.batch, step.draws, state, step.encoded, *step.run.end())
+        return self._launched(step.plan, step.batch, step.draws, state, step.encoded, step.guesses, *step.run.end())
 
     def _launched(
         self,
@@ -214,6 +238,7 @@ class Engine:
         draws: DrawBatch | None,
         state: SamplerState,
         encoded: jax.Array | None,
+        guesses: jax.Array | None,
         picked: jax.Array,
         hidden: jax.Array | None,
     ) -> PendingStep:
@@ -225,7 +250,7 @@ class Engine:
         self._state = state
         scores, score_rows = self._score(plan, batch, hidden)
         logprobs = () if draws is None else draws.logprobs
-        return PendingStep(plan, picked, words, logprobs, scores, score_rows, encoded)
+        return PendingStep(plan, picked, words, logprobs, scores, score_rows, encoded, guesses)
 
     def _sample(self, draws: DrawBatch, picked: jax.Array, state: SamplerState) -> tuple[jax.Array, SamplerState]:
         program = self._programs[("sample", draws.variant, draws.size)]
@@ -278,18 +303,3 @@ class Engine:
         if isinstance(error, EngineError):
             return error
         return EngineError(f"a device program failed and the KV pool is lost: {self._broken}")
-
-
-def copy_tables(copies: tuple[tuple[int, int], ...]) -> list[np.ndarray]:
-    """Page copies as tables of COPY_PAGES pairs, in order; a page written in one table is only read in a later one."""
-    tables: list[np.ndarray] = []
-    used = COPY_PAGES
-    written: set[int] = set()
-    for source, destination in copies:
-        if used == COPY_PAGES or source in written or destination in written:
-            tables.append(np.zeros((2, COPY_PAGES), np.int32))
-            used, written = 0, set()
-        tables[-1][:, used] = source, destination
-        written.add(destination)
-        used += 1
-    return tables

@@ -53,7 +53,7 @@ def build_extend(
         params: tuple[jax.Array, ...],
         pools: Pools,
         packed: Int32[Array, "words"],
-        last_tokens: Int32[Array, "slots"],
+        last_tokens: Int32[Array, "carried"],
         embeddings: Pools = (),
     ) -> ExtendOutputs:
         inputs = packing.unpack(packed)
@@ -73,11 +73,11 @@ def build_extend(
 
 
 def known_tokens(
-    inputs: dict[str, jax.Array], last_tokens: Int32[Array, "slots"], config: EngineConfig
+    inputs: dict[str, jax.Array], last_tokens: Int32[Array, "carried"], config: EngineConfig
 ) -> Int32[Array, "tokens"]:
-    """The ids of a step's tokens: given, or the last draw of a slot."""
+    """The ids of a step's tokens: given, or among those carried on the device."""
     carried = inputs["carried"]
-    known = carried >= config.max_num_seqs
+    known = carried >= config.carried
     return jnp.where(known, inputs["tokens"], last_tokens.at[carried].get(mode="clip"))
 
 

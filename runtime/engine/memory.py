@@ -55,12 +55,14 @@ def pages_that_fit(
     max_model_len: int,
     bytes_per_device: int,
     attention: str = "reference",
+    draft: ServedStructure | None = None,
 ) -> int:
-    """Pages of a pool within `bytes_per_device`, the null page included.
+    """Pages of a pool within `bytes_per_device`, the null page included. With a draft model its pool has as many.
 
     Raises ConfigError when not even one sequence of `max_model_len` tokens fits.
     """
-    size = page_bytes(structure, page_size, kv_dtype, attention)
+    models = [structure] if draft is None else [structure, draft]
+    size = sum(page_bytes(model, page_size, kv_dtype, attention) for model in models)
     pages = max(0, bytes_per_device) // size
     needed = -(-max_model_len // page_size) + 1
     if pages < needed:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.decoders import ServedDecoder
+from triptych.runtime.engine.draft_stage import DraftStage
 from triptych.runtime.engine.engine import Engine
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.results import PartialStep, PendingStep
@@ -35,9 +36,15 @@ class PacedEngine(Engine):
     """An Engine whose steps take at least what `pace` says."""
 
     def __init__(
-        self, config: EngineConfig, loaded: ServedDecoder, mesh: Mesh, pace: Pace, media: MediaStage | None = None
+        self,
+        config: EngineConfig,
+        loaded: ServedDecoder,
+        mesh: Mesh,
+        pace: Pace,
+        media: MediaStage | None = None,
+        draft: DraftStage | None = None,
     ) -> None:
-        super().__init__(config, loaded, mesh, media)
+        super().__init__(config, loaded, mesh, media, draft)
         self._pace = pace
         self._free_at = 0.0
 

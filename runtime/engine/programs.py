@@ -87,7 +87,8 @@ class Programs:
 
     def _state(self) -> SamplerState:
         slots, vocab = self._config.max_num_seqs, self._structure.config.vocab_size
-        return SamplerState(self._small((slots,)), self._small((slots, vocab)), self._small((slots, vocab), np.bool_))  # pyright: ignore
+        counts, in_prompt = self._small((slots, vocab)), self._small((slots, vocab), np.bool_)
+        return SamplerState(self._small((self._config.carried,)), counts, in_prompt)  # pyright: ignore
 
     def _shardings(self, structs: Any) -> Any:
         return jax.tree.map(lambda struct: struct.sharding, structs)
@@ -102,7 +103,7 @@ class Programs:
                 self._structure.abstract,
                 self._pools,
                 self._small((extend_packing(shape, self._config).size,)),
-                self._small((self._config.max_num_seqs,)),
+                self._small((self._config.carried,)),
                 *(() if media is None else (media.structs,)),
             ),
             outputs=(small, small, self._shardings(self._pools)),
@@ -136,8 +137,8 @@ class Programs:
                 donated=(1,),
             )
 
-        slots = self._small((config.max_num_seqs,))
-        arguments = (outer, packed, slots, *(() if media is None else (media.structs,)))
+        carried = self._small((config.carried,))
+        arguments = (outer, packed, carried, *(() if media is None else (media.structs,)))
         return (
             *(layers(group) for group in sorted(set(cut.alike))),
             Program(("embed", shape), build_embed(cut, shape, config, media), arguments, (small, small)),
@@ -184,7 +185,8 @@ class Programs:
 
     def _upkeep(self) -> tuple[Program, ...]:
         """Page copies, seats, and making pools and state anew."""
-        state, vocab, slots = self._state(), self._structure.config.vocab_size, self._config.max_num_seqs
+        state, vocab = self._state(), self._structure.config.vocab_size
+        sizes = self._config.carried, self._config.max_num_seqs, vocab
         pools, pool_shardings = self._pools, self._shardings(self._pools)
         seats = (state.counts, state.in_prompt)
 
@@ -201,5 +203,5 @@ class Programs:
                 donated=(0, 1),
             ),
             Program(("pools",), allocate, (), pool_shardings),
-            Program(("state",), partial(fresh_state, slots, vocab), (), self._shardings(state)),
+            Program(("state",), partial(fresh_state, *sizes), (), self._shardings(state)),
         )

@@ -34,6 +34,7 @@ class PendingStep:
         scores: int32 [prefill tokens, 1 + 2k] of the score program; None when no row asked.
         score_rows: for each plan row where its scores begin in `scores`.
         encoded: ready when the step's media are encoded; None when it encodes none.
+        guesses: int32 [rows, most] of the draft model, a row for each draft of the plan; None when it guesses nothing.
     """
 
     plan: StepPlan
@@ -43,6 +44,7 @@ class PendingStep:
     scores: jax.Array | None = None
     score_rows: tuple[int, ...] = ()
     encoded: jax.Array | None = None
+    guesses: jax.Array | None = None
 
 
 class LayeredEngine(Protocol):
@@ -59,7 +61,7 @@ class PartialStep:
         engine: whose step it is.
         run: its extend program so far.
         batch, draws: its rows and draws, packed.
-        encoded: as in PendingStep.
+        encoded, guesses: as in PendingStep.
     """
 
     plan: StepPlan
@@ -68,6 +70,7 @@ class PartialStep:
     batch: ExtendBatch
     draws: DrawBatch | None
     encoded: jax.Array | None
+    guesses: jax.Array | None = None
 
     @property
     def dispatched(self) -> int:
@@ -101,11 +104,18 @@ def read(pending: PendingStep) -> StepResult:
     scores: Iterable[tuple[Logprobs, ...]] = [()] * len(plan.rows)
     if pending.scores is not None:
         scores = _scores(plan, np.asarray(pending.scores), pending.score_rows)
+    guesses = [None] * len(plan.rows) if pending.guesses is None else _guesses(plan, np.asarray(pending.guesses))
     rows = [
-        RowResult(row.sequence, tuple(islice(drawn, count)), scored)
-        for row, count, scored in zip(plan.rows, draws.counts, scores, strict=True)
+        RowResult(row.sequence, tuple(islice(drawn, count)), scored, guess)
+        for row, count, scored, guess in zip(plan.rows, draws.counts, scores, guesses, strict=True)
     ]
     return StepResult(plan.id, tuple(rows))
+
+
+def _guesses(plan: StepPlan, guesses: np.ndarray) -> list[int | None]:
+    """The input of each row that is a guess of the draft model; None for other rows."""
+    drafted = {draft.slot: row for draft, row in zip(plan.drafts, guesses[: len(plan.drafts)].tolist(), strict=True)}
+    return [drafted[row.token_slot][row.guess - 1] if row.guess else None for row in plan.rows]
 
 
 def _scores(plan: StepPlan, words: np.ndarray, first: tuple[int, ...]) -> Iterator[tuple[Logprobs, ...]]:

@@ -94,8 +94,8 @@ def sample_plain(
     variant: Variant,
     logits: Float[Array, "rows vocab"],
     inputs: dict[str, jax.Array],
-    last_tokens: Int32[Array, "slots"],
-) -> tuple[Int32[Array, "rows 1"], Int32[Array, "slots"]]:
+    last_tokens: Int32[Array, "carried"],
+) -> tuple[Int32[Array, "rows 1"], Int32[Array, "carried"]]:
     """Every variant but full: (the tokens, the slots' last tokens)."""
     tokens = drawn(variant, logits, inputs)
     return tokens[:, None], last_tokens.at[inputs["slot"]].set(tokens, mode="drop")

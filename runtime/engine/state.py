@@ -25,17 +25,18 @@ from triptych.runtime.instance.plan import Seat
 @partial(jax.tree_util.register_dataclass, data_fields=("last_tokens", "counts", "in_prompt"), meta_fields=())
 @dataclass(frozen=True)
 class SamplerState:
-    """Per slot: the token drawn last, how often each token was drawn, which tokens the prompt has."""
+    """Per slot: the token drawn last, how often each token was drawn, which tokens the prompt has. Behind the last draws are a draft model's guesses
+    (`EngineConfig.carried`)."""
 
-    last_tokens: Int32[Array, "slots"]
+    last_tokens: Int32[Array, "carried"]
     counts: Int32[Array, "slots vocab"]
     in_prompt: Bool[Array, "slots vocab"]
 
 
-def fresh_state(slots: int, vocab: int) -> SamplerState:
+def fresh_state(carried: int, slots: int, vocab: int) -> SamplerState:
     """All slots empty; traced."""
     return SamplerState(
-        jnp.zeros((slots,), jnp.int32), jnp.zeros((slots, vocab), jnp.int32), jnp.zeros((slots, vocab), jnp.bool_)
+        jnp.zeros((carried,), jnp.int32), jnp.zeros((slots, vocab), jnp.int32), jnp.zeros((slots, vocab), jnp.bool_)
     )
 
 

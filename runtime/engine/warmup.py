@@ -27,7 +27,7 @@ def run_each_once(
     embeddings: Pools = (),
 ) -> tuple[Pools, SamplerState]:
     """(pools, state) to go on with; the ones given are donated. `embeddings` is the media pool of an engine that has one."""
-    head, slots = programs.head.select(params), config.max_num_seqs
+    head = programs.head.select(params)
     last_tokens, counts, in_prompt = state.last_tokens, state.counts, state.in_prompt
     vocab = counts.shape[1]
     nobody = (np.zeros(vocab, np.int32), np.zeros(vocab, np.bool_))
@@ -36,7 +36,7 @@ def run_each_once(
     picked: jax.Array | None = None
     for shape in config.buckets.extend:
         packed, views = extend_packing(shape, config).host()
-        views["carried"].fill(slots)
+        views["carried"].fill(config.carried)
         if "media_index" in views:
             views["media_index"].fill(NO_MEDIA)
         media = (embeddings,) if takes_media(shape, config) else ()
@@ -54,7 +54,7 @@ def run_each_once(
     for variant in Variant:
         for draws in config.buckets.draws:
             packed, views = sample_packing(variant, draws).host()
-            views["slot"].fill(slots)
+            views["slot"].fill(config.carried)
             program = programs[("sample", variant, draws)]
             if variant is Variant.FULL:
                 words, state = program(head, picked, packed, state)

@@ -59,7 +59,7 @@ class DecodeRows(_Rows[Row]):
         nothing = [()] * len(starts)
         self.columns: Columns = {
             "sequence": sequences, "tokens": tokens, "start": starts, "position": positions, "pages": pages, "token_slot": slots,
-            "score": nothing, "embedded": nothing, "attended": attended,
+            "score": nothing, "embedded": nothing, "attended": attended, "guess": [0] * len(starts),
         }  # fmt: skip
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class DecodeRows(_Rows[Row]):
         c, none = self.columns, [0] * len(self)
         fields = (c["sequence"], c["tokens"], c["start"], c["position"], c["pages"], c["token_slot"])
         draws = zip(named(Draw, self.slots, self.positions))
-        return named(Row, *fields, draws, c["score"], none, c["embedded"], c["attended"])
+        return named(Row, *fields, draws, c["score"], none, c["embedded"], c["attended"], c["guess"])
 
     @property
     def positions(self) -> list[int]:
@@ -90,7 +90,7 @@ class DrawnRows(_Rows[RowResult]):
 
     def __iter__(self) -> Iterator[RowResult]:
         drawn = zip(named(Drawn, self.slots, self.tokens, [None] * len(self)))
-        return named(RowResult, self.sequences, drawn, [()] * len(self))
+        return named(RowResult, self.sequences, drawn, [()] * len(self), [None] * len(self))
 
 
 class Draws(NamedTuple):

@@ -98,7 +98,7 @@ class InstanceCore:
         drafter: DrafterFactory | None = None,
     ):
         """`stop_probe` is called only for requests with stop strings; `random` makes staging keys; `composer` defaults
-        to DefaultComposer(); `drafter` to prompt look-up, and is called only if the config has a speculation."""
+        to DefaultComposer(); `drafter` to prompt look-up, and is called only if the config has a speculation without a draft model."""
         self._composer = composer or DefaultComposer()
         self._state = InstanceState(
             config,

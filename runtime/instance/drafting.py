@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Several
 
-from triptych.runtime.instance.speculation import LEARNED, Lookahead, can_speculate
+from triptych.runtime.instance.speculation import LEARNED, NO_GUESSES, Drafter, Guesses, Lookahead, can_speculate
 from triptych.runtime.instance.state import Guessed, InstanceState, PlannedRow
 from triptych.runtime.instance.tasks import Stream
 
@@ -21,68 +21,74 @@ from triptych.runtime.instance.tasks import Stream
 WAIT = 0.25
 
 
-def guesses(state: InstanceState, streams: Several[Stream], rows: int) -> list[tuple[int, ...]]:
+def guesses(state: InstanceState, streams: Several[Stream], rows: int) -> list[Guesses]:
     """For each of `streams`, which all decode in the next plan, the tokens guessed to follow; at most `rows` in all, oldest samples first.
 
     They hold their pages then, out of what is free: nothing is preempted for a guess. All are empty if they are not worth the wait.
     """
-    nothing: list[tuple[int, ...]] = [()] * len(streams)
     found: list[tuple[int, ...]] = []
     gain, learned = 0.0, 0
     for stream in streams:
-        lookahead, most = _lookahead(state, stream), min(rows, _room(state, stream))
+        lookahead, most = lookahead_of(state, stream), min(rows, room(state, stream))
         guessed: tuple[int, ...] = ()
-        if lookahead is not None and most > 0 and stream.sequence is not None:
+        if lookahead is not None and lookahead.drafter is not None and most > 0 and stream.sequence is not None:
             learned += lookahead.drafter.learn(stream.sequence.tokens, LEARNED - learned)
-            guessed = _guess(lookahead, stream.sequence.tokens, stream.pending, most)
+            proposed = _propose(lookahead.drafter, stream.sequence.tokens, stream.pending, most)
+            guessed = proposed[: lookahead.depth(len(proposed))]
         rows -= len(guessed)
         found.append(guessed)
         if lookahead is not None:
             gain += lookahead.expected(len(guessed))
-    if gain <= WAIT * len(streams):
-        return nothing
-    return [_hold(state, stream, guessed) for stream, guessed in zip(streams, found, strict=True)]
+    if not worth_the_wait(gain, streams):
+        return [NO_GUESSES] * len(streams)
+    held = [guessed[: hold(state, stream, len(guessed))] for stream, guessed in zip(streams, found, strict=True)]
+    return [Guesses(len(guessed), guessed) for guessed in held]
 
 
-def _lookahead(state: InstanceState, stream: Stream) -> Lookahead | None:
+def worth_the_wait(gain: float, streams: Several[Stream]) -> bool:
+    """Whether `gain` guesses, expected to be right, are worth a wait of all `streams`."""
+    return gain > WAIT * len(streams)
+
+
+def lookahead_of(state: InstanceState, stream: Stream) -> Lookahead | None:
     """That of `stream`; None if it is not guessed for."""
-    request = stream.task.request
-    if stream.lookahead is None and can_speculate(request.sampling):
-        stream.lookahead = Lookahead(state.drafter(request, stream.sample))
+    request, speculation = stream.task.request, state.config.speculation
+    if stream.lookahead is None and speculation is not None and can_speculate(request.sampling):
+        asked = None if speculation.model is not None else state.drafter(request, stream.sample)
+        stream.lookahead = Lookahead(asked)
     return stream.lookahead
 
 
-def _room(state: InstanceState, stream: Stream) -> int:
+def room(state: InstanceState, stream: Stream) -> int:
     """Tokens that may be guessed in one step before `stream` is as long as it can be."""
     assert state.config.speculation is not None
     return min(state.config.speculation.tokens, stream.termination.limit - len(stream.outputs) - stream.pending - 1)
 
 
-def _guess(lookahead: Lookahead, tokens: Several[int], ahead: int, most: int) -> tuple[int, ...]:
+def _propose(drafter: Drafter, tokens: Several[int], ahead: int, most: int) -> tuple[int, ...]:
     """What may follow the token that is decoded next: the one behind `tokens`, if one is being drawn (`ahead`), else their last."""
-    proposed = tuple(lookahead.drafter.propose(tokens, ahead + most))[ahead:]
-    return proposed[: lookahead.depth(len(proposed))]
+    return tuple(drafter.propose(tokens, ahead + most))[ahead:]
 
 
-def _hold(state: InstanceState, stream: Stream, guessed: tuple[int, ...]) -> tuple[int, ...]:
-    """The guesses that there are pages for."""
+def hold(state: InstanceState, stream: Stream, count: int) -> int:
+    """How many of `count` guesses there are pages for; the stream holds them then."""
     sequence = stream.sequence
     assert sequence is not None
-    end = sequence.scheduled + 1 + len(guessed)
-    if guessed and sequence.missing(end) <= state.memory.pool.available:
+    end = sequence.scheduled + 1 + count
+    if count and sequence.missing(end) <= state.memory.pool.available:
         sequence.reserve(end)
-    return guessed[: sequence.capacity - sequence.scheduled - 1]
+    return min(count, sequence.capacity - sequence.scheduled - 1)
 
 
-def stands(planned: PlannedRow) -> bool:
-    """Whether a guessed input turned out to be the sequence's token there, and the sample goes on behind it."""
+def stands(planned: PlannedRow, guess: int) -> bool:
+    """Whether `guess`, the row's input, turned out to be the sequence's token there, and the sample goes on behind it."""
     stream, generation = planned.draws[0]
     tokens = planned.sequence.tokens
     return (
         stream.generation == generation
         and stream.finish is None
         and len(tokens) == planned.computed
-        and tokens[-1] == planned.draft
+        and tokens[-1] == guess
     )
 
 
@@ -97,3 +103,5 @@ def judge(state: InstanceState, guessed: Guessed) -> None:
         stream.lookahead.observe(guessed.count, accepted)
     stream.pending = 0
     sequence.retract(len(sequence.tokens) - 1)
+    if stream.lookahead.drafter is None:
+        sequence.mark_drafted()

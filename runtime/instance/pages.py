@@ -31,6 +31,7 @@ class PagePool:
         self._free: list[int] = []  # given back; the last one is taken first
         self._untouched = NULL_PAGE + 1  # this page and those above were never taken
         self._references = array("I", bytes(4 * num_pages))
+        self._drafted = bytearray(num_pages)
 
     @property
     def available(self) -> int:
@@ -62,8 +63,17 @@ class PagePool:
             else:
                 page = self._index.evict()
             self._references[page] = 1
+            self._drafted[page] = False
             pages.append(page)
         return pages
+
+    def mark_drafted(self, page: int) -> None:
+        """The draft model's KV of all tokens of `page` is there, too, until the page is given to somebody else."""
+        self._drafted[page] = True
+
+    def drafted(self, page: int) -> bool:
+        """Whether it was marked so."""
+        return bool(self._drafted[page])
 
     def share(self, pages: Iterable[int]) -> None:
         """One more reference to each page, which must be referenced or cached."""

@@ -1,8 +1,8 @@
 """StepPlan: everything one device step does, as plain data.
 
 A plan is serialisable and complete: whoever executes the same plans in the same order on the same weights holds the same pool. That is
-what a follower process of a multi-host instance does. Order inside a plan: `copies`, `seats`, the encoder over `encodes`, the extend over
-`rows`, the draws, the `exports`.
+what a follower process of a multi-host instance does. Order inside a plan: `copies`, `seats`, the encoder over `encodes`, the draft model over
+`catch_ups` and then `drafts`, the extend over `rows`, the draws, the `exports`.
 
 Two plans may be in flight. A row whose input token is not known to the host yet (it is being drawn by the plan before) has empty
 `tokens` and takes the token that its slot drew last, on the device.
@@ -104,14 +104,34 @@ class Draw(NamedTuple):
     position: int
 
 
+class Draft(NamedTuple):
+    """The draft model guesses how a sample goes on, as its seat draws; it has its own KV of every token before these, in the same pages.
+
+    Attributes:
+        slot: of the sample. Guess i, from 1 on, is the input of the row with this `token_slot` and `guess` i.
+        tokens: ids of the sample's last two tokens; of the last but one only, if the last is what the slot drew last.
+        start: KV index of the first of the two.
+        position: its RoPE position.
+        pages: block table; guesses behind its end are not used.
+        count: how many tokens to guess.
+    """
+
+    slot: int
+    tokens: tuple[int, ...]
+    start: int
+    position: int
+    pages: tuple[int, ...]
+    count: int
+
+
 class Row(NamedTuple):
     """One sequence's part of a step: extend it by its tokens at KV index `start` onwards. A sequence whose next tokens are guessed has a row of one token for
     each guess, behind its row of the token that is known: what is drawn there counts if the guess is right (drafting.py).
 
     Attributes:
         sequence: instance-local sequence number.
-        tokens: known input ids; empty means exactly one token, the last one drawn by `token_slot`.
-        token_slot: slot whose last draw is the input when `tokens` is empty.
+        tokens: known input ids; empty means exactly one token, the last one drawn by `token_slot`, or a guess for it.
+        token_slot: slot whose last draw, or guess, is the input when `tokens` is empty.
         start: KV index of the first input token (= tokens already in the pages).
         position: RoPE position of the first input token; text counts on from it, or from the item before it that has a place.
         pages: block table, one page id per page, long enough for start + number of tokens.
@@ -120,6 +140,7 @@ class Row(NamedTuple):
         score_top: how many most likely tokens to report with each score.
         embedded: runs of input tokens whose embeddings come from the media pool, not from their ids; in order, without overlaps.
         attended: media that all its tokens attend to, in the request's order; the same in every row of a sequence.
+        guess: which guess of the plan's draft for `token_slot` is the input; 0: none, but its last draw.
     """
 
     sequence: int
@@ -133,6 +154,7 @@ class Row(NamedTuple):
     score_top: int = 0
     embedded: tuple[Embedded, ...] = ()
     attended: tuple[Attended, ...] = ()
+    guess: int = 0
 
     @property
     def length(self) -> int:
@@ -161,7 +183,10 @@ class Export:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step. `id` increases by one a plan; results come back in the same order. Rows may be kept in columns (columns.py)."""
+    """One step. `id` increases by one a plan; results come back in the same order. Rows may be kept in columns (columns.py).
+
+    `catch_ups`: tokens whose KV the draft model lacks; nothing is drawn there.
+    """
 
     id: int
     rows: Sequence[Row] = ()
@@ -169,6 +194,8 @@ class StepPlan:
     copies: tuple[tuple[int, int], ...] = ()  # (source page, destination page)
     exports: tuple[Export, ...] = ()
     encodes: tuple[Encode, ...] = ()
+    catch_ups: tuple[Row, ...] = ()
+    drafts: tuple[Draft, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -184,11 +211,12 @@ class Drawn(NamedTuple):
 
 
 class RowResult(NamedTuple):
-    """Results of one row, draws in the row's order; `scores[i]` belongs to `row.score[i]`."""
+    """Results of one row, draws in the row's order; `scores[i]` belongs to `row.score[i]`; `guess` is the input, where the draft model guessed it."""
 
     sequence: int
     drawn: tuple[Drawn, ...] = ()
     scores: tuple[Logprobs, ...] = ()
+    guess: int | None = None
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,20 @@ from collections.abc import Sequence as Several
 from triptych.runtime.instance import encoding
 from triptych.runtime.instance.admission import admit_waiting
 from triptych.runtime.instance.columns import DecodeRows
-from triptych.runtime.instance.composer import ChunkCandidate, StepChoice, StepComposer, StepLimits, StepView
+from triptych.runtime.instance.composer import ChunkCandidate, StepComposer, StepLimits, StepView
 from triptych.runtime.instance.decode_rows import decode_rows, schedule
-from triptych.runtime.instance.drafting import guesses
 from triptych.runtime.instance.embeddings import Entry
+from triptych.runtime.instance.guessing import propose
 from triptych.runtime.instance.lifecycle import Kind, Trigger
 from triptych.runtime.instance.messages import InstanceMessage
-from triptych.runtime.instance.plan import Draw, Encode, Export, Row, Seat, StepPlan
+from triptych.runtime.instance.model_drafting import CatchUp, catch_up_row, draft
+from triptych.runtime.instance.plan import Draft, Draw, Encode, Export, Row, Seat, StepPlan
 from triptych.runtime.instance.positions import offset_at
 from triptych.runtime.instance.preemption import make_room
 from triptych.runtime.instance.resuming import go_on
 from triptych.runtime.instance.sequence import Sequence
 from triptych.runtime.instance.spans import overlapping
+from triptych.runtime.instance.speculation import Guesses
 from triptych.runtime.instance.state import Guessed, InstanceState, PlannedDecodes, PlannedRow, PlannedStep
 from triptych.runtime.instance.tasks import Fill, PrefillTask, Stream, Task
 
@@ -60,12 +62,12 @@ def plan_step(
     view.check(choice)
     builder.encode(choice.patches)
     decoding = ready[: choice.decodes]
-    guessed: list[tuple[int, ...]] = []
-    if state.config.speculation is not None:
-        guessed = guesses(state, decoding, _rows_for_guesses(state, choice))
-    if any(guessed):
-        for stream, tokens in zip(decoding, guessed, strict=True):
-            builder.verify(stream, tokens)
+    guessed, catch_ups = propose(state, decoding, choice)
+    for catch_up in catch_ups:
+        builder.catch_up(catch_up)
+    if any(each.count for each in guessed):
+        for stream, each in zip(decoding, guessed, strict=True):
+            builder.verify(stream, each)
     elif decoding:
         builder.decode(decoding)
     for fill, tokens in zip(fills, choice.chunks, strict=True):
@@ -97,13 +99,6 @@ def _make_room_to_decode(state: InstanceState, needy: list[Stream]) -> list[Inst
         ):  # else an older one has just preempted it, or its task ended
             messages += make_room(state, stream, stream.sequence.scheduled + 1)
     return messages
-
-
-def _rows_for_guesses(state: InstanceState, choice: StepChoice) -> int:
-    """Rows that guesses may take. Programs with prompt chunks have `max_num_seqs` decode rows; every row there has a slot of its own, or is the single token of
-    a chunk."""
-    chunks = sum(1 for tokens in choice.chunks if tokens)
-    return state.slots.free - chunks if chunks else state.config.max_draws - choice.decodes
 
 
 def _encodable(state: InstanceState) -> tuple[int, ...]:
@@ -140,6 +135,8 @@ class PlanBuilder:
         self._encodes: list[Encode] = []
         self._entries: list[Entry] = []
         self._guessed: list[Guessed] = []
+        self._catch_ups: list[Row] = []
+        self._drafts: list[Draft] = []
         self._decodes = PlannedDecodes([], [], [])
         self._decode_rows: DecodeRows | None = None
         self._rows: list[Row] = []
@@ -169,11 +166,17 @@ class PlanBuilder:
         self._decode_rows = decode_rows(streams, self._state.media)
         self._decodes = schedule(streams)
 
-    def verify(self, stream: Stream, guessed: tuple[int, ...]) -> None:
-        """One token of one stream, as `decode` does, and behind it the tokens that are `guessed` to follow, for which it has pages."""
+    def catch_up(self, catch_up: CatchUp) -> None:
+        """The draft model reads tokens that it lacks."""
+        self._catch_ups.append(catch_up_row(catch_up))
+
+    def verify(self, stream: Stream, guessed: Guesses) -> None:
+        """One token of one stream, as `decode` does, and behind it the tokens that are guessed to follow, for which it has pages."""
         sequence, slot = stream.sequence, stream.slot
         assert sequence is not None and slot is not None
         self._prepare(stream)
+        if guessed.count and not guessed.tokens:
+            self._drafts.append(draft(stream, guessed.count))
         start = sequence.scheduled
         end = sequence.scheduled = start + 1
         tokens = () if stream.pending else (sequence.tokens[start],)
@@ -184,15 +187,18 @@ class PlanBuilder:
         self._rows.append(Row(sequence.number, tokens, start, position, sequence.pages, slot, draws, attended=attended))
         by = ((stream, stream.generation),)
         self._planned.append(PlannedRow(sequence, sequence.generation, end, by))
-        for offset, token in enumerate(guessed, start=1):
+        for offset in range(1, guessed.count + 1):
+            known = guessed.tokens[offset - 1 : offset]
             draws = (Draw(slot, end + offset),)
-            at = start + offset, position + offset
-            self._rows.append(Row(sequence.number, (token,), *at, sequence.pages, slot, draws, attended=attended))
-            self._planned.append(PlannedRow(sequence, sequence.generation, end + offset, by, draft=token))
-        if guessed:
-            sequence.scheduled += len(guessed)
-            stream.pending += len(guessed)
-            self._guessed.append(Guessed(stream, stream.generation, len(guessed), end + 1))
+            at, drawn = (start + offset, position + offset), 0 if known else offset
+            row = Row(sequence.number, known, *at, sequence.pages, slot, draws, attended=attended, guess=drawn)
+            self._rows.append(row)
+            asked = PlannedRow(sequence, sequence.generation, end + offset, by, draft=known[0] if known else None)
+            self._planned.append(asked)
+        if guessed.count:
+            sequence.scheduled += guessed.count
+            stream.pending += guessed.count
+            self._guessed.append(Guessed(stream, stream.generation, guessed.count, end + 1))
 
     def _prepare(self, stream: Stream) -> None:
         """What comes before a stream's rows."""
@@ -258,6 +264,8 @@ class PlanBuilder:
             tuple(self._copies),
             tuple(self._exports),
             tuple(self._encodes),
+            tuple(self._catch_ups),
+            tuple(self._drafts),
         )
         state.next_plan += 1
         state.in_flight.append(PlannedStep(plan.id, self._decodes, self._planned, self._entries, self._guessed))

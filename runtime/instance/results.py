@@ -39,7 +39,8 @@ def apply_result(state: InstanceState, result: StepResult, now: float) -> list[I
     if decodes:
         take_decodes(step.decodes, result.rows, tokens, touched)
     for planned, row in zip(step.rows, result.rows[decodes:] if step.rows else (), strict=True):
-        if planned.draft is not None and not stands(planned):
+        guess = planned.draft if row.guess is None else row.guess
+        if guess is not None and not stands(planned, guess):
             continue
         if planned.sequence.generation == planned.generation:
             planned.sequence.commit(planned.computed)

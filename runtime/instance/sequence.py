@@ -9,6 +9,8 @@ page.
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from triptych.runtime.core.media import MediaItem
 from triptych.runtime.instance.memory import KvMemory
 from triptych.runtime.instance.prefix import page_key
@@ -59,6 +61,8 @@ class Sequence:
         media: what takes the place of some of them; part of the pages' keys.
         scheduled: tokens whose KV is computed by plans already made = KV index of the next input.
         committed: tokens whose KV is computed by plans already finished.
+        drafted: tokens from the first on whose KV of the draft model is computed by plans already made; it lies in the same pages, of another pool,
+            and may be computed again at any time.
         capacity: tokens that fit the pages held.
         generation: grows whenever the KV is given up, so that results of plans made before can be told apart.
         spare: one page per group for each fork to come, held so that forking cannot fail.
@@ -73,6 +77,7 @@ class Sequence:
         "capacity",
         "committed",
         "copies",
+        "drafted",
         "generation",
         "media",
         "number",
@@ -94,6 +99,7 @@ class Sequence:
         self.tables = tuple([BlockTable() for _ in roots])
         self.scheduled = 0
         self.committed = 0
+        self.drafted = 0
         self.capacity = 0
         self.generation = 0
         self.spare: list[tuple[int, ...]] = []
@@ -116,7 +122,17 @@ class Sequence:
             memory.pool.share(hit[:count])
             table.extend(hit[:count])
         self.capacity = self.scheduled = self.committed = count * memory.page_size
+        drafted = takewhile(memory.pool.drafted, self.tables[0].view)
+        self.drafted = sum(1 for _ in drafted) * memory.page_size
         return self.committed
+
+    def mark_drafted(self) -> None:
+        """The first `drafted` tokens are known to be right: whoever shares full pages of them finds the draft model's KV there, too."""
+        pool, pages = self._memory.pool, self.tables[0].view
+        for page in reversed(pages[: self.drafted // self._memory.page_size]):
+            if pool.drafted(page):
+                break
+            pool.mark_drafted(page)
 
     def cached_prefix(self, limit: int) -> int:
         """Tokens that `pin_prefix` would take now."""
@@ -158,6 +174,7 @@ class Sequence:
         twin._keys = tuple(list(keys[:full]) for keys in self._keys)
         twin.scheduled = self.scheduled
         twin.committed = min(self.committed, full * memory.page_size)
+        twin.drafted = min(self.drafted, full * memory.page_size)
         twin.capacity = (full + 1) * memory.page_size
         return twin
 
@@ -198,6 +215,7 @@ class Sequence:
             raise ValueError(f"truncate({length}) would take back committed tokens ({self.committed})")
         del self.tokens[length:]
         self.scheduled = min(self.scheduled, length)
+        self.drafted = min(self.drafted, length)
         self._cut(-(-length // self._memory.page_size))
 
     def retract(self, length: int) -> None:
@@ -206,6 +224,7 @@ class Sequence:
         if length < self.committed:
             raise ValueError(f"retract({length}) would take back committed tokens ({self.committed})")
         self.scheduled = min(self.scheduled, length)
+        self.drafted = min(self.drafted, length)
         self._cut(length // self._memory.page_size + 1)
 
     def missing_to_step_back(self) -> int:
@@ -222,11 +241,12 @@ class Sequence:
         self.generation += 1
         self.scheduled = last
         self.committed = min(self.committed, last)
+        self.drafted = min(self.drafted, last // memory.page_size * memory.page_size)
 
     def evict(self) -> None:
         """Give up all KV and keep the tokens, for recomputation or for good."""
         self.generation += 1
-        self.scheduled = self.committed = 0
+        self.scheduled = self.committed = self.drafted = 0
         if self.spare:
             self.drop_spare()
         if self.copies:

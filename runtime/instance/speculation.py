@@ -43,11 +43,13 @@ LEARNED = 2048
 @dataclass(frozen=True)
 class Speculation:
     """What is guessed. `tokens`: most guesses of one sample in a step. Prompt look-up (ngram.py) matches the last `longest` tokens of a sequence, else
-    fewer, down to `shortest`."""
+    fewer, down to `shortest`. With a `model` (a spec for `models.hub.resolve_model`) that draft model guesses instead, on the device
+    (model_drafting.py)."""
 
     tokens: int = 4
     longest: int = 4
     shortest: int = 2
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
@@ -66,6 +68,17 @@ def most_draws(max_num_seqs: int, guesses: int) -> int:
 def can_speculate(params: SamplingParams) -> bool:
     """Whether verification is exact for these parameters."""
     return not params.penalised
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """What is guessed of one sample in one step: `count` tokens. `tokens` are they, or nothing where the draft model draws them in the same plan."""
+
+    count: int = 0
+    tokens: tuple[int, ...] = ()
+
+
+NO_GUESSES = Guesses()
 
 
 class Drafter(Protocol):
@@ -101,13 +114,13 @@ class Lookahead:
     """How far to guess for one sample, from how its guesses went. Owned by its Stream.
 
     Attributes:
-        drafter: who guesses.
+        drafter: who guesses; None: the draft model.
         rate: share of single guesses that were right, of late. Guess i of a run is right only if all before it are: `rate` to the power of i.
     """
 
     __slots__ = ("_passed", "drafter", "rate")
 
-    def __init__(self, drafter: Drafter):
+    def __init__(self, drafter: Drafter | None):
         self.drafter = drafter
         self.rate = FIRST_RATE
         self._passed = 0

@@ -51,9 +51,8 @@ class PlannedRow:
     draws: tuple[tuple[Stream, int], ...]
     fill: Fill | None = None
     prompt_of: Task | None = None  # the resumed task whose prompt is computed with this row: no draw tells it
-    draft: int | None = (
-        None  # its input token, where that is a guess: the row counts only if the token before it was drawn so
-    )
+    # Its input token, where that is a guess made here: the row counts only if the token before it was drawn so. A draft model's comes with the result.
+    draft: int | None = None
 
 
 @dataclass(slots=True)
@@ -98,7 +97,7 @@ class InstanceState:
     random: random.Random
     memory: KvMemory
     slots: SlotPool
-    drafter: DrafterFactory  # asked only where the config says that tokens are guessed
+    drafter: DrafterFactory  # asked only where the config says that tokens are guessed, and not by a draft model
     tasks: dict[TaskKey, Task] = field(default_factory=dict)
     by_serial: dict[int, Task] = field(default_factory=dict)
     media: MediaMemory | None = None

@@ -18,6 +18,8 @@ RESOURCES = {
     "device_encoder_bytes": "device_encoder_bytes",
     "device_kv_pool_bytes": "device_kv_pool_bytes",
     "device_media_pool_bytes": "device_media_pool_bytes",
+    "device_draft_bytes": "device_draft_bytes",
+    "device_draft_kv_pool_bytes": "device_draft_kv_pool_bytes",
     "media_pages_total": "media_pages",
     "media_pages_held": "media_pages_held",
     "media_gathering": "media_prompts_gathering",

@@ -26,12 +26,13 @@ from triptych.models.speech.bundle import SpeechBundle, is_speech
 from triptych.models.speech.load import load_decoder as load_speech_decoder
 from triptych.models.weight_formats import AUTO
 from triptych.models.weights.dummy import DummySource
-from triptych.models.weights.load import load_decoder
+from triptych.models.weights.load import LoadedDecoder, load_decoder
 from triptych.models.weights.on_device import makes_weights
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Compatibility, InstanceInfo, Role
 from triptych.runtime.engine.config import EngineConfig, engine_config
 from triptych.runtime.engine.decoders import ServedDecoder, self_group
+from triptych.runtime.engine.draft_stage import DraftStage
 from triptych.runtime.engine.encode_engine import EncodeEngine
 from triptych.runtime.engine.engine import Engine
 from triptych.runtime.engine.media_stage import MediaStage
@@ -47,6 +48,7 @@ from triptych.runtime.instance.termination import StopProbeFactory
 from triptych.runtime.transfer.header import CHUNK_ORDER, PROTOCOL_VERSION, KvHeader, group_headers
 from triptych.runtime.transfer.layer_groups import LayerGroups, cut_layers
 from triptych.runtime.worker.config import InstancePlan, WorkerConfig
+from triptych.runtime.worker.draft_parts import load_draft, open_draft
 from triptych.runtime.worker.media_parts import (
     WorkerModel,
     encode_patches,
@@ -94,13 +96,22 @@ def open_worker_model(config: WorkerConfig) -> WorkerModel:
                 raise ConfigError(f"{name} is {asked!r}; speech models are served with {only!r} only")
         if config.kv_dtype in CODE_BYTES:
             raise ConfigError(f"the KV dtype is {config.kv_dtype}; speech models keep KV in {', '.join(DTYPE_BYTES)}")
-        return WorkerModel(resolved, open_speech_bundle(resolved, config.load_dummy))
+        speech = WorkerModel(resolved, open_speech_bundle(resolved, config.load_dummy))
+        return dataclasses.replace(speech, draft=open_draft(config, speech))
     bundle = open_model(resolved)
     if config.load_dummy:
-        bundle = dataclasses.replace(
-            bundle, tensor_source=DummySource(bundle.config), revision=f"dummy-{bundle.config.fingerprint()}"
-        )
-    return WorkerModel(resolved, bundle, open_multimodal(resolved))
+        bundle = _with_random_weights(bundle)
+    model = WorkerModel(resolved, bundle, open_multimodal(resolved))
+    draft = open_draft(config, model)
+    if draft is not None and config.load_dummy:
+        draft = _with_random_weights(draft)
+    return dataclasses.replace(model, draft=draft)
+
+
+def _with_random_weights(bundle: ModelBundle) -> ModelBundle:
+    return dataclasses.replace(
+        bundle, tensor_source=DummySource(bundle.config), revision=f"dummy-{bundle.config.fingerprint()}"
+    )
 
 
 def build_instances(config: WorkerConfig, model: WorkerModel, progress: Progress) -> list[InstanceParts]:
@@ -123,10 +134,12 @@ def build_instances(config: WorkerConfig, model: WorkerModel, progress: Progress
 
 
 def _kernel(config: WorkerConfig, model: WorkerModel, device: Device) -> str:
-    """The attention kernel by name; whatever is asked for, speech models have the reference."""
+    """The attention kernel of the model and its draft model, by name; speech models have the reference."""
     if model.speech is not None:
         return REFERENCE
-    return kernel_for(config.attention, device, model.bundle.config.head_dim, config.page_size)
+    bundles = (model.bundle, model.draft)
+    head_dims = [bundle.config.head_dim for bundle in bundles if bundle is not None]
+    return kernel_for(config.attention, device, config.page_size, *head_dims)
 
 
 def build_instance(
@@ -141,11 +154,12 @@ def build_instance(
     pages = media_pages(config, plan, model, max_model_len)
     decodes = bool(plan.possible & {Role.PREFILL, Role.DECODE})
     loaded = _load_decoder(config, model, mesh) if decodes else None
+    draft = load_draft(config, plan, model, mesh)
     stage = media_stage(config, plan, model, mesh, pages)
     weights = time.monotonic() - started
     progress(f"{plan.id}: weights on {plan.tp} device(s) in {weights:.1f} s")
     limits = engine_config(
-        num_pages=1 if loaded is None else _kv_pages(config, loaded, devices, max_model_len, stage),
+        num_pages=1 if loaded is None else _kv_pages(config, loaded, draft, devices, max_model_len, stage),
         max_num_seqs=config.max_num_seqs,
         max_model_len=max_model_len,
         chunk_tokens=config.chunk_tokens,
@@ -162,8 +176,9 @@ def build_instance(
         layer_groups=layer_groups(config, bundle),
         attention=config.attention,
         speculative_tokens=0 if config.speculation is None else config.speculation.tokens,
+        draft_model=draft is not None,
     )
-    engine = _engine(config, limits, loaded, mesh, stage)
+    engine = _engine(config, limits, loaded, mesh, stage, None if draft is None else DraftStage(limits, draft))
 
     def compiled(name: str, done: int, total: int) -> None:
         progress(f"{plan.id}: compiled {done}/{total} {name}")
@@ -190,9 +205,14 @@ def _load_decoder(config: WorkerConfig, model: WorkerModel, mesh: Mesh) -> Serve
 
 
 def _kv_pages(
-    config: WorkerConfig, loaded: ServedDecoder, devices: Sequence[Device], max_model_len: int, stage: MediaStage | None
+    config: WorkerConfig,
+    loaded: ServedDecoder,
+    draft: LoadedDecoder | None,
+    devices: Sequence[Device],
+    max_model_len: int,
+    stage: MediaStage | None,
 ) -> int:
-    """Pages of the KV pool: what is asked for, or what fits. A media pool comes out of an accelerator's memory first."""
+    """Pages of the KV pool, and of a draft model's: what is asked for, or what fits. A media pool comes out of an accelerator's memory first."""
     if config.num_pages:
         return config.num_pages
     media_bytes = 0 if stage is None else stage.pool.num_pages * stage.pool.page_bytes
@@ -203,18 +223,24 @@ def _kv_pages(
         max_model_len=max_model_len,
         bytes_per_device=config.kv_cache_memory or free_bytes(devices, config.memory_fraction) - media_bytes,
         attention=config.attention,
+        draft=None if draft is None else draft.structure,
     )
 
 
 def _engine(
-    config: WorkerConfig, limits: EngineConfig, loaded: ServedDecoder | None, mesh: Mesh, stage: MediaStage | None
+    config: WorkerConfig,
+    limits: EngineConfig,
+    loaded: ServedDecoder | None,
+    mesh: Mesh,
+    stage: MediaStage | None,
+    draft: DraftStage | None,
 ) -> Engine | EncodeEngine:
     if loaded is None:
         assert stage is not None, "media_pages refuses an encode role without a pool"
         return EncodeEngine(limits, mesh, stage)
     if config.pace is None:
-        return Engine(limits, loaded, mesh, stage)
-    return PacedEngine(limits, loaded, mesh, config.pace, stage)
+        return Engine(limits, loaded, mesh, stage, draft)
+    return PacedEngine(limits, loaded, mesh, config.pace, stage, draft)
 
 
 def _kv_mover(config: WorkerConfig, loaded: ServedDecoder, group: KVGroup, limits: EngineConfig) -> PageMover:

@@ -16,12 +16,14 @@ from triptych.runtime.engine.engine import Engine
 def device_bytes(engine: Engine | EncodeEngine) -> dict[str, int]:
     """Bytes by what they are for; 0 for what the instance does not have. After `compile`, on the thread that owns the engine."""
     stage = engine.media
-    encoder = None if stage is None else stage.encoder
+    encoder, draft = None if stage is None else stage.encoder, engine.draft
     return {
         "device_decoder_bytes": nbytes(engine.params),
         "device_encoder_bytes": 0 if encoder is None else nbytes(encoder.params),
         "device_kv_pool_bytes": nbytes(engine.pools),
         "device_media_pool_bytes": 0 if stage is None else nbytes(stage.pools),
+        "device_draft_bytes": 0 if draft is None else nbytes(draft.params),
+        "device_draft_kv_pool_bytes": 0 if draft is None else nbytes(draft.pools),
     }
 
 

@@ -41,11 +41,13 @@ ENCODE_PATCHES = 2048
 
 @dataclass(frozen=True)
 class WorkerModel:
-    """A model opened by a worker. `multimodal` is None for text models, and for those of speech, whose bundle says all."""
+    """A model opened by a worker. `multimodal` is None for text models, and for those of speech, whose bundle says all. `draft`: the model that guesses
+    its tokens, if one does."""
 
     resolved: ResolvedModel
     bundle: ModelBundle | SpeechBundle
     multimodal: MultimodalConfig | None = None
+    draft: ModelBundle | None = None
 
     @property
     def speech(self) -> SpeechBundle | None:

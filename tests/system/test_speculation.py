@@ -43,6 +43,30 @@ def expected() -> list[Result]:
     return alone
 
 
+@pytest.mark.parametrize(
+    ("topology", "tp", "num_pages", "model"),
+    [
+        ("PD", (1, 1), 21, "dummy:toy"),
+        ("1P1D", (1, 2), 129, "dummy:toy"),
+        ("1P1D", (1, 1), 21, "dummy:toy-draft"),
+    ],
+)
+def test_with_a_draft_model_too(
+    expected: list[Result], topology: str, tp: tuple[int, int], num_pages: int, model: str
+) -> None:
+    """Prefix cache on, pulled KV that the draft model has to read first, pools that preempt, steps with prompts by layer groups."""
+    groups = 1 if topology == "PD" else None
+    setup = ToySetup(
+        topology, tp=tp, num_pages=num_pages, kv_layer_groups=groups, speculation=Speculation(4, model=model)
+    )
+    for results in (served := serve(setup))[:2]:
+        assert [shape_of(result) for result in results] == [shape_of(result) for result in expected]
+    counters = served[2]
+    assert counters["tokens_drafted"] > 0 == counters["compiled_after_ready"]
+    if model == "dummy:toy":  # the target itself: what is wrong lies behind a stop
+        assert counters["tokens_accepted"] > 0.9 * counters["tokens_drafted"]
+
+
 @pytest.mark.parametrize("topology", ["PD", "(P-D)", "1P1D"])
 @pytest.mark.parametrize("num_pages", [129, 21])
 def test_tokens_are_those_of_the_monolith(expected: list[Result], topology: str, num_pages: int) -> None:

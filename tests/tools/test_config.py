@@ -69,9 +69,12 @@ def test_every_field_has_a_flag_and_an_environment_twin_that_do_the_same():
             text = field.metadata["choices"][0]
         else:
             text = special.get(field.name) or samples[str(field.type).split(" ")[0]]
-        pair = {"prefill_tp": ["--topology=1P1D"], "decode_tp": ["--topology=1P1D"]}.get(field.name, [])
-        if field.name == "heartbeat_interval":
-            pair = ["--heartbeat-timeout=60"]
+        pair = {
+            "prefill_tp": ["--topology=1P1D"],
+            "decode_tp": ["--topology=1P1D"],
+            "heartbeat_interval": ["--heartbeat-timeout=60"],
+            "speculative_model": ["--speculative=draft"],
+        }.get(field.name, [])
         by_env = configure(*pair, env={env_name(field): text})
         if isinstance(field.default, bool):
             assert configure(f"--no-{flag_names(field)[0][2:]}") == by_env

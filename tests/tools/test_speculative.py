@@ -25,11 +25,21 @@ def test_nothing_is_guessed_unless_asked_for() -> None:
     assert worker().speculation is None
     assert worker(speculative="ngram").speculation == Speculation(4)
     assert worker(speculative="ngram", speculative_tokens=2).speculation == Speculation(2)
+    asked = worker(speculative="draft", speculative_model="dummy:toy-draft", speculative_tokens=3)
+    assert asked.speculation == Speculation(3, model="dummy:toy-draft")
 
 
 def test_wrong_settings_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="speculative_tokens is 0"):
         ServeConfig(speculative="ngram", speculative_tokens=0)
+    halves: list[dict[str, Any]] = [
+        {"speculative": "draft"},
+        {"speculative": "ngram", "speculative_model": "m"},
+        {"speculative_model": "m"},
+    ]
+    for settings in halves:
+        with pytest.raises(ConfigError, match="a draft model needs both"):
+            ServeConfig(**settings)
     with pytest.raises(ConfigError, match="leave --speculative off"):
         worker(speculative="ngram", step_times=str(tmp_path / "table.json"))
 

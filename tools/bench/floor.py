@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         kv_dtype=dtype,
         roles=frozenset({Role.DECODE}),
         prompt_logprobs=False,
-        attention=kernel_for(AUTO_KERNEL, device, bundle.config.head_dim, args.page_size),
+        attention=kernel_for(AUTO_KERNEL, device, args.page_size, bundle.config.head_dim),
     )
     # Of all that serving would compile, what these steps take, and the largest step, which every engine must have.
     shapes = (ExtendShape(args.batch, 0, pages), ExtendShape(args.batch, args.page_size, pages))

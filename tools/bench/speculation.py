@@ -1,7 +1,7 @@
 """`triptych bench-speculation`: what guessing tokens saves on this machine, on text that repeats and on text that does not.
 
-One engine and one instance on it, without processes and sockets around them: each task is decoded alone without guesses, then with them, greedily. Tokens must be the
-same; in bfloat16 the first difference is printed instead, because steps of other sizes round otherwise.
+One engine and one instance on it, without processes and sockets around them: each task is decoded alone without guesses, then with them, greedily. They are looked up in
+the text so far, or drawn by the draft model that `--draft` names. Tokens must be the same; in bfloat16 the first difference is printed instead, because steps of other sizes round otherwise.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class Comparison:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", default="smollm2", help="as for serve; dummy:<preset> gets random prompts")
+    parser.add_argument("--draft", metavar="MODEL", help="a draft model guesses, named as the model is")
     parser.add_argument("--tokens", type=int, default=4, help="most tokens guessed in a step (default 4)")
     parser.add_argument("--output-len", type=int, default=96, help="tokens decoded of each task (default 96)")
     parser.add_argument("--max-model-len", type=int, default=512)
@@ -98,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if min(args.output_len, args.max_model_len) < 2:
         raise ConfigError("--output-len and --max-model-len must be at least 2")
-    speculation = Speculation(args.tokens)
+    speculation = Speculation(args.tokens, model=args.draft)
     check_outputs(*([args.json] if args.json else []))
     engine, prompts = _open(args)
     comparisons = []
@@ -175,20 +176,26 @@ def _open(args: argparse.Namespace) -> tuple[Engine, dict[str, list[int]]]:
     from triptych.models.kernels.names import AUTO_KERNEL
     from triptych.models.weights.load import load_decoder
     from triptych.runtime.engine.config import engine_config
+    from triptych.runtime.engine.draft_stage import DraftStage
     from triptych.runtime.engine.engine import Engine
+    from triptych.runtime.worker.draft_parts import vocabulary_problem
     from triptych.sharding.mesh import make_mesh
 
     device = jax.devices()[0]
     dtype = args.dtype if args.dtype != "auto" else "float32" if device.platform == "cpu" else "bfloat16"
+    cache = Path(args.cache_dir).expanduser()
     try:
-        resolved = resolve_model(args.model, Path(args.cache_dir).expanduser(), progress=_tell)
+        resolved = resolve_model(args.model, cache, progress=_tell)
         bundle, text = open_model(resolved), open_text(resolved)
+        draft = None if args.draft is None else open_model(resolve_model(args.draft, cache, progress=_tell))
     except (ModelFetchError, OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    if draft is not None and (problem := vocabulary_problem(bundle, draft)) is not None:
+        raise ConfigError(f"the draft model {args.draft} cannot guess for {args.model}: {problem}")
     prompts = _prompts(args.model, bundle.config.vocab_size, text)
     if beyond := [task for task, prompt in prompts.items() if args.max_model_len - len(prompt) < 2]:
         raise ConfigError(f"task {beyond[0]} has {len(prompts[beyond[0]])} tokens; raise --max-model-len")
-    mesh = make_mesh([device], 1)
+    mesh, bundles = make_mesh([device], 1), [each for each in (bundle, draft) if each is not None]
     config = engine_config(
         num_pages=2 * -(-args.max_model_len // 16) + 1,
         max_num_seqs=1,
@@ -198,9 +205,12 @@ def _open(args: argparse.Namespace) -> tuple[Engine, dict[str, list[int]]]:
         roles=frozenset({Role.DECODE}),  # one program for prompts is enough
         prompt_logprobs=False,
         speculative_tokens=args.tokens,
-        attention=kernel_for(AUTO_KERNEL, device, bundle.config.head_dim, 16),
+        attention=kernel_for(AUTO_KERNEL, device, 16, *(each.config.head_dim for each in bundles)),
+        draft_model=draft is not None,
     )
-    engine = Engine(config, load_decoder(bundle.config, bundle.tensor_source, mesh, dtype), mesh)
+    target, *drafts = [load_decoder(each.config, each.tensor_source, mesh, dtype) for each in bundles]
+    stage = DraftStage(config, drafts[0]) if drafts else None
+    engine = Engine(config, target, mesh, draft=stage)
     report = engine.compile(lambda name, done, total: _tell(f"{done}/{total} {name}"))
     _tell(f"{report.programs} programs in {report.seconds:.1f} s; {bundle.config.num_layers} layers, {dtype}, {device.device_kind}")  # fmt: skip
     return engine, prompts

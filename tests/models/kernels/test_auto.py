@@ -30,8 +30,12 @@ TPU: Any = SimpleNamespace(platform="tpu")
     ],
 )
 def test_auto_is_what_the_device_has_a_kernel_for(device: Any, head_dim: int, page_size: int, kernel: str) -> None:
-    assert kernel_for("auto", device, head_dim, page_size) == kernel
+    assert kernel_for("auto", device, page_size, head_dim) == kernel
 
 
 def test_a_kernel_that_was_named_stays() -> None:
-    assert kernel_for("gpu-mosaic", TPU, 96, 3) == "gpu-mosaic"
+    assert kernel_for("gpu-mosaic", TPU, 3, 96) == "gpu-mosaic"
+
+
+def test_models_of_one_engine_have_one_kernel() -> None:
+    assert [kernel_for("auto", H100, 16, *heads) for heads in ((128, 64), (128, 96))] == ["gpu", "reference"]

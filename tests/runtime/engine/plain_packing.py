@@ -29,7 +29,7 @@ def pack_rows(plan: StepPlan, config: EngineConfig) -> tuple[ExtendShape, np.nda
     )
     shape, apart = ProgramChoice(config.buckets, config.max_prefill_rows).cheapest(demand)
     packed, views = extend_packing(shape, config).host()
-    views["carried"].fill(config.max_num_seqs)
+    views["carried"].fill(config.carried)
     if "media_index" in views:
         views["media_index"].fill(NO_MEDIA)
     views["cu_q_lens"][:] = np.minimum(np.arange(len(views["cu_q_lens"])), shape.decode_rows)
@@ -37,11 +37,11 @@ def pack_rows(plan: StepPlan, config: EngineConfig) -> tuple[ExtendShape, np.nda
     for row in rows:
         if row.decode and apart:
             first_token.append(decodes)
-            _fill(views, row, decodes, decodes, shape.width, size)
+            _fill(views, row, decodes, decodes, shape.width, config)
             decodes += 1
         else:
             first_token.append(token)
-            _fill(views, row, place, token, shape.width, size)
+            _fill(views, row, place, token, shape.width, config)
             place, token = place + 1, token + row.length
             views["cu_q_lens"][place:] = token
     picks = [first + row.length - 1 for row, first in zip(rows, first_token, strict=True) for _ in row.draws]
@@ -49,14 +49,15 @@ def pack_rows(plan: StepPlan, config: EngineConfig) -> tuple[ExtendShape, np.nda
     return shape, packed, tuple(first_token)
 
 
-def _fill(views: Views, row: Row, place: int, first: int, width: int, size: int) -> None:
+def _fill(views: Views, row: Row, place: int, first: int, width: int, config: EngineConfig) -> None:
+    size = config.page_size
     for index, page in enumerate(row.pages[:width]):
         views["page_indices"][place, index] = page
     views["kv_lens"][place] = row.start + row.length
     if row.tokens:
         views["tokens"][first : first + row.length] = row.tokens
     else:
-        views["carried"][first] = row.token_slot
+        views["carried"][first] = row.guess * config.max_num_seqs + row.token_slot
     for at in range(row.length):
         views["positions"][..., first + at] = row.position + at
         index = row.start + at
@@ -73,14 +74,14 @@ def _fill(views: Views, row: Row, place: int, first: int, width: int, size: int)
 
 
 def pack_draws(
-    plan: StepPlan, seats: dict[int, Seat], sizes: tuple[int, ...], slots: int
+    plan: StepPlan, seats: dict[int, Seat], sizes: tuple[int, ...], beyond: int
 ) -> tuple[Variant, int, np.ndarray, tuple[int | None, ...]]:
     """(variant, size, packed vector, likely tokens to report) of a plan with draws; greedy and random ones, and the full variant's sparse ids."""
     draws = [draw for row in plan.rows for draw in row.draws]
     variant = max((_least(seats[draw.slot], draw) for draw in draws), key=list(Variant).index)
     size = min(size for size in sizes if size >= len(draws))
     packed, views = sample_packing(variant, size).host()
-    views["slot"].fill(slots)
+    views["slot"].fill(beyond)
     if "repetition" in views:
         views["repetition"].fill(1.0)
     for at, draw in enumerate(draws):
@@ -125,6 +126,7 @@ def read(
     logprobs: tuple[int | None, ...],
     scores: np.ndarray | None,
     score_rows: tuple[int, ...],
+    guesses: np.ndarray | None,
 ) -> StepResult:
     """The results of a step from the device's words."""
     rows, at = [], 0
@@ -136,7 +138,13 @@ def read(
             drawn.append(Drawn(draw.slot, int(words[at, 0]), about))
             at += 1
         scored = [] if scores is None else [scores[score_rows[index] + i] for i in range(len(row.score))]
-        rows.append(RowResult(row.sequence, tuple(drawn), tuple(_logprobs(each, row.score_top) for each in scored)))
+        guess = None
+        if row.guess:
+            assert guesses is not None
+            (draft,) = (at for at, draft in enumerate(plan.drafts) if draft.slot == row.token_slot)
+            guess = int(guesses[draft, row.guess - 1])
+        scores_of = tuple(_logprobs(each, row.score_top) for each in scored)
+        rows.append(RowResult(row.sequence, tuple(drawn), scores_of, guess))
     return StepResult(plan.id, tuple(rows))
 
 

@@ -41,7 +41,8 @@ class Checked:
 
     def __init__(self, config: EngineConfig, rng: random.Random):
         self._config, self._rng = config, rng
-        self._rows, self._draws = BatchPacker(config), DrawPacker(config.buckets.draws, config.max_num_seqs)
+        self._rows = BatchPacker(config)
+        self._draws = DrawPacker(config.buckets.draws, config.max_num_seqs, config.carried)
         self._seats: dict[int, Any] = {}
         self.seen: Counter[str] = Counter()
 
@@ -58,8 +59,8 @@ class Checked:
         words, logprobs = None, ()
         draws = self._draws.pack(plan)
         if draws is not None:
-            sizes, slots = self._config.buckets.draws, self._config.max_num_seqs
-            variant, size, packed, logprobs = plain_packing.pack_draws(plan, self._seats, sizes, slots)
+            sizes, beyond = self._config.buckets.draws, self._config.carried
+            variant, size, packed, logprobs = plain_packing.pack_draws(plan, self._seats, sizes, beyond)
             assert (draws.variant, draws.size, draws.logprobs) == (variant, size, logprobs)
             np.testing.assert_array_equal(draws.packed, packed)
             words = self._words(size, 2 + 2 * MAX_LOGPROBS if variant is Variant.FULL else 1)
@@ -67,8 +68,9 @@ class Checked:
         scored = any(row.score for row in plan.rows)
         scores = self._words(shape.prefill_tokens, 1 + 2 * MAX_LOGPROBS) if scored else None
         score_rows = tuple(first - shape.decode_rows for first in first_token) if scored else ()
-        result = read(PendingStep(plan, None, words, logprobs, scores, score_rows))  # pyright: ignore[reportArgumentType]
-        assert result == plain_packing.read(plan, words, logprobs, scores, score_rows)
+        guesses = self._words(len(plan.drafts) + 1, self._config.speculative_tokens) if plan.drafts else None
+        result = read(PendingStep(plan, None, words, logprobs, scores, score_rows, guesses=guesses))  # pyright: ignore[reportArgumentType]
+        assert result == plain_packing.read(plan, words, logprobs, scores, score_rows, guesses)
         self._count(plan, shape.decode_rows == 0, result)
         return result
 
@@ -84,6 +86,7 @@ class Checked:
         self.seen["mixed"] += 0 < len(decodes) < len(plan.rows)
         self.seen["decodes among prefill rows"] += bool(decodes) and together
         self.seen["guesses"] += len(plan.rows) > len({row.sequence for row in plan.rows})
+        self.seen["drafts"] += bool(plan.drafts)
         self.seen["scores"] += any(row.score for row in plan.rows)
         self.seen["several draws"] += any(len(row.draws) > 1 for row in plan.rows)
 
@@ -107,14 +110,17 @@ def request(rng: random.Random, name: int, kinds: int) -> Request:
     return Request(str(name), f"gw{name % 2}", "m", prompt, SamplingParams(**params))
 
 
-@pytest.mark.parametrize(("seed", "guesses", "kinds"), [(1, 0, 1), (2, 0, 5), (3, 0, 7), (4, 3, 2), (5, 3, 7)])
-def test_plans_of_a_busy_instance(seed: int, guesses: int, kinds: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "guesses", "kinds", "model"),
+    [(1, 0, 1, None), (2, 0, 5, None), (3, 0, 7, None), (4, 3, 2, None), (5, 3, 7, None), (6, 3, 7, "a draft model")],
+)
+def test_plans_of_a_busy_instance(seed: int, guesses: int, kinds: int, model: str | None) -> None:
     rng = random.Random(seed)
-    checked = Checked(engine_config(**LIMITS, speculative_tokens=guesses), rng)
+    checked = Checked(engine_config(**LIMITS, speculative_tokens=guesses, draft_model=model is not None), rng)
     core = InstanceCore(
         InstanceConfig(
             InstanceRef("i", 1), "", "", BOTH, PAGES, PAGE, SLOTS, LONGEST, CHUNK, 3, 6, eos_ids=(4,),
-            speculation=Speculation(guesses, longest=3, shortest=1) if guesses else None,
+            speculation=Speculation(guesses, longest=3, shortest=1, model=model) if guesses else None,
         ),
         stop_probe=lambda stops: pytest.fail("no stop strings"),
         random=rng,
@@ -138,6 +144,7 @@ def test_plans_of_a_busy_instance(seed: int, guesses: int, kinds: int) -> None:
         preempted += sum(end.preemptions for end in ends)
     expected = {"known", "mixed", "greedy"}
     expected |= {"guesses"} if guesses else {"columns", "drawn columns"}
+    expected |= {"drafts"} if model is not None else set()
     expected |= {"several draws"} if kinds > 1 else set()
     expected |= {"random", "filtered", "full"} if kinds > 3 else set()
     expected |= {"scores"} if kinds > 5 else set()

@@ -11,6 +11,8 @@ import pytest
 
 from tests.runtime.engine.driver import toy_config
 from tests.runtime.engine.oracle import toy
+from triptych.models.config import PRESETS
+from triptych.models.structure import decoder_structure
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.engine import memory
@@ -29,7 +31,7 @@ from triptych.runtime.engine.buckets import (
     smallest,
 )
 from triptych.runtime.engine.config import engine_config, kernel_sizes
-from triptych.runtime.engine.engine import copy_tables
+from triptych.runtime.engine.copies import copy_tables
 from triptych.runtime.engine.packing import Field, Packing
 from triptych.runtime.instance.plan import Row, StepPlan
 
@@ -236,6 +238,16 @@ def test_pages_that_fit_count_what_the_pools_really_take() -> None:
         memory.pages_that_fit(structure, **fit, bytes_per_device=16 * size)
     with pytest.raises(ConfigError, match="0 MiB are free for 0"):
         memory.pages_that_fit(structure, **fit, bytes_per_device=-5)
+
+
+def test_a_draft_models_pages_are_as_many_and_take_their_part_of_the_memory() -> None:
+    structure = toy(1).structure
+    draft = decoder_structure(PRESETS["toy-draft"], structure.rules, "float32")
+    both = memory.page_bytes(structure, 4, "float32") + memory.page_bytes(draft, 4, "float32")
+    fit: dict[str, Any] = {"page_size": 4, "kv_dtype": "float32", "max_model_len": 64, "draft": draft}
+    assert memory.pages_that_fit(structure, **fit, bytes_per_device=20 * both + 1) == 20
+    with pytest.raises(ConfigError, match=f"needs 17 KV pages of {both} bytes"):
+        memory.pages_that_fit(structure, **fit, bytes_per_device=16 * both)
 
 
 def test_packed_values_come_out_as_they_went_in() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
+from tests.runtime.instance.fake_draft import FakeDraft
 from triptych.runtime.core.request import Finish, FinishReason, Logprobs, Request
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.instance.config import InstanceConfig
@@ -116,7 +117,7 @@ class Slot:
 class FakeDevice:
     """Executes plans when they are given to it; whoever holds the result decides when the core hears of it.
 
-    `shelf`: hashes of the items whose pixels are there.
+    `shelf`: hashes of the items whose pixels are there. `draft`: the draft model beside it.
     """
 
     def __init__(self, config: InstanceConfig):
@@ -128,6 +129,8 @@ class FakeDevice:
         self.slots: dict[int, Slot] = {}
         self.last_plan = 0
         self.plans: list[StepPlan] = []
+        self.draft = FakeDraft(config, self._predict)
+        self._guesses: dict[int, list[int]] = {}
 
     def execute(self, plan: StepPlan) -> StepResult:
         assert plan.id == self.last_plan + 1, "plans come in the order of their ids"
@@ -145,6 +148,10 @@ class FakeDevice:
             for number in range(encode.tokens):
                 page, place = divmod(number, self.config.page_size)
                 self.embeddings[encode.pages[page]][place] = (encode.hash, number)
+        self._guesses = self.draft.run(plan, self._last)
+        for draft in plan.drafts:
+            known = self.read(draft.pages, 0, draft.start + 1)
+            assert known == self.draft.tokens(draft.pages, draft.start + 1), "the draft model read other tokens"
         inputs = [self._inputs(row) for row in plan.rows]
         for row, tokens in zip(plan.rows, inputs, strict=True):
             for offset, token in enumerate(tokens):
@@ -166,7 +173,7 @@ class FakeDevice:
         return tokens
 
     def _inputs(self, row: Row) -> list[int]:
-        tokens = list(row.tokens) or [self._last(row.token_slot)]
+        tokens = list(row.tokens) or [self._guess(row) if row.guess else self._last(row.token_slot)]
         behind = 0
         for run in row.embedded:
             assert behind <= run.at and run.count > 0 and run.at + run.count <= len(tokens), (
@@ -196,7 +203,17 @@ class FakeDevice:
     def _result(self, row: Row, length: int) -> RowResult:
         known = self.read(row.pages, 0, row.start + length)
         scores = tuple(score_of(known[: row.start + i + 1], target) for i, target in enumerate(row.score))
-        return RowResult(row.sequence, tuple(self._draw(draw, known) for draw in row.draws), scores)
+        guess = self._guess(row) if row.guess else None
+        return RowResult(row.sequence, tuple(self._draw(draw, known) for draw in row.draws), scores, guess)
+
+    def _guess(self, row: Row) -> int:
+        assert not row.tokens
+        return self._guesses[row.token_slot][row.guess - 1]
+
+    def _predict(self, slot: int, tokens: list[int]) -> int:
+        """What `slot` draws behind `tokens`, unless ids are forbidden there."""
+        seat = self.slots[slot].seat
+        return next_token(tokens, seat.params, seat.sample, len(tokens), (), 0)
 
     def _draw(self, draw: Draw, known: list[int]) -> Drawn:
         slot = self.slots[draw.slot]
@@ -229,7 +246,7 @@ class FakeDevice:
         assert sum(row.length for row in prefill) <= config.chunk_tokens
         for before, row in pairwise(plan.rows):
             if row.sequence == before.sequence:  # a guess
-                assert row.decode and row.tokens and len(row.draws) == 1 and row.pages == before.pages
+                assert row.decode and (row.tokens or row.guess) and len(row.draws) == 1 and row.pages == before.pages
                 assert row.start == before.start + before.length and row.token_slot == before.token_slot
         first = [next(rows) for _, rows in groupby(plan.rows, key=lambda row: row.sequence)]
         assert len({row.sequence for row in first}) == len(first), "a sequence has two rows that are apart"

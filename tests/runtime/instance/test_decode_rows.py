@@ -15,12 +15,13 @@ from triptych.runtime.instance.messages import Report
 from triptych.runtime.instance.plan import StepPlan, StepResult
 from triptych.runtime.instance.planner import PlanBuilder
 from triptych.runtime.instance.results import ResultMismatchError
+from triptych.runtime.instance.speculation import NO_GUESSES
 from triptych.runtime.instance.tasks import Stream
 
 
 def one_by_one(builder: PlanBuilder, streams: list[Stream]) -> None:
     for stream in streams:
-        builder.verify(stream, ())
+        builder.verify(stream, NO_GUESSES)
 
 
 def in_columns(device: FakeDevice, plan: StepPlan) -> StepResult:

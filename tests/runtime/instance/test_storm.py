@@ -38,6 +38,8 @@ class Bench:
         prefill = config("p", **sizes, num_pages=pages, max_prefill_rows=2)
         decode = config("d", **sizes, num_pages=decode_pages or pages, max_model_len=40)
         self.cluster = Cluster(prefill, decode, drafter=half_right)
+        for node in self.cluster.nodes:
+            node.device.draft.wrong = lambda position: position % 3 == 0
         self.count = 0
 
     def submit(self, prompt: tuple[int, ...], params: dict, split: bool, deadline: float | None) -> None:
@@ -121,7 +123,7 @@ class Storm(RuleBasedStateMachine):
         granule=st.integers(1, 3),
         caching=st.booleans(),
         slots=st.integers(3, 6),
-        speculation=st.sampled_from([None, Speculation(3)]),
+        speculation=st.sampled_from([None, Speculation(3), Speculation(3, model="a draft model")]),
     )
     def build(self, pages, chunk, granule, caching, slots, speculation):
         self.bench = Bench(pages, chunk, granule, caching, slots, speculation=speculation)
@@ -188,11 +190,15 @@ def test_a_long_storm(seed):
     _storm(seed, None)
 
 
+@pytest.mark.parametrize("model", [None, "a draft model"])
 @pytest.mark.parametrize("seed", range(40, 50))
-def test_a_long_storm_with_guesses(seed):
-    bench = _storm(seed, Speculation(seed % 5 + 1))
+def test_a_long_storm_with_guesses(seed, model):
+    bench = _storm(seed, Speculation(seed % 5 + 1, model=model))
     counts = [node.core.speculated for node in bench.cluster.nodes]
-    assert any(0 < count.accepted < count.drafted for count in counts)
+    if (
+        model is None or bench.cluster.decode.config.chunk_tokens > 1
+    ):  # one token a step never catches up with a sample that draws one
+        assert any(0 < count.accepted < count.drafted for count in counts)
 
 
 def _storm(seed: int, speculation: Speculation | None) -> Bench:

@@ -45,7 +45,7 @@ class FakeEngine:
         self.config = SimpleNamespace(num_pages=config.num_pages, max_num_seqs=config.max_num_seqs)
         self.pools = ()
         self.params = ()
-        self.media = None
+        self.media = self.draft = None
         self.seconds = seconds
         self.device = FakeDevice(config)
 

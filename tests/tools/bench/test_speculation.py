@@ -1,4 +1,5 @@
-"""`triptych bench-speculation` says what is wrong before it compiles anything; its figures are in tests/runtime/engine/test_verification.py."""
+"""`triptych bench-speculation` says what is wrong before it compiles anything; its figures are in tests/runtime/engine/test_verification.py
+and test_draft_model.py."""
 
 from __future__ import annotations
 
@@ -9,15 +10,23 @@ from triptych.tools.bench.speculation import Comparison, Run, _line
 from triptych.tools.cli import main
 
 
-def test_a_context_that_is_too_short_is_refused_before_anything_is_compiled(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("asked", "wrong"),
+    [
+        (["--max-model-len", "65"], "task random has 64 tokens; raise --max-model-len"),
+        (["--draft", "dummy:smollm2-135m"], "cannot guess for dummy:toy: its vocabulary has 49152 tokens"),
+        (["--draft", "dummy:nobody"], "no preset 'nobody'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_compiled(
+    asked: list[str], wrong: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*args: object) -> None:
         raise AssertionError("an engine is compiled")
 
     monkeypatch.setattr(Engine, "compile", never)
-    assert main(["bench-speculation", "dummy:toy", "--max-model-len", "65"]) == 2
-    assert "task random has 64 tokens; raise --max-model-len" in capsys.readouterr().err
+    assert main(["bench-speculation", "dummy:toy", *asked]) == 2
+    assert wrong in capsys.readouterr().err
 
 
 def test_a_line_says_how_many_steps_were_saved_and_whether_the_tokens_are_the_same() -> None:

@@ -36,7 +36,7 @@ def open_rig(args: argparse.Namespace, tell: Callable[[str], None]) -> Rig:
     began = time.perf_counter()
     loaded = load_decoder(bundle.config, bundle.tensor_source, mesh, dtype)
     tell(f"{loaded.nbytes() / 1e9:.2f} GB of weights in {time.perf_counter() - began:.1f} s")
-    attention = kernel_for(args.attention, devices[0], bundle.config.head_dim, args.page_size)
+    attention = kernel_for(args.attention, devices[0], args.page_size, bundle.config.head_dim)
     sizes = (args.page_size, attention, args.compile_threads, args.seconds)
     return Rig(loaded, mesh, dtype, *sizes, tell, args.kv_cache_dtype)
 
