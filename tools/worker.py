@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from triptych.models.hub.errors import ModelFetchError
 from triptych.models.kernels.names import PLATFORMS
 from triptych.models.kv import KV_CODES
-from triptych.runtime.core.errors import ConfigError
+from triptych.runtime.core.errors import ConfigError, InstanceLostError
 from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.core.topology import InstanceSpec
 from triptych.runtime.instance.plan import StepPlan
@@ -28,7 +28,8 @@ from triptych.runtime.metrics.worker import WorkerMetrics
 from triptych.runtime.simulation.steptime import StepShape, shape_of
 from triptych.runtime.simulation.steptime_table import HostTime, StepTableError, load_table
 from triptych.runtime.worker.config import DEFAULT_CONTEXT, InstancePlan, WorkerConfig
-from triptych.tools import launch
+from triptych.runtime.worker.hosts.config import HostsConfig
+from triptych.tools import hosts, launch
 from triptych.tools.child import announce_ready, announce_roles, end_with_parent
 from triptych.tools.config import ServeConfig
 from triptych.tools.credentials import check_security, cluster_token, inside_tls
@@ -78,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="roles instances had taken on before a restart (set by serve)",
     )
     worker.add_argument("--supervised", action="store_true", help="end when stdin closes (set by serve)")
+    hosts.add_arguments(parser)
     add_settings(parser, ServeConfig)
 
 
@@ -92,30 +94,41 @@ def run(args: argparse.Namespace) -> int:
     if args.supervised:
         end_with_parent()
     start_log(config, args.name or "worker")
-    specs = chosen_instances(config, args.instances, args.roles, args.name)
+    specs, shared = chosen_instances(config, args.instances, args.roles, args.name), hosts.hosts_config(args, config)
     if not args.supervised:
-        os.environ.update(hand_environment(config, specs, os.environ))
-    import jax  # late: it reads the environment, and a wrong flag is reported without waiting for it
-
-    platform = jax.default_backend()
+        os.environ.update(hand_environment(config, specs, os.environ, shared))
+    # jax is imported from here on: it reads the environment, and a wrong flag is reported without waiting for it.
+    platform = _platform() if shared is None else shared.platform
     chosen = worker_config(config, specs, args.name or specs[0].id, args.scheduler, args.listen, platform)
     chosen = with_switched(chosen, args.switched)
-    return asyncio.run(_work(config, chosen, supervised=args.supervised))
+    if shared is None:
+        return asyncio.run(_work(config, chosen, supervised=args.supervised))
+    chosen = hosts.on_hosts(chosen, config, shared)
+    return asyncio.run(_work(config, chosen, supervised=args.supervised) if shared.leads else hosts.follow(chosen))
+
+
+def _platform() -> str:
+    """What jax calls the devices of this process. Not for one of several hosts: they join before jax looks."""
+    import jax
+
+    return jax.default_backend()
 
 
 def hand_environment(
-    config: ServeConfig, specs: tuple[InstanceSpec, ...], environ: Mapping[str, str]
+    config: ServeConfig, specs: tuple[InstanceSpec, ...], environ: Mapping[str, str], shared: HostsConfig | None = None
 ) -> dict[str, str]:
-    """What --device, --emulate-devices and --compile-cache-dir mean to jax, for a worker that no `triptych serve` prepared.
+    """What --device, --emulate-devices and --compile-cache-dir mean to jax, for a worker that no `triptych serve` prepared. For one of several
+    hosts, its share of the devices, and their kind in any case.
 
     Which accelerators it sees stays the operator's choice (CUDA_VISIBLE_DEVICES and the like), and so does what jax's own variables say already.
     """
     device = launch.detect_device() if config.device == "auto" else config.device
-    wanted = launch.device_environment(config, device, 0, config.devices_of(*specs), {})
+    needed = config.devices_of(*specs)
+    wanted = launch.device_environment(config, device, 0, needed if shared is None else shared.devices_of(needed), {})
     emulated = {"XLA_FLAGS": f"{environ.get('XLA_FLAGS', '')} {wanted['XLA_FLAGS']}".strip()} if device == "cpu" else {}
     if launch.DEVICE_COUNT_FLAG in environ.get("XLA_FLAGS", ""):
         emulated = {}
-    platform = {} if config.device == "auto" else {"JAX_PLATFORMS": device}
+    platform = {} if config.device == "auto" and shared is None else {"JAX_PLATFORMS": device}
     cache = {
         k: v for k, v in wanted.items() if k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT")) and k not in environ
     }
@@ -240,7 +253,8 @@ def transports(config: ServeConfig) -> tuple[TransportKind, ...]:
 
 
 async def _work(settings: ServeConfig, config: WorkerConfig, *, supervised: bool) -> int:
-    """Run until SIGTERM or until the last instance was retired (exit status 0), or until a device loop dies (1); then end the process."""
+    """Run until SIGTERM or until the last instance was retired (exit status 0), or until a device loop dies or a host is lost (1); then end the
+    process."""
     from triptych.runtime.worker.process import WorkerProcess  # late: it imports jax
 
     stop = asyncio.Event()
@@ -274,7 +288,7 @@ async def _work(settings: ServeConfig, config: WorkerConfig, *, supervised: bool
         except TimeoutError:
             print(f"worker {config.name} gave up waiting for its instances to stop", file=sys.stderr)
     if reason is not None:
-        print(f"a device loop died: {reason}", file=sys.stderr)
+        print(f"worker {config.name} ends: {reason}", file=sys.stderr)
     # Nothing interrupts a compiler, or a transfer from a peer that died, and the interpreter would wait for their threads.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -290,5 +304,7 @@ async def _start_and_wait(process: WorkerProcess) -> str | None:
         ValueError,
     ) as error:  # what cannot be found, read or laid out: the user's to mend
         raise ConfigError(str(error)) from error
+    except InstanceLostError as error:  # other hosts of the instance: threads may wait for them for ever
+        return error.message
     announce_ready(address=process.address, pid=os.getpid(), instances=[i.info.ref.id for i in process.instances])
     return await process.wait()

@@ -1,0 +1,83 @@
+"""StepPlans as messages and back: what a follower needs to run the same step on its own engine.
+
+Rows travel in columns: a step of hundreds of sequences is a few lists of numbers, not hundreds of messages. Exports stay with the leader, which gathers by
+calls of their own, and so do media, which are not served over several hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import TypeVar
+
+from triptych.proto.v1 import hosts_pb2
+from triptych.runtime.core.errors import EngineError
+from triptych.runtime.instance.columns import columns_of, draws_of
+from triptych.runtime.instance.plan import Draw, Row, Seat, StepPlan
+from triptych.runtime.wire.convert import decode, encode
+
+T = TypeVar("T")
+
+_NUMBERS = ("sequence", "start", "position", "token_slot", "score_top")
+_LISTS = ("tokens", "pages", "score")
+_MEDIA = ("embedded", "attended")
+
+
+def plan_message(plan: StepPlan) -> hosts_pb2.StepPlan:
+    """Raises EngineError for a plan with media."""
+    return hosts_pb2.StepPlan(
+        id=plan.id,
+        rows=_rows_message(plan),
+        seats=[encode(seat, hosts_pb2.Seat, 0.0) for seat in plan.seats],
+        copies=chain.from_iterable(plan.copies),
+    )
+
+
+def read_plan(message: hosts_pb2.StepPlan) -> StepPlan:
+    """What the leader runs, without exports."""
+    copies = iter(message.copies)
+    return StepPlan(
+        message.id,
+        rows=_read_rows(message.rows),
+        seats=tuple(decode(seat, Seat, 0.0) for seat in message.seats),
+        copies=tuple(zip(copies, copies, strict=True)),
+    )
+
+
+def _rows_message(plan: StepPlan) -> hosts_pb2.PlanRows:
+    if not plan.rows:
+        return hosts_pb2.PlanRows()
+    columns, draws = columns_of(plan.rows), draws_of(plan.rows)
+    if plan.encodes or any(any(columns[name]) for name in _MEDIA):
+        raise EngineError(f"plan {plan.id} has media, which an instance over several hosts does not take")
+    return hosts_pb2.PlanRows(
+        # Rows that are kept in columns have no `score_top`: nothing of them is scored.
+        **{name: columns.get(name) or [0] * len(plan.rows) for name in _NUMBERS},
+        **{name: _lists_message(columns[name]) for name in _LISTS},
+        draws=hosts_pb2.Lists(values=draws.slots, counts=draws.counts),
+        draw_positions=draws.positions,
+    )
+
+
+def _read_rows(message: hosts_pb2.PlanRows) -> tuple[Row, ...]:
+    drawn = map(Draw, message.draws.values, message.draw_positions)
+    columns = {
+        **{name: getattr(message, name) for name in _NUMBERS},
+        **{name: _read_lists(getattr(message, name)) for name in _LISTS},
+        **{name: [()] * len(message.sequence) for name in _MEDIA},
+        "draws": _cut(drawn, message.draws.counts),
+    }
+    return tuple(map(Row._make, zip(*(columns[name] for name in Row._fields), strict=True)))
+
+
+def _lists_message(lists: Sequence[Sequence[int]]) -> hosts_pb2.Lists:
+    return hosts_pb2.Lists(values=chain.from_iterable(lists), counts=map(len, lists))
+
+
+def _read_lists(message: hosts_pb2.Lists) -> Iterator[tuple[int, ...]]:
+    return _cut(message.values, message.counts)
+
+
+def _cut(values: Iterable[T], counts: Iterable[int]) -> Iterator[tuple[T, ...]]:
+    left = iter(values)
+    return (tuple(islice(left, count)) for count in counts)
