@@ -33,12 +33,14 @@ def join_job(hosts: HostsConfig, port: int, bind: str | None = None) -> None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         # With a single device a process, programs that do not depend on each other run at once, and their collectives would meet in any order.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from the process
     try:
         jax.distributed.initialize(
             endpoint(hosts.leader_host, port),
             num_processes=hosts.count,
             process_id=hosts.index,
             initialization_timeout=max(1, int(hosts.start_seconds)),
+            cluster_detection_method="deactivate",  # a process a host, with all of its devices, whatever started it
             coordinator_bind_address=None if bind is None else endpoint(bind, port),
         )
     except RuntimeError as error:  # jax's own: its type differs with what went wrong

@@ -36,6 +36,12 @@ class SpreadPageMover(PageMover):
         places = tuple((h.device, h.block) for h in self.layout.senders(g))
         return Gathered(tuple(chunk.addressable_data(0) for chunk in chunks), sums, places)
 
+    def scatter(
+        self, pools: Any, pages: Sequence[int], chunks: Sequence[Any], g: int, layer_group: int = 0
+    ) -> tuple[Any, jax.Array]:
+        """`chunks` are all of them, in chunk order, on the host."""
+        return super().scatter(pools, pages, chunks, g, layer_group)
+
     def _gathering(self, program: Callable[..., Any], g: int, layers: int) -> Any:
         senders = self.layout.senders(g)
 

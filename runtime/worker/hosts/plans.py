@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from triptych.proto.v1 import hosts_pb2
 from triptych.runtime.core.errors import EngineError
@@ -45,18 +45,17 @@ def read_plan(message: hosts_pb2.StepPlan) -> StepPlan:
 
 
 def _rows_message(plan: StepPlan) -> hosts_pb2.PlanRows:
+    columns = columns_of(plan.rows) if plan.rows else {}
+    if plan.encodes or any(any(columns.get(name, ())) for name in _MEDIA):
+        raise EngineError(f"plan {plan.id} has media, which an instance over several hosts does not take")
     if not plan.rows:
         return hosts_pb2.PlanRows()
-    columns, draws = columns_of(plan.rows), draws_of(plan.rows)
-    if plan.encodes or any(any(columns[name]) for name in _MEDIA):
-        raise EngineError(f"plan {plan.id} has media, which an instance over several hosts does not take")
-    return hosts_pb2.PlanRows(
-        # Rows that are kept in columns have no `score_top`: nothing of them is scored.
-        **{name: columns.get(name) or [0] * len(plan.rows) for name in _NUMBERS},
-        **{name: _lists_message(columns[name]) for name in _LISTS},
-        draws=hosts_pb2.Lists(values=draws.slots, counts=draws.counts),
-        draw_positions=draws.positions,
-    )
+    draws = draws_of(plan.rows)
+    # Rows that are kept in columns have no `score_top`: nothing of them is scored.
+    numbers: dict[str, Any] = {name: columns.get(name) or [0] * len(plan.rows) for name in _NUMBERS}
+    lists: dict[str, Any] = {name: _lists_message(columns[name]) for name in _LISTS}
+    drawn = hosts_pb2.Lists(values=draws.slots, counts=draws.counts)
+    return hosts_pb2.PlanRows(**numbers, **lists, draws=drawn, draw_positions=draws.positions)
 
 
 def _read_rows(message: hosts_pb2.PlanRows) -> tuple[Row, ...]:

@@ -17,9 +17,10 @@ from triptych.runtime.core.errors import ConfigError, EngineError
 from triptych.runtime.engine.engine import Engine
 from triptych.runtime.worker.build import InstanceParts, build_shared, open_worker_model
 from triptych.runtime.worker.config import WorkerConfig
-from triptych.runtime.worker.hosts.calls import Replay
 from triptych.runtime.worker.hosts.follower import Follower
+from triptych.runtime.worker.hosts.page_mover import SpreadPageMover
 from triptych.runtime.worker.hosts.parts import FollowingHost
+from triptych.runtime.worker.hosts.replay import Replay
 from triptych.runtime.worker.hosts.settings import shared_settings
 from triptych.runtime.worker.media_parts import WorkerModel
 
@@ -83,7 +84,9 @@ class FollowerProcess:
     def _follow(self, parts: InstanceParts, loop: asyncio.AbstractEventLoop) -> None:
         """The device thread: makes calls until one fails."""
         assert isinstance(parts.engine, Engine) and parts.kv is not None and self._failed is not None
-        replay = Replay(parts.engine, parts.kv.mover)
+        mover = parts.kv.mover
+        assert isinstance(mover, SpreadPageMover), "of a shared host"
+        replay = Replay(parts.engine, mover)
         try:
             while True:
                 replay.make(self._calls.get())
