@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from triptych.runtime.core.errors import ConfigError, TriptychError
+from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import TransportKind
 from triptych.runtime.worker.config import WorkerConfig
 from triptych.runtime.worker.hosts.config import HostsConfig
@@ -71,8 +71,8 @@ async def follow(config: WorkerConfig) -> int:
     if working.done():
         try:
             failure = working.result()
-        except (TriptychError, OSError, ValueError) as error:
-            failure, status = str(error), 2 if isinstance(error, ConfigError) else 1
+        except Exception as error:  # noqa: BLE001 - whatever it was, the leader must hear of it, and the process end
+            failure, status = f"{type(error).__name__}: {error}", 2 if isinstance(error, ConfigError) else 1
         status = status or int(failure is not None)
     working.cancel()
     await process.stop(failure or "it was told to end")

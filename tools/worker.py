@@ -1,7 +1,7 @@
 """`triptych worker`: a process that owns devices and runs some instances of a topology, registered at a scheduler.
 
 `triptych serve` starts these; by hand they make a deployment over several machines. Platform and devices are what jax finds in its environment:
-launch.device_environment sets it for children of serve, `hand_environment` for a worker started by hand.
+launch.device_environment sets it for children of serve, `launch.hand_environment` for a worker started by hand.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from triptych.models.hub.errors import ModelFetchError
 from triptych.models.kernels.names import PLATFORMS
 from triptych.models.kv import KV_CODES
-from triptych.runtime.core.errors import ConfigError, InstanceLostError
+from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.core.topology import InstanceSpec
 from triptych.runtime.instance.plan import StepPlan
@@ -28,7 +28,6 @@ from triptych.runtime.metrics.worker import WorkerMetrics
 from triptych.runtime.simulation.steptime import StepShape, shape_of
 from triptych.runtime.simulation.steptime_table import HostTime, StepTableError, load_table
 from triptych.runtime.worker.config import DEFAULT_CONTEXT, InstancePlan, WorkerConfig
-from triptych.runtime.worker.hosts.config import HostsConfig
 from triptych.tools import hosts, launch
 from triptych.tools.child import announce_ready, announce_roles, end_with_parent
 from triptych.tools.config import ServeConfig
@@ -96,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     start_log(config, args.name or "worker")
     specs, shared = chosen_instances(config, args.instances, args.roles, args.name), hosts.hosts_config(args, config)
     if not args.supervised:
-        os.environ.update(hand_environment(config, specs, os.environ, shared))
+        os.environ.update(launch.hand_environment(config, specs, os.environ, shared))
     # jax is imported from here on: it reads the environment, and a wrong flag is reported without waiting for it.
     platform = _platform() if shared is None else shared.platform
     chosen = worker_config(config, specs, args.name or specs[0].id, args.scheduler, args.listen, platform)
@@ -112,27 +111,6 @@ def _platform() -> str:
     import jax
 
     return jax.default_backend()
-
-
-def hand_environment(
-    config: ServeConfig, specs: tuple[InstanceSpec, ...], environ: Mapping[str, str], shared: HostsConfig | None = None
-) -> dict[str, str]:
-    """What --device, --emulate-devices and --compile-cache-dir mean to jax, for a worker that no `triptych serve` prepared. For one of several
-    hosts, its share of the devices, and their kind in any case.
-
-    Which accelerators it sees stays the operator's choice (CUDA_VISIBLE_DEVICES and the like), and so does what jax's own variables say already.
-    """
-    device = launch.detect_device() if config.device == "auto" else config.device
-    needed = config.devices_of(*specs)
-    wanted = launch.device_environment(config, device, 0, needed if shared is None else shared.devices_of(needed), {})
-    emulated = {"XLA_FLAGS": f"{environ.get('XLA_FLAGS', '')} {wanted['XLA_FLAGS']}".strip()} if device == "cpu" else {}
-    if launch.DEVICE_COUNT_FLAG in environ.get("XLA_FLAGS", ""):
-        emulated = {}
-    platform = {} if config.device == "auto" and shared is None else {"JAX_PLATFORMS": device}
-    cache = {
-        k: v for k, v in wanted.items() if k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT")) and k not in environ
-    }
-    return platform | emulated | cache
 
 
 def chosen_instances(
@@ -277,6 +255,11 @@ async def _work(settings: ServeConfig, config: WorkerConfig, *, supervised: bool
     done, _ = await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
     try:
         reason = working.result() if working in done else None
+    except Exception as error:
+        if config.hosts is None:
+            raise
+        # The interpreter would not end: threads, and jax itself, wait for hosts that are gone.
+        reason = f"{type(error).__name__}: {error}"
     finally:
         for task in (stopping, working):
             task.cancel()
@@ -304,7 +287,5 @@ async def _start_and_wait(process: WorkerProcess) -> str | None:
         ValueError,
     ) as error:  # what cannot be found, read or laid out: the user's to mend
         raise ConfigError(str(error)) from error
-    except InstanceLostError as error:  # other hosts of the instance: threads may wait for them for ever
-        return error.message
     announce_ready(address=process.address, pid=os.getpid(), instances=[i.info.ref.id for i in process.instances])
     return await process.wait()

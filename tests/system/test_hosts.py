@@ -47,6 +47,17 @@ def test_two_hosts_give_the_tokens_of_one(tp: int, flags: tuple[str, ...], expec
     assert states["null"].counters["compiled_after_ready"] == 0
 
 
+def test_quantised_weights_and_kv_are_those_of_one_host() -> None:
+    """Against one host of as many devices: which numbers share a scale does not depend on the hosts."""
+    flags = ("--weights=int8", "--kv-cache-dtype=int8")
+    results: list[list[Result]] = []
+    for hosts in (1, 2):
+        with hosted(Shared("null", 2, hosts), flags=flags) as server, Client(server.address) as client:
+            results.append([run_one(client, name) for name in REQUESTS])
+    for name, alone, shared in zip(REQUESTS, *results, strict=True):
+        assert_same(shared, alone, name)
+
+
 @pytest.mark.parametrize(
     "instances",
     [

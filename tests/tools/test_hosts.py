@@ -11,7 +11,7 @@ import pytest
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import TransportKind
 from triptych.runtime.worker.hosts.config import HostsConfig
-from triptych.tools import hosts, worker
+from triptych.tools import hosts, launch, worker
 from triptych.tools.config import ServeConfig
 from triptych.tools.settings import resolve
 
@@ -54,9 +54,9 @@ def test_a_host_has_its_share_of_the_devices_and_their_kind() -> None:
     _, config = parsed(*FLAGS, "--roles=decode", "--tp=4", "--emulate-devices=8")
     specs = worker.chosen_instances(config, None, "decode", "d")
     shared = HostsConfig(2, 1, "10.0.0.1:8440", "cpu")
-    assert "count=8" in worker.hand_environment(config, specs, {}, shared)["XLA_FLAGS"]
+    assert "count=8" in launch.hand_environment(config, specs, {}, shared)["XLA_FLAGS"]
     _, config = parsed(*FLAGS, "--tp=4")
-    environment = worker.hand_environment(config, specs, {}, shared)
+    environment = launch.hand_environment(config, specs, {}, shared)
     assert environment["JAX_PLATFORMS"] == "cpu" and environment["XLA_FLAGS"].endswith("count=2")
 
 

@@ -26,6 +26,7 @@ from triptych.runtime.worker.hosts.replay import Replay
 from triptych.sharding.heads import head_layout
 
 G = 2  # heads a chunk
+NOTHING: Any = (None, None, None)  # config, weights and mesh of an engine that runs nothing
 
 
 class Calls:
@@ -115,7 +116,7 @@ def test_a_plan_is_sent_before_it_is_run(monkeypatch: pytest.MonkeyPatch) -> Non
     calls, seen = Calls(), []
     monkeypatch.setattr(Engine, "__init__", lambda self, *arguments: None)
     monkeypatch.setattr(Engine, "dispatch", lambda self, plan: seen.append((plan, len(calls.sent))))
-    engine = LeadingEngine(*cast(Any, (None, None, None)), lambda: None, calls)
+    engine = LeadingEngine(*NOTHING, meet=lambda: None, calls=calls)
     plans = [StepPlan(1, rows=(Row(1, (5,), 0, 0, (1,)),)), StepPlan(2)]
     for plan in plans:
         engine.dispatch(plan)
@@ -127,7 +128,7 @@ def test_pools_are_made_once_all_hosts_are_there_and_never_anew(monkeypatch: pyt
     done: list[str] = []
     monkeypatch.setattr(Engine, "__init__", lambda self, *arguments: None)
     monkeypatch.setattr(Engine, "rebuild", lambda self: done.append("made"))
-    engine = SpreadEngine(*cast(Any, (None, None, None)), lambda: done.append("met"))
+    engine = SpreadEngine(*NOTHING, meet=lambda: done.append("met"))
     engine.rebuild()
     engine.fail(RuntimeError("out of memory"))
     with pytest.raises(EngineError, match="out of memory; what several hosts share is not made anew"):
