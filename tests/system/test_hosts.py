@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.system.deployment import SMALL
 from tests.system.hosted import Hosted, Shared, hosted
 from tests.system.test_matrix import REQUESTS, assert_same, run_one
 from tests.system.toy import ToySetup
 from triptych.runtime.client import Client, Result
+from triptych.tools.ports import ReservedPort
 
 pytestmark = [pytest.mark.slow, pytest.mark.limit(600)]
 
@@ -98,3 +100,25 @@ def test_a_leader_that_is_told_to_end_ends_its_followers_in_good_order() -> None
     with hosted(Shared("null", 2, hosts=2)) as server:
         os.kill(server.processes["null/0"], signal.SIGTERM)
         assert [server.exit_code(name) for name in ("null/0", "null/1")] == [0, 0]
+
+
+def test_hosts_that_do_not_come_or_do_not_fit_are_named_by_processes_that_end() -> None:
+    with hosted() as server:
+        flags = (
+            "worker",
+            "--scheduler",
+            server.scheduler,
+            "--roles=null",
+            "--tp=2",
+            "--hosts=2",
+            *SMALL[:2],
+            *SMALL[3:],
+        )
+        with ReservedPort("127.0.0.1", 0) as port:
+            leader = f"--leader={port.address}"
+            server.run("leader", *flags, leader, "--host-index=0", "--startup-timeout=20")
+            server.run("other", *flags, leader, "--host-index=1", "--max-num-seqs=3")
+            assert server.exit_code("other", 60) == 1
+            assert server.said("other", "max_num_seqs is 3, the leader has 8")
+            assert server.exit_code("leader", 60) == 1
+            assert server.said("leader", f"host 1 of 2 has not come to {port.address} (there: 0) within 20 s")

@@ -12,11 +12,13 @@ import pytest
 
 from triptych.proto.v1 import hosts_pb2
 from triptych.runtime.core.errors import IncompatibleError, InstanceLostError, TriptychError
+from triptych.runtime.wire.tls import Tls
 from triptych.runtime.worker.hosts.calls import gather_call
 from triptych.runtime.worker.hosts.config import HostsConfig
 from triptych.runtime.worker.hosts.follower import Follower
 from triptych.runtime.worker.hosts.job import free_port
 from triptych.runtime.worker.hosts.leader import Leader
+from triptych.tools.authority import Authority
 
 HOST = "127.0.0.1"
 SETTINGS = {"max_num_seqs": "8", "model": "abc", "version of jax": "1.2.3"}
@@ -41,17 +43,19 @@ class Cast:
     lost: list[str] = field(default_factory=list)
     calls: dict[int, list[hosts_pb2.DeviceCall]] = field(default_factory=dict)
 
-    def follower(self, index: int, token: str | None = None, **differing: str) -> Follower:
+    def follower(self, index: int, token: str | None = None, tls: Tls | None = None, **differing: str) -> Follower:
         heard = self.calls.setdefault(index, [])
         hosts = replace(self.hosts, index=index)
-        return Follower(hosts, SETTINGS | differing, heard.append, token=token)
+        return Follower(hosts, SETTINGS | differing, heard.append, token=token, tls=tls)
 
 
 @asynccontextmanager
-async def led(count: int, start_seconds: float = 20.0, token: str | None = None) -> AsyncIterator[Cast]:
+async def led(
+    count: int, start_seconds: float = 20.0, token: str | None = None, tls: Tls | None = None
+) -> AsyncIterator[Cast]:
     lost: list[str] = []
     hosts = HostsConfig(count, 0, f"{HOST}:{free_port(HOST)}", "cpu", start_seconds)
-    leader = Leader(hosts, SETTINGS, lost.append, host=HOST, token=token)
+    leader = Leader(hosts, SETTINGS, lost.append, host=HOST, token=token, tls=tls)
     await leader.open()
     try:
         yield Cast(leader, hosts, lost)
@@ -156,6 +160,24 @@ async def test_a_host_without_the_token_is_refused() -> None:
         with pytest.raises(TriptychError, match="token is not valid"):
             await other.join()
         await other.leave("the test is over")
+
+
+@in_loop
+async def test_with_tls_only_a_host_with_a_certificate_of_the_authority_comes() -> None:
+    inside, others = Authority.create(), Authority.create()
+    mine = Tls(inside.certificate, *inside.issue("host", hosts=(HOST,)))
+    theirs = Tls(others.certificate, *others.issue("host", hosts=(HOST,)))
+    async with led(2, start_seconds=1.0, tls=mine) as cast:
+        for strange in (None, theirs):
+            other = cast.follower(1, tls=strange)
+            with pytest.raises(InstanceLostError, match="could not join its leader"):
+                await other.join()
+            await other.leave("the test is over")
+        follower = cast.follower(1, tls=mine)
+        port = asyncio.create_task(follower.join())
+        await cast.leader.gather(7)
+        assert await port == 7
+        await follower.leave("the test is over")
 
 
 @in_loop
