@@ -98,8 +98,11 @@ def test_a_host_that_dies_takes_the_instance_with_it_and_requests_go_on_when_it_
 
 def test_a_leader_that_is_told_to_end_ends_its_followers_in_good_order() -> None:
     with hosted(Shared("null", 2, hosts=2)) as server:
+        with Client(server.address) as client:
+            run_one(client, "penalised and seeded")
         os.kill(server.processes["null/0"], signal.SIGTERM)
         assert [server.exit_code(name) for name in ("null/0", "null/1")] == [0, 0]
+        assert server.said("null/1", "the leader ends: told to end; 0 programs were compiled after ready")
 
 
 def test_hosts_that_do_not_come_or_do_not_fit_are_named_by_processes_that_end() -> None:

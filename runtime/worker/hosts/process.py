@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from triptych.proto.v1 import hosts_pb2
 from triptych.runtime.core.errors import ConfigError, EngineError
+from triptych.runtime.engine.compile_guard import compile_count
 from triptych.runtime.engine.engine import Engine
 from triptych.runtime.worker.build import InstanceParts, build_shared, open_worker_model
 from triptych.runtime.worker.config import WorkerConfig
@@ -39,6 +40,7 @@ class FollowerProcess:
         self._follower: Follower | None = None
         self._listening: asyncio.Task[str] | None = None
         self._failed: asyncio.Future[str] | None = None
+        self._compiled_before = 0
 
     async def start(self) -> None:
         """Until all hosts are ready, and the leader's calls are being made.
@@ -59,6 +61,7 @@ class FollowerProcess:
         if self._listening.done():
             raise EngineError(f"the leader ended while the instance was built: {self._listening.result()}")
         (parts,) = building.result()
+        self._compiled_before = compile_count()
         threading.Thread(target=self._follow, args=(parts, loop), name="device-follower", daemon=True).start()
 
     async def wait(self) -> str | None:
@@ -67,7 +70,8 @@ class FollowerProcess:
         await asyncio.wait({self._listening, self._failed}, return_when=asyncio.FIRST_COMPLETED)
         if self._failed.done():
             return self._failed.result()
-        log.info("the leader ends: %s", self._listening.result())
+        compiled = compile_count() - self._compiled_before
+        log.info("the leader ends: %s; %d programs were compiled after ready", self._listening.result(), compiled)
         return None
 
     async def stop(self, reason: str) -> None:
