@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from triptych.proto.v1 import common_pb2 as triptych_dot_proto_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtriptych/proto/v1/hosts.proto\x12\x0btriptych.v1\x1a\x1etriptych/proto/v1/common.proto\"\x88\x01\n\x04Join\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\r\n\x05index\x18\x02 \x01(\r\x12\x31\n\x08settings\x18\x03 \x03(\x0b\x32\x1f.triptych.v1.Join.SettingsEntry\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"%\n\x04Meet\x12\r\n\x05point\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x03\"\x1a\n\x08\x46\x61rewell\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x8a\x01\n\x0f\x46ollowerMessage\x12!\n\x04join\x18\x01 \x01(\x0b\x32\x11.triptych.v1.JoinH\x00\x12!\n\x04meet\x18\x02 \x01(\x0b\x32\x11.triptych.v1.MeetH\x00\x12)\n\x08\x66\x61rewell\x18\x03 \x01(\x0b\x32\x15.triptych.v1.FarewellH\x00\x42\x06\n\x04kind\"\x18\n\x08\x41\x64mitted\x12\x0c\n\x04port\x18\x01 \x01(\r\"\'\n\x05Lists\x12\x0e\n\x06values\x18\x01 \x03(\r\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\r\"\x89\x02\n\x08PlanRows\x12\x10\n\x08sequence\x18\x01 \x03(\x04\x12\r\n\x05start\x18\x02 \x03(\r\x12\x10\n\x08position\x18\x03 \x03(\r\x12\x12\n\ntoken_slot\x18\x04 \x03(\r\x12\x11\n\tscore_top\x18\x05 \x03(\r\x12\"\n\x06tokens\x18\x06 \x01(\x0b\x32\x12.triptych.v1.Lists\x12!\n\x05pages\x18\x07 \x01(\x0b\x32\x12.triptych.v1.Lists\x12!\n\x05score\x18\x08 \x01(\x0b\x32\x12.triptych.v1.Lists\x12!\n\x05\x64raws\x18\t \x01(\x0b\x32\x12.triptych.v1.Lists\x12\x16\n\x0e\x64raw_positions\x18\n \x03(\r\"\xc6\x01\n\x04Seat\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0e\n\x06sample\x18\x02 \x01(\r\x12+\n\x06params\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.SamplingParams\x12\x0e\n\x06prompt\x18\x04 \x03(\r\x12\x0f\n\x07outputs\x18\x05 \x03(\r\x12\x11\n\tforbidden\x18\x06 \x03(\r\x12\x17\n\x0f\x66orbidden_until\x18\x07 \x01(\r\x12\x17\n\x0f\x66orbidden_first\x18\x08 \x03(\r\x12\r\n\x05\x66irst\x18\t \x01(\r\"m\n\x08StepPlan\x12\n\n\x02id\x18\x01 \x01(\x04\x12#\n\x04rows\x18\x02 \x01(\x0b\x32\x15.triptych.v1.PlanRows\x12 \n\x05seats\x18\x03 \x03(\x0b\x32\x11.triptych.v1.Seat\x12\x0e\n\x06\x63opies\x18\x04 \x03(\r\"@\n\x0bGatherPages\x12\r\n\x05pages\x18\x01 \x03(\r\x12\r\n\x05heads\x18\x02 \x01(\r\x12\x13\n\x0blayer_group\x18\x03 \x01(\r\"Q\n\x0cScatterPages\x12\r\n\x05pages\x18\x01 \x03(\r\x12\r\n\x05heads\x18\x02 \x01(\r\x12\x13\n\x0blayer_group\x18\x03 \x01(\r\x12\x0e\n\x06\x63hunks\x18\x04 \x03(\x0c\"\xa4\x01\n\nDeviceCall\x12\r\n\x05order\x18\x01 \x01(\x04\x12%\n\x04plan\x18\x02 \x01(\x0b\x32\x15.triptych.v1.StepPlanH\x00\x12*\n\x06gather\x18\x03 \x01(\x0b\x32\x18.triptych.v1.GatherPagesH\x00\x12,\n\x07scatter\x18\x04 \x01(\x0b\x32\x19.triptych.v1.ScatterPagesH\x00\x42\x06\n\x04kind\"\xb9\x01\n\rLeaderMessage\x12)\n\x08\x61\x64mitted\x18\x01 \x01(\x0b\x32\x15.triptych.v1.AdmittedH\x00\x12!\n\x04meet\x18\x02 \x01(\x0b\x32\x11.triptych.v1.MeetH\x00\x12\'\n\x04\x63\x61ll\x18\x03 \x01(\x0b\x32\x17.triptych.v1.DeviceCallH\x00\x12)\n\x08\x66\x61rewell\x18\x04 \x01(\x0b\x32\x15.triptych.v1.FarewellH\x00\x42\x06\n\x04kind2O\n\x05Hosts\x12\x46\n\x06\x46ollow\x12\x1c.triptych.v1.FollowerMessage\x1a\x1a.triptych.v1.LeaderMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtriptych/proto/v1/hosts.proto\x12\x0btriptych.v1\x1a\x1etriptych/proto/v1/common.proto\"\x88\x01\n\x04Join\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\r\n\x05index\x18\x02 \x01(\r\x12\x31\n\x08settings\x18\x03 \x03(\x0b\x32\x1f.triptych.v1.Join.SettingsEntry\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"%\n\x04Meet\x12\r\n\x05point\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x03\"\x1a\n\x08\x46\x61rewell\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x08\n\x06Living\"\xb1\x01\n\x0f\x46ollowerMessage\x12!\n\x04join\x18\x01 \x01(\x0b\x32\x11.triptych.v1.JoinH\x00\x12!\n\x04meet\x18\x02 \x01(\x0b\x32\x11.triptych.v1.MeetH\x00\x12)\n\x08\x66\x61rewell\x18\x03 \x01(\x0b\x32\x15.triptych.v1.FarewellH\x00\x12%\n\x06living\x18\x04 \x01(\x0b\x32\x13.triptych.v1.LivingH\x00\x42\x06\n\x04kind\"\x18\n\x08\x41\x64mitted\x12\x0c\n\x04port\x18\x01 \x01(\r\"\'\n\x05Lists\x12\x0e\n\x06values\x18\x01 \x03(\r\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\r\"\x89\x02\n\x08PlanRows\x12\x10\n\x08sequence\x18\x01 \x03(\x04\x12\r\n\x05start\x18\x02 \x03(\r\x12\x10\n\x08position\x18\x03 \x03(\r\x12\x12\n\ntoken_slot\x18\x04 \x03(\r\x12\x11\n\tscore_top\x18\x05 \x03(\r\x12\"\n\x06tokens\x18\x06 \x01(\x0b\x32\x12.triptych.v1.Lists\x12!\n\x05pages\x18\x07 \x01(\x0b\x32\x12.triptych.v1.Lists\x12!\n\x05score\x18\x08 \x01(\x0b\x32\x12.triptych.v1.Lists\x12!\n\x05\x64raws\x18\t \x01(\x0b\x32\x12.triptych.v1.Lists\x12\x16\n\x0e\x64raw_positions\x18\n \x03(\r\"\xc6\x01\n\x04Seat\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0e\n\x06sample\x18\x02 \x01(\r\x12+\n\x06params\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.SamplingParams\x12\x0e\n\x06prompt\x18\x04 \x03(\r\x12\x0f\n\x07outputs\x18\x05 \x03(\r\x12\x11\n\tforbidden\x18\x06 \x03(\r\x12\x17\n\x0f\x66orbidden_until\x18\x07 \x01(\r\x12\x17\n\x0f\x66orbidden_first\x18\x08 \x03(\r\x12\r\n\x05\x66irst\x18\t \x01(\r\"m\n\x08StepPlan\x12\n\n\x02id\x18\x01 \x01(\x04\x12#\n\x04rows\x18\x02 \x01(\x0b\x32\x15.triptych.v1.PlanRows\x12 \n\x05seats\x18\x03 \x03(\x0b\x32\x11.triptych.v1.Seat\x12\x0e\n\x06\x63opies\x18\x04 \x03(\r\"@\n\x0bGatherPages\x12\r\n\x05pages\x18\x01 \x03(\r\x12\r\n\x05heads\x18\x02 \x01(\r\x12\x13\n\x0blayer_group\x18\x03 \x01(\r\"Q\n\x0cScatterPages\x12\r\n\x05pages\x18\x01 \x03(\r\x12\r\n\x05heads\x18\x02 \x01(\r\x12\x13\n\x0blayer_group\x18\x03 \x01(\r\x12\x0e\n\x06\x63hunks\x18\x04 \x03(\x0c\"\xa4\x01\n\nDeviceCall\x12\r\n\x05order\x18\x01 \x01(\x04\x12%\n\x04plan\x18\x02 \x01(\x0b\x32\x15.triptych.v1.StepPlanH\x00\x12*\n\x06gather\x18\x03 \x01(\x0b\x32\x18.triptych.v1.GatherPagesH\x00\x12,\n\x07scatter\x18\x04 \x01(\x0b\x32\x19.triptych.v1.ScatterPagesH\x00\x42\x06\n\x04kind\"\xe0\x01\n\rLeaderMessage\x12)\n\x08\x61\x64mitted\x18\x01 \x01(\x0b\x32\x15.triptych.v1.AdmittedH\x00\x12!\n\x04meet\x18\x02 \x01(\x0b\x32\x11.triptych.v1.MeetH\x00\x12\'\n\x04\x63\x61ll\x18\x03 \x01(\x0b\x32\x17.triptych.v1.DeviceCallH\x00\x12)\n\x08\x66\x61rewell\x18\x04 \x01(\x0b\x32\x15.triptych.v1.FarewellH\x00\x12%\n\x06living\x18\x05 \x01(\x0b\x32\x13.triptych.v1.LivingH\x00\x42\x06\n\x04kind2O\n\x05Hosts\x12\x46\n\x06\x46ollow\x12\x1c.triptych.v1.FollowerMessage\x1a\x1a.triptych.v1.LeaderMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,26 +42,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEET']._serialized_end=254
   _globals['_FAREWELL']._serialized_start=256
   _globals['_FAREWELL']._serialized_end=282
-  _globals['_FOLLOWERMESSAGE']._serialized_start=285
-  _globals['_FOLLOWERMESSAGE']._serialized_end=423
-  _globals['_ADMITTED']._serialized_start=425
-  _globals['_ADMITTED']._serialized_end=449
-  _globals['_LISTS']._serialized_start=451
-  _globals['_LISTS']._serialized_end=490
-  _globals['_PLANROWS']._serialized_start=493
-  _globals['_PLANROWS']._serialized_end=758
-  _globals['_SEAT']._serialized_start=761
-  _globals['_SEAT']._serialized_end=959
-  _globals['_STEPPLAN']._serialized_start=961
-  _globals['_STEPPLAN']._serialized_end=1070
-  _globals['_GATHERPAGES']._serialized_start=1072
-  _globals['_GATHERPAGES']._serialized_end=1136
-  _globals['_SCATTERPAGES']._serialized_start=1138
-  _globals['_SCATTERPAGES']._serialized_end=1219
-  _globals['_DEVICECALL']._serialized_start=1222
-  _globals['_DEVICECALL']._serialized_end=1386
-  _globals['_LEADERMESSAGE']._serialized_start=1389
-  _globals['_LEADERMESSAGE']._serialized_end=1574
-  _globals['_HOSTS']._serialized_start=1576
-  _globals['_HOSTS']._serialized_end=1655
+  _globals['_LIVING']._serialized_start=284
+  _globals['_LIVING']._serialized_end=292
+  _globals['_FOLLOWERMESSAGE']._serialized_start=295
+  _globals['_FOLLOWERMESSAGE']._serialized_end=472
+  _globals['_ADMITTED']._serialized_start=474
+  _globals['_ADMITTED']._serialized_end=498
+  _globals['_LISTS']._serialized_start=500
+  _globals['_LISTS']._serialized_end=539
+  _globals['_PLANROWS']._serialized_start=542
+  _globals['_PLANROWS']._serialized_end=807
+  _globals['_SEAT']._serialized_start=810
+  _globals['_SEAT']._serialized_end=1008
+  _globals['_STEPPLAN']._serialized_start=1010
+  _globals['_STEPPLAN']._serialized_end=1119
+  _globals['_GATHERPAGES']._serialized_start=1121
+  _globals['_GATHERPAGES']._serialized_end=1185
+  _globals['_SCATTERPAGES']._serialized_start=1187
+  _globals['_SCATTERPAGES']._serialized_end=1268
+  _globals['_DEVICECALL']._serialized_start=1271
+  _globals['_DEVICECALL']._serialized_end=1435
+  _globals['_LEADERMESSAGE']._serialized_start=1438
+  _globals['_LEADERMESSAGE']._serialized_end=1662
+  _globals['_HOSTS']._serialized_start=1664
+  _globals['_HOSTS']._serialized_end=1743
 # @@protoc_insertion_point(module_scope)

@@ -38,15 +38,21 @@ class Farewell(_message.Message):
     reason: str
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
+class Living(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class FollowerMessage(_message.Message):
-    __slots__ = ("join", "meet", "farewell")
+    __slots__ = ("join", "meet", "farewell", "living")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     MEET_FIELD_NUMBER: _ClassVar[int]
     FAREWELL_FIELD_NUMBER: _ClassVar[int]
+    LIVING_FIELD_NUMBER: _ClassVar[int]
     join: Join
     meet: Meet
     farewell: Farewell
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., meet: _Optional[_Union[Meet, _Mapping]] = ..., farewell: _Optional[_Union[Farewell, _Mapping]] = ...) -> None: ...
+    living: Living
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., meet: _Optional[_Union[Meet, _Mapping]] = ..., farewell: _Optional[_Union[Farewell, _Mapping]] = ..., living: _Optional[_Union[Living, _Mapping]] = ...) -> None: ...
 
 class Admitted(_message.Message):
     __slots__ = ("port",)
@@ -155,13 +161,15 @@ class DeviceCall(_message.Message):
     def __init__(self, order: _Optional[int] = ..., plan: _Optional[_Union[StepPlan, _Mapping]] = ..., gather: _Optional[_Union[GatherPages, _Mapping]] = ..., scatter: _Optional[_Union[ScatterPages, _Mapping]] = ...) -> None: ...
 
 class LeaderMessage(_message.Message):
-    __slots__ = ("admitted", "meet", "call", "farewell")
+    __slots__ = ("admitted", "meet", "call", "farewell", "living")
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
     MEET_FIELD_NUMBER: _ClassVar[int]
     CALL_FIELD_NUMBER: _ClassVar[int]
     FAREWELL_FIELD_NUMBER: _ClassVar[int]
+    LIVING_FIELD_NUMBER: _ClassVar[int]
     admitted: Admitted
     meet: Meet
     call: DeviceCall
     farewell: Farewell
-    def __init__(self, admitted: _Optional[_Union[Admitted, _Mapping]] = ..., meet: _Optional[_Union[Meet, _Mapping]] = ..., call: _Optional[_Union[DeviceCall, _Mapping]] = ..., farewell: _Optional[_Union[Farewell, _Mapping]] = ...) -> None: ...
+    living: Living
+    def __init__(self, admitted: _Optional[_Union[Admitted, _Mapping]] = ..., meet: _Optional[_Union[Meet, _Mapping]] = ..., call: _Optional[_Union[DeviceCall, _Mapping]] = ..., farewell: _Optional[_Union[Farewell, _Mapping]] = ..., living: _Optional[_Union[Living, _Mapping]] = ...) -> None: ...

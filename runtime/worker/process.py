@@ -40,7 +40,7 @@ from triptych.runtime.worker.build import (
     open_worker_model,
 )
 from triptych.runtime.worker.config import WorkerConfig
-from triptych.runtime.worker.hosts.config import HostsConfig
+from triptych.runtime.worker.hosts.config import BLAME, HostsConfig
 from triptych.runtime.worker.hosts.job import free_port
 from triptych.runtime.worker.hosts.leader import Leader
 from triptych.runtime.worker.hosts.parts import LeadingHost
@@ -188,7 +188,7 @@ class WorkerProcess:
         """Wait for the other hosts."""
         config = self._config
         settings = shared_settings(config, model)
-        leader = Leader(hosts, settings, self._on_death, host=config.host, token=config.token, tls=config.tls)
+        leader = Leader(hosts, settings, self._end, host=config.host, token=config.token, tls=config.tls)
         await leader.open()
         self._leader = leader
         self._progress(f"waiting for {hosts.count - 1} more host(s) at {hosts.leader}")
@@ -305,12 +305,14 @@ class WorkerProcess:
         self._membership.reset(old, info, reason)
 
     def _on_death(self, reason: str) -> None:
-        def end() -> None:
-            if self._dead is not None and not self._dead.done():
-                self._dead.set_result(reason)
-
+        """A device loop died. From any thread."""
         assert self._dead is not None
-        self._dead.get_loop().call_soon_threadsafe(end)
+        loop = self._dead.get_loop()
+        loop.call_soon_threadsafe(loop.call_later, 0.0 if self._leader is None else BLAME, self._end, reason)
+
+    def _end(self, reason: str) -> None:
+        if self._dead is not None and not self._dead.done():
+            self._dead.set_result(reason)
 
 
 class _TextProbe(StopProbe):

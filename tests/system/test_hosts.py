@@ -77,22 +77,24 @@ def test_kv_moves_by_way_of_the_leader(instances: tuple[Shared, ...], expected: 
     assert all(state.counters["compiled_after_ready"] == 0 for state in states.values())
 
 
-def test_a_host_that_dies_takes_the_instance_with_it_and_requests_go_on_when_it_is_back(
-    expected: dict[str, Result],
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_a_lost_host_takes_the_instance_with_it_and_requests_go_on_when_it_is_back(
+    how: signal.Signals, expected: dict[str, Result]
 ) -> None:
     with hosted(Shared("null", 2, hosts=2), flags=("--patience=120",)) as server, ThreadPoolExecutor(1) as threads:
         for victim, other in (("null/1", "null/0"), ("null/0", "null/1")):
             with Client(server.address) as client:
                 asked = threads.submit(client.complete, **LONG, timeout=300)
                 time.sleep(0.3)
-                server.kill(victim)
-                assert server.exit_code(other) == 1
+                os.kill(server.processes[victim], how)
+                assert server.exit_code(other, 60) == 1
                 assert server.said(other, "is lost"), "why it ended"
+                if how == signal.SIGSTOP:
+                    os.kill(server.processes[victim], signal.SIGCONT)
+                assert server.exit_code(victim) == (1 if how == signal.SIGSTOP else -how)
                 for name in (victim, other):
-                    server.exit_code(name)
                     server.again(name)
-                assert_same(asked.result(), expected["LONG"], f"{victim} died")
-                assert asked.result().samples
+                assert_same(asked.result(), expected["LONG"], f"{victim} was lost")
         server.wait_idle()
 
 

@@ -11,6 +11,9 @@ from triptych.runtime.core.instance import Role, TransportKind
 if TYPE_CHECKING:
     from triptych.runtime.worker.config import WorkerConfig
 
+BLAME = 1.0  # seconds that a device program that failed waits for news of a lost host, whose collectives fail everywhere: that is the reason to give
+BEAT = 1.0  # seconds between signs of life
+SILENCE = 15.0  # seconds without one after which a host is dead: tracing and reading weights may keep a process from its streams for some
 START_LIMIT = 900.0  # seconds; a large model is read and compiled in some minutes
 
 

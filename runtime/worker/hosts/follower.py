@@ -14,13 +14,13 @@ from typing import Any
 import grpc
 
 from triptych.proto.v1 import hosts_pb2, hosts_pb2_grpc
-from triptych.runtime.core.errors import InstanceLostError, InvalidRequestError, Status, TriptychError
+from triptych.runtime.core.errors import InstanceLostError, InvalidRequestError
 from triptych.runtime.transfer.channels import CLIENT_OPTIONS
 from triptych.runtime.wire.auth import bearer_client_interceptors
 from triptych.runtime.wire.ended import CallEnd
 from triptych.runtime.wire.status import typed_error
 from triptych.runtime.wire.tls import Tls, open_channel
-from triptych.runtime.worker.hosts.config import HostsConfig
+from triptych.runtime.worker.hosts.config import BEAT, SILENCE, HostsConfig
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ class Follower:
         self._loop = asyncio.get_running_loop()
         self._call: Any = None
         self._end: CallEnd | None = None
+        self._writing = asyncio.Lock()
+        self._beating: asyncio.Task[None] | None = None
         self._points: dict[str, asyncio.Future[int]] = {}
 
     async def join(self) -> int:
@@ -87,18 +89,20 @@ class Follower:
     async def listen(self) -> str:
         """Until the leader says that it ends: why. Raises InstanceLostError if the leader is lost."""
         try:
-            while isinstance(message := await self._call.read(), hosts_pb2.LeaderMessage):
+            while (message := await self._next()) is not None:
                 match message.WhichOneof("kind"):
                     case "call":
                         self._on_call(message.call)
                     case "meet":
                         self._point(message.meet.point).set_result(message.meet.number)
+                    case "living":
+                        pass
                     case "farewell":
                         return message.farewell.reason
                     case other:
                         raise InvalidRequestError(f"the leader sent {other}, expected a call")
-        except grpc.aio.AioRpcError as error:
-            raise self._leader_lost(error) from error
+        except InstanceLostError as error:
+            raise InstanceLostError(f"the leader at {self._hosts.leader} is lost: {error.message}") from error
         raise InstanceLostError(f"the leader at {self._hosts.leader} closed the stream")
 
     async def leave(self, reason: str) -> None:
@@ -106,10 +110,11 @@ class Follower:
         if self._call is not None and not self._call.done():
             try:
                 async with asyncio.timeout(FAREWELL):
-                    await self._call.write(hosts_pb2.FollowerMessage(farewell=hosts_pb2.Farewell(reason=reason)))
+                    await self._write(hosts_pb2.FollowerMessage(farewell=hosts_pb2.Farewell(reason=reason)))
                     await self._call.done_writing()
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
                 log.debug("the leader could not be told: %s", reason)
+        await self._quiet()
         await self._channel.close(FAREWELL)
 
     # ---- on the loop
@@ -117,32 +122,53 @@ class Follower:
     async def _attempt(self) -> int:
         hosts = self._hosts
         self._call = hosts_pb2_grpc.HostsStub(self._channel).Follow()  # type: ignore[no-untyped-call]
-        self._end = CallEnd(self._call)
+        self._end, self._writing = CallEnd(self._call), asyncio.Lock()
         join = hosts_pb2.Join(count=hosts.count, index=hosts.index, settings=self._settings)
         try:
-            with contextlib.suppress(asyncio.InvalidStateError):  # it is over: the read says how
-                await self._call.write(hosts_pb2.FollowerMessage(join=join))
-            admitted = await self._call.read()
+            with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):  # it is over: the read says how
+                await self._write(hosts_pb2.FollowerMessage(join=join))
+            self._beating = asyncio.create_task(self._beat(), name="signs of life")
+            while (message := await self._next()) is not None and message.WhichOneof("kind") == "living":
+                pass
+            if message is None or message.WhichOneof("kind") != "admitted":
+                raise InstanceLostError(f"the leader at {hosts.leader} closed the stream")
+            return message.admitted.port
+        except BaseException:
+            await self._quiet()
+            self._call.cancel()
+            raise
+
+    async def _next(self) -> hosts_pb2.LeaderMessage | None:
+        """What the leader says next; None: nothing any more. Raises the typed error with which it ended the stream, and InstanceLostError when
+        nothing is heard of it."""
+        assert self._end is not None, "join first"
+        try:
+            async with asyncio.timeout(SILENCE):
+                message = await self._call.read()
+        except TimeoutError:
+            raise InstanceLostError(f"nothing was heard of it for {SILENCE:g} s") from None
         except grpc.aio.AioRpcError as error:
-            raise self._refusal(error) from error
-        if not isinstance(admitted, hosts_pb2.LeaderMessage) or admitted.WhichOneof("kind") != "admitted":
-            raise InstanceLostError(f"the leader at {hosts.leader} closed the stream")
-        return admitted.admitted.port
+            raise typed_error(self._end.error(error)) from error
+        return message if isinstance(message, hosts_pb2.LeaderMessage) else None
 
-    def _refusal(self, error: grpc.aio.AioRpcError) -> TriptychError:
-        """UNAVAILABLE: it may be otherwise later."""
-        assert self._end is not None
-        return typed_error(self._end.error(error))
+    async def _write(self, message: hosts_pb2.FollowerMessage) -> None:
+        async with self._writing:  # one at a time
+            await self._call.write(message)
 
-    def _leader_lost(self, error: grpc.aio.AioRpcError) -> TriptychError:
-        told = self._refusal(error)
-        if told.status is Status.UNAVAILABLE:
-            return InstanceLostError(f"the leader at {self._hosts.leader} is lost: {told.message}")
-        return told
+    async def _beat(self) -> None:
+        """Until the stream ends, which reading notices."""
+        with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+            while True:
+                await asyncio.sleep(BEAT)
+                await self._write(hosts_pb2.FollowerMessage(living=hosts_pb2.Living()))
+
+    async def _quiet(self) -> None:
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.gather(self._beating, return_exceptions=True)
 
     async def _met(self, point: str, number: int) -> int:
-        meet = hosts_pb2.Meet(point=point, number=number)
-        await self._call.write(hosts_pb2.FollowerMessage(meet=meet))
+        await self._write(hosts_pb2.FollowerMessage(meet=hosts_pb2.Meet(point=point, number=number)))
         return await self._point(point)
 
     def _point(self, point: str) -> asyncio.Future[int]:

@@ -21,7 +21,7 @@ from triptych.runtime.wire.handlers import service_handler
 from triptych.runtime.wire.listening import listen
 from triptych.runtime.wire.outbox import Outbox
 from triptych.runtime.wire.tls import Tls
-from triptych.runtime.worker.hosts.config import HostsConfig
+from triptych.runtime.worker.hosts.config import BEAT, SILENCE, HostsConfig
 from triptych.runtime.worker.hosts.settings import differences
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class Leader:
         self._complete = False
         self._ended: str | None = None
         self._order = 0
+        self._beating: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Listen. Raises ConfigError if the address is taken."""
@@ -79,6 +80,7 @@ class Leader:
             self._server, self._host, self._hosts.port, None if self._tls is None else self._tls.server_credentials()
         )
         await self._server.start()
+        self._beating = asyncio.create_task(self._beat(), name="signs of life")
 
     async def gather(self, job_port: int) -> None:
         """Wait until every follower has come; then tell them where jax's coordination service is. Raises InstanceLostError naming who is missing."""
@@ -112,6 +114,9 @@ class Leader:
         except TimeoutError:
             log.warning("followers %s did not end within %g s", ", ".join(map(str, self._links)), FAREWELL)
         await self._server.stop(None)
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.gather(self._beating, return_exceptions=True)
 
     # ---- the service
 
@@ -155,9 +160,11 @@ class Leader:
         return link
 
     async def _hear(self, link: _Link, request: AsyncIterator[hosts_pb2.FollowerMessage]) -> str:
-        """Until it says no more: why."""
-        async for message in request:
+        """Until it says no more: why. Raises InstanceLostError when nothing is heard of it."""
+        while (message := await _next(request)) is not None:
             match message.WhichOneof("kind"):
+                case "living":
+                    pass
                 case "meet":
                     link.points[message.meet.point] = message.meet.number
                     self._changed.set()
@@ -196,6 +203,11 @@ class Leader:
         there = "".join(f", {link.index} ({link.peer})" for _, link in sorted(self._links.items()))
         return f"host {_listed(absent)} of {self._hosts.count} has not come to {self._hosts.leader} (there: 0{there})"
 
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT)
+            self._tell(hosts_pb2.LeaderMessage(living=hosts_pb2.Living()))
+
     def _tell(self, message: hosts_pb2.LeaderMessage) -> None:
         for link in self._links.values():
             link.outbox.put(message)
@@ -204,6 +216,14 @@ class Leader:
         if self._ended is None:
             self._ended = reason
         self._changed.set()
+
+
+async def _next(request: AsyncIterator[hosts_pb2.FollowerMessage]) -> hosts_pb2.FollowerMessage | None:
+    try:
+        async with asyncio.timeout(SILENCE):
+            return await anext(request, None)
+    except TimeoutError:
+        raise InstanceLostError(f"nothing was heard of it for {SILENCE:g} s") from None
 
 
 def _listed(indices: list[int]) -> str:

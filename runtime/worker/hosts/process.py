@@ -18,6 +18,7 @@ from triptych.runtime.engine.compile_guard import compile_count
 from triptych.runtime.engine.engine import Engine
 from triptych.runtime.worker.build import InstanceParts, build_shared, open_worker_model
 from triptych.runtime.worker.config import WorkerConfig
+from triptych.runtime.worker.hosts.config import BLAME
 from triptych.runtime.worker.hosts.follower import Follower
 from triptych.runtime.worker.hosts.page_mover import SpreadPageMover
 from triptych.runtime.worker.hosts.parts import FollowingHost
@@ -96,4 +97,5 @@ class FollowerProcess:
                 replay.make(self._calls.get())
         except Exception as error:
             log.exception("a call of the leader failed")
-            loop.call_soon_threadsafe(self._failed.set_result, f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+            loop.call_soon_threadsafe(loop.call_later, BLAME, self._failed.set_result, reason)
