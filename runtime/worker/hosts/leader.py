@@ -123,7 +123,7 @@ class Leader:
     async def Follow(
         self, request: AsyncIterator[hosts_pb2.FollowerMessage], context: grpc.aio.ServicerContext
     ) -> None:
-        first = await anext(request, None)
+        first = await _next(request)
         if first is None or first.WhichOneof("kind") != "join":
             raise InvalidRequestError("a follower begins with join")
         link = self._admit(first.join, context.peer())

@@ -6,8 +6,8 @@ calls of their own, and so do media, which are not served over several hosts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Sequence
+from itertools import accumulate, chain
 from typing import Any, TypeVar
 
 from triptych.proto.v1 import hosts_pb2
@@ -59,10 +59,10 @@ def _rows_message(plan: StepPlan) -> hosts_pb2.PlanRows:
 
 
 def _read_rows(message: hosts_pb2.PlanRows) -> tuple[Row, ...]:
-    drawn = map(Draw, message.draws.values, message.draw_positions)
+    drawn = list(map(Draw, message.draws.values, message.draw_positions))
     columns = {
         **{name: getattr(message, name) for name in _NUMBERS},
-        **{name: _read_lists(getattr(message, name)) for name in _LISTS},
+        **{name: _cut(getattr(message, name).values[:], getattr(message, name).counts) for name in _LISTS},
         **{name: [()] * len(message.sequence) for name in _MEDIA},
         "draws": _cut(drawn, message.draws.counts),
     }
@@ -70,13 +70,9 @@ def _read_rows(message: hosts_pb2.PlanRows) -> tuple[Row, ...]:
 
 
 def _lists_message(lists: Sequence[Sequence[int]]) -> hosts_pb2.Lists:
-    return hosts_pb2.Lists(values=chain.from_iterable(lists), counts=map(len, lists))
+    return hosts_pb2.Lists(values=list(chain.from_iterable(lists)), counts=list(map(len, lists)))
 
 
-def _read_lists(message: hosts_pb2.Lists) -> Iterator[tuple[int, ...]]:
-    return _cut(message.values, message.counts)
-
-
-def _cut(values: Iterable[T], counts: Iterable[int]) -> Iterator[tuple[T, ...]]:
-    left = iter(values)
-    return (tuple(islice(left, count)) for count in counts)
+def _cut(values: Sequence[T], counts: Sequence[int]) -> list[tuple[T, ...]]:
+    ends = list(accumulate(counts))
+    return [tuple(values[end - count : end]) for end, count in zip(ends, counts, strict=True)]

@@ -206,6 +206,26 @@ async def test_a_follower_that_goes_ends_the_instance_with_its_reason() -> None:
 
 
 @in_loop
+async def test_a_host_of_which_nothing_is_heard_is_lost() -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("triptych.runtime.worker.hosts.follower.BEAT", 60.0)
+        patched.setattr("triptych.runtime.worker.hosts.leader.SILENCE", 0.3)
+        async with led(2) as cast, joined(cast):
+            await until(lambda: cast.lost)
+            assert "host 1 of 2" in cast.lost[0] and "nothing was heard of it for 0.3 s" in cast.lost[0]
+
+
+@in_loop
+async def test_a_leader_of_which_nothing_is_heard_is_lost() -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("triptych.runtime.worker.hosts.leader.BEAT", 60.0)
+        patched.setattr("triptych.runtime.worker.hosts.follower.SILENCE", 0.3)
+        async with led(2) as cast, joined(cast) as followers:
+            with pytest.raises(InstanceLostError, match=r"the leader at .* is lost: nothing was heard of it for 0.3 s"):
+                await followers[0][1]
+
+
+@in_loop
 async def test_a_follower_that_goes_before_all_are_there_may_come_again() -> None:
     async with led(2) as cast:
         first = cast.follower(1)
