@@ -13,31 +13,44 @@ import numpy as np
 
 from triptych.proto.v1 import hosts_pb2
 from triptych.runtime.instance.plan import StepPlan
-from triptych.runtime.worker.hosts.plans import plan_message
+from triptych.runtime.worker.hosts.plans import write_plan
 
 
 class DeviceCalls(Protocol):
     """Where the leader sends calls."""
 
-    def send(self, call: hosts_pb2.DeviceCall) -> None:
+    def send(self, message: hosts_pb2.LeaderMessage) -> None:
         """To every follower, numbered, in the order of sending. Called by the thread that then makes the call itself; does not wait. The
         message is the receiver's from then on."""
         ...
 
 
-def plan_call(plan: StepPlan) -> hosts_pb2.DeviceCall:
-    return hosts_pb2.DeviceCall(plan=plan_message(plan))
+# Messages are filled where they belong: one that is handed to another's constructor is written and read again.
 
 
-def gather_call(pages: Sequence[int], heads: int, layer_group: int) -> hosts_pb2.DeviceCall:
+def plan_call(plan: StepPlan) -> hosts_pb2.LeaderMessage:
+    message = hosts_pb2.LeaderMessage()
+    message.call.plan.SetInParent()
+    write_plan(plan, message.call.plan)
+    return message
+
+
+def gather_call(pages: Sequence[int], heads: int, layer_group: int) -> hosts_pb2.LeaderMessage:
     """See `PageMover.gather`."""
-    return hosts_pb2.DeviceCall(gather=hosts_pb2.GatherPages(pages=pages, heads=heads, layer_group=layer_group))
+    message = hosts_pb2.LeaderMessage()
+    wanted = message.call.gather
+    wanted.pages.extend(pages)
+    wanted.heads, wanted.layer_group = heads, layer_group
+    return message
 
 
 def scatter_call(
     pages: Sequence[int], chunks: Sequence[np.ndarray], heads: int, layer_group: int
-) -> hosts_pb2.DeviceCall:
+) -> hosts_pb2.LeaderMessage:
     """See `PageMover.scatter`; `chunks` in chunk order."""
-    data = [chunk.tobytes() for chunk in chunks]
-    message = hosts_pb2.ScatterPages(pages=pages, heads=heads, layer_group=layer_group, chunks=data)
-    return hosts_pb2.DeviceCall(scatter=message)
+    message = hosts_pb2.LeaderMessage()
+    wanted = message.call.scatter
+    wanted.pages.extend(pages)
+    wanted.heads, wanted.layer_group = heads, layer_group
+    wanted.chunks.extend(chunk.tobytes() for chunk in chunks)
+    return message

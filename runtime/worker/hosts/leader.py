@@ -92,11 +92,11 @@ class Leader:
         """From another thread: wait until every host has come to `point`; the least of their numbers. Raises InstanceLostError naming who has not."""
         return asyncio.run_coroutine_threadsafe(self._met(point, number), self._loop).result()
 
-    def send(self, call: hosts_pb2.DeviceCall) -> None:
+    def send(self, message: hosts_pb2.LeaderMessage) -> None:
         """See `DeviceCalls.send`."""
-        call.order = self._order
+        message.call.order = self._order
         self._order += 1
-        self._loop.call_soon_threadsafe(self._tell, hosts_pb2.LeaderMessage(call=call))
+        self._loop.call_soon_threadsafe(self._tell, message)
 
     async def close(self, reason: str, *, failed: bool = False) -> None:
         """The instance ends, and followers with it: in good order, or because something failed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, chain
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from triptych.proto.v1 import hosts_pb2
 from triptych.runtime.core.errors import EngineError
@@ -23,14 +23,12 @@ _LISTS = ("tokens", "pages", "score")
 _MEDIA = ("embedded", "attended")
 
 
-def plan_message(plan: StepPlan) -> hosts_pb2.StepPlan:
-    """Raises EngineError for a plan with media."""
-    return hosts_pb2.StepPlan(
-        id=plan.id,
-        rows=_rows_message(plan),
-        seats=[encode(seat, hosts_pb2.Seat, 0.0) for seat in plan.seats],
-        copies=chain.from_iterable(plan.copies),
-    )
+def write_plan(plan: StepPlan, message: hosts_pb2.StepPlan) -> None:
+    """Fill an empty message. Raises EngineError for a plan with media."""
+    message.id = plan.id
+    _write_rows(plan, message.rows)
+    message.seats.extend(encode(seat, hosts_pb2.Seat, 0.0) for seat in plan.seats)
+    message.copies.extend(chain.from_iterable(plan.copies))
 
 
 def read_plan(message: hosts_pb2.StepPlan) -> StepPlan:
@@ -44,18 +42,21 @@ def read_plan(message: hosts_pb2.StepPlan) -> StepPlan:
     )
 
 
-def _rows_message(plan: StepPlan) -> hosts_pb2.PlanRows:
+def _write_rows(plan: StepPlan, message: hosts_pb2.PlanRows) -> None:
     columns = columns_of(plan.rows) if plan.rows else {}
     if plan.encodes or any(any(columns.get(name, ())) for name in _MEDIA):
         raise EngineError(f"plan {plan.id} has media, which an instance over several hosts does not take")
-    if not plan.rows:
-        return hosts_pb2.PlanRows()
+    for name in _NUMBERS:
+        # Rows that are kept in columns have no `score_top`: nothing of them is scored.
+        getattr(message, name).extend(columns.get(name) or [0] * len(plan.rows))
+    for name in _LISTS:
+        lists = getattr(message, name)
+        lists.values.extend(list(chain.from_iterable(columns.get(name, ()))))
+        lists.counts.extend(map(len, columns.get(name, ())))
     draws = draws_of(plan.rows)
-    # Rows that are kept in columns have no `score_top`: nothing of them is scored.
-    numbers: dict[str, Any] = {name: columns.get(name) or [0] * len(plan.rows) for name in _NUMBERS}
-    lists: dict[str, Any] = {name: _lists_message(columns[name]) for name in _LISTS}
-    drawn = hosts_pb2.Lists(values=draws.slots, counts=draws.counts)
-    return hosts_pb2.PlanRows(**numbers, **lists, draws=drawn, draw_positions=draws.positions)
+    message.draws.values.extend(draws.slots)
+    message.draws.counts.extend(draws.counts)
+    message.draw_positions.extend(draws.positions)
 
 
 def _read_rows(message: hosts_pb2.PlanRows) -> tuple[Row, ...]:
@@ -67,10 +68,6 @@ def _read_rows(message: hosts_pb2.PlanRows) -> tuple[Row, ...]:
         "draws": _cut(drawn, message.draws.counts),
     }
     return tuple(map(Row._make, zip(*(columns[name] for name in Row._fields), strict=True)))
-
-
-def _lists_message(lists: Sequence[Sequence[int]]) -> hosts_pb2.Lists:
-    return hosts_pb2.Lists(values=list(chain.from_iterable(lists)), counts=list(map(len, lists)))
 
 
 def _cut(values: Sequence[T], counts: Sequence[int]) -> list[tuple[T, ...]]:

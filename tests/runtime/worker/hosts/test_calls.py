@@ -35,9 +35,9 @@ class Calls:
     def __init__(self) -> None:
         self.sent: list[hosts_pb2.DeviceCall] = []
 
-    def send(self, call: hosts_pb2.DeviceCall) -> None:
-        call.order = len(self.sent)
-        self.sent.append(hosts_pb2.DeviceCall.FromString(call.SerializeToString()))
+    def send(self, message: hosts_pb2.LeaderMessage) -> None:
+        message.call.order = len(self.sent)
+        self.sent.append(hosts_pb2.LeaderMessage.FromString(message.SerializeToString()).call)
 
 
 class FakeEngine:
@@ -98,8 +98,8 @@ def test_pages_go_by_way_of_the_leader_and_every_host_has_them() -> None:
 def test_a_call_out_of_order_is_not_made() -> None:
     engine = FakeEngine(())
     replay = Replay(cast(Engine, engine), cast(SpreadPageMover, None))
-    replay.make(plan_call(StepPlan(1)))
-    late = plan_call(StepPlan(3))
+    replay.make(plan_call(StepPlan(1)).call)
+    late = plan_call(StepPlan(3)).call
     late.order = 2
     with pytest.raises(EngineError, match="call 2 came, expected 1"):
         replay.make(late)

@@ -11,7 +11,7 @@ from triptych.runtime.core.errors import EngineError
 from triptych.runtime.core.sampling import SamplingParams
 from triptych.runtime.instance.columns import DecodeRows
 from triptych.runtime.instance.plan import Attended, Draw, Embedded, Encode, Export, Row, Seat, StepPlan
-from triptych.runtime.worker.hosts.plans import plan_message, read_plan
+from triptych.runtime.worker.hosts.plans import read_plan, write_plan
 
 ROWS = (
     Row(5, (1, 2, 3), 0, 0, (4, 7), draws=(Draw(1, 3), Draw(2, 3)), score=(4, 5, 6), score_top=2),
@@ -33,7 +33,9 @@ SEAT = Seat(
 
 def sent(plan: StepPlan) -> StepPlan:
     """As it comes out on the other side."""
-    return read_plan(hosts_pb2.StepPlan.FromString(plan_message(plan).SerializeToString()))
+    message = hosts_pb2.StepPlan()
+    write_plan(plan, message)
+    return read_plan(hosts_pb2.StepPlan.FromString(message.SerializeToString()))
 
 
 @pytest.mark.parametrize(
@@ -73,4 +75,4 @@ def test_no_field_of_a_plan_is_lost_in_silence() -> None:
 )
 def test_media_are_refused(plan: StepPlan) -> None:
     with pytest.raises(EngineError, match="plan 1 has media"):
-        plan_message(plan)
+        write_plan(plan, hosts_pb2.StepPlan())
