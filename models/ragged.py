@@ -19,7 +19,7 @@ from jaxtyping import Array, Int
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("tokens", "positions", "write_index", "kv_lens", "page_indices", "cu_q_lens"),
-    meta_fields=("decode_rows", "max_q_len"),
+    meta_fields=("decode_rows", "max_q_len", "fresh"),
 )
 @dataclass(frozen=True)
 class Ragged:
@@ -31,6 +31,7 @@ class Ragged:
     kv_lens       KV length of each row after this step's tokens are written
     page_indices  block table of each row, in the order of its tokens
     cu_q_lens     first token slot of each row, and the end of the last one
+    fresh         static: nothing but the first row has tokens, and it begins its sequence, so no query sees older keys
     """
 
     tokens: Int[Array, "tokens"]
@@ -41,6 +42,7 @@ class Ragged:
     cu_q_lens: Int[Array, "rows_plus_1"]
     decode_rows: int
     max_q_len: int
+    fresh: bool = False
 
     def last_tokens(self) -> Int[Array, "rows"]:
         """The slot of each row's last token, where its next logits come from; a padding row's is of no meaning."""

@@ -69,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     from triptych.models.hub.errors import ModelFetchError
     from triptych.models.hub.media import open_multimodal
     from triptych.models.hub.resolve import resolve_model
+    from triptych.models.kernels.auto import kernel_for
+    from triptych.models.kernels.names import AUTO_KERNEL
     from triptych.models.kv import bytes_per_token, kv_groups
     from triptych.models.weights.load import load_decoder
     from triptych.runtime.engine.buckets import RAGGED_DECODE_COST
@@ -101,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         kv_dtype=dtype,
         roles=_ROLES[args.roles],
         prompt_logprobs=False,
+        attention=kernel_for(AUTO_KERNEL, devices[0], bundle.config.head_dim, args.page_size),
     )
     engine = Engine(config, loaded, mesh)
     report = engine.compile()

@@ -137,8 +137,8 @@ def _spin(seconds: float) -> None:
 
 
 def measure_programs(engine: Engine, seconds: float, progress: Progress) -> tuple[ProgramTime, ...]:
-    """Every extend program of the engine, `seconds` seconds an end."""
-    shapes = engine.config.buckets.extend
+    """Every extend program of the engine, `seconds` seconds an end. Where prompts that begin their step have programs of their own, the low end is one of those."""
+    shapes = [shape for shape in engine.config.buckets.extend if not shape.fresh]
     out = []
     for number, shape in enumerate(shapes):
         progress(str(shape), number, len(shapes))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from triptych.models.kernels.names import PLATFORMS
+from triptych.models.kernels.names import AUTO_KERNEL, CHOICES
 from triptych.models.kv import KV_CODES
 from triptych.models.weight_formats import AUTO, WEIGHT_FORMATS
 from triptych.runtime.core import topology as topologies
@@ -147,9 +147,9 @@ class ServeConfig:
         None, "report of `triptych bench-overlap --json` that --kv-layer-groups auto takes", group="engine"
     )
     attention: str = setting(
-        "reference",
-        "kernel of text decoders: reference anywhere, tpu; gpu (Triton) or gpu-mosaic (Hopper, 16 bits) on NVIDIA GPUs",
-        choices=tuple(PLATFORMS),
+        AUTO_KERNEL,
+        "kernel of text decoders; auto is gpu on NVIDIA GPUs, else reference, which runs anywhere; tpu; gpu takes gpu-triton for decoding and gpu-mosaic (Hopper, 16 bits) for prompts where it can",
+        choices=CHOICES,
         flags=("--attention-backend",),
         group="engine",
     )

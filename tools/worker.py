@@ -130,7 +130,7 @@ def worker_config(
     config: ServeConfig, specs: tuple[InstanceSpec, ...], name: str, scheduler: str, listen: str, platform: str
 ) -> WorkerConfig:
     """The worker's part of the deployment's settings, for devices of `platform` (what jax calls it: cpu, gpu, tpu)."""
-    made_for = PLATFORMS[config.attention]
+    made_for = PLATFORMS.get(config.attention)
     if made_for not in (None, platform):
         raise ConfigError(
             f"attention {config.attention!r} is for {made_for}, the devices here are {platform}: use 'reference'"

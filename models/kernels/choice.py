@@ -1,7 +1,7 @@
 """Which attention an engine's programs are built with, and how the pages lie that it reads.
 
-"reference" runs everywhere and is the oracle of the others. "tpu" is for TPUs. "gpu" and "gpu-mosaic" are kernels for NVIDIA GPUs
-(`models/kernels/gpu.py`): through Pallas' Triton backend, and through Mosaic for Hopper in 16 bits.
+"reference" runs everywhere and is the oracle of the others. "tpu" is for TPUs. The others are for NVIDIA GPUs (`models/kernels/gpu.py`): "gpu-triton" through
+Pallas' Triton backend, "gpu-mosaic" through Mosaic for Hopper in 16 bits, and "gpu" takes Triton for decode rows and Mosaic for prompts where it can.
 """
 
 from collections.abc import Callable
@@ -31,6 +31,12 @@ def _gpu(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
     return gpu_attend(batch, scale, rules, "triton")
 
 
+def _gpu_triton(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
+    from triptych.models.kernels.gpu import gpu_attend
+
+    return gpu_attend(batch, scale, rules, "triton", ragged="triton")
+
+
 def _gpu_mosaic(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
     from triptych.models.kernels.gpu import gpu_attend
 
@@ -41,6 +47,7 @@ KERNELS: dict[str, Callable[[Ragged, float, ShardingRules], Attend]] = {
     "reference": _reference,
     "tpu": _tpu,
     "gpu": _gpu,
+    "gpu-triton": _gpu_triton,
     "gpu-mosaic": _gpu_mosaic,
 }
 """By name, what makes the `Attend` of a step from its batch, the scale of scores, and where heads and pages lie."""

@@ -1,10 +1,12 @@
-"""The `Attend` of NVIDIA GPUs: new entries are scattered into the pages, then kernels attend to decode rows and to ragged rows.
+"""The `Attend` of NVIDIA GPUs: new entries are written into the pages, then kernels attend to decode rows and to ragged rows.
+
+A prompt that is alone and begins its sequence attends to itself, without pages (`fresh.py`).
 
 Semantics and arguments are those of `models/attention.py`, which is the oracle. With tensor parallelism each device runs
 the kernels on its own heads. On a CPU mesh the same kernels are interpreted: slow, for tests.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +19,8 @@ from jaxtyping import Array, Float, Int
 from triptych.models.attention import Scales
 from triptych.models.decoder import KV, Attend, write_kv
 from triptych.models.errors import UnsupportedModelError
-from triptych.models.kernels import paged_mosaic, paged_triton
+from triptych.models.kernels import paged_mosaic, paged_triton, write_triton
+from triptych.models.kernels.fresh import attends_fresh, fresh_attention
 from triptych.models.kernels.splits import split_count
 from triptych.models.kernels.tiles import decode_tiles, ragged_tiles
 from triptych.models.ragged import Ragged
@@ -50,9 +53,16 @@ TILINGS: dict[Backend, Tilings] = {
     "mosaic": Tilings(paged_mosaic.Tiling(), paged_mosaic.Tiling()),
 }
 
+KERNELS: dict[Backend, Callable[..., Array]] = {
+    "triton": paged_triton.paged_attention,
+    "mosaic": paged_mosaic.paged_attention,
+}
 
-def gpu_attend(batch: Ragged, scale: float, rules: ShardingRules, backend: Backend) -> Attend:
-    """The `Attend` of a step through one of the two kernels.
+
+def gpu_attend(
+    batch: Ragged, scale: float, rules: ShardingRules, backend: Backend, ragged: Backend | None = None
+) -> Attend:
+    """The `Attend` of a step, with decode rows through one of the two kernels. `ragged` attends the other rows; None: what is quicker with prompts here.
 
     Raises UnsupportedModelError on devices that are neither GPUs nor the CPU, and for Mosaic's kernel on CPU, where it
     takes a minute for a few rows (its test asks for that).
@@ -61,33 +71,53 @@ def gpu_attend(batch: Ragged, scale: float, rules: ShardingRules, backend: Backe
     if platform not in ("gpu", "cuda", "cpu") or (platform == "cpu" and backend == "mosaic"):
         raise UnsupportedModelError(f"the {backend} attention kernel cannot run on {platform}: choose the reference")
     interpret = platform == "cpu"
-    heads = rules.sharding("tokens", "heads", "head_dim").spec
+    hopper = str(getattr(rules.mesh.devices.flat[0], "compute_capability", "")).startswith("9.")
+    heads, kv_heads = (rules.sharding("tokens", axis, "head_dim").spec for axis in ("heads", "kv_heads"))
     pool, everywhere = rules.sharding(*POOL_AXES).spec, PartitionSpec()
     of_scales = rules.sharding(*POOL_AXES[:3]).spec
+    metadata = (batch.write_index, batch.kv_lens, batch.page_indices, batch.cu_q_lens)
 
     def attend(q: Array, k: Array, v: Array, kv: KV, window: int | None) -> tuple[Array, KV]:
-        k_pages, v_pages, *scales = written = write_kv(kv, k, v, batch.write_index)
-
-        def local(*arrays: Array) -> Array:
-            return ragged_paged_attention(
-                *arrays[:6],
-                scales=(arrays[6], arrays[7]) if scales else None,
+        def local(q: Array, k: Array, v: Array, write_index: Array, *arrays: Array) -> tuple[Array, ...]:
+            rows, pages = arrays[:3], arrays[3:]
+            if len(pages) == 2:
+                written = write_triton.write_kv(pages[0], pages[1], k, v, write_index, interpret)
+            else:
+                written = write_kv(pages, k, v, write_index)
+            if attends_fresh(batch, q, window, interpret):
+                return fresh_attention(q, k, v, scale, interpret), *written
+            out = ragged_paged_attention(
+                q,
+                written[0],
+                written[1],
+                *rows,
+                scales=(written[2], written[3]) if len(written) > 2 else None,
                 decode_rows=batch.decode_rows,
                 max_q_len=batch.max_q_len,
                 scale=scale,
                 window=window,
                 backend=backend,
+                ragged=ragged or ragged_backend(backend, hopper, q, written),
                 interpret=interpret,
             )
+            return out, *written
 
-        run: Callable[..., Array] = local
+        run: Callable[..., tuple[Array, ...]] = local
         if rules.tp > 1:
-            in_specs = (heads, pool, pool, everywhere, everywhere, everywhere, *[of_scales] * len(scales))
+            pages = (pool, pool, of_scales, of_scales)[: len(kv)]
+            in_specs = (heads, kv_heads, kv_heads, *[everywhere] * len(metadata), *pages)
             # Each device's result is its own heads': there is nothing to check about replication.
-            run = jax.shard_map(local, mesh=rules.mesh, in_specs=in_specs, out_specs=heads, check_vma=False)
-        return run(q, k_pages, v_pages, batch.kv_lens, batch.page_indices, batch.cu_q_lens, *scales), written
+            run = jax.shard_map(local, mesh=rules.mesh, in_specs=in_specs, out_specs=(heads, *pages), check_vma=False)
+        out, *written = run(q, k, v, *metadata, *kv)
+        return out, tuple(written)
 
     return attend
+
+
+def ragged_backend(backend: Backend, hopper: bool, q: Array, kv: Sequence[Array]) -> Backend:
+    """What attends the ragged rows of a step whose decode rows `backend` attends: Mosaic where it can, which is quicker with prompts (docs/performance.md)."""
+    mosaic = hopper and len(kv) == 2 and paged_mosaic.takes(q, kv[0])
+    return "mosaic" if mosaic else backend
 
 
 def ragged_paged_attention(
@@ -103,16 +133,19 @@ def ragged_paged_attention(
     scale: float,
     window: int | None = None,
     backend: Backend,
+    ragged: Backend | None = None,
     tilings: Tilings | None = None,
     interpret: Any = False,
     scales: Scales | None = None,
 ) -> Float[Array, "tokens heads head_dim"]:
     """`models.attention.ragged_paged_attention` by kernels, on one device's heads and without soft caps. Scales go to Triton's.
 
+    `ragged` attends the ragged rows; None: `backend`, as the decode rows. `tilings` are of `backend` alone.
+
     Raises ValueError where the kernel does not take the sizes or numbers.
     """
-    kernel: Callable[..., Array] = (paged_triton if backend == "triton" else paged_mosaic).paged_attention
-    tilings = tilings or TILINGS[backend]
+    ragged = ragged or backend
+    of_decodes, of_ragged = tilings or TILINGS[backend], tilings or TILINGS[ragged]
     tokens, heads = q.shape[:2]
     kv_heads, kv_tokens = k_pages.shape[2], page_indices.shape[1] * k_pages.shape[1]
     sizes: dict[str, Any] = {"scale": scale, "window": window, "interpret": interpret}
@@ -120,19 +153,23 @@ def ragged_paged_attention(
         sizes["scales"] = scales
     outputs = []
     if decode_rows:
-        rows = (kv_lens[:decode_rows], page_indices[:decode_rows], decode_tiles(decode_rows))
+        rows = (kv_lens[:decode_rows], page_indices[:decode_rows], decode_tiles(cu_q_lens[:decode_rows]))
         splits = split_count(decode_rows * kv_heads, kv_tokens, DECODE_PROGRAMS)
-        outputs.append(kernel(q[:decode_rows], k_pages, v_pages, *rows, splits=splits, tiling=tilings.decode, **sizes))
+        kernel = KERNELS[backend]
+        outputs.append(
+            kernel(q[:decode_rows], k_pages, v_pages, *rows, splits=splits, tiling=of_decodes.decode, **sizes)
+        )
     if tokens > decode_rows:
         group = heads // kv_heads
-        if backend == "triton":  # whose tiles have sizes that are powers of two
+        if ragged == "triton":  # whose tiles have sizes that are powers of two
             group, max_q_len = pl.next_power_of_2(group), pl.next_power_of_2(max_q_len)
         starts = cu_q_lens[decode_rows:] - decode_rows
-        queries = min(max(tilings.ragged_lines // group, 1), max_q_len)
+        queries = min(max(of_ragged.ragged_lines // group, 1), max_q_len)
         tiles = ragged_tiles(starts, tokens - decode_rows, queries)
         rows = (kv_lens[decode_rows:], page_indices[decode_rows:], tiles)
         splits = split_count(tiles.rows.shape[0] * kv_heads, kv_tokens, RAGGED_PROGRAMS)
-        attended = kernel(q[decode_rows:], k_pages, v_pages, *rows, splits=splits, tiling=tilings.ragged, **sizes)
+        kernel = KERNELS[ragged]
+        attended = kernel(q[decode_rows:], k_pages, v_pages, *rows, splits=splits, tiling=of_ragged.ragged, **sizes)
         # Slots of no row were never written.
         used = jnp.arange(tokens - decode_rows) < starts[-1]
         outputs.append(jnp.where(used[:, None, None], attended, 0))

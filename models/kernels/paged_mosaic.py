@@ -116,7 +116,9 @@ def paged_attention(
     first = kv_lens[tiles.rows] - q_lens + query[:, 0]
     # A tile sees the positions up to its last query's; an empty one sees none.
     ends = jnp.where(query[:, 0] < q_lens, jnp.minimum(first + tiles.queries, kv_lens[tiles.rows]), 0)
-    out, log_weights = kernel(padded, k_pages, v_pages, page_indices, tiles.rows, first, ends)
+    # Numbers computed here begin where an allocation does, as the kernel needs; a slice of the step's inputs would be handed over where it lies in them.
+    table, rows = jnp.maximum(page_indices, 0), jnp.maximum(tiles.rows, 0)
+    out, log_weights = kernel(padded, k_pages, v_pages, table, rows, first, ends)
 
     by_line = out.reshape(splits, count, kv_heads, lines, head_dim)[:, :, :, : tiles.queries * group]
     weights = log_weights.reshape(splits, count, kv_heads, lines)[:, :, :, : tiles.queries * group]
@@ -134,6 +136,15 @@ def paged_attention(
     inside = jnp.where(query < q_lens[:, None], token, tokens)
     places = jnp.zeros(tokens, place.dtype).at[inside].set(place, mode="drop")
     return by_query.reshape(-1, heads, head_dim)[places]
+
+
+def takes(q: Array, k_pages: Array, tiling: Tiling = Tiling()) -> bool:
+    """Whether the kernel knows these numbers and sizes."""
+    try:
+        _check(q, k_pages, LINE_ALIGNMENT, tiling)
+    except ValueError:
+        return False
+    return True
 
 
 def _check(q: Array, k_pages: Array, lines: int, tiling: Tiling) -> None:

@@ -28,7 +28,8 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
 from triptych.models.attention import Scales
-from triptych.models.kernels.splits import NOTHING, merge_splits
+from triptych.models.kernels.merge_triton import merge_splits
+from triptych.models.kernels.splits import NOTHING
 from triptych.models.kernels.tiles import Tiles
 
 LOG2_E = 1.4426950408889634
@@ -111,7 +112,8 @@ def paged_attention(
     )
     if splits == 1:
         return out.reshape(q.shape)
-    return merge_splits(out.reshape(splits, *q.shape), log_weights.reshape(splits, tokens, heads)).astype(q.dtype)
+    parts, weights = out.reshape(splits, -1, head_dim), log_weights.reshape(splits, -1)
+    return merge_splits(parts, weights, q.dtype, interpret).reshape(q.shape)
 
 
 def _kernel(

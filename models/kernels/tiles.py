@@ -29,10 +29,9 @@ class Tiles:
     queries: int
 
 
-def decode_tiles(rows: int) -> Tiles:
-    """One tile a row, of one query: token i is row i's."""
-    each = jnp.arange(rows, dtype=jnp.int32)
-    return Tiles(each, jnp.ones(rows, jnp.int32), each, jnp.zeros(rows, jnp.int32), 1)
+def decode_tiles(tokens: Int[Array, "rows"]) -> Tiles:
+    """One tile a row, of one query. Row i's token is token i, which is what `tokens` says: numbers counted up inside a program would be made anew for each layer."""
+    return Tiles(tokens, jnp.ones_like(tokens), tokens, jnp.zeros_like(tokens), 1)
 
 
 def ragged_tiles(starts: Int[Array, "rows_plus_1"], tokens: int, queries: int) -> Tiles:

@@ -127,6 +127,7 @@ class BatchPacker:
             prefill_rows=len(prefill),
             prefill_tokens=sum([lengths[at] for at in prefill]),
             width=-(-max(map(add, columns["start"], lengths)) // self._config.page_size),
+            fresh=lengths[0] > 1 and len(lengths) == 1 and columns["start"][0] == 0,
         )
         shape, apart = self._choice.cheapest(demand)
         return (shape, decode, prefill) if apart else (shape, (), everything)

@@ -4,6 +4,9 @@ Compile time is paid for every program, so the defaults are sparse where padding
 reads is the product of rows and width; table widths, prefill tokens and draws grow by four. What a role rarely does has one program that
 is large enough: an instance that only decodes computes prompts again after a preemption, and one that only prefills meets decode-shaped
 rows as the last tokens of prompts.
+
+An accelerator's attention kernels read what a row has, not what its table could hold, and an accelerator is bound by arithmetic from a few
+hundred tokens on: there (`Sizes`) prompts have one width and more sizes, and rows begin at eight, since one row is multiplied no faster than eight.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from triptych.runtime.instance.speculation import most_draws
 SMALLEST_TABLE_TOKENS = 512
 # Fewer prefill tokens than this cost as much as this many: the weights are read once either way.
 SMALLEST_PREFILL = 32
+# A shorter prompt's attention is nothing beside its products.
+SMALLEST_FRESH = 512
 GROWTH = 4
 # What a decode row costs among prefill rows, in tokens: there its attention is computed for a block of queries of which it has one.
 RAGGED_DECODE_COST = 32
@@ -31,18 +36,24 @@ class PlanError(EngineError):
 
 @dataclass(frozen=True, order=True)
 class ExtendShape:
-    """The static sizes of one extend program: decode rows, prefill tokens (over all prefill rows), table width in pages."""
+    """The static sizes of one extend program: decode rows, prefill tokens (over all prefill rows), table width in pages.
+
+    `fresh`: it takes one row, which begins its sequence, so that its tokens attend to each other only and no pages are read.
+    """
 
     decode_rows: int
     prefill_tokens: int
     width: int
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         if min(self.decode_rows, self.prefill_tokens) < 0 or self.tokens < 1 or self.width < 1:
             raise ValueError(f"a program needs tokens and a table: {self}")
+        if self.fresh and self.decode_rows:
+            raise ValueError(f"a fresh prompt is alone in its program: {self}")
 
     def __str__(self) -> str:
-        return f"decode={self.decode_rows} prefill={self.prefill_tokens} width={self.width}"
+        return f"decode={self.decode_rows} prefill={self.prefill_tokens} width={self.width}{' fresh' * self.fresh}"
 
     @property
     def tokens(self) -> int:
@@ -55,12 +66,16 @@ class ExtendShape:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a step's rows need: decode-shaped rows, other rows and their tokens, pages of the longest block table."""
+    """What a step's rows need: decode-shaped rows, other rows and their tokens, pages of the longest block table.
+
+    `fresh`: there is only one row, of several tokens, and it begins its sequence.
+    """
 
     decode_rows: int
     prefill_rows: int
     prefill_tokens: int
     width: int
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,7 @@ class Buckets:
             shape.decode_rows >= demand.decode_rows
             and shape.prefill_tokens >= demand.prefill_tokens
             and shape.width >= demand.width
+            and not shape.fresh
             for shape in self.extend
         )
 
@@ -114,19 +130,20 @@ class ProgramChoice:
                 self._chosen[demand] = chosen
         return chosen
 
-    def _candidates(self, demand: Demand) -> Iterator[tuple[tuple[int, int], ExtendShape, bool]]:
+    def _candidates(self, demand: Demand) -> Iterator[tuple[tuple[int, bool, int], ExtendShape, bool]]:
         """(cost, program, whether decode rows are apart) for everything that fits."""
         all_rows = demand.decode_rows + demand.prefill_rows
         all_tokens = demand.decode_rows + demand.prefill_tokens
         for shape in self._shapes:
-            if shape.width < demand.width:
+            if shape.width < demand.width or shape.fresh > demand.fresh:
                 continue
             tokens = shape.prefill_tokens
             apart = shape.decode_rows >= demand.decode_rows and demand.prefill_rows <= self._max_prefill_rows
             if apart and tokens >= demand.prefill_tokens:
-                yield (shape.tokens, shape.width), shape, True
+                yield (shape.tokens, not shape.fresh, shape.width), shape, True
             elif tokens >= all_tokens and all_rows <= self._max_prefill_rows:
-                yield (shape.tokens + RAGGED_DECODE_COST * demand.decode_rows, shape.width), shape, False
+                cost = shape.tokens + RAGGED_DECODE_COST * demand.decode_rows
+                yield (cost, not shape.fresh, shape.width), shape, False
 
 
 def smallest(sizes: Sequence[int], needed: int, what: str) -> int:
@@ -151,6 +168,32 @@ def geometric(lowest: int, limit: int) -> tuple[int, ...]:
     return tuple(reversed(sizes))
 
 
+def halves(lowest: int, limit: int, fine: int) -> tuple[int, ...]:
+    """`geometric` sizes up to `fine`, then powers of two and what is half way between them, up to `limit`; ascending."""
+    if limit <= fine:
+        return geometric(lowest, limit)
+    between = [size for power in powers_of_two(limit) for size in (power, power * 3 // 2) if fine < size < limit]
+    return (*geometric(lowest, fine), *between, limit)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What an engine's devices and attention make cheap.
+
+    Attributes:
+        least_rows: fewest decode rows and draws of a program; fewer are padded.
+        live_tables: attention reads what rows have, so prompts need programs for one table width only, and have more sizes instead.
+        fresh: a prompt that is alone in its step and begins there has programs of its own.
+    """
+
+    least_rows: int = 1
+    live_tables: bool = False
+    fresh: bool = False
+
+
+REFERENCE_SIZES = Sizes()
+
+
 def default_buckets(
     *,
     page_size: int,
@@ -159,19 +202,28 @@ def default_buckets(
     chunk_tokens: int,
     roles: frozenset[Role],
     speculative_tokens: int = 0,
+    sizes: Sizes = REFERENCE_SIZES,
 ) -> Buckets:
     """Programs for an instance with these limits and roles. With guesses there are some for a lone sequence with all of its own, and for more rows."""
     width = -(-max_model_len // page_size)
     widths = geometric(min(max(1, SMALLEST_TABLE_TOKENS // page_size), width), width)
-    prefill_tokens = geometric(min(SMALLEST_PREFILL, chunk_tokens), chunk_tokens)
+    of_prompts = (width,) if sizes.live_tables else widths
+    least_tokens = min(SMALLEST_PREFILL, chunk_tokens)
+    prefill_tokens = geometric(least_tokens, chunk_tokens)
+    if sizes.live_tables:
+        prefill_tokens = halves(least_tokens, chunk_tokens, SMALLEST_TABLE_TOKENS)
     shapes = {ExtendShape(max_num_seqs, chunk_tokens, width)}
     most = most_draws(max_num_seqs, speculative_tokens)
     alone = {1 + speculative_tokens} if 0 < speculative_tokens < most else set[int]()
     if Role.DECODE in roles:
         decode_rows = {*powers_of_two(max_num_seqs), *powers_of_two(most), *alone}
-        shapes |= {ExtendShape(rows, 0, pages) for rows in decode_rows for pages in widths}
+        padded = {min(max(rows, sizes.least_rows), most) for rows in decode_rows}
+        shapes |= {ExtendShape(rows, 0, pages) for rows in padded for pages in widths}
     if Role.PREFILL in roles:
-        shapes |= {ExtendShape(0, tokens, pages) for tokens in prefill_tokens for pages in widths}
+        shapes |= {ExtendShape(0, tokens, pages) for tokens in prefill_tokens for pages in of_prompts}
+        if sizes.fresh:
+            shapes |= {ExtendShape(0, tokens, width, True) for tokens in prefill_tokens if tokens >= SMALLEST_FRESH}
     if roles >= {Role.PREFILL, Role.DECODE}:
-        shapes |= {ExtendShape(max_num_seqs, tokens, pages) for tokens in prefill_tokens for pages in widths}
-    return Buckets(tuple(sorted(shapes)), tuple(sorted({*geometric(1, most), *alone})))
+        shapes |= {ExtendShape(max_num_seqs, tokens, pages) for tokens in prefill_tokens for pages in of_prompts}
+    draws = {*geometric(1, most), *alone}
+    return Buckets(tuple(sorted(shapes)), tuple(sorted({min(max(n, sizes.least_rows), most) for n in draws})))

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -41,13 +41,14 @@ class CompileReport:
 
 @dataclass(frozen=True)
 class Program:
-    """A program before it is compiled. `key` is its place in the table of compiled ones."""
+    """A program before it is compiled. `key` is its place in the table of compiled ones. `options`: of the compiler."""
 
     key: Key
     run: Callable[..., Any]
     arguments: tuple[Any, ...]
     outputs: Any
     donated: tuple[int, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -80,7 +81,7 @@ def compile_programs(
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="compile") as pool:
             for program in programs:
-                pending[pool.submit(program.lower().compile)] = program
+                pending[pool.submit(program.lower().compile, dict(program.options))] = program
                 settle([future for future in pending if future.done()])
             lowered = time.perf_counter()
             settle(as_completed(list(pending)))

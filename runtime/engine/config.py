@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from triptych.models.kernels.choice import KERNELS
-from triptych.models.kernels.names import kv_problem
+from triptych.models.kernels.names import FRESH, REFERENCE, kv_problem
+from triptych.models.kv import CODE_BYTES
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
-from triptych.runtime.engine.buckets import Buckets, Demand, ExtendShape, default_buckets
+from triptych.runtime.engine.buckets import Buckets, Demand, ExtendShape, Sizes, default_buckets
 from triptych.runtime.instance.speculation import most_draws
 
 
@@ -138,6 +139,14 @@ class EngineConfig:
         return -(-self.max_model_len // self.page_size)
 
 
+def kernel_sizes(attention: str, kv_dtype: str) -> Sizes:
+    """What programs an engine with this attention should have. Kernels other than the reference are for accelerators."""
+    if attention == REFERENCE:
+        return Sizes()
+    # Over codes every token attends to what the pages stand for, its own included; a fresh prompt would attend to more exact numbers.
+    return Sizes(least_rows=8, live_tables=True, fresh=attention in FRESH and kv_dtype not in CODE_BYTES)
+
+
 def engine_config(
     *,
     num_pages: int,
@@ -168,6 +177,7 @@ def engine_config(
         chunk_tokens=chunk_tokens,
         roles=roles,
         speculative_tokens=speculative_tokens,
+        sizes=kernel_sizes(attention, kv_dtype),
     )
     return EngineConfig(
         page_size=page_size,

@@ -92,6 +92,7 @@ def ragged(inputs: dict[str, jax.Array], tokens: Int32[Array, "tokens"], shape: 
         cu_q_lens=inputs["cu_q_lens"],
         decode_rows=shape.decode_rows,
         max_q_len=max(1, shape.prefill_tokens),
+        fresh=shape.fresh,
     )
 
 

@@ -107,7 +107,13 @@ class Programs:
             ),
             outputs=(small, small, self._shardings(self._pools)),
             donated=(1,),
+            options=self._launches(shape),
         )
+
+    def _launches(self, shape: ExtendShape) -> Mapping[str, str]:
+        """How a GPU is given an extend program's kernels: of a prompt that is alone one by one, so that the first one runs while the others follow. A CUDA graph of
+        them all, as for other steps, begins only when it is complete, milliseconds later; behind a step that runs nobody waits for that."""
+        return {"xla_gpu_enable_command_buffer": ""} if shape.fresh else {}
 
     def _extends(self, shape: ExtendShape) -> tuple[Program, ...]:
         """What computes steps of this size: one program, or one for each kind of layer group and two around them."""

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from triptych.models.hub.bundle import ModelBundle, open_model
 from triptych.models.hub.media import open_multimodal
 from triptych.models.hub.resolve import resolve_model
+from triptych.models.kernels.auto import kernel_for
 from triptych.models.kernels.names import REFERENCE
 from triptych.models.kv import CODE_BYTES, DTYPE_BYTES, KVGroup
 from triptych.models.speech.bundle import SpeechBundle, is_speech
@@ -90,7 +91,7 @@ def open_worker_model(config: WorkerConfig) -> WorkerModel:
     resolved = resolve_model(config.model, config.cache, progress=lambda text: log.info("%s", text))
     if is_speech(resolved):
         for name, only in (("weights", AUTO), ("attention", REFERENCE)):
-            if (asked := getattr(config, name)) != only:
+            if (asked := getattr(config, name)) not in (only, AUTO):
                 raise ConfigError(f"{name} is {asked!r}; speech models are served with {only!r} only")
         if config.kv_dtype in CODE_BYTES:
             raise ConfigError(f"the KV dtype is {config.kv_dtype}; speech models keep KV in {', '.join(DTYPE_BYTES)}")
@@ -114,6 +115,7 @@ def build_instances(config: WorkerConfig, model: WorkerModel, progress: Progress
             f"worker {config.name} needs {config.devices} devices for {', '.join(p.id for p in config.instances)}, "
             f"this process has {len(devices)} for it ({jax.default_backend()})"
         )
+    config = dataclasses.replace(config, attention=_kernel(config, model, devices[0]))
     built, first = [], 0
     for plan in config.instances:
         built.append(build_instance(config, plan, model, devices[first : first + plan.tp], progress))
@@ -124,9 +126,18 @@ def build_instances(config: WorkerConfig, model: WorkerModel, progress: Progress
 def build_shared(config: WorkerConfig, model: WorkerModel, progress: Progress, host: SharedHost) -> list[InstanceParts]:
     """This host's share of the instance of several hosts. Returns when all of them are ready."""
     (plan,) = config.instances
-    built = build_instance(config, plan, model, host.devices(plan.tp), progress, host)
+    devices = host.devices(plan.tp)
+    config = dataclasses.replace(config, attention=_kernel(config, model, jax.local_devices()[0]))
+    built = build_instance(config, plan, model, devices, progress, host)
     host.meet("ready")
     return [built]
+
+
+def _kernel(config: WorkerConfig, model: WorkerModel, device: Device) -> str:
+    """The attention kernel by name; whatever is asked for, speech models have the reference."""
+    if model.speech is not None:
+        return REFERENCE
+    return kernel_for(config.attention, device, model.bundle.config.head_dim, config.page_size)
 
 
 def build_instance(

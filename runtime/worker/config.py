@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triptych.models.errors import QuantisationError
-from triptych.models.kernels.names import PLATFORMS, REFERENCE, kv_problem
+from triptych.models.kernels.names import AUTO_KERNEL, CHOICES, kv_problem
 from triptych.models.weight_formats import AUTO, weight_format
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
@@ -67,7 +67,7 @@ class WorkerConfig:
         export_pages: pages an offer; its chunks are padded to it.
         kv_layer_groups: layers an offer; fewer than the model has: prompts are computed in as many programs, and KV of the first layers leaves
             while later ones are computed. None: all. The same on every worker.
-        attention: kernel of text decoders, one of `models/kernels/names.py`. Workers may differ in it.
+        attention: kernel of text decoders, one of `models/kernels/names.py`, or auto. Workers may differ in it.
         speculation: how instances that decode guess tokens; None: they do not.
         token: that the processes of the deployment show each other; None: none is asked for.
         tls: certificates for every connection, both ways; None: plain text.
@@ -110,7 +110,7 @@ class WorkerConfig:
     interface: str = "127.0.0.1"
     export_pages: int = 8
     kv_layer_groups: int | None = None
-    attention: str = REFERENCE
+    attention: str = AUTO_KERNEL
     speculation: Speculation | None = None
     token: str | None = field(default=None, repr=False)
     tls: Tls | None = None
@@ -134,8 +134,8 @@ class WorkerConfig:
             weight_format(self.weights)
         except QuantisationError as error:
             raise ConfigError(str(error)) from error
-        if self.attention not in PLATFORMS:
-            raise ConfigError(f"attention {self.attention!r} is unknown; known: {', '.join(PLATFORMS)}")
+        if self.attention not in CHOICES:
+            raise ConfigError(f"attention {self.attention!r} is unknown; known: {', '.join(CHOICES)}")
         if (problem := kv_problem(self.attention, self.kv_dtype)) is not None:
             raise ConfigError(problem)
         if self.orphan_seconds <= 0:

@@ -44,13 +44,15 @@ def attend(shape: Shape, interpret: bool = False) -> Attention:
 def in_codes(inputs: Inputs, dtype: str) -> tuple[Inputs, Inputs]:
     """The same pages as codes with scales, and as the numbers that these stand for."""
 
-    @jax.jit
-    def both(pages: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        codes, scales = quantised(pages, jnp.dtype(dtype))
-        return (codes, scales), (codes.astype(jnp.float32) * scales[..., None]).astype(pages.dtype)
+    in_dtype = jax.jit(lambda pages: quantised(pages, jnp.dtype(dtype)))
 
-    (k, meant_k), (v, meant_v) = both(inputs.k_pages), both(inputs.v_pages)
-    return replace(inputs, k_pages=k, v_pages=v), replace(inputs, k_pages=meant_k, v_pages=meant_v)  # type: ignore[arg-type]
+    # A program of its own: XLA may leave out rounding to codes and back inside one.
+    @jax.jit
+    def numbers(codes: jax.Array, scales: jax.Array) -> jax.Array:
+        return (codes.astype(jnp.float32) * scales[..., None]).astype(inputs.k_pages.dtype)
+
+    k, v = in_dtype(inputs.k_pages), in_dtype(inputs.v_pages)
+    return replace(inputs, k_pages=k, v_pages=v), replace(inputs, k_pages=numbers(*k), v_pages=numbers(*v))  # type: ignore[arg-type]
 
 
 def results(shapes: list[Shape], formats: list[str], interpret: bool = False) -> Iterator[Result]:

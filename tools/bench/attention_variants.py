@@ -98,7 +98,7 @@ def decode_variants(shape: Shape, thorough: bool) -> dict[str, Attention]:
 
 
 def _decode(kernel: Attention, shape: Shape, splits: int, tiling: object) -> Attention:
-    tiles = decode_tiles(shape.decode_rows)
+    tiles = decode_tiles(jnp.arange(shape.decode_rows, dtype=jnp.int32))
     return lambda *arrays: kernel(*arrays, tiles, scale=shape.head_dim**-0.5, splits=splits, tiling=tiling)
 
 

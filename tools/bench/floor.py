@@ -75,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     from triptych.models.hub.bundle import open_model
     from triptych.models.hub.errors import ModelFetchError
     from triptych.models.hub.resolve import resolve_model
+    from triptych.models.kernels.auto import kernel_for
+    from triptych.models.kernels.names import AUTO_KERNEL
     from triptych.models.kv import bytes_per_token, kv_groups
     from triptych.models.weights.load import load_decoder
     from triptych.runtime.engine.buckets import Buckets, ExtendShape
@@ -101,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         kv_dtype=dtype,
         roles=frozenset({Role.DECODE}),
         prompt_logprobs=False,
+        attention=kernel_for(AUTO_KERNEL, device, bundle.config.head_dim, args.page_size),
     )
     # Of all that serving would compile, what these steps take, and the largest step, which every engine must have.
     shapes = (ExtendShape(args.batch, 0, pages), ExtendShape(args.batch, args.page_size, pages))

@@ -171,6 +171,8 @@ def _open(args: argparse.Namespace) -> tuple[Engine, dict[str, list[int]]]:
     from triptych.models.hub.errors import ModelFetchError
     from triptych.models.hub.resolve import resolve_model
     from triptych.models.hub.text import open_text
+    from triptych.models.kernels.auto import kernel_for
+    from triptych.models.kernels.names import AUTO_KERNEL
     from triptych.models.weights.load import load_decoder
     from triptych.runtime.engine.config import engine_config
     from triptych.runtime.engine.engine import Engine
@@ -196,6 +198,7 @@ def _open(args: argparse.Namespace) -> tuple[Engine, dict[str, list[int]]]:
         roles=frozenset({Role.DECODE}),  # one program for prompts is enough
         prompt_logprobs=False,
         speculative_tokens=args.tokens,
+        attention=kernel_for(AUTO_KERNEL, device, bundle.config.head_dim, 16),
     )
     engine = Engine(config, load_decoder(bundle.config, bundle.tensor_source, mesh, dtype), mesh)
     report = engine.compile(lambda name, done, total: _tell(f"{done}/{total} {name}"))

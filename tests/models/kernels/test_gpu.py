@@ -1,5 +1,6 @@
 """The GPU's attention kernels, interpreted, against the reference; and that they compile as far as a machine without a GPU can."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 
 from triptych.models.attention import ragged_paged_attention
-from triptych.models.decoder import paged_attend
+from triptych.models.decoder import paged_attend, write_pages
 from triptych.models.errors import UnsupportedModelError
-from triptych.models.kernels import gpu, paged_mosaic, paged_triton
+from triptych.models.kernels import gpu, merge_triton, paged_mosaic, paged_triton, write_triton
 from triptych.models.kernels.choice import attend_with
 from triptych.models.kernels.splits import NOTHING, merge_splits, split_count
 from triptych.models.kernels.tiles import decode_tiles, ragged_tiles
@@ -72,6 +73,53 @@ def test_kernels_equal_the_reference(
     expected = jax.jit(partial(ragged_paged_attention, **sizes))(padded[0].astype(jnp.float32), *exact[1:], *padded[3:])
     tolerance = 2e-5 if dtype == "float32" else 2e-2
     np.testing.assert_allclose(np.asarray(got, np.float32), np.asarray(expected), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("splits", [2, 64])
+def test_parts_are_merged_by_one_kernel_as_by_arithmetic(splits: int) -> None:
+    rng = np.random.default_rng(splits)
+    parts = jnp.array(rng.standard_normal((splits, 5, 16)), jnp.float32)
+    weights = jnp.array(rng.standard_normal((splits, 5)), jnp.float32).at[:, 1].set(NOTHING).at[1:, 2].set(NOTHING)
+    got = merge_triton.merge_splits(parts, weights, jnp.float32, interpret=True)
+    np.testing.assert_allclose(got, merge_splits(parts, weights), atol=1e-6)
+
+
+def test_keys_and_values_are_written_by_one_kernel_as_by_a_scatter() -> None:
+    """Three heads, more tokens than a program has, and slots beyond the pool."""
+    rng = np.random.default_rng(0)
+    pools = [jnp.array(rng.standard_normal((9, 8, 3, 16)), jnp.bfloat16) for _ in range(2)]
+    k, v = (jnp.array(rng.standard_normal((20, 3, 16)), jnp.float32) for _ in range(2))
+    index = jnp.array([*rng.permutation(72)[:17], 72, 1000, 2**31 - 1], jnp.int32)
+    written = write_triton.write_kv(pools[0], pools[1], k, v, index, interpret=True)
+    for got, pool, new in zip(written, pools, (k, v), strict=True):
+        np.testing.assert_array_equal(got, write_pages(pool, new, index))
+
+
+def test_a_prompt_that_is_alone_attends_to_itself() -> None:
+    q, k_pages, v_pages, kv_lens, table, ends = filled([13], [13], 8, 2, (4, 2, 64), "float32")
+    owned = (table[0][:, None] * 8 + jnp.arange(8)).reshape(-1)[:13]
+    k, v = (pages.reshape(-1, 2, 64)[owned] for pages in (k_pages, v_pages))
+    slots = jnp.arange(16)
+    q, k, v = (jnp.pad(array, ((0, 3), (0, 0), (0, 0)), constant_values=7.0) for array in (q, k, v))
+    write_index = jnp.pad(owned, (0, 3), constant_values=10_000)
+    batch = Ragged(slots, slots, write_index, kv_lens, table, ends, decode_rows=0, max_q_len=16, fresh=True)
+    rules = ShardingRules(make_mesh(jax.devices()[:1], 1))
+    # The pages that are read hold nothing: only what is written counts.
+    empty = (jnp.zeros_like(k_pages), jnp.zeros_like(v_pages))
+    got, written = attend_with("gpu", batch, SCALE, rules)(q, k, v, empty, None)
+    expected, as_written = paged_attend(replace(batch, fresh=False), SCALE, 1)(q, k, v, empty, None)
+    np.testing.assert_allclose(got[:13], expected[:13], atol=2e-5, rtol=0)
+    for new, old in zip(written, as_written, strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+@pytest.mark.parametrize(
+    ("hopper", "dtype", "arrays", "chosen"),
+    [(True, "bfloat16", 2, "mosaic"), (False, "bfloat16", 2, "triton"), (True, "float32", 2, "triton"), (True, "bfloat16", 4, "triton")],
+)  # fmt: skip
+def test_prompts_are_attended_by_mosaic_where_it_can(hopper: bool, dtype: str, arrays: int, chosen: str) -> None:
+    q, pool = jnp.zeros((4, 4, 64), dtype), jnp.zeros((3, 16, 2, 64), dtype)
+    assert gpu.ragged_backend("triton", hopper, q, (pool,) * arrays) == chosen
 
 
 @pytest.mark.parametrize("kv_dtype", ["float32", pytest.param("int8", marks=pytest.mark.slow)])
@@ -243,7 +291,7 @@ def test_sizes_that_triton_cannot_take_are_refused() -> None:
     q, pool = jnp.zeros((2, 4, 96)), jnp.zeros((3, 16, 2, 96))
     with pytest.raises(ValueError, match="powers of two"):
         paged_triton.paged_attention(
-            q, pool, pool, jnp.ones(2, int), jnp.zeros((2, 1), int), decode_tiles(2), scale=1.0
+            q, pool, pool, jnp.ones(2, int), jnp.zeros((2, 1), int), decode_tiles(jnp.arange(2)), scale=1.0
         )
 
 

@@ -21,12 +21,14 @@ from triptych.runtime.engine.buckets import (
     ExtendShape,
     PlanError,
     ProgramChoice,
+    Sizes,
     default_buckets,
     geometric,
+    halves,
     powers_of_two,
     smallest,
 )
-from triptych.runtime.engine.config import engine_config
+from triptych.runtime.engine.config import engine_config, kernel_sizes
 from triptych.runtime.engine.engine import copy_tables
 from triptych.runtime.engine.packing import Field, Packing
 from triptych.runtime.instance.plan import Row, StepPlan
@@ -91,6 +93,53 @@ def test_every_step_within_the_limits_has_a_program(roles: set[Role]) -> None:
                     assert shape.width >= width
                     assert shape.prefill_tokens >= prefill_tokens + (0 if apart else decode_rows)
                     assert not apart or shape.decode_rows >= decode_rows
+
+
+def test_kernels_take_prompts_of_more_sizes_and_one_width() -> None:
+    limits: dict[str, Any] = {"page_size": 16, "max_num_seqs": 32, "max_model_len": 4096, "chunk_tokens": 2048}
+    roles = frozenset({Role.PREFILL, Role.DECODE})
+    assert kernel_sizes("reference", "bfloat16") == Sizes()
+    buckets = default_buckets(**limits, roles=roles, sizes=kernel_sizes("gpu", "bfloat16"))
+    prompts = [shape for shape in buckets.extend if not shape.decode_rows]
+    assert {shape.prefill_tokens for shape in prompts} == {32, 128, 512, 768, 1024, 1536, 2048}
+    assert {shape.prefill_tokens for shape in prompts if shape.fresh} == {512, 768, 1024, 1536, 2048}
+    assert {shape.width for shape in prompts} == {256}
+    decodes = [shape for shape in buckets.extend if not shape.prefill_tokens]
+    assert {shape.decode_rows for shape in decodes} == {8, 16, 32} and {shape.width for shape in decodes} == {
+        32,
+        64,
+        256,
+    }
+    assert buckets.draws == (8, 32)
+    # Over codes a prompt attends to what its pages stand for.
+    for attention, kv_dtype in (("gpu", "int8"), ("tpu", "bfloat16")):
+        assert not any(
+            shape.fresh
+            for shape in default_buckets(**limits, roles=roles, sizes=kernel_sizes(attention, kv_dtype)).extend
+        )
+
+
+def test_few_slots_have_no_more_rows_than_there_are() -> None:
+    limits: dict[str, Any] = {"page_size": 16, "max_num_seqs": 3, "max_model_len": 64, "chunk_tokens": 100}
+    buckets = default_buckets(**limits, roles=frozenset({Role.DECODE}), sizes=Sizes(least_rows=8, live_tables=True))
+    assert {shape.decode_rows for shape in buckets.extend} == {3} and buckets.draws == (3,)
+
+
+def test_sizes_between_powers_of_two() -> None:
+    assert halves(32, 100, 512) == geometric(32, 100)
+    assert halves(32, 1000, 512) == (32, 128, 512, 768, 1000)
+    assert halves(32, 1024, 512) == (32, 128, 512, 768, 1024)
+
+
+def test_a_prompt_that_is_alone_and_begins_has_a_program_of_its_own() -> None:
+    alone, any_prompt = ExtendShape(0, 64, 8, fresh=True), ExtendShape(0, 64, 8)
+    choice = ProgramChoice(Buckets((alone, any_prompt, ExtendShape(0, 16, 8)), (4,)), max_prefill_rows=2)
+    assert choice.cheapest(Demand(0, 1, 60, 8, fresh=True)) == (alone, True)
+    assert choice.cheapest(Demand(0, 1, 60, 8)) == (any_prompt, True)
+    assert choice.cheapest(Demand(0, 1, 10, 8, fresh=True)) == (ExtendShape(0, 16, 8), True)
+    assert not Buckets((alone,), (4,)).holds(Demand(0, 1, 60, 8, fresh=True))
+    with pytest.raises(ValueError, match="alone in its program"):
+        ExtendShape(1, 64, 8, fresh=True)
 
 
 def test_the_cheapest_program_is_chosen() -> None:

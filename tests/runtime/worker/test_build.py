@@ -86,7 +86,7 @@ def test_workers_that_keep_kv_otherwise_are_told_apart_before_anything_moves() -
 def test_unknown_weights_and_kernels_are_refused() -> None:
     with pytest.raises(ConfigError, match="weights 'int5' are unknown; known: auto, int8"):
         replace(_config(Path("dummy:toy")), weights="int5")
-    with pytest.raises(ConfigError, match="attention 'abacus' is unknown; known: reference, tpu"):
+    with pytest.raises(ConfigError, match="attention 'abacus' is unknown; known: auto, reference, tpu"):
         replace(_config(Path("dummy:toy")), attention="abacus")
 
 

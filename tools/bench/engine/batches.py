@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from triptych.models.kernels.names import AUTO_KERNEL
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.engine.engine import Engine
 from triptych.runtime.instance.plan import StepPlan
@@ -72,6 +73,7 @@ def measure_through_llm(
     tp: int,
     dtype: str,
     compile_threads: int,
+    attention: str = AUTO_KERNEL,
 ) -> Throughput:
     """The same load through `LLM`: scheduler, gateway and worker in this process, gRPC between them. Loads the model itself."""
     from triptych.runtime.cluster.llm import LLM
@@ -81,7 +83,7 @@ def measure_through_llm(
     longest = model_len(load.length)
     llm = LLM(
         model, topology="PD", tp=tp, cache=cache, dtype=dtype, max_model_len=longest, max_num_seqs=at_once, chunk_tokens=chunk,
-        num_pages=1 + max(at_once * (1 + -(-load.length // PAGE)), -(-longest // PAGE)), max_waiting=load.requests, prefix_cache=False, compile_threads=compile_threads, page_size=PAGE,
+        num_pages=1 + max(at_once * (1 + -(-load.length // PAGE)), -(-longest // PAGE)), max_waiting=load.requests, prefix_cache=False, compile_threads=compile_threads, page_size=PAGE, attention=attention,
     )  # fmt: skip
     sampling = {"max_tokens": load.output_tokens, "temperature": 0.0, "ignore_eos": True}
     with llm:

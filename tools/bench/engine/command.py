@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from triptych.models.kernels.names import PLATFORMS, REFERENCE
+from triptych.models.kernels.names import AUTO_KERNEL, CHOICES
 from triptych.models.kv import KV_CODES
 from triptych.runtime.core.errors import ConfigError, TriptychError
 from triptych.tools.config import ServeConfig
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("auto", *DTYPES), default="auto", help="auto: float32 on CPU, else bfloat16"
     )
     engine.add_argument(
-        "--attention", default=REFERENCE, choices=tuple(PLATFORMS), help="the attention kernel (default reference)"
+        "--attention", default=AUTO_KERNEL, choices=CHOICES, help="the attention kernel, as serve has it (default auto)"
     )
     engine.add_argument(
         "--kv-cache-dtype",
@@ -144,7 +144,9 @@ def begin(args: argparse.Namespace, rig: Rig) -> Run:
     _tell("probes")
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     return Run(
-        settings | {"dtype": rig.dtype}, rig.loaded.config, ceilings.measure(rig.mesh.devices.flat[0], rig.dtype, _tell)
+        settings | {"dtype": rig.dtype, "attention": rig.attention},
+        rig.loaded.config,
+        ceilings.measure(rig.mesh.devices.flat[0], rig.dtype, _tell),
     )
 
 
@@ -166,7 +168,8 @@ def measured_starts(args: argparse.Namespace) -> list[Start]:
     from triptych.tools.bench.engine.startup import StartSettings, measure_starts
 
     settings = StartSettings(
-        args.model, args.cache_dir, args.dtype, args.tp, args.max_num_seqs, model_len(args.context + 1), args.max_num_batched_tokens, args.compile_threads
+        args.model, args.cache_dir, args.dtype, args.tp, args.max_num_seqs, model_len(args.context + 1), args.max_num_batched_tokens, args.compile_threads,
+        attention=args.attention,
     )  # fmt: skip
     return measure_starts(settings, _tell)
 
@@ -184,7 +187,7 @@ def measured_through_llm(args: argparse.Namespace, name: str, load: Load) -> Thr
     _tell(f"{name} through LLM")
     return measure_through_llm(
         name, load, args.model, cache, vocab=vocab, sequences=args.max_num_seqs, chunk=args.max_num_batched_tokens, tp=args.tp,
-        dtype=chosen_dtype(args.dtype, jax.default_backend()), compile_threads=args.compile_threads,
+        dtype=chosen_dtype(args.dtype, jax.default_backend()), compile_threads=args.compile_threads, attention=args.attention,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import jax
 from triptych.models.hub.bundle import open_model
 from triptych.models.hub.errors import ModelFetchError
 from triptych.models.hub.resolve import resolve_model
+from triptych.models.kernels.auto import kernel_for
 from triptych.models.weights.load import load_decoder
 from triptych.runtime.core.errors import ConfigError
 from triptych.sharding.mesh import make_mesh
@@ -35,7 +36,8 @@ def open_rig(args: argparse.Namespace, tell: Callable[[str], None]) -> Rig:
     began = time.perf_counter()
     loaded = load_decoder(bundle.config, bundle.tensor_source, mesh, dtype)
     tell(f"{loaded.nbytes() / 1e9:.2f} GB of weights in {time.perf_counter() - began:.1f} s")
-    sizes = (args.page_size, args.attention, args.compile_threads, args.seconds)
+    attention = kernel_for(args.attention, devices[0], bundle.config.head_dim, args.page_size)
+    sizes = (args.page_size, attention, args.compile_threads, args.seconds)
     return Rig(loaded, mesh, dtype, *sizes, tell, args.kv_cache_dtype)
 
 

@@ -38,7 +38,7 @@ def chunk_demands(rig: Rig, length: int, chunk: int) -> Iterator[Demand]:
     for start in range(0, length, chunk):
         tokens = min(chunk, length - start)
         width = rig.pages(start + tokens)
-        yield Demand(1, 0, 0, width) if tokens == 1 else Demand(0, 1, tokens, width)
+        yield Demand(1, 0, 0, width) if tokens == 1 else Demand(0, 1, tokens, width, fresh=not start)
 
 
 def _prompts(rig: Rig, engine: Engine, length: int, chunk: int) -> Figure:

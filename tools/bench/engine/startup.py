@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from triptych.models.kernels.names import AUTO_KERNEL
 from triptych.runtime.core.errors import TriptychError
 
 
@@ -38,6 +39,7 @@ class StartSettings:
     chunk_tokens: int
     compile_threads: int
     num_pages: int | None = None
+    attention: str = AUTO_KERNEL
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ def start(settings: StartSettings, launched: float) -> dict[str, Any]:
         chunk_tokens=settings.chunk_tokens,
         num_pages=settings.num_pages,
         compile_threads=settings.compile_threads,
+        attention=settings.attention,
     )
     model = open_worker_model(config)
     phase("model")

@@ -1,0 +1,30 @@
+"""An engine whose decoder attends with the GPU kernels, interpreted, draws the reference's tokens; also where a prompt is alone in its step."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.runtime.engine.driver import PAGE, Driver, compiled, sequence
+from tests.runtime.engine.oracle import greedy
+from triptych.runtime.engine.buckets import Buckets, ExtendShape
+from triptych.runtime.engine.engine import Engine
+
+PROMPTS = ([11, 200, 3, 77, 5, 8, 41], [9, 8, 7, 6, 5, 4, 3, 2, 1, 250, 251, 4, 99])
+ALONE = ExtendShape(0, 16, 6, fresh=True)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    shapes = (ExtendShape(2, 0, 6), ExtendShape(2, 16, 6), ALONE)
+    return compiled(
+        2, attention="gpu", max_num_seqs=2, max_model_len=6 * PAGE, buckets=Buckets(shapes, draws=(2,)), prompt_logprobs=False
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["together", "alone in its step"])
+def test_tokens_are_those_of_the_reference(engine: Engine, alone: bool) -> None:
+    driver, expected = Driver(engine), [greedy(prompt, 6) for prompt in PROMPTS]
+    groups = [[0], [1]] if alone else [[0, 1]]
+    for group in groups:
+        sequences = [sequence(number, list(PROMPTS[number])) for number in group]
+        assert driver.generate(sequences, 6) == [expected[number] for number in group]
