@@ -17,6 +17,7 @@ from pathlib import Path
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.topology import InstanceSpec, Topology
+from triptych.runtime.worker.hosts.config import HostsConfig
 from triptych.tools.config import ServeConfig
 from triptych.tools.settings import child_environment
 
@@ -125,6 +126,27 @@ def device_environment(
         chosen = map(str, range(first, first + count)) if listed is None else listed[first : first + count]
         env[_VISIBLE_GPUS] = ",".join(chosen)
     return env
+
+
+def hand_environment(
+    config: ServeConfig, specs: tuple[InstanceSpec, ...], environ: Mapping[str, str], shared: HostsConfig | None = None
+) -> dict[str, str]:
+    """What --device, --emulate-devices and --compile-cache-dir mean to jax, for a worker that no `triptych serve` prepared. For one of several
+    hosts, its share of the devices, and their kind in any case.
+
+    Which accelerators it sees stays the operator's choice (CUDA_VISIBLE_DEVICES and the like), and so does what jax's own variables say already.
+    """
+    device = detect_device() if config.device == "auto" else config.device
+    needed = config.devices_of(*specs)
+    wanted = device_environment(config, device, 0, needed if shared is None else shared.devices_of(needed), {})
+    emulated = {"XLA_FLAGS": f"{environ.get('XLA_FLAGS', '')} {wanted['XLA_FLAGS']}".strip()} if device == "cpu" else {}
+    if DEVICE_COUNT_FLAG in environ.get("XLA_FLAGS", ""):
+        emulated = {}
+    platform = {} if config.device == "auto" and shared is None else {"JAX_PLATFORMS": device}
+    cache = {
+        k: v for k, v in wanted.items() if k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT")) and k not in environ
+    }
+    return platform | emulated | cache
 
 
 def visible_gpus(environ: Mapping[str, str], dev: Path = Path("/dev")) -> tuple[str, ...] | None:

@@ -1,7 +1,7 @@
 """`triptych worker`: a process that owns devices and runs some instances of a topology, registered at a scheduler.
 
 `triptych serve` starts these; by hand they make a deployment over several machines. Platform and devices are what jax finds in its environment:
-launch.device_environment sets it for children of serve, `hand_environment` for a worker started by hand.
+launch.device_environment sets it for children of serve, `launch.hand_environment` for a worker started by hand.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ from triptych.runtime.metrics.worker import WorkerMetrics
 from triptych.runtime.simulation.steptime import StepShape, shape_of
 from triptych.runtime.simulation.steptime_table import HostTime, StepTableError, load_table
 from triptych.runtime.worker.config import DEFAULT_CONTEXT, InstancePlan, WorkerConfig
-from triptych.tools import launch
+from triptych.tools import hosts, launch
 from triptych.tools.child import announce_ready, announce_roles, end_with_parent
 from triptych.tools.config import ServeConfig
 from triptych.tools.credentials import check_security, cluster_token, inside_tls
@@ -78,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="roles instances had taken on before a restart (set by serve)",
     )
     worker.add_argument("--supervised", action="store_true", help="end when stdin closes (set by serve)")
+    hosts.add_arguments(parser)
     add_settings(parser, ServeConfig)
 
 
@@ -92,34 +93,24 @@ def run(args: argparse.Namespace) -> int:
     if args.supervised:
         end_with_parent()
     start_log(config, args.name or "worker")
-    specs = chosen_instances(config, args.instances, args.roles, args.name)
+    specs, shared = chosen_instances(config, args.instances, args.roles, args.name), hosts.hosts_config(args, config)
     if not args.supervised:
-        os.environ.update(hand_environment(config, specs, os.environ))
-    import jax  # late: it reads the environment, and a wrong flag is reported without waiting for it
-
-    platform = jax.default_backend()
+        os.environ.update(launch.hand_environment(config, specs, os.environ, shared))
+    # jax is imported from here on: it reads the environment, and a wrong flag is reported without waiting for it.
+    platform = _platform() if shared is None else shared.platform
     chosen = worker_config(config, specs, args.name or specs[0].id, args.scheduler, args.listen, platform)
     chosen = with_switched(chosen, args.switched)
-    return asyncio.run(_work(config, chosen, supervised=args.supervised))
+    if shared is None:
+        return asyncio.run(_work(config, chosen, supervised=args.supervised))
+    chosen = hosts.on_hosts(chosen, config, shared)
+    return asyncio.run(_work(config, chosen, supervised=args.supervised) if shared.leads else hosts.follow(chosen))
 
 
-def hand_environment(
-    config: ServeConfig, specs: tuple[InstanceSpec, ...], environ: Mapping[str, str]
-) -> dict[str, str]:
-    """What --device, --emulate-devices and --compile-cache-dir mean to jax, for a worker that no `triptych serve` prepared.
+def _platform() -> str:
+    """What jax calls the devices of this process. Not for one of several hosts: they join before jax looks."""
+    import jax
 
-    Which accelerators it sees stays the operator's choice (CUDA_VISIBLE_DEVICES and the like), and so does what jax's own variables say already.
-    """
-    device = launch.detect_device() if config.device == "auto" else config.device
-    wanted = launch.device_environment(config, device, 0, config.devices_of(*specs), {})
-    emulated = {"XLA_FLAGS": f"{environ.get('XLA_FLAGS', '')} {wanted['XLA_FLAGS']}".strip()} if device == "cpu" else {}
-    if launch.DEVICE_COUNT_FLAG in environ.get("XLA_FLAGS", ""):
-        emulated = {}
-    platform = {} if config.device == "auto" else {"JAX_PLATFORMS": device}
-    cache = {
-        k: v for k, v in wanted.items() if k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT")) and k not in environ
-    }
-    return platform | emulated | cache
+    return jax.default_backend()
 
 
 def chosen_instances(
@@ -242,7 +233,8 @@ def transports(config: ServeConfig) -> tuple[TransportKind, ...]:
 
 
 async def _work(settings: ServeConfig, config: WorkerConfig, *, supervised: bool) -> int:
-    """Run until SIGTERM or until the last instance was retired (exit status 0), or until a device loop dies (1); then end the process."""
+    """Run until SIGTERM or until the last instance was retired (exit status 0), or until a device loop dies or a host is lost (1); then end the
+    process."""
     from triptych.runtime.worker.process import WorkerProcess  # late: it imports jax
 
     stop = asyncio.Event()
@@ -265,6 +257,11 @@ async def _work(settings: ServeConfig, config: WorkerConfig, *, supervised: bool
     done, _ = await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
     try:
         reason = working.result() if working in done else None
+    except Exception as error:
+        if config.hosts is None:
+            raise
+        # The interpreter would not end: threads, and jax itself, wait for hosts that are gone.
+        reason = f"{type(error).__name__}: {error}"
     finally:
         for task in (stopping, working):
             task.cancel()
@@ -276,7 +273,7 @@ async def _work(settings: ServeConfig, config: WorkerConfig, *, supervised: bool
         except TimeoutError:
             print(f"worker {config.name} gave up waiting for its instances to stop", file=sys.stderr)
     if reason is not None:
-        print(f"a device loop died: {reason}", file=sys.stderr)
+        print(f"worker {config.name} ends: {reason}", file=sys.stderr)
     # Nothing interrupts a compiler, or a transfer from a peer that died, and the interpreter would wait for their threads.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -115,7 +115,9 @@ class PageMover:
         self._pool_sharding = pool_sharding or NamedSharding(mesh, PartitionSpec(None, None, AXIS, None))
         self._split = NamedSharding(mesh, PartitionSpec(AXIS))
         self._whole = NamedSharding(mesh, PartitionSpec())
+        self._sums = self._split  # of the checksums that `scatter` computes
         self._index = {device: i for i, device in enumerate(self.devices)}
+        self._own = [i for i, device in enumerate(self.devices) if device.process_index == jax.process_index()]
         self._gather: dict[tuple[int, int], Callable[..., Any]] = {}
         self._scatter: dict[tuple[int, int], Callable[..., Any]] = {}
         self._zeros: dict[tuple[int, int, int], jax.Array] = {}
@@ -183,13 +185,10 @@ class PageMover:
         start, stop = self.layer_groups[layer_group]
         leaves, structure = jax.tree.flatten(pools)
         shape = self._chunk_shape(g, stop - start)
-        places = {(h.device, h.block): chunk for h, chunk in zip(self.layout.holders(g), chunks, strict=True)}
+        places = self._places(chunks, g)
         blocks = []
         for block in range(self.layout.heads_per_device // g):
-            shards = [
-                places[d, block] if (d, block) in places else self._zeros[d, g, stop - start]
-                for d in range(len(self.devices))
-            ]
+            shards = [places[d, block] if (d, block) in places else self._zeros[d, g, stop - start] for d in self._own]
             whole = (len(self.devices) * shape[0], *shape[1:])
             blocks.append(jax.make_array_from_single_device_arrays(whole, self._split, shards))
         program = self._program(self._scatter, g, stop - start)
@@ -197,6 +196,10 @@ class PageMover:
         *written, sums = program(self._padded(pages), *blocks, *leaves[here])
         leaves[here] = written
         return jax.tree.unflatten(structure, leaves), sums
+
+    def _places(self, chunks: Sequence[Any], g: int) -> dict[tuple[int, int], jax.Array]:
+        """The array that each (device of this process, block) takes."""
+        return {(h.device, h.block): chunk for h, chunk in zip(self.layout.holders(g), chunks, strict=True)}
 
     def verify(self, checksums: jax.Array, expected: Sequence[int], g: int) -> None:
         """Compares what `scatter` read with what the sender computed; waits for the device, so not for the device loop.
@@ -275,7 +278,11 @@ class PageMover:
             in_specs=(PartitionSpec(), *[PartitionSpec(None, None, AXIS)] * len(pools)),
             out_specs=(split,) * (blocks + 1),
         )
-        return jax.jit(program, out_shardings=(self._split,) * (blocks + 1)).lower(pages, *pools)
+        return self._gathering(program, g, layers).lower(pages, *pools)
+
+    def _gathering(self, program: Callable[..., Any], g: int, layers: int) -> Any:
+        """`program` gives the blocks of each device, and their checksums: jitted, with its results where `gather` takes them."""
+        return jax.jit(program, out_shardings=(self._split,) * (self.layout.heads_per_device // g + 1))
 
     def _lower_scatter(self, g: int, layers: int) -> Any:
         blocks = self.layout.heads_per_device // g
@@ -307,14 +314,14 @@ class PageMover:
         jitted = jax.jit(
             program,
             donate_argnums=tuple(range(1 + blocks, 1 + blocks + len(pools))),
-            out_shardings=(*[pool.sharding for pool in pools], self._split),
+            out_shardings=(*[pool.sharding for pool in pools], self._sums),
         )
         return jitted.lower(pages, *[chunk] * blocks, *pools)
 
     def _make_zeros(self, g: int, layers: int) -> None:
         """One resident block of zeros for each device that has padding slots."""
         for device, row in enumerate(self.layout.blocks(g)):
-            if None in row:
+            if None in row and device in self._own:
                 zeros = np.zeros(self._chunk_shape(g, layers), self.chunk_dtype)
                 self._zeros[device, g, layers] = jax.device_put(zeros, self.devices[device])
 

@@ -49,6 +49,7 @@ from triptych.runtime.transfer.header import CHUNK_ORDER, PROTOCOL_VERSION, KvHe
 from triptych.runtime.transfer.layer_groups import LayerGroups, cut_layers
 from triptych.runtime.worker.config import InstancePlan, WorkerConfig
 from triptych.runtime.worker.draft_parts import load_draft, open_draft
+from triptych.runtime.worker.hosts.parts import SharedHost
 from triptych.runtime.worker.media_parts import (
     WorkerModel,
     encode_patches,
@@ -133,6 +134,16 @@ def build_instances(config: WorkerConfig, model: WorkerModel, progress: Progress
     return built
 
 
+def build_shared(config: WorkerConfig, model: WorkerModel, progress: Progress, host: SharedHost) -> list[InstanceParts]:
+    """This host's share of the instance of several hosts. Returns when all of them are ready."""
+    (plan,) = config.instances
+    devices = host.devices(plan.tp)
+    config = dataclasses.replace(config, attention=_kernel(config, model, jax.local_devices()[0]))
+    built = build_instance(config, plan, model, devices, progress, host)
+    host.meet("ready")
+    return [built]
+
+
 def _kernel(config: WorkerConfig, model: WorkerModel, device: Device) -> str:
     """The attention kernel of the model and its draft model, by name; speech models have the reference."""
     if model.speech is not None:
@@ -143,9 +154,14 @@ def _kernel(config: WorkerConfig, model: WorkerModel, device: Device) -> str:
 
 
 def build_instance(
-    config: WorkerConfig, plan: InstancePlan, model: WorkerModel, devices: Sequence[Device], progress: Progress
+    config: WorkerConfig,
+    plan: InstancePlan,
+    model: WorkerModel,
+    devices: Sequence[Device],
+    progress: Progress,
+    host: SharedHost | None = None,
 ) -> InstanceParts:
-    """One instance on the given devices."""
+    """One instance on the given devices; with a `host`, this host's share of it."""
     started = time.monotonic()
     mesh, bundle = make_mesh(devices, plan.tp), model.bundle
     max_model_len = min(config.max_model_len, bundle.config.max_position)
@@ -159,7 +175,7 @@ def build_instance(
     weights = time.monotonic() - started
     progress(f"{plan.id}: weights on {plan.tp} device(s) in {weights:.1f} s")
     limits = engine_config(
-        num_pages=1 if loaded is None else _kv_pages(config, loaded, draft, devices, max_model_len, stage),
+        num_pages=1 if loaded is None else _kv_pages(config, loaded, draft, devices, max_model_len, stage, host),
         max_num_seqs=config.max_num_seqs,
         max_model_len=max_model_len,
         chunk_tokens=config.chunk_tokens,
@@ -178,7 +194,8 @@ def build_instance(
         speculative_tokens=0 if config.speculation is None else config.speculation.tokens,
         draft_model=draft is not None,
     )
-    engine = _engine(config, limits, loaded, mesh, stage, None if draft is None else DraftStage(limits, draft))
+    drafts = None if draft is None else DraftStage(limits, draft)
+    engine = _engine(config, limits, loaded, mesh, stage, drafts, host)
 
     def compiled(name: str, done: int, total: int) -> None:
         progress(f"{plan.id}: compiled {done}/{total} {name}")
@@ -187,7 +204,8 @@ def build_instance(
     kv = media = None
     if loaded is not None:
         group = self_group(bundle.config, config.kv_dtype)
-        kv = PoolParts(_kv_mover(config, loaded, group, limits), kv_header(config, bundle, group))
+        mover = PageMover if host is None else host.mover
+        kv = PoolParts(_kv_mover(mover, config, loaded, group, limits), kv_header(config, bundle, group))
     header = media_header(config, model)
     if stage is not None and header is not None:
         media = PoolParts(media_mover(config, mesh, stage.pool), header)
@@ -211,20 +229,23 @@ def _kv_pages(
     devices: Sequence[Device],
     max_model_len: int,
     stage: MediaStage | None,
+    host: SharedHost | None,
 ) -> int:
-    """Pages of the KV pool, and of a draft model's: what is asked for, or what fits. A media pool comes out of an accelerator's memory first."""
+    """Pages of the KV pool, and of a draft model's: what is asked for, or what fits, on every host. A media pool comes out of an accelerator's memory first."""
     if config.num_pages:
         return config.num_pages
     media_bytes = 0 if stage is None else stage.pool.num_pages * stage.pool.page_bytes
-    return pages_that_fit(
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    pages = pages_that_fit(
         loaded.structure,
         page_size=config.page_size,
         kv_dtype=config.kv_dtype,
         max_model_len=max_model_len,
-        bytes_per_device=config.kv_cache_memory or free_bytes(devices, config.memory_fraction) - media_bytes,
+        bytes_per_device=config.kv_cache_memory or free_bytes(own, config.memory_fraction) - media_bytes,
         attention=config.attention,
         draft=None if draft is None else draft.structure,
     )
+    return pages if host is None else host.meet("pages", pages)
 
 
 def _engine(
@@ -234,18 +255,23 @@ def _engine(
     mesh: Mesh,
     stage: MediaStage | None,
     draft: DraftStage | None,
+    host: SharedHost | None,
 ) -> Engine | EncodeEngine:
     if loaded is None:
         assert stage is not None, "media_pages refuses an encode role without a pool"
         return EncodeEngine(limits, mesh, stage)
+    if host is not None:
+        return host.engine(limits, loaded, mesh)
     if config.pace is None:
         return Engine(limits, loaded, mesh, stage, draft)
     return PacedEngine(limits, loaded, mesh, config.pace, stage, draft)
 
 
-def _kv_mover(config: WorkerConfig, loaded: ServedDecoder, group: KVGroup, limits: EngineConfig) -> PageMover:
+def _kv_mover(
+    make: Callable[..., PageMover], config: WorkerConfig, loaded: ServedDecoder, group: KVGroup, limits: EngineConfig
+) -> PageMover:
     num_pages = limits.num_pages
-    return PageMover(
+    return make(
         loaded.rules.mesh,
         loaded.head_layout,
         loaded.config.num_layers,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from triptych.models.errors import QuantisationError
 from triptych.models.kernels.names import AUTO_KERNEL, CHOICES, kv_problem
@@ -13,8 +14,11 @@ from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
 from triptych.runtime.instance.plan import StepPlan
 from triptych.runtime.instance.speculation import Speculation
-from triptych.runtime.transfer.transports.base import Transport
 from triptych.runtime.wire.tls import Tls
+from triptych.runtime.worker.hosts.config import HostsConfig, check_hosts
+
+if TYPE_CHECKING:  # it imports jax, which reads the environment then: tools/worker.py sets that first
+    from triptych.runtime.transfer.transports.base import Transport
 
 DEFAULT_CONTEXT = (
     2048  # tokens; models declare up to millions, and every compiled table is as wide as the longest sequence
@@ -74,6 +78,7 @@ class WorkerConfig:
         on_step: told of every step as it is read: the instance, the plan, and when (in seconds of the monotonic clock) it was dispatched and was
             done. Called on the device loop; must return at once.
         first_device: index of the first of this process's devices that is its own.
+        hosts: which of several hosts this is that share the one instance; None: the instances are this process's alone.
     """
 
     name: str
@@ -117,6 +122,7 @@ class WorkerConfig:
     link: Callable[[Transport], Transport] | None = None
     on_step: Callable[[str, StepPlan, float, float], None] | None = None
     first_device: int = 0
+    hosts: HostsConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.instances:
@@ -134,6 +140,8 @@ class WorkerConfig:
             raise ConfigError(problem)
         if self.orphan_seconds <= 0:
             raise ConfigError(f"orphan_seconds is {self.orphan_seconds}; expected more than 0")
+        if self.hosts is not None:
+            check_hosts(self, self.hosts)
 
     @property
     def devices(self) -> int:

@@ -1,4 +1,5 @@
-"""What an instance has on its devices for as long as it lives: weights and pools, in bytes on all of them together.
+"""What an instance has on its devices for as long as it lives: weights and pools, in bytes on all of them together (over several hosts: on those of
+this one).
 
 Programs' temporaries and the sampler's state are not counted; on an accelerator its own statistics tell the rest.
 """

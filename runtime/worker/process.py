@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import grpc
 
@@ -18,7 +19,7 @@ from triptych.models.text.stop import StopMatcher
 from triptych.models.text.tokenizer import Tokenizer
 from triptych.proto.v1 import transfer_pb2, worker_pb2
 from triptych.runtime.core.clock import MonotonicClock
-from triptych.runtime.core.errors import EngineError, InvalidRequestError
+from triptych.runtime.core.errors import EngineError, InstanceLostError, InvalidRequestError
 from triptych.runtime.core.instance import Capacity, Compatibility, InstanceInfo, InstanceRef, TransportKind
 from triptych.runtime.instance.termination import StopProbe
 from triptych.runtime.transfer.channels import SERVER_OPTIONS, PeerChannels
@@ -33,17 +34,27 @@ from triptych.runtime.wire.listening import listen, local_endpoint
 from triptych.runtime.worker.build import (
     InstanceParts,
     build_instances,
+    build_shared,
     compatibility,
     make_core,
     open_worker_model,
 )
 from triptych.runtime.worker.config import WorkerConfig
+from triptych.runtime.worker.hosts.config import BLAME, HostsConfig
+from triptych.runtime.worker.hosts.job import free_port
+from triptych.runtime.worker.hosts.leader import Leader
+from triptych.runtime.worker.hosts.parts import LeadingHost
+from triptych.runtime.worker.hosts.settings import shared_settings
+from triptych.runtime.worker.hosts.transport import HostBytes
 from triptych.runtime.worker.instance import LiveInstance, new_epoch
 from triptych.runtime.worker.media_parts import WorkerModel
 from triptych.runtime.worker.membership import Membership
 from triptych.runtime.worker.outbox import TokenOutboxes
 from triptych.runtime.worker.service import WorkerServicer
 from triptych.runtime.worker.surroundings import Surroundings
+from triptych.sharding.devices import Device
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +86,11 @@ class WorkerProcess:
         self._registering: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
         self._transfer: TransferServicer | None = None
-        self._dead: asyncio.Future[str] | None = None  # why a device loop died
+        self._dead: asyncio.Future[str] | None = None  # why a device loop died, or that a host was lost
+        self._leader: Leader | None = None
         self._retired = asyncio.Event()
         self.address = ""
-        self._build: Future[tuple[WorkerModel, list[InstanceParts]]] | None = None
+        self._build: Future[Any] | None = None
 
     @property
     def instances(self) -> Sequence[LiveInstance]:
@@ -97,12 +109,17 @@ class WorkerProcess:
     async def start(self) -> None:
         """Until registered. An unreachable scheduler is waited for; one that refuses this worker for good is an error.
 
-        Raises ConfigError, what loading and compiling raise, and the scheduler's refusal; nothing is left running then but what `stop` ends.
+        Raises ConfigError, what loading and compiling raise, InstanceLostError when hosts of the instance are missing or go, and the scheduler's
+        refusal; nothing is left running then but what `stop` ends.
         """
         loop = asyncio.get_running_loop()
         self._dead = loop.create_future()
-        self._build = self._threads.submit(_build, self._config, self._progress)
-        model, parts = await asyncio.wrap_future(self._build)
+        model = await self._built(open_worker_model, self._config)
+        if self._config.hosts is None:
+            parts = await self._built(build_instances, self._config, model, self._progress)
+        else:
+            host = await self._lead(self._config.hosts, model)
+            parts = await self._built(build_shared, self._config, model, self._progress, host)
         await self._serve(model, parts)
         for instance in self.instances:
             instance.start()
@@ -140,17 +157,44 @@ class WorkerProcess:
             self._registering.cancel()
             await asyncio.gather(self._registering, return_exceptions=True)
         await self._membership.leave("retired" if self._retired.is_set() else "left")
+        if self._leader is not None and self._dead is not None and self._dead.done():
+            # Before anything that waits for the device: collectives wait for hosts that are gone.
+            await self._leader.close(self._dead.result(), failed=True)
         if self._server is not None:
             await self._server.stop(grace)
         await asyncio.gather(*self._retiring, return_exceptions=True)
         for instance in self.instances:
             await instance.stop()
+        if self._leader is not None and not (self._dead is not None and self._dead.done()):
+            await self._leader.close("retired" if self._retired.is_set() else "told to end")
         await self._channels.close()
         for transport in self._transports.values():
             transport.close()
         self._threads.shutdown(wait=False)
 
     # ---- assembly -------------------------------------------------------------------------------------------------------------------
+
+    async def _built(self, work: Callable[..., T], *arguments: Any) -> T:
+        """What a thread makes of `arguments`, unless a host is lost before: InstanceLostError."""
+        assert self._dead is not None
+        self._build = self._threads.submit(work, *arguments)
+        building = asyncio.wrap_future(self._build)
+        await asyncio.wait({building, self._dead}, return_when=asyncio.FIRST_COMPLETED)
+        if self._dead.done():
+            raise InstanceLostError(self._dead.result())
+        return building.result()
+
+    async def _lead(self, hosts: HostsConfig, model: WorkerModel) -> LeadingHost:
+        """Wait for the other hosts."""
+        config = self._config
+        settings = shared_settings(config, model)
+        leader = Leader(hosts, settings, self._end, host=config.host, token=config.token, tls=config.tls)
+        await leader.open()
+        self._leader = leader
+        self._progress(f"waiting for {hosts.count - 1} more host(s) at {hosts.leader}")
+        port = free_port(config.host)
+        await leader.gather(port)
+        return LeadingHost(hosts, leader, port, config.host)
 
     async def _serve(self, model: WorkerModel, parts: list[InstanceParts]) -> None:
         config, bundle, loop = self._config, model.bundle, asyncio.get_running_loop()
@@ -159,18 +203,7 @@ class WorkerProcess:
         credentials = None if config.tls is None else config.tls.server_credentials()
         port = listen(self._server, config.host, config.port, credentials)
         self.address = local_endpoint(config.host, port)
-        opened = open_transports(
-            TransportConfig(
-                config.transports,
-                interface=config.interface,
-                tls=config.tls is not None,
-                device_without_tls=config.device_without_tls,
-            ),
-            hub=LocalHub(),
-            channels=self._channels,
-            threads=self._threads,
-            device=parts[0].mesh.devices.flat[0],
-        )
+        opened = self._open_transports(parts[0].mesh.devices.flat[0])
         self._transports = opened if config.link is None else {kind: config.link(opened[kind]) for kind in opened}
         around = Surroundings(
             clock=self._clock,
@@ -212,6 +245,18 @@ class WorkerProcess:
             )
         )
         await self._server.start()
+
+    def _open_transports(self, device: Device) -> Mapping[TransportKind, Transport]:
+        config = self._config
+        if config.hosts is not None:
+            return {TransportKind.GRPC: HostBytes(self._channels, self._threads)}
+        chosen = TransportConfig(
+            config.transports,
+            interface=config.interface,
+            tls=config.tls is not None,
+            device_without_tls=config.device_without_tls,
+        )
+        return open_transports(chosen, hub=LocalHub(), channels=self._channels, threads=self._threads, device=device)
 
     def _info(self, part: InstanceParts, compatible: Compatibility) -> InstanceInfo:
         config = part.engine.config
@@ -260,17 +305,14 @@ class WorkerProcess:
         self._membership.reset(old, info, reason)
 
     def _on_death(self, reason: str) -> None:
-        def end() -> None:
-            if self._dead is not None and not self._dead.done():
-                self._dead.set_result(reason)
-
+        """A device loop died. From any thread."""
         assert self._dead is not None
-        self._dead.get_loop().call_soon_threadsafe(end)
+        loop = self._dead.get_loop()
+        loop.call_soon_threadsafe(loop.call_later, 0.0 if self._leader is None else BLAME, self._end, reason)
 
-
-def _build(config: WorkerConfig, progress: Callable[[str], None]) -> tuple[WorkerModel, list[InstanceParts]]:
-    model = open_worker_model(config)
-    return model, build_instances(config, model, progress)
+    def _end(self, reason: str) -> None:
+        if self._dead is not None and not self._dead.done():
+            self._dead.set_result(reason)
 
 
 class _TextProbe(StopProbe):

@@ -47,3 +47,16 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert "no TPU chips under /dev" in started(tmp_path, "decode", SCHEDULER="a:1").stderr
     unknown = started(tmp_path, "encode")
     assert unknown.returncode == 2 and "no part 'encode'" in unknown.stderr
+
+
+def test_a_part_on_several_hosts_says_which_of_them_it_is(tmp_path: Path) -> None:
+    given = {"HOSTS": "2", "HOST_INDEX": "1", "LEADER": "10.0.0.3:9000"}
+    pod = {"LWS_GROUP_SIZE": "2", "LWS_WORKER_INDEX": "1", "LWS_LEADER_ADDRESS": "decode-0.decode"}
+    for variables, leader in ((given, "10.0.0.3:9000"), (pod, "decode-0.decode:8440")):
+        done = started(tmp_path, "decode", SCHEDULER="10.0.0.2:8430", TP="8", **variables)
+        assert done.returncode == 0, done.stderr
+        parser = argparse.ArgumentParser(allow_abbrev=False)
+        importlib.import_module(COMMANDS["worker"].module).add_arguments(parser)
+        args = parser.parse_args(done.stdout.splitlines()[1:])
+        assert (args.hosts, args.host_index, args.leader) == (2, 1, leader)
+    assert "HOST_INDEX" in started(tmp_path, "decode", SCHEDULER="a:1", TP="8", HOSTS="2").stderr

@@ -19,13 +19,14 @@ from triptych.tools.launch import (
     detect_device,
     device_environment,
     gateway_process,
+    hand_environment,
     scheduler_process,
     still_serves,
     visible_gpus,
     with_roles,
     worker_processes,
 )
-from triptych.tools.worker import hand_environment, with_switched, worker_config
+from triptych.tools.worker import with_switched, worker_config
 
 FILE = Path("/run/config.json")
 NO_FILES = Path("/nowhere")  # a machine whose GPUs cannot be counted

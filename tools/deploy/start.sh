@@ -8,6 +8,9 @@
 #   start.sh prefill     a worker with one prefill instance over all chips of this host; needs SCHEDULER=host:port
 #   start.sh decode      the same for decode
 #
+# An instance over several hosts: start `prefill` or `decode` on each with HOSTS, HOST_INDEX (0 leads) and LEADER=host:port; the instance takes TP chips
+# of all hosts together (default: all). In the pods of a LeaderWorkerSet the three are known.
+#
 # MODEL      what to serve (default smollm2)                 TOPOLOGY   of `host` (default 1P1D)
 # TP         chips an instance (prefill, decode: all)        LISTEN     address at which others reach this machine (default: its first)
 # PORT       gateway 8431, scheduler 8430                    HTTP_PORT  of OpenAI's API (default 8000)
@@ -28,10 +31,16 @@ chips() {
 }
 
 worker() {
-    local tp
-    tp=${TP:-$(chips)}
+    local tp count=${HOSTS:-${LWS_GROUP_SIZE:-1}} shared=()
+    if (( count > 1 )); then
+        local index=${HOST_INDEX:-${LWS_WORKER_INDEX:?HOST_INDEX, which of the HOSTS this is, is missing}}
+        local leader=${LEADER:-${LWS_LEADER_ADDRESS:?LEADER=host:port of host 0 is missing}}
+        [[ $leader == *:* ]] || leader=$leader:8440
+        shared=(--hosts "$count" --host-index "$index" --leader "$leader")
+    fi
+    tp=${TP:-$(( $(chips) * count ))}
     exec triptych worker --scheduler "${SCHEDULER:?SCHEDULER=host:port is missing}" --listen "$listen" --roles "$1" \
-        --name "$1-$(hostname)" --tp "$tp" "${model[@]}" "${tpu[@]}" "${@:2}"
+        --name "$1-$(hostname)" --tp "$tp" "${shared[@]}" "${model[@]}" "${tpu[@]}" "${@:2}"
 }
 
 case $part in

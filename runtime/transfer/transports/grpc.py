@@ -85,8 +85,9 @@ class GrpcTransport:
             raise failure from error
         finally:
             call.cancel()
-        arrays = buffers.finished()
+        return await self._place(buffers.finished(), devices)
 
+    async def _place(self, arrays: Sequence[np.ndarray], devices: Sequence[Device]) -> tuple[jax.Array, ...]:
         def place() -> tuple[jax.Array, ...]:
             return jax.block_until_ready(tuple(jax.device_put(a, d) for a, d in zip(arrays, devices, strict=True)))
 
