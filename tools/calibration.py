@@ -59,9 +59,10 @@ class Load:
 
 
 def loads(engine: Engine, shape: ExtendShape) -> tuple[Load, Load]:
-    """The least and the most that a full step of the program can hold; both choose exactly this program."""
+    """The least and the most that a full step of the program can hold; both choose exactly this program, unless one of them is a prompt for which there is a fresh one."""
     config = engine.config
-    narrower = max((s.width for s in config.buckets.extend if s.width < shape.width), default=0)
+    alike = [s for s in config.buckets.extend if not s.fresh and bool(s.prefill_tokens) == bool(shape.prefill_tokens)]
+    narrower = max((s.width for s in alike if s.width < shape.width), default=0)
     least = narrower * config.page_size + 1  # KV tokens of the one row that needs this width
     most = min(shape.width * config.page_size, config.max_model_len)
     chunks = list(_split(shape.prefill_tokens, most, config.max_prefill_rows))
@@ -137,7 +138,7 @@ def _spin(seconds: float) -> None:
 
 
 def measure_programs(engine: Engine, seconds: float, progress: Progress) -> tuple[ProgramTime, ...]:
-    """Every extend program of the engine, `seconds` seconds an end. Where prompts that begin their step have programs of their own, the low end is one of those."""
+    """Every extend program of the engine, `seconds` seconds an end. Where prompts that are alone and begin have programs of their own, low ends of a lone chunk are of those."""
     shapes = [shape for shape in engine.config.buckets.extend if not shape.fresh]
     out = []
     for number, shape in enumerate(shapes):

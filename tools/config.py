@@ -148,7 +148,7 @@ class ServeConfig:
     )
     attention: str = setting(
         AUTO_KERNEL,
-        "kernel of text decoders; auto is gpu on NVIDIA GPUs, else reference, which runs anywhere; tpu; gpu takes gpu-triton for decoding and gpu-mosaic (Hopper, 16 bits) for prompts where it can",
+        "kernel of text decoders; auto is gpu on Hopper GPUs, else reference, which runs anywhere; tpu; gpu takes gpu-triton for decoding and gpu-mosaic (Hopper, 16 bits) for prompts where it can",
         choices=CHOICES,
         flags=("--attention-backend",),
         group="engine",

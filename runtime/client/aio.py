@@ -175,7 +175,7 @@ class AsyncClient:
         try:
             return uploaded(await call)
         except grpc.aio.AioRpcError as error:
-            raise typed_error(end.error(error)) from error
+            raise typed_error(await end.error(error)) from error
 
     async def delete_media(self, upload: Uploaded) -> None:
         """Raises NotFoundError if it is not there (any more)."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 
 from triptych.runtime.core.errors import EngineError
 from triptych.runtime.core.instance import Role
@@ -222,7 +223,8 @@ def default_buckets(
     if Role.PREFILL in roles:
         shapes |= {ExtendShape(0, tokens, pages) for tokens in prefill_tokens for pages in of_prompts}
         if sizes.fresh:
-            shapes |= {ExtendShape(0, tokens, width, True) for tokens in prefill_tokens if tokens >= SMALLEST_FRESH}
+            reached = takewhile(lambda pair: pair[0] < max_model_len, pairwise((0, *prefill_tokens)))
+            shapes |= {ExtendShape(0, tokens, width, True) for _, tokens in reached if tokens >= SMALLEST_FRESH}
     if roles >= {Role.PREFILL, Role.DECODE}:
         shapes |= {ExtendShape(max_num_seqs, tokens, pages) for tokens in prefill_tokens for pages in of_prompts}
     draws = {*geometric(1, most), *alone}

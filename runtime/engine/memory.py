@@ -6,9 +6,11 @@ share that is left out.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from triptych.models.kv import CODE_BYTES
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.engine.decoders import ServedStructure
 from triptych.runtime.engine.pools import layout_of
@@ -28,6 +30,13 @@ def page_bytes(structure: ServedStructure, page_size: int, kv_dtype: str, attent
     layout, config = layout_of(structure, attention, kv_dtype), structure.config
     arrays = layout.structs(1, page_size, structure.head_layout.kv_heads_per_device, config.head_dim, kv_dtype)
     return config.num_layers * sum(array.size * array.dtype.itemsize for array in arrays)
+
+
+def _indexed(structure: ServedStructure, page_size: int, kv_dtype: str, attention: str) -> int:
+    """Pages that a kernel can index. Triton's has 32 bits for arrays of up to 4 GiB, which is too few where each byte is a code."""
+    if kv_dtype not in CODE_BYTES or not attention.startswith("gpu"):
+        return sys.maxsize
+    return (2**31 - 1) // (page_size * structure.head_layout.kv_heads_per_device * structure.config.head_dim)
 
 
 def free_bytes(devices: Sequence[MemoryDevice], fraction: float) -> int:
@@ -63,7 +72,9 @@ def pages_that_fit(
     """
     models = [structure] if draft is None else [structure, draft]
     size = sum(page_bytes(model, page_size, kv_dtype, attention) for model in models)
-    pages = max(0, bytes_per_device) // size
+    pages = min(
+        max(0, bytes_per_device) // size, *(_indexed(model, page_size, kv_dtype, attention) for model in models)
+    )
     needed = -(-max_model_len // page_size) + 1
     if pages < needed:
         raise ConfigError(

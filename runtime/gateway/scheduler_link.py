@@ -130,7 +130,7 @@ class SchedulerLink:
                     self._listener.on_connected()
                 self._listener.on_notice(decode_oneof(message, self._clock.now()))
         except grpc.aio.AioRpcError as error:
-            reason = describe(end.error(error))
+            reason = describe(await end.error(error))
         except InvalidRequestError as error:  # a notice that this version cannot read: the two do not belong together
             reason = error.message
         except (

@@ -150,7 +150,9 @@ def _kernel(config: WorkerConfig, model: WorkerModel, device: Device) -> str:
         return REFERENCE
     bundles = (model.bundle, model.draft)
     head_dims = [bundle.config.head_dim for bundle in bundles if bundle is not None]
-    return kernel_for(config.attention, device, config.page_size, *head_dims)
+    kernel = kernel_for(config.attention, device, config.page_size, *head_dims)
+    log.info("attention: %s (heads of %s, %s)", kernel, " and ".join(map(str, head_dims)), device.device_kind)
+    return kernel
 
 
 def build_instance(

@@ -167,7 +167,7 @@ class ControlClient:
                 await call.write(encode_oneof(joined, control_pb2.WorkerMessage, self._clock.now()))
             welcome = await call.read()
         except grpc.aio.AioRpcError as error:
-            raise typed_error(end.error(error)) from error
+            raise typed_error(await end.error(error)) from error
         if not isinstance(welcome, control_pb2.WorkerCommand):
             raise InstanceLostError("the scheduler closed the stream without a welcome")
         if welcome.WhichOneof("kind") != "welcome":
@@ -196,7 +196,7 @@ class ControlClient:
         except TriptychError as error:
             reason = error.message
         except grpc.aio.AioRpcError as error:
-            reason = typed_error(end.error(error)).message
+            reason = typed_error(await end.error(error)).message
         except Exception as error:
             log.exception("the control stream of worker %s failed", self._worker)
             reason = f"{type(error).__name__}: {error}"

@@ -88,6 +88,7 @@ class WorkerProcess:
         self._transfer: TransferServicer | None = None
         self._dead: asyncio.Future[str] | None = None  # why a device loop died, or that a host was lost
         self._leader: Leader | None = None
+        self._failure: str | None = None  # why it did not start
         self._retired = asyncio.Event()
         self.address = ""
         self._build: Future[Any] | None = None
@@ -112,8 +113,14 @@ class WorkerProcess:
         Raises ConfigError, what loading and compiling raise, InstanceLostError when hosts of the instance are missing or go, and the scheduler's
         refusal; nothing is left running then but what `stop` ends.
         """
-        loop = asyncio.get_running_loop()
-        self._dead = loop.create_future()
+        try:
+            await self._start()
+        except Exception as error:
+            self._failure = f"{type(error).__name__}: {error}"
+            raise
+
+    async def _start(self) -> None:
+        self._dead = asyncio.get_running_loop().create_future()
         model = await self._built(open_worker_model, self._config)
         if self._config.hosts is None:
             parts = await self._built(build_instances, self._config, model, self._progress)
@@ -157,16 +164,18 @@ class WorkerProcess:
             self._registering.cancel()
             await asyncio.gather(self._registering, return_exceptions=True)
         await self._membership.leave("retired" if self._retired.is_set() else "left")
-        if self._leader is not None and self._dead is not None and self._dead.done():
+        dead = self._dead is not None and self._dead.done()
+        if self._leader is not None and dead:
             # Before anything that waits for the device: collectives wait for hosts that are gone.
-            await self._leader.close(self._dead.result(), failed=True)
+            await self._leader.close(self._dead.result(), failed=True)  # pyright: ignore[reportOptionalMemberAccess] - it is done
         if self._server is not None:
             await self._server.stop(grace)
         await asyncio.gather(*self._retiring, return_exceptions=True)
         for instance in self.instances:
             await instance.stop()
-        if self._leader is not None and not (self._dead is not None and self._dead.done()):
-            await self._leader.close("retired" if self._retired.is_set() else "told to end")
+        if self._leader is not None and not dead:
+            why = self._failure or ("retired" if self._retired.is_set() else "told to end")
+            await self._leader.close(why, failed=self._failure is not None)
         await self._channels.close()
         for transport in self._transports.values():
             transport.close()

@@ -179,7 +179,7 @@ class MediaCourier:
         try:
             return await self._send(call, owner, push)
         except grpc.aio.AioRpcError as raised:
-            error = end.error(raised)
+            error = await end.error(raised)
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # back-pressure, and no trouble
                 push.crowded = True
                 self.counts.crowded += 1

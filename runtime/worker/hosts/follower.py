@@ -148,7 +148,7 @@ class Follower:
         except TimeoutError:
             raise InstanceLostError(f"nothing was heard of it for {SILENCE:g} s") from None
         except grpc.aio.AioRpcError as error:
-            raise typed_error(self._end.error(error)) from error
+            raise typed_error(await self._end.error(error)) from error
         return message if isinstance(message, hosts_pb2.LeaderMessage) else None
 
     async def _write(self, message: hosts_pb2.FollowerMessage) -> None:

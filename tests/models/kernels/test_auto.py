@@ -11,7 +11,7 @@ import pytest
 from triptych.models.kernels.auto import kernel_for
 
 H100: Any = SimpleNamespace(platform="gpu", compute_capability="9.0")
-V100: Any = SimpleNamespace(platform="gpu", compute_capability="7.0")
+A100: Any = SimpleNamespace(platform="gpu", compute_capability="8.0")
 AMD: Any = SimpleNamespace(platform="gpu", compute_capability="gfx942")
 TPU: Any = SimpleNamespace(platform="tpu")
 
@@ -23,7 +23,7 @@ TPU: Any = SimpleNamespace(platform="tpu")
         (H100, 64, 8, "gpu"),
         (H100, 96, 16, "reference"),
         (H100, 128, 24, "reference"),
-        (V100, 128, 16, "reference"),
+        (A100, 128, 16, "reference"),
         (AMD, 128, 16, "reference"),
         (TPU, 128, 16, "reference"),
         (jax.devices()[0], 128, 16, "reference"),

@@ -184,3 +184,14 @@ def test_large_models_get_nearly_twice_the_context_of_bfloat16(preset: str, gain
 def test_kernels_that_do_not_read_codes_are_refused(attention: str) -> None:
     with pytest.raises(ConfigError, match=f"attention '{attention}' does not read KV in int8; .*reference"):
         toy_config(attention=attention, kv_dtype="int8")
+
+
+@pytest.mark.parametrize(("dtype", "attention", "capped"), [("int8", "gpu", True), ("int8", "reference", False), ("bfloat16", "gpu", False)])  # fmt: skip
+def test_no_more_pages_of_codes_than_triton_can_index(dtype: str, attention: str, capped: bool) -> None:
+    """Of a model with so few layers that a GPU's memory holds more than 2 GiB of codes for each."""
+    model = replace(PRESETS["llama-8b"], num_layers=2, layer_windows=(None,) * 2)
+    structure = replace(toy().structure, config=model, head_layout=head_layout(model.num_heads, model.num_kv_heads, 1))
+    pages = memory.pages_that_fit(
+        structure, page_size=16, kv_dtype=dtype, max_model_len=2048, bytes_per_device=100 << 30, attention=attention
+    )
+    assert (pages * 16 * 8 * 128 < 2**31) is capped

@@ -80,11 +80,12 @@ def test_roles_decide_which_programs_exist() -> None:
     assert both.score_tokens == prefill.score_tokens == (32, 128, 512) and decode.score_tokens == (512,)
 
 
+@pytest.mark.parametrize("attention", ["reference", "gpu"])
 @pytest.mark.parametrize("roles", [{Role.PREFILL}, {Role.DECODE}, {Role.PREFILL, Role.DECODE}])
-def test_every_step_within_the_limits_has_a_program(roles: set[Role]) -> None:
+def test_every_step_within_the_limits_has_a_program(roles: set[Role], attention: str) -> None:
     config = engine_config(
-        num_pages=99, max_num_seqs=5, max_model_len=300, chunk_tokens=70, page_size=4, roles=frozenset(roles)
-    )
+        num_pages=99, max_num_seqs=5, max_model_len=300, chunk_tokens=70, page_size=4, roles=frozenset(roles), attention=attention
+    )  # fmt: skip
     choice = ProgramChoice(config.buckets, config.max_prefill_rows)
     for decode_rows in range(6):
         for prefill_rows in range(5):
@@ -119,6 +120,12 @@ def test_kernels_take_prompts_of_more_sizes_and_one_width() -> None:
             shape.fresh
             for shape in default_buckets(**limits, roles=roles, sizes=kernel_sizes(attention, kv_dtype)).extend
         )
+
+
+def test_no_prompt_is_longer_than_a_sequence() -> None:
+    limits: dict[str, Any] = {"page_size": 16, "max_num_seqs": 8, "max_model_len": 1280, "chunk_tokens": 8192}
+    buckets = default_buckets(**limits, roles=frozenset({Role.PREFILL}), sizes=kernel_sizes("gpu", "bfloat16"))
+    assert {shape.prefill_tokens for shape in buckets.extend if shape.fresh} == {512, 768, 1024, 1536}
 
 
 def test_few_slots_have_no_more_rows_than_there_are() -> None:

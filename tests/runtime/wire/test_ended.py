@@ -45,7 +45,7 @@ async def refused(channel: grpc.aio.Channel) -> grpc.aio.AioRpcError:
             await call.write(b"x")
         await call.read()
     except grpc.aio.AioRpcError as error:
-        return end.error(error)
+        return await end.error(error)
     raise AssertionError("it was not refused")
 
 
@@ -66,6 +66,6 @@ def test_a_call_that_is_cancelled_here_says_so() -> None:
         call.cancel()
         await asyncio.sleep(0)
         given = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata())
-        assert end.error(given).code() is grpc.StatusCode.CANCELLED
+        assert (await end.error(given)).code() is grpc.StatusCode.CANCELLED
 
     asyncio.run(serving(use))

@@ -57,7 +57,7 @@ async def refused(channel: grpc.aio.Channel, method: str) -> None:
         await call.write(b"")
         await call.done_writing()
         await call.read()
-    assert end.error(raised.value).code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (await end.error(raised.value)).code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("method", ["Subscribe", "Inspect", "PutMedia"])

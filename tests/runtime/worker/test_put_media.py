@@ -139,7 +139,7 @@ async def status(call: Any, *messages: worker_pb2.PutMediaRequest) -> tuple[grpc
         while isinstance(await call.read(), worker_pb2.PutMediaReply):
             pass
     except grpc.aio.AioRpcError as raised:
-        error = end.error(raised)
+        error = await end.error(raised)
         return error.code(), str(error.details())
     return await call.code(), await call.details()
 
@@ -279,7 +279,7 @@ def test_a_stream_that_says_nothing_in_many_words_is_left(monkeypatch: pytest.Mo
                     await call.write(piece(b""))
                     await asyncio.sleep(0.01)
                 await call.read()
-            error = end.error(raised.value)
+            error = await end.error(raised.value)
             assert error.code() is grpc.StatusCode.UNAVAILABLE and "0 of 72 bytes" in str(error.details())
             here.assert_empty()
 
