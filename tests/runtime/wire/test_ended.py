@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from triptych.runtime.wire.ended import CallEnd
+from triptych.runtime.wire.ended import CORE, CallEnd
 
 RACES = 100  # one in two was overwritten
 
@@ -69,3 +69,42 @@ def test_a_call_that_is_cancelled_here_says_so() -> None:
         assert (await end.error(given)).code() is grpc.StatusCode.CANCELLED
 
     asyncio.run(serving(use))
+
+
+class LateCall:
+    """A write has failed, and the peer's status comes after gRPC's own."""
+
+    def __init__(self) -> None:
+        self.status = (grpc.StatusCode.INTERNAL, CORE)
+        self._told: list[Callable[[Any], None]] = []
+
+    def add_done_callback(self, told: Callable[[Any], None]) -> None:
+        self._told.append(told)
+
+    def ends(self, *status: Any) -> None:
+        self.status = status
+        for told in self._told:
+            told(self)
+
+    async def code(self) -> grpc.StatusCode:
+        return self.status[0]
+
+    async def details(self) -> str:
+        return self.status[1]
+
+    async def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+
+def test_a_status_that_comes_after_the_write_failed_is_waited_for() -> None:
+    async def use() -> None:
+        call: Any = LateCall()
+        end = CallEnd(call)
+        call.ends(grpc.StatusCode.INTERNAL, CORE)
+        given = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), CORE)
+        asking = asyncio.create_task(end.error(given))
+        await asyncio.sleep(0)
+        call.ends(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room")
+        assert (await asking).details() == "no room"
+
+    asyncio.run(use())
