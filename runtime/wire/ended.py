@@ -25,12 +25,13 @@ class CallEnd:
 
     def __init__(self, call: grpc.aio.Call):
         self._first: grpc.aio.AioRpcError | None = None
-        self._came = asyncio.Event()
+        self._came: asyncio.Event | None = None  # of whoever waits for the first status: few do, and calls are many
         call.add_done_callback(self._ended)
 
     async def error(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
         """What ended the call whose read or write raised `error`."""
         if self._first is None and error.details() == CORE:
+            self._came = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._came.wait(), PATIENCE)
         return self._first or error
@@ -44,7 +45,8 @@ class CallEnd:
                 code, details = grpc.StatusCode.UNAVAILABLE, "the peer closed the stream while a message was written"
             metadata = grpc.aio.Metadata(*(_known(call.trailing_metadata()) or ()))
             self._first = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), metadata, details)
-            self._came.set()
+            if self._came is not None:
+                self._came.set()
 
 
 def _known(coroutine: Coroutine[Any, Any, T]) -> T:
