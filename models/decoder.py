@@ -10,47 +10,30 @@ is a module of arrays in the weight's place. Sizes are physical ones, padded for
 zeros, results are exact. Parameters and activations are in the parameter dtype; norms, rotary embedding, softmax and
 logits are in float32.
 
-`Attend` is how a layer meets the cache: it is given the step's queries, keys and values with the layer's pages, and
-returns what was attended and the pages with the new keys in. `paged_attend` is the reference; a kernel is another
-function of that shape.
+How a layer meets the cache, and what it does between its products, is `models/attend.py`.
 """
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
-from triptych.models.attention import ragged_paged_attention
+from triptych.models.attend import KV, LayerOps, PlainOps, Projected, paged_attend
 from triptych.models.config import ModelConfig
 from triptych.models.product import times, times_transposed
 from triptych.models.quantised import ChannelWeight, quantised_weight
-from triptych.models.quantised_kv import quantised
 from triptych.models.ragged import Ragged
-from triptych.models.rope import Rotation, rotate, rotation
+from triptych.models.rope import Rotation, rotation
 from triptych.models.weight_formats import WeightFormat
 from triptych.sharding.heads import head_layout, padded_size
 from triptych.sharding.rules import LogicalAxis, ShardingRules
 
-Pages = Shaped[Array, "pages page_size kv_heads *head_dim"]
-KV = tuple[Pages, ...]
-"""One layer's pages: (keys, values), with (key scales, value scales) behind codes, or as the kernel's `models/pool_layout.py` says."""
-
-
-class Attend(Protocol):
-    """Writes a step's keys and values into one layer's pages and attends its queries to them."""
-
-    def __call__(
-        self,
-        q: Float[Array, "tokens heads head_dim"],
-        k: Float[Array, "tokens kv_heads head_dim"],
-        v: Float[Array, "tokens kv_heads head_dim"],
-        kv: KV,
-        window: int | None,
-    ) -> tuple[Float[Array, "tokens heads head_dim"], KV]: ...
+Stream = tuple[Float[Array, "tokens hidden"], Float[Array, "tokens hidden"] | None]
+"""Hidden states between layers, as two that are to be added."""
 
 
 def _zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param[Array]:
@@ -102,11 +85,14 @@ class FusedLinear(nnx.Module):
         self.rules = rules
 
     def __call__(self, x: Float[Array, "tokens inputs"]) -> tuple[Float[Array, "tokens outputs"], ...]:
+        by_device = self.together(x).reshape(x.shape[0], self.rules.tp, -1)
+        return tuple(part.reshape(x.shape[0], -1) for part in jnp.split(by_device, self.ends[:-1], axis=2))
+
+    def together(self, x: Float[Array, "tokens inputs"]) -> Float[Array, "tokens all_outputs"]:
+        """The product before it is split."""
         weight = self.weight
         out = times(x, weight[...]) if isinstance(weight, nnx.Param) else weight.times(x)
-        out = out if self.bias is None else out + self.bias[...]
-        by_device = self.rules.constrain(out, "tokens", self.axis).reshape(x.shape[0], self.rules.tp, -1)
-        return tuple(part.reshape(x.shape[0], -1) for part in jnp.split(by_device, self.ends[:-1], axis=2))
+        return self.rules.constrain(out if self.bias is None else out + self.bias[...], "tokens", self.axis)
 
 
 class RmsNorm(nnx.Module):
@@ -145,7 +131,7 @@ class Embedding(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Projections, per-head norms and rotation around an `Attend`."""
+    """Projections around what a step's `LayerOps` attend with."""
 
     def __init__(
         self,
@@ -162,21 +148,17 @@ class Attention(nnx.Module):
         self.o = Linear(q_size, config.hidden_size, config.o_bias, dtype, stored)
         self.q_norm = RmsNorm(config.head_dim, config.rms_norm_eps, dtype) if config.qk_norm else None
         self.k_norm = RmsNorm(config.head_dim, config.rms_norm_eps, dtype) if config.qk_norm else None
+        self.sizes = (layout.heads_total // rules.tp, layout.kv_heads_total // rules.tp)
         self.head_dim, self.window, self.rules = config.head_dim, window, rules
 
     def __call__(
-        self, x: Float[Array, "tokens hidden"], by: Rotation, kv: KV, attend: Attend
+        self, x: Float[Array, "tokens hidden"], by: Rotation, kv: KV, ops: LayerOps
     ) -> tuple[Float[Array, "tokens hidden"], KV]:
-        tokens = x.shape[0]
-        q, k, v = (part.reshape(tokens, -1, self.head_dim) for part in self.qkv(x))
-        q = rotate(q if self.q_norm is None else self.q_norm(q), by)
-        k = rotate(k if self.k_norm is None else self.k_norm(k), by)
-        q = self.rules.constrain(q, "tokens", "heads", "head_dim")
-        k = self.rules.constrain(k, "tokens", "kv_heads", "head_dim")
-        v = self.rules.constrain(v, "tokens", "kv_heads", "head_dim")
-        attended, kv = attend(q, k, v, kv, self.window)
+        norms = None if self.q_norm is None or self.k_norm is None else (self.q_norm, self.k_norm)
+        projected = Projected(self.qkv.together(x), self.sizes, self.head_dim, by, norms, self.rules)
+        attended, kv = ops.attend(projected, kv, self.window)
         attended = self.rules.constrain(attended, "tokens", "heads", "head_dim")
-        return self.o(attended.reshape(tokens, -1)), kv
+        return self.o(attended.reshape(x.shape[0], -1)), kv
 
 
 class Ffn(nnx.Module):
@@ -196,7 +178,7 @@ class Ffn(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Pre-norm attention and FFN with residuals."""
+    """Pre-norm attention and FFN with residuals. The FFN's is not added yet: the next layer's norm begins with that."""
 
     def __init__(
         self,
@@ -212,12 +194,11 @@ class Layer(nnx.Module):
         self.ffn = Ffn(config, rules, dtype, stored)
         self.rules = rules
 
-    def __call__(
-        self, x: Float[Array, "tokens hidden"], by: Rotation, kv: KV, attend: Attend
-    ) -> tuple[Float[Array, "tokens hidden"], KV]:
-        attended, kv = self.attention(self.attention_norm(x), by, kv, attend)
-        x = self.rules.constrain(x + attended, "tokens", "hidden")
-        return self.rules.constrain(x + self.ffn(self.ffn_norm(x)), "tokens", "hidden"), kv
+    def __call__(self, stream: Stream, by: Rotation, kv: KV, ops: LayerOps) -> tuple[Stream, KV]:
+        x, normed = ops.add_norm(*stream, self.attention_norm)
+        attended, kv = self.attention(normed, by, kv, ops)
+        x, normed = ops.add_norm(x, attended, self.ffn_norm)
+        return (x, self.ffn(normed)), kv
 
 
 class Decoder(nnx.Module):
@@ -238,6 +219,11 @@ class Decoder(nnx.Module):
         """Hidden states of token ids. Media embeddings replace rows of the result."""
         return self.rules.constrain(self.embedding(tokens), "tokens", "hidden")
 
+    def whole(self, stream: Stream) -> Float[Array, "tokens hidden"]:
+        """Hidden states behind a layer."""
+        x, more = stream
+        return x if more is None else self.rules.constrain(x + more, "tokens", "hidden")
+
     def rotation(self, positions: Int[Array, "*three tokens"]) -> Rotation:
         """What every layer rotates this step's queries and keys by. Positions are [3, tokens] for M-RoPE with media."""
         return rotation(self.config.rope, self.config.head_dim, positions)
@@ -250,56 +236,6 @@ class Decoder(nnx.Module):
         return self.rules.constrain(logits)[:, : self.config.vocab_size]
 
 
-def write_pages(
-    pages: Pages, new: Shaped[Array, "tokens kv_heads *head_dim"], write_index: Int[Array, "tokens"]
-) -> Pages:
-    """The pages with each new entry at its slot, page * page_size + offset; slots beyond the pool are dropped."""
-    # Indexed by page and offset: through a pool reshaped to [slots, ...] XLA copies the whole donated pool for one token.
-    page, offset = jnp.divmod(write_index, pages.shape[1])
-    return pages.at[page, offset].set(new.astype(pages.dtype), mode="drop")
-
-
-def write_kv(
-    kv: KV,
-    k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads head_dim"],
-    write_index: Int[Array, "tokens"],
-) -> KV:
-    """A layer's pages, keys and values apart, with a step's entries in; where they hold codes, as codes and scales."""
-    new: tuple[Array, ...] = (k, v)
-    if len(kv) > len(new):
-        (k_codes, k_scales), (v_codes, v_scales) = quantised(k, kv[0].dtype), quantised(v, kv[1].dtype)
-        new = k_codes, v_codes, k_scales, v_scales
-    return tuple(write_pages(pages, entries, write_index) for pages, entries in zip(kv, new, strict=True))
-
-
-def paged_attend(batch: Ragged, scale: float, tp: int) -> Attend:
-    """The reference `Attend`: scatter the new keys and values into the pages, then ragged paged attention.
-
-    `tp` is how many devices the heads are spread over.
-    """
-
-    def attend(q: Array, k: Array, v: Array, kv: KV, window: int | None) -> tuple[Array, KV]:
-        k_pages, v_pages, *scales = written = write_kv(kv, k, v, batch.write_index)
-        out = ragged_paged_attention(
-            q,
-            k_pages,
-            v_pages,
-            batch.kv_lens,
-            batch.page_indices,
-            batch.cu_q_lens,
-            decode_rows=batch.decode_rows,
-            max_q_len=batch.max_q_len,
-            scale=scale,
-            window=window,
-            tp=tp,
-            scales=(scales[0], scales[1]) if scales else None,
-        )
-        return out, written
-
-    return attend
-
-
 def extend_layers(
     decoder: Decoder, x: Float[Array, "tokens hidden"], pools: Sequence[KV], batch: Ragged, layers: range | None = None
 ) -> tuple[Float[Array, "tokens hidden"], tuple[KV, ...]]:
@@ -308,12 +244,12 @@ def extend_layers(
     if len(pools) != len(layers):
         raise ValueError(f"{len(layers)} layers need as many pools, got {len(pools)}")
     attend = paged_attend(batch, decoder.config.head_dim**-0.5, decoder.rules.tp)
-    by = decoder.rotation(batch.positions)
-    written: list[KV] = []
+    ops, by = PlainOps(attend, decoder.rules), decoder.rotation(batch.positions)
+    stream, written = (x, None), list[KV]()
     for index, kv in zip(layers, pools, strict=True):
-        x, kv = decoder.layers[index](x, by, kv, attend)
+        stream, kv = decoder.layers[index](stream, by, kv, ops)
         written.append(kv)
-    return x, tuple(written)
+    return decoder.whole(stream), tuple(written)
 
 
 def extend(

@@ -1,12 +1,12 @@
-"""Which attention an engine's programs are built with, and how the pages lie that it reads.
+"""Which attention an engine's programs are built with, and what else of a layer comes with it, and how the pages lie that it reads.
 
-"reference" runs everywhere and is the oracle of the others. "tpu" is for TPUs. The others are for NVIDIA GPUs (`models/kernels/gpu.py`): "gpu-triton" through
+"reference" runs everywhere and is the oracle of the others. "tpu" is for TPUs. The others are for NVIDIA GPUs (`models/kernels/gpu_ops.py`): "gpu-triton" through
 Pallas' Triton backend, "gpu-mosaic" through Mosaic for Hopper in 16 bits, and "gpu" takes Triton for decode rows and Mosaic for prompts where it can.
 """
 
 from collections.abc import Callable
 
-from triptych.models.decoder import Attend, paged_attend
+from triptych.models.attend import LayerOps, PlainOps, paged_attend
 from triptych.models.errors import UnsupportedModelError
 from triptych.models.kernels.names import kv_problem
 from triptych.models.pool_layout import COMBINED, PoolLayout, apart
@@ -14,49 +14,49 @@ from triptych.models.ragged import Ragged
 from triptych.sharding.rules import ShardingRules
 
 
-def _reference(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
-    return paged_attend(batch, scale, rules.tp)
+def _reference(batch: Ragged, scale: float, rules: ShardingRules) -> LayerOps:
+    return PlainOps(paged_attend(batch, scale, rules.tp), rules)
 
 
 # Imported when chosen: Pallas takes half a second, and its GPU backends warn where they are deprecated.
-def _tpu(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
+def _tpu(batch: Ragged, scale: float, rules: ShardingRules) -> LayerOps:
     from triptych.models.kernels.tpu import tpu_attend
 
-    return tpu_attend(batch, scale, rules)
+    return PlainOps(tpu_attend(batch, scale, rules), rules)
 
 
-def _gpu(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
-    from triptych.models.kernels.gpu import gpu_attend
+def _gpu(batch: Ragged, scale: float, rules: ShardingRules) -> LayerOps:
+    from triptych.models.kernels.gpu_ops import gpu_ops
 
-    return gpu_attend(batch, scale, rules, "triton")
-
-
-def _gpu_triton(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
-    from triptych.models.kernels.gpu import gpu_attend
-
-    return gpu_attend(batch, scale, rules, "triton", ragged="triton")
+    return gpu_ops(batch, scale, rules, "triton")
 
 
-def _gpu_mosaic(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
-    from triptych.models.kernels.gpu import gpu_attend
+def _gpu_triton(batch: Ragged, scale: float, rules: ShardingRules) -> LayerOps:
+    from triptych.models.kernels.gpu_ops import gpu_ops
 
-    return gpu_attend(batch, scale, rules, "mosaic")
+    return gpu_ops(batch, scale, rules, "triton", ragged="triton")
 
 
-KERNELS: dict[str, Callable[[Ragged, float, ShardingRules], Attend]] = {
+def _gpu_mosaic(batch: Ragged, scale: float, rules: ShardingRules) -> LayerOps:
+    from triptych.models.kernels.gpu_ops import gpu_ops
+
+    return gpu_ops(batch, scale, rules, "mosaic")
+
+
+KERNELS: dict[str, Callable[[Ragged, float, ShardingRules], LayerOps]] = {
     "reference": _reference,
     "tpu": _tpu,
     "gpu": _gpu,
     "gpu-triton": _gpu_triton,
     "gpu-mosaic": _gpu_mosaic,
 }
-"""By name, what makes the `Attend` of a step from its batch, the scale of scores, and where heads and pages lie."""
+"""By name, what makes the `LayerOps` of a step from its batch, the scale of scores, and where heads and pages lie."""
 
 _LAYOUTS: dict[str, PoolLayout] = {"tpu": COMBINED}
 
 
-def attend_with(kernel: str, batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
-    """The `Attend` of a step. `kernel` is one of KERNELS."""
+def ops_with(kernel: str, batch: Ragged, scale: float, rules: ShardingRules) -> LayerOps:
+    """The `LayerOps` of a step. `kernel` is one of KERNELS."""
     return KERNELS[kernel](batch, scale, rules)
 
 

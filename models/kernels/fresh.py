@@ -12,9 +12,9 @@ from triptych.models.ragged import Ragged
 MOST_HEAD_DIM = 128
 
 
-def attends_fresh(batch: Ragged, q: Float[Array, "tokens heads head_dim"], window: int | None, interpret: bool) -> bool:
+def attends_fresh(batch: Ragged, dtype: jnp.dtype, head_dim: int, window: int | None, interpret: bool) -> bool:
     """Whether `fresh_attention` is for this step: cuDNN takes 16-bit numbers and heads of at most MOST_HEAD_DIM in eights."""
-    taken = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[2] <= MOST_HEAD_DIM and q.shape[2] % 8 == 0
+    taken = dtype in (jnp.bfloat16, jnp.float16) and head_dim <= MOST_HEAD_DIM and head_dim % 8 == 0
     return batch.fresh and window is None and (taken or interpret)
 
 

@@ -1,30 +1,20 @@
-"""The `Attend` of NVIDIA GPUs: new entries are written into the pages, then kernels attend to decode rows and to ragged rows.
+"""Attention of a step on NVIDIA GPUs: kernels attend to its decode rows and to its ragged rows.
 
-A prompt that is alone and begins its sequence attends to itself, without pages (`fresh.py`).
-
-Semantics and arguments are those of `models/attention.py`, which is the oracle. With tensor parallelism each device runs
-the kernels on its own heads. On a CPU mesh the same kernels are interpreted: slow, for tests.
+Semantics and arguments are those of `models/attention.py`, which is the oracle. On CPU the same kernels are interpreted: slow, for tests.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from triptych.models.attention import Scales
-from triptych.models.decoder import KV, Attend, write_kv
-from triptych.models.errors import UnsupportedModelError
-from triptych.models.kernels import paged_mosaic, paged_triton, write_triton
-from triptych.models.kernels.fresh import attends_fresh, fresh_attention
+from triptych.models.kernels import paged_mosaic, paged_triton
 from triptych.models.kernels.splits import split_count
 from triptych.models.kernels.tiles import decode_tiles, ragged_tiles
-from triptych.models.ragged import Ragged
-from triptych.sharding.rules import POOL_AXES, ShardingRules
 
 Backend = Literal["triton", "mosaic"]
 
@@ -57,61 +47,6 @@ KERNELS: dict[Backend, Callable[..., Array]] = {
     "triton": paged_triton.paged_attention,
     "mosaic": paged_mosaic.paged_attention,
 }
-
-
-def gpu_attend(
-    batch: Ragged, scale: float, rules: ShardingRules, backend: Backend, ragged: Backend | None = None
-) -> Attend:
-    """The `Attend` of a step, with decode rows through one of the two kernels. `ragged` attends the other rows; None: what is quicker with prompts here.
-
-    Raises UnsupportedModelError on devices that are neither GPUs nor the CPU, and for Mosaic's kernel on CPU, where it
-    takes a minute for a few rows (its test asks for that).
-    """
-    platform = rules.mesh.devices.flat[0].platform
-    if platform not in ("gpu", "cuda", "cpu") or (platform == "cpu" and backend == "mosaic"):
-        raise UnsupportedModelError(f"the {backend} attention kernel cannot run on {platform}: choose the reference")
-    interpret = platform == "cpu"
-    hopper = str(getattr(rules.mesh.devices.flat[0], "compute_capability", "")).startswith("9.")
-    heads, kv_heads = (rules.sharding("tokens", axis, "head_dim").spec for axis in ("heads", "kv_heads"))
-    pool, everywhere = rules.sharding(*POOL_AXES).spec, PartitionSpec()
-    of_scales = rules.sharding(*POOL_AXES[:3]).spec
-    metadata = (batch.write_index, batch.kv_lens, batch.page_indices, batch.cu_q_lens)
-
-    def attend(q: Array, k: Array, v: Array, kv: KV, window: int | None) -> tuple[Array, KV]:
-        def local(q: Array, k: Array, v: Array, write_index: Array, *arrays: Array) -> tuple[Array, ...]:
-            rows, pages = arrays[:3], arrays[3:]
-            if len(pages) == 2:
-                written = write_triton.write_kv(pages[0], pages[1], k, v, write_index, interpret)
-            else:
-                written = write_kv(pages, k, v, write_index)
-            if attends_fresh(batch, q, window, interpret):
-                return fresh_attention(q, k, v, scale, interpret), *written
-            out = ragged_paged_attention(
-                q,
-                written[0],
-                written[1],
-                *rows,
-                scales=(written[2], written[3]) if len(written) > 2 else None,
-                decode_rows=batch.decode_rows,
-                max_q_len=batch.max_q_len,
-                scale=scale,
-                window=window,
-                backend=backend,
-                ragged=ragged or ragged_backend(backend, hopper, q, written),
-                interpret=interpret,
-            )
-            return out, *written
-
-        run: Callable[..., tuple[Array, ...]] = local
-        if rules.tp > 1:
-            pages = (pool, pool, of_scales, of_scales)[: len(kv)]
-            in_specs = (heads, kv_heads, kv_heads, *[everywhere] * len(metadata), *pages)
-            # Each device's result is its own heads': there is nothing to check about replication.
-            run = jax.shard_map(local, mesh=rules.mesh, in_specs=in_specs, out_specs=(heads, *pages), check_vma=False)
-        out, *written = run(q, k, v, *metadata, *kv)
-        return out, tuple(written)
-
-    return attend
 
 
 def ragged_backend(backend: Backend, hopper: bool, q: Array, kv: Sequence[Array]) -> Backend:

@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention import ragged_paged_
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from triptych.models.decoder import KV, Attend
+from triptych.models.attend import KV, Attend
 from triptych.models.errors import UnsupportedModelError
 from triptych.models.pool_layout import COMBINED
 from triptych.models.ragged import Ragged

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from triptych.models.attend import KV, Attend, paged_attend, write_pages
 from triptych.models.attention import ragged_paged_cross_attention
-from triptych.models.decoder import KV, Attend, Embedding, FusedLinear, Linear, paged_attend, write_pages
+from triptych.models.decoder import Embedding, FusedLinear, Linear
 from triptych.models.ragged import Ragged
 from triptych.models.speech.config import WhisperConfig
 from triptych.models.speech.layers import Ffn, LayerNorm, Projections, whisper_heads

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from triptych.models.decoder import KV, Attend
+from triptych.models.attend import KV, Attend
 from triptych.models.speech.decoder import CrossAttend, WhisperDecoder, cross_kv
 from triptych.models.speech.encoder import WhisperEncoder
 from triptych.models.speech.load import LoadedWhisper

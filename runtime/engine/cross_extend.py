@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from triptych.models.decoder import KV, paged_attend
+from triptych.models.attend import KV, paged_attend
 from triptych.models.ragged import Ragged
 from triptych.models.speech.decoder import CrossRows, WhisperDecoder, paged_cross_attend
 from triptych.models.structure import Pools

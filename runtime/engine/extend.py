@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
-from triptych.models.decoder import KV, Decoder
-from triptych.models.kernels.choice import attend_with
+from triptych.models.attend import KV
+from triptych.models.decoder import Decoder, Stream
+from triptych.models.kernels.choice import ops_with
 from triptych.models.ragged import Ragged
 from triptych.models.rope import Rotation
 from triptych.models.speech.decoder import CrossRows, WhisperDecoder
@@ -122,19 +123,18 @@ def extend_range(
     scale, rules = decoder.config.head_dim**-0.5, decoder.rules
 
     @partial(jax.jit, static_argnums=0)
-    def layer(
-        definition: Any, arrays: Any, x: Float[Array, "tokens hidden"], by: Rotation, kv: KV, batch: Ragged
-    ) -> tuple[Float[Array, "tokens hidden"], KV]:
-        return nnx.merge(definition, arrays)(x, by, kv, attend_with(attention, batch, scale, rules))
+    def layer(definition: Any, arrays: Any, stream: Stream, by: Rotation, kv: KV, batch: Ragged) -> tuple[Stream, KV]:
+        return nnx.merge(definition, arrays)(stream, by, kv, ops_with(attention, batch, scale, rules))
 
     by = decoder.rotation(batch.positions)
-    written: list[KV] = []
+    stream, written = (x, None), list[KV]()
     for number, kv in zip(layers, pools, strict=True):
-        x = x if seen is None else seen.into(number, x)
+        if seen is not None and number in seen.inputs:
+            stream = (seen.into(number, decoder.whole(stream)), None)
         definition, arrays = nnx.split(decoder.layers[number])
-        x, kv = layer(definition, arrays, x, by, kv, batch)
+        stream, kv = layer(definition, arrays, stream, by, kv, batch)
         written.append(kv)
-    return x, tuple(written)
+    return decoder.whole(stream), tuple(written)
 
 
 def copy_pages(pools: Pools, table: Int32[Array, "two pages"]) -> Pools:

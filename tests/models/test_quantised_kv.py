@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.models.test_attention import PAGE_SIZE, oracle, random_batch
+from triptych.models.attend import write_kv
 from triptych.models.attention import ragged_paged_attention
 from triptych.models.config import PRESETS
-from triptych.models.decoder import write_kv
 from triptych.models.kv import CODE_BYTES, kv_groups
 from triptych.models.quantised_kv import packed, quantised, unpacked
 

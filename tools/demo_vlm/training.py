@@ -7,14 +7,15 @@ batch of equally long rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from triptych.models.decoder import KV, Attend, Decoder
+from triptych.models.attend import KV, Attend, PlainOps
+from triptych.models.decoder import Decoder
 
 IGNORED = -1  # a target that is none
 
@@ -45,13 +46,14 @@ def answer_logits(
     seen = {layer: parts[part] for layer, part in injections}
     x = decoder.embed(tokens.reshape(-1))
     by = decoder.rotation(jnp.tile(jnp.arange(length), rows))
-    attend = dense_attend(rows, decoder.config.head_dim**-0.5)
-    nothing: Any = None
+    ops, nothing = PlainOps(dense_attend(rows, decoder.config.head_dim**-0.5), decoder.rules), cast(Any, None)
+    stream = (x, None)
     for number, layer in enumerate(decoder.layers):
         if number in seen:
-            x = put(x.reshape(rows, length, -1), seen[number], image_at).reshape(rows * length, -1)
-        x, _ = layer(x, by, nothing, attend)
-    x = x.reshape(rows, length, -1)
+            x = put(decoder.whole(stream).reshape(rows, length, -1), seen[number], image_at)
+            stream = (x.reshape(rows * length, -1), None)
+        stream, _ = layer(stream, by, nothing, ops)
+    x = decoder.whole(stream).reshape(rows, length, -1)
     picked = jnp.take_along_axis(x, places[:, :, None], axis=1)
     return decoder.head(decoder.norm(picked.reshape(-1, x.shape[-1]))).reshape(*places.shape, -1)
 

@@ -8,15 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from triptych.models.attend import PlainOps, Projected, paged_attend, write_pages
 from triptych.models.attention import ragged_paged_attention
-from triptych.models.decoder import paged_attend, write_pages
+from triptych.models.decoder import RmsNorm
 from triptych.models.errors import UnsupportedModelError
-from triptych.models.kernels import gpu, merge_triton, paged_mosaic, paged_triton, write_triton
-from triptych.models.kernels.choice import attend_with
+from triptych.models.kernels import gpu, merge_triton, norm_triton, paged_mosaic, paged_triton
+from triptych.models.kernels.choice import ops_with
+from triptych.models.kernels.heads_triton import HeadNorms, rotate_and_write
 from triptych.models.kernels.splits import NOTHING, merge_splits, split_count
 from triptych.models.kernels.tiles import decode_tiles, ragged_tiles
 from triptych.models.quantised_kv import quantised
 from triptych.models.ragged import Ragged
+from triptych.models.rope import Rotation
 from triptych.sharding.mesh import make_mesh
 from triptych.sharding.rules import POOL_AXES, ShardingRules
 
@@ -84,15 +87,53 @@ def test_parts_are_merged_by_one_kernel_as_by_arithmetic(splits: int) -> None:
     np.testing.assert_allclose(got, merge_splits(parts, weights), atol=1e-6)
 
 
-def test_keys_and_values_are_written_by_one_kernel_as_by_a_scatter() -> None:
-    """Three heads, more tokens than a program has, and slots beyond the pool."""
-    rng = np.random.default_rng(0)
-    pools = [jnp.array(rng.standard_normal((9, 8, 3, 16)), jnp.bfloat16) for _ in range(2)]
-    k, v = (jnp.array(rng.standard_normal((20, 3, 16)), jnp.float32) for _ in range(2))
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_heads_are_normed_rotated_and_written_by_one_kernel_as_by_the_compiler(dtype: str, normed: bool) -> None:
+    """Three KV heads, more tokens than a program has, and slots beyond the pool."""
+    rng, rules = np.random.default_rng(0), ShardingRules(make_mesh(jax.devices()[:1], 1))
+    pools = [jnp.array(rng.standard_normal((9, 8, 3, 16)), dtype) for _ in range(2)]
     index = jnp.array([*rng.permutation(72)[:17], 72, 1000, 2**31 - 1], jnp.int32)
-    written = write_triton.write_kv(pools[0], pools[1], k, v, index, interpret=True)
-    for got, pool, new in zip(written, pools, (k, v), strict=True):
-        np.testing.assert_array_equal(got, write_pages(pool, new, index))
+    angles = jnp.array(rng.uniform(0, 6, (20, 8)), jnp.float32)
+    norms = (norm(16, dtype, 1), norm(16, dtype, 2)) if normed else None
+    parts = jnp.array(rng.standard_normal((20, 9 * 16)), dtype)
+    by = Rotation(jnp.cos(angles), jnp.sin(angles))
+    q, k, v = Projected(parts, (3, 3), 16, by, norms, rules).rotated()
+    of_heads = None if norms is None else HeadNorms(norms[0].weight[...], norms[1].weight[...], norms[0].eps)
+    got = rotate_and_write(parts, by, *pools, index, 3, of_heads, keep=True, interpret=True)
+    expected = (q, write_pages(pools[0], k, index), write_pages(pools[1], v, index), k, v)
+    for ours, theirs in zip(got, expected, strict=True):
+        tolerance = 1e-5 if dtype == "float32" else 2**-7
+        np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32), rtol=tolerance, atol=tolerance)
+    assert len(rotate_and_write(parts, by, *pools, index, 3, of_heads, interpret=True)) == 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_sum_is_normed_by_one_kernel_as_by_the_compiler(dtype: str, adds: bool) -> None:
+    rng, rules = np.random.default_rng(0), ShardingRules(make_mesh(jax.devices()[:1], 1))
+    x, more = (jnp.array(rng.standard_normal((5, 48)), dtype) for _ in range(2))
+    weights = norm(48, dtype, 1)
+    got = norm_triton.add_norm(x, more if adds else None, weights.weight[...], weights.eps, interpret=True)
+    plain = PlainOps(paged_attend, rules)  # pyright: ignore[reportArgumentType] - it attends to nothing here
+    for ours, theirs in zip(got, plain.add_norm(x, more if adds else None, weights), strict=True):
+        tolerance = 1e-6 if dtype == "float32" else 2**-6  # a sum may be rounded or not
+        np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32), rtol=tolerance)
+
+
+def norm(size: int, dtype: str, seed: int) -> RmsNorm:
+    made = RmsNorm(size, 1e-5, jnp.dtype(dtype))
+    made.weight[...] = jnp.array(np.random.default_rng(seed).uniform(0.5, 2, size), dtype)
+    return made
+
+
+def as_projected(q: jax.Array, k: jax.Array, v: jax.Array, rules: ShardingRules) -> Projected:
+    """What comes out of a projection whose heads need not be rotated."""
+    tokens, heads, head_dim = q.shape
+    by_device = [part.reshape(tokens, rules.tp, -1) for part in (q, k, v)]
+    parts = jax.device_put(jnp.concatenate(by_device, axis=2).reshape(tokens, -1), rules.sharding("tokens", "qkv"))
+    still = Rotation(jnp.ones((tokens, head_dim // 2)), jnp.zeros((tokens, head_dim // 2)))
+    return Projected(parts, (heads // rules.tp, k.shape[1] // rules.tp), head_dim, still, None, rules)
 
 
 def test_a_prompt_that_is_alone_attends_to_itself() -> None:
@@ -106,7 +147,7 @@ def test_a_prompt_that_is_alone_attends_to_itself() -> None:
     rules = ShardingRules(make_mesh(jax.devices()[:1], 1))
     # The pages that are read hold nothing: only what is written counts.
     empty = (jnp.zeros_like(k_pages), jnp.zeros_like(v_pages))
-    got, written = attend_with("gpu", batch, SCALE, rules)(q, k, v, empty, None)
+    got, written = ops_with("gpu", batch, SCALE, rules).attend(as_projected(q, k, v, rules), empty, None)
     expected, as_written = paged_attend(replace(batch, fresh=False), SCALE, 1)(q, k, v, empty, None)
     np.testing.assert_allclose(got[:13], expected[:13], atol=2e-5, rtol=0)
     for new, old in zip(written, as_written, strict=True):
@@ -133,15 +174,16 @@ def test_each_device_attends_with_its_own_heads(kv_dtype: str) -> None:
     batch = Ragged(jnp.zeros(6, jnp.int32), slots, write_index, kv_lens, table, ends, decode_rows=1, max_q_len=5)
     k, v = np.random.default_rng(1).standard_normal((2, 6, 2, 64)).astype(np.float32)
     rules = ShardingRules(make_mesh(jax.devices()[:2], 2))
-    q = jax.device_put(q, rules.sharding("tokens", "heads", "head_dim"))
     pools: tuple[jax.Array, ...] = (k_pages, v_pages)
     if kv_dtype == "int8":
         (k_pages, k_scales), (v_pages, v_scales) = (quantised(pages, jnp.dtype(kv_dtype)) for pages in pools)
         pools = (k_pages, v_pages, k_scales, v_scales)
     spread = tuple(jax.device_put(pool, rules.sharding(*POOL_AXES[: pool.ndim])) for pool in pools)
-    got, written = jax.jit(lambda q, k, v, kv: attend_with("gpu", batch, SCALE, rules)(q, k, v, kv, None))(
-        q, k, v, spread
+    projected = as_projected(q, k, v, rules)
+    attend = jax.jit(
+        lambda parts, kv: ops_with("gpu", batch, SCALE, rules).attend(replace(projected, parts=parts), kv, None)
     )
+    got, written = attend(projected.parts, spread)
     expected, _ = jax.jit(lambda q, k, v, kv: paged_attend(batch, SCALE, 1)(q, k, v, kv, None))(q, k, v, pools)
     np.testing.assert_allclose(np.asarray(got), np.asarray(expected), atol=2e-5, rtol=0)
     assert len(written) == len(spread) and all(
@@ -299,4 +341,4 @@ def test_the_mosaic_kernel_is_refused_on_cpu() -> None:
     none = jnp.zeros(1, jnp.int32)
     batch = Ragged(none, none, none, none, none[None], jnp.arange(2), decode_rows=1, max_q_len=1)
     with pytest.raises(UnsupportedModelError, match="cpu"):
-        attend_with("gpu-mosaic", batch, 1.0, ShardingRules(make_mesh(jax.devices()[:1], 1)))
+        ops_with("gpu-mosaic", batch, 1.0, ShardingRules(make_mesh(jax.devices()[:1], 1)))

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from tests.models.kernels.interpreted import interpret_tpu_kernels
-from triptych.models.decoder import paged_attend
+from triptych.models.attend import paged_attend
 from triptych.models.errors import UnsupportedModelError
 from triptych.models.kernels.tpu import HEADS, PAGES, tpu_attend
 from triptych.models.pool_layout import COMBINED

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from triptych.models.decoder import KV
+from triptych.models.attend import KV
 from triptych.models.ragged import Ragged
 from triptych.models.speech.decoder import CrossRows, WhisperDecoder, cross_kv, extend, write_cross
 from triptych.models.speech.kv import whisper_kv_groups

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from triptych.models.attend import KV, PlainOps
 from triptych.models.config import PRESETS, ModelConfig
-from triptych.models.decoder import KV, Decoder
+from triptych.models.decoder import Decoder
 from triptych.models.weights.dummy import DummySource
 from triptych.models.weights.load import LoadedDecoder, load_decoder
 from triptych.runtime.core.sampling import SamplingParams
@@ -49,7 +50,8 @@ def forward(
 
     by, unused = decoder.rotation(positions), jnp.zeros(())
     for number, layer in enumerate(decoder.layers):
-        x, _ = layer(into(number, x), by, (unused, unused), attend)
+        stream, _ = layer((into(number, x), None), by, (unused, unused), PlainOps(attend, decoder.rules))
+        x = decoder.whole(stream)
     return decoder.head(decoder.norm(x))
 
 

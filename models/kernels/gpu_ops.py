@@ -1,0 +1,128 @@
+"""The `LayerOps` of NVIDIA GPUs: a norm with the sum before it is one kernel, and so is what lies between a projection and attention (`heads_triton.py`).
+
+A prompt that is alone and begins its sequence attends to itself, without pages (`fresh.py`); everything else attends to pages (`gpu.py`). With tensor
+parallelism each device runs the kernels on its own heads, and norms on what each holds whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array
+
+from triptych.models.attend import KV, Hidden, LayerOps, Projected, write_kv
+from triptych.models.errors import UnsupportedModelError
+from triptych.models.kernels.fresh import attends_fresh, fresh_attention
+from triptych.models.kernels.gpu import Backend, ragged_backend, ragged_paged_attention
+from triptych.models.kernels.heads_triton import HeadNorms, rotate_and_write
+from triptych.models.kernels.norm_triton import add_norm
+from triptych.models.ragged import Ragged
+from triptych.models.rope import Rotation
+from triptych.sharding.rules import POOL_AXES, ShardingRules
+
+if TYPE_CHECKING:
+    from triptych.models.decoder import RmsNorm
+
+
+def gpu_ops(
+    batch: Ragged, scale: float, rules: ShardingRules, backend: Backend, ragged: Backend | None = None
+) -> LayerOps:
+    """The operations of a step, with decode rows through one of the two kernels. `ragged` attends the other rows; None: what is quicker with prompts here.
+
+    Raises UnsupportedModelError on devices that are neither GPUs nor the CPU, and for Mosaic's kernel on CPU, where it
+    takes a minute for a few rows (its test asks for that).
+    """
+    device = rules.mesh.devices.flat[0]
+    interpret = device.platform == "cpu"
+    if device.platform not in ("gpu", "cuda", "cpu") or (interpret and backend == "mosaic"):
+        raise UnsupportedModelError(
+            f"the {backend} attention kernel cannot run on {device.platform}: choose the reference"
+        )
+    hopper = str(getattr(device, "compute_capability", "")).startswith("9.")
+    return GpuOps(batch, scale, rules, backend, ragged, hopper, interpret)
+
+
+@dataclass(frozen=True)
+class GpuOps:
+    """One step's. `hopper`: Mosaic can run. `interpret`: on CPU."""
+
+    batch: Ragged
+    scale: float
+    rules: ShardingRules
+    backend: Backend
+    ragged: Backend | None
+    hopper: bool
+    interpret: bool
+
+    def add_norm(self, x: Hidden, more: Hidden | None, norm: RmsNorm) -> tuple[Hidden, Hidden]:
+        whole, of_weight = (self.rules.sharding(*axes).spec for axes in (("tokens", "hidden"), ("hidden",)))
+
+        def local(weight: Array, x: Array, *more: Array) -> tuple[Array, ...]:
+            return add_norm(x, more[0] if more else None, weight, norm.eps, self.interpret)
+
+        arrays = (x,) if more is None else (x, more)
+        x, normed = self._on_each(local, (of_weight, *[whole] * len(arrays)), (whole, whole))(norm.weight[...], *arrays)
+        return x, normed
+
+    def attend(self, projected: Projected, kv: KV, window: int | None) -> tuple[Array, KV]:
+        """Pages of codes are written, and tokens normed and rotated for them, by the compiler."""
+        whole, spec = PartitionSpec(), self.rules.sharding
+        heads, kv_heads = (spec("tokens", axis, "head_dim").spec for axis in ("heads", "kv_heads"))
+        pool, of_scales = spec(*POOL_AXES).spec, spec(*POOL_AXES[:3]).spec
+        pools = (pool, pool, of_scales, of_scales)[: len(kv)]
+        rows = (self.batch.kv_lens, self.batch.page_indices, self.batch.cu_q_lens)
+        norms = projected.norms or ()
+        if len(kv) == 2:
+            given = (projected.parts, *projected.by, *(norm.weight[...] for norm in norms))
+            specs = (spec("tokens", "qkv").spec, *[whole] * (len(given) - 1))
+        else:
+            given, specs = projected.rotated(), (heads, kv_heads, kv_heads)
+
+        def local(write_index: Array, *arrays: Array) -> tuple[Array, ...]:
+            rows, pages, given = arrays[:3], arrays[3 : 3 + len(kv)], arrays[3 + len(kv) :]
+            if len(pages) > 2:
+                q, k, v = given
+                return self._attended(q, rows, write_kv(pages, k, v, write_index), window, ())
+            parts, cos, sin, *weights = given
+            fresh = attends_fresh(self.batch, parts.dtype, projected.head_dim, window, self.interpret)
+            of_heads = HeadNorms(weights[0], weights[1], norms[0].eps) if norms else None
+            q, k_pages, v_pages, *new = rotate_and_write(
+                parts, Rotation(cos, sin), pages[0], pages[1], write_index, projected.sizes[0], of_heads, keep=fresh, interpret=self.interpret
+            )  # fmt: skip
+            return self._attended(q, rows, (k_pages, v_pages), window, new)
+
+        run = self._on_each(local, (*[whole] * 4, *pools, *specs), (heads, *pools))
+        out, *written = run(self.batch.write_index, *rows, *kv, *given)
+        return out, tuple(written)
+
+    def _attended(
+        self, q: Array, rows: Sequence[Array], written: KV, window: int | None, new: Sequence[Array]
+    ) -> tuple[Array, ...]:
+        """(what q attended, the pages). `new`: the step's own keys and values, if they are needed apart."""
+        if new and attends_fresh(self.batch, q.dtype, q.shape[2], window, self.interpret):
+            return fresh_attention(q, new[0], new[1], self.scale, self.interpret), *written
+        out = ragged_paged_attention(
+            q,
+            written[0],
+            written[1],
+            *rows,
+            scales=(written[2], written[3]) if len(written) > 2 else None,
+            decode_rows=self.batch.decode_rows,
+            max_q_len=self.batch.max_q_len,
+            scale=self.scale,
+            window=window,
+            backend=self.backend,
+            ragged=self.ragged or ragged_backend(self.backend, self.hopper, q, written),
+            interpret=self.interpret,
+        )
+        return out, *written
+
+    def _on_each(self, local: Callable[..., Any], specs: tuple[Any, ...], out: tuple[Any, ...]) -> Callable[..., Any]:
+        if self.rules.tp == 1:
+            return local
+        # Each device's result is its own heads', or the same on all: there is nothing to check about replication.
+        return jax.shard_map(local, mesh=self.rules.mesh, in_specs=specs, out_specs=out, check_vma=False)
