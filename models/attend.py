@@ -30,6 +30,7 @@ KV = tuple[Pages, ...]
 """One layer's pages: (keys, values), with (key scales, value scales) behind codes, or as the kernel's `models/pool_layout.py` says."""
 
 Hidden = Float[Array, "tokens hidden"]
+Heads = Float[Array, "tokens some_heads head_dim"]
 
 
 class Attend(Protocol):
@@ -63,7 +64,7 @@ class Projected:
     norms: tuple[RmsNorm, RmsNorm] | None
     rules: ShardingRules
 
-    def rotated(self) -> tuple[Float[Array, "tokens some_heads head_dim"], ...]:
+    def rotated(self) -> tuple[Heads, Heads, Heads]:
         """Queries, keys and values, the first two normed and rotated, by heads."""
         tokens, (heads, kv_heads) = self.parts.shape[0], self.sizes
         ends = (heads * self.head_dim, (heads + kv_heads) * self.head_dim)

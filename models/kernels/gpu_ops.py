@@ -59,7 +59,7 @@ class GpuOps:
     interpret: bool
 
     def add_norm(self, x: Hidden, more: Hidden | None, norm: RmsNorm) -> tuple[Hidden, Hidden]:
-        whole, of_weight = (self.rules.sharding(*axes).spec for axes in (("tokens", "hidden"), ("hidden",)))
+        whole, of_weight = self.rules.sharding("tokens", "hidden").spec, self.rules.sharding("hidden").spec
 
         def local(weight: Array, x: Array, *more: Array) -> tuple[Array, ...]:
             return add_norm(x, more[0] if more else None, weight, norm.eps, self.interpret)
@@ -75,21 +75,22 @@ class GpuOps:
         pool, of_scales = spec(*POOL_AXES).spec, spec(*POOL_AXES[:3]).spec
         pools = (pool, pool, of_scales, of_scales)[: len(kv)]
         rows = (self.batch.kv_lens, self.batch.page_indices, self.batch.cu_q_lens)
-        norms = projected.norms or ()
+        norms = projected.norms
+        weights = () if norms is None else (norms[0].weight[...], norms[1].weight[...])
         if len(kv) == 2:
-            given = (projected.parts, *projected.by, *(norm.weight[...] for norm in norms))
+            given = (projected.parts, *projected.by, *weights)
             specs = (spec("tokens", "qkv").spec, *[whole] * (len(given) - 1))
         else:
             given, specs = projected.rotated(), (heads, kv_heads, kv_heads)
 
         def local(write_index: Array, *arrays: Array) -> tuple[Array, ...]:
             rows, pages, given = arrays[:3], arrays[3 : 3 + len(kv)], arrays[3 + len(kv) :]
-            if len(pages) > 2:
+            if len(kv) > 2:
                 q, k, v = given
                 return self._attended(q, rows, write_kv(pages, k, v, write_index), window, ())
-            parts, cos, sin, *weights = given
+            parts, cos, sin, *of_norms = given
             fresh = attends_fresh(self.batch, parts.dtype, projected.head_dim, window, self.interpret)
-            of_heads = HeadNorms(weights[0], weights[1], norms[0].eps) if norms else None
+            of_heads = None if norms is None else HeadNorms(of_norms[0], of_norms[1], norms[0].eps)
             q, k_pages, v_pages, *new = rotate_and_write(
                 parts, Rotation(cos, sin), pages[0], pages[1], write_index, projected.sizes[0], of_heads, keep=fresh, interpret=self.interpret
             )  # fmt: skip

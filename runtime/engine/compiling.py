@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
 from triptych.runtime.engine.compile_guard import cache_hits
+from triptych.runtime.engine.compiler_options import Options
 
 # XLA's passes recurse deeply on models of many layers; the usual 8 MiB of a thread's stack overflow.
 COMPILE_STACK_BYTES = 64 << 20
@@ -48,7 +49,7 @@ class Program:
     arguments: tuple[Any, ...]
     outputs: Any
     donated: tuple[int, ...] = ()
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -61,6 +62,16 @@ class Program:
         # Profiles and compiler logs show this name.
         named.__name__ = "_".join(part for part in re.split(r"\W+", self.name) if part)
         return jax.jit(named, out_shardings=self.outputs, donate_argnums=self.donated).lower(*self.arguments)
+
+
+class CompiledBeside(Protocol):
+    """Something with programs of its own that are compiled with an engine's."""
+
+    def programs(self) -> Sequence[Program]: ...
+
+    def add(self, compiled: Mapping[Key, Executable]) -> None:
+        """Take its own out of everything that was compiled."""
+        ...
 
 
 def compile_programs(

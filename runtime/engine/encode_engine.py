@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from jax.sharding import Mesh
@@ -11,7 +12,7 @@ from triptych.models.structure import Pools
 from triptych.runtime.core.errors import EngineError
 from triptych.runtime.engine.buckets import PlanError
 from triptych.runtime.engine.compile_guard import compile_count
-from triptych.runtime.engine.compiling import CompileReport, Progress, compile_programs
+from triptych.runtime.engine.compiling import CompiledBeside, CompileReport, Progress, compile_programs
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.results import PendingStep, read
@@ -32,11 +33,15 @@ class EncodeEngine:
         self.pools: Pools = ()
         self._broken: str | None = "it is not compiled yet"
 
-    def compile(self, progress: Progress = lambda name, done, total: None) -> CompileReport:
-        """Compile every program, make the pool, and run each program once."""
+    def compile(
+        self, progress: Progress = lambda name, done, total: None, beside: Sequence[CompiledBeside] = ()
+    ) -> CompileReport:
+        """Compile every program, and those of what is `beside`, make the pool, and run each of the engine's once."""
         compile_count()  # starts the count of the compile guard
-        compiled, report = compile_programs(self.media.programs(), self.config.compile_threads, progress)
-        self.media.add(compiled)
+        programs = [program for part in (self.media, *beside) for program in part.programs()]
+        compiled, report = compile_programs(programs, self.config.compile_threads, progress)
+        for part in (self.media, *beside):
+            part.add(compiled)
         began = time.perf_counter()
         self.rebuild()
         try:

@@ -16,6 +16,7 @@ makes new ones (the instance starts a new epoch). Nothing is compiled then, or a
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
@@ -27,7 +28,7 @@ from triptych.runtime.core.errors import EngineError
 from triptych.runtime.engine.batch import BatchPacker, ExtendBatch, takes_media
 from triptych.runtime.engine.buckets import PlanError
 from triptych.runtime.engine.compile_guard import compile_count
-from triptych.runtime.engine.compiling import CompileReport, Progress, compile_programs
+from triptych.runtime.engine.compiling import CompiledBeside, CompileReport, Progress, compile_programs
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.copies import copy_tables
 from triptych.runtime.engine.decoders import ServedDecoder, self_group
@@ -84,12 +85,15 @@ class Engine:
 
     # ---- life ----------------------------------------------------------------------------------------------------------------------
 
-    def compile(self, progress: Progress = lambda name, done, total: None) -> CompileReport:
-        """Compile every program, make pools and state, and run each program once. `progress(name, done, total)` is called in between."""
+    def compile(
+        self, progress: Progress = lambda name, done, total: None, beside: Sequence[CompiledBeside] = ()
+    ) -> CompileReport:
+        """Compile every program, and those of what is `beside`, make pools and state, and run each of the engine's once. `progress(name, done, total)` is called in between."""
         compile_count()  # starts the count of the compile guard
-        programs = [*self._programs.all(), *(program for stage in self._stages for program in stage.programs())]
+        others = (*beside, *self._stages)
+        programs = [*(program for other in others for program in other.programs()), *self._programs.all()]
         compiled, report = compile_programs(programs, self.config.compile_threads, progress)
-        for programs_of in (self._programs, *self._stages):
+        for programs_of in (self._programs, *others):
             programs_of.add(compiled)
         began = time.perf_counter()
         self.rebuild()

@@ -8,14 +8,13 @@ chunk is simply one device's shard of one output. Padding slots make blocks too;
 Padded entries of `pages` (0, the null page) come out as zeros whatever the null page holds, and are not written on the way in; so the checksums
 of a chunk, which both programs compute on the device, agree between the two sides.
 
-Everything is compiled by `compile`; afterwards only compiled executables, numpy arrays and `device_put` are used. The device loop owns the
+Everything is compiled beside an engine's programs (`programs`, `add`), or by `compile`; afterwards only compiled executables, numpy arrays and `device_put` are used. The device loop owns the
 pools: `scatter` donates them, and a failure inside it loses them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from triptych.models.pool_layout import APART, PoolLayout, over_mesh
 from triptych.runtime.core.errors import ChecksumError
+from triptych.runtime.engine.compiling import Executable, Key, Program, Progress, compile_programs
 from triptych.runtime.transfer.checksum import checksum
 from triptych.runtime.transfer.layout import ChunkLayout, Slots
 from triptych.sharding.devices import Device
@@ -76,6 +76,7 @@ class PageMover:
         layer_groups: half-open ranges of layers that are moved at a time; default: all layers at once.
         pool_sharding: when the pools' sharding is not the plain one (an equivalent spec spelt differently).
         pool_layout: how a layer's pages lie; default: k and v arrays [num_pages, page_size, kv_heads_total, head_dim].
+        what: is moved; what tells its programs from those of another pool of the instance.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class PageMover:
         layer_groups: tuple[tuple[int, int], ...] | None = None,
         pool_sharding: NamedSharding | None = None,
         pool_layout: PoolLayout = APART,
+        what: str = "KV",
     ):
         self.layout = ChunkLayout(head_layout.slots())
         self.devices: tuple[Device, ...] = tuple(mesh.devices.flat)
@@ -111,6 +113,7 @@ class PageMover:
         self.chunk_dtype = np.dtype(chunk_dtype)
         self._page_shape = (page_size, head_dim)
         self._mesh = mesh
+        self._what = what
         self._pool_layout = pool_layout
         self._pool_sharding = pool_sharding or NamedSharding(mesh, PartitionSpec(None, None, AXIS, None))
         self._split = NamedSharding(mesh, PartitionSpec(AXIS))
@@ -131,35 +134,38 @@ class PageMover:
         """(chunk, device) for every array that `scatter` wants, in its order: chunk by chunk, replicas together."""
         return tuple((h.chunk, self.devices[h.device]) for h in self.layout.holders(g))
 
-    def compile(
-        self, progress: Callable[[str, int, int], None] | None = None, sizes: Sequence[int] | None = None
-    ) -> int:
+    def compile(self, progress: Progress | None = None, sizes: Sequence[int] | None = None) -> int:
         """Compiles gather and scatter for each chunk size and number of layers; returns how many programs that made.
 
         Args:
             progress: called with (program name, programs done, programs in all).
             sizes: heads per chunk to prepare; default: every size that a peer could ask for.
         """
-        jobs = []
-        for g, layers in self._sizes(sizes):
-            jobs.append((_name("gather", g, layers), self._gather, (g, layers), self._lower_gather(g, layers)))
-            jobs.append((_name("scatter", g, layers), self._scatter, (g, layers), self._lower_scatter(g, layers)))
-            self._make_zeros(g, layers)
-        with ThreadPoolExecutor(COMPILE_THREADS, thread_name_prefix="compile") as threads:
-            compiled = [(job, threads.submit(job[3].compile)) for job in jobs]
-            for done, ((name, table, key, _), future) in enumerate(compiled, start=1):
-                table[key] = future.result()
-                if progress is not None:
-                    progress(name, done, len(jobs))
-        return len(jobs)
+        programs = self.programs(sizes)
+        compiled, report = compile_programs(programs, COMPILE_THREADS, progress or (lambda name, done, total: None))
+        self.add(compiled)
+        return report.programs
+
+    def programs(self, sizes: Sequence[int] | None = None) -> list[Program]:
+        """What `compile` compiles, for whoever has more to compile meanwhile; `add` takes what came of it."""
+        return [
+            make(g, layers)
+            for g, layers in self._sizes(sizes)
+            for make in (self._gather_program, self._scatter_program)
+        ]
+
+    def add(self, compiled: Mapping[Key, Executable]) -> None:
+        """Take in what `compile_programs` made of `programs`; what is not of this mover is left."""
+        for g, layers in self._sizes(None):
+            for table, name in ((self._gather, "gather"), (self._scatter, "scatter")):
+                program = compiled.get(self._key(name, g, layers))
+                if program is not None:
+                    table[g, layers] = program
+                    self._make_zeros(g, layers)
 
     def lower(self, sizes: Sequence[int] | None = None) -> dict[str, Any]:
         """The programs of `compile` by name, lowered: for a mesh whose devices are not here. Nothing is allocated."""
-        found: dict[str, Any] = {}
-        for g, layers in self._sizes(sizes):
-            found[_name("gather", g, layers)] = self._lower_gather(g, layers)
-            found[_name("scatter", g, layers)] = self._lower_scatter(g, layers)
-        return found
+        return {program.name: program.lower() for program in self.programs(sizes)}
 
     def gather(self, pools: Any, pages: Sequence[int], g: int, layer_group: int = 0) -> Gathered:
         """Copies at most `granule` pages of one layer group out of the pools. Does not wait for the device."""
@@ -255,7 +261,10 @@ class PageMover:
         arrays = [*over_mesh(own, len(self.devices), self._pool_sharding)] * layers
         return jax.ShapeDtypeStruct((self.granule,), np.int32, sharding=self._whole), arrays
 
-    def _lower_gather(self, g: int, layers: int) -> Any:
+    def _key(self, name: str, g: int, layers: int) -> Key:
+        return name, self._what, f"heads={g}", f"layers={layers}"
+
+    def _gather_program(self, g: int, layers: int) -> Program:
         heads, head_dim = self.layout.heads_per_device, self._page_shape[1]
         blocks = heads // g
 
@@ -278,13 +287,14 @@ class PageMover:
             in_specs=(PartitionSpec(), *[PartitionSpec(None, None, AXIS)] * len(pools)),
             out_specs=(split,) * (blocks + 1),
         )
-        return self._gathering(program, g, layers).lower(pages, *pools)
+        run, outputs = self._gathering(program, g, layers)
+        return Program(self._key("gather", g, layers), run, (pages, *pools), outputs)
 
-    def _gathering(self, program: Callable[..., Any], g: int, layers: int) -> Any:
-        """`program` gives the blocks of each device, and their checksums: jitted, with its results where `gather` takes them."""
-        return jax.jit(program, out_shardings=(self._split,) * (self.layout.heads_per_device // g + 1))
+    def _gathering(self, program: Callable[..., Any], g: int, layers: int) -> tuple[Callable[..., Any], Any]:
+        """`program` gives the blocks of each device, and their checksums: (what to run, where its results are that `gather` takes)."""
+        return program, (self._split,) * (self.layout.heads_per_device // g + 1)
 
-    def _lower_scatter(self, g: int, layers: int) -> Any:
+    def _scatter_program(self, g: int, layers: int) -> Program:
         blocks = self.layout.heads_per_device // g
         shape = self._chunk_shape(g, layers)
 
@@ -311,12 +321,9 @@ class PageMover:
             in_specs=(PartitionSpec(), *[split] * blocks, *[on_heads] * len(pools)),
             out_specs=(*[on_heads] * len(pools), split),
         )
-        jitted = jax.jit(
-            program,
-            donate_argnums=tuple(range(1 + blocks, 1 + blocks + len(pools))),
-            out_shardings=(*[pool.sharding for pool in pools], self._sums),
-        )
-        return jitted.lower(pages, *[chunk] * blocks, *pools)
+        donated = tuple(range(1 + blocks, 1 + blocks + len(pools)))
+        outputs = (*[pool.sharding for pool in pools], self._sums)
+        return Program(self._key("scatter", g, layers), program, (pages, *[chunk] * blocks, *pools), outputs, donated)
 
     def _make_zeros(self, g: int, layers: int) -> None:
         """One resident block of zeros for each device that has padding slots."""
@@ -324,7 +331,3 @@ class PageMover:
             if None in row and device in self._own:
                 zeros = np.zeros(self._chunk_shape(g, layers), self.chunk_dtype)
                 self._zeros[device, g, layers] = jax.device_put(zeros, self.devices[device])
-
-
-def _name(what: str, g: int, layers: int) -> str:
-    return f"{what} heads={g} layers={layers}"

@@ -18,6 +18,7 @@ from triptych.models.kv import KVGroup
 from triptych.models.structure import Pools
 from triptych.runtime.engine.batch import extend_packing, takes_media
 from triptych.runtime.engine.buckets import ExtendShape
+from triptych.runtime.engine.compiler_options import compiler_options
 from triptych.runtime.engine.compiling import Executable, Key, Program
 from triptych.runtime.engine.config import EngineConfig
 from triptych.runtime.engine.decoders import ServedStructure
@@ -108,13 +109,8 @@ class Programs:
             ),
             outputs=(small, small, self._shardings(self._pools)),
             donated=(1,),
-            options=self._launches(shape),
+            options=compiler_options(self._config.attention, shape.tokens, alone=shape.fresh),
         )
-
-    def _launches(self, shape: ExtendShape) -> Mapping[str, str]:
-        """How a GPU is given an extend program's kernels: of a prompt that is alone one by one, so that the first one runs while the others follow. A CUDA graph of
-        them all, as for other steps, begins only when it is complete, milliseconds later; behind a step that runs nobody waits for that."""
-        return {"xla_gpu_enable_command_buffer": ""} if shape.fresh else {}
 
     def _extends(self, shape: ExtendShape) -> tuple[Program, ...]:
         """What computes steps of this size: one program, or one for each kind of layer group and two around them."""
@@ -135,6 +131,7 @@ class Programs:
                 arguments=(params, pools, hidden, packed, *(() if inner is None else (inner.structs,))),
                 outputs=(small, self._shardings(pools)),
                 donated=(1,),
+                options=compiler_options(config.attention, shape.tokens),
             )
 
         carried = self._small((config.carried,))
@@ -169,6 +166,7 @@ class Programs:
             ),
             outputs=(self._structure.rules.replicated(), self._shardings(carried)),
             donated=(3,) if full else (),
+            options=compiler_options(self._config.attention, draws),
         )
 
     def _score(self, tokens: int) -> Program:
@@ -181,6 +179,7 @@ class Programs:
             run=run,
             arguments=(self.head.abstract, self._hidden(tokens), self._small((tokens,))),
             outputs=self._structure.rules.replicated(),
+            options=compiler_options(self._config.attention, tokens),
         )
 
     def _upkeep(self) -> tuple[Program, ...]:

@@ -36,7 +36,6 @@ COUNTERS: dict[str, tuple[str, float]] = {
     "start_lowering_us": ("engine_start_lowering_seconds", 1e-6),
     "start_compiling_us": ("engine_start_compiling_seconds", 1e-6),
     "start_warm_up_us": ("engine_start_warm_up_seconds", 1e-6),
-    "start_movers_us": ("engine_start_movers_seconds", 1e-6),
     "start_programs": ("engine_start_programs", 1.0),
     "start_programs_cached": ("engine_start_programs_cached", 1.0),
     "preemptions": ("num_preemptions", 1.0),

@@ -59,7 +59,7 @@ from triptych.runtime.worker.media_parts import (
     media_stage,
 )
 from triptych.runtime.worker.speech_parts import open_speech_bundle
-from triptych.runtime.worker.start_times import NOTHING_TIMED, StartTimes, start_times
+from triptych.runtime.worker.start_times import NOTHING_TIMED, StartTimes
 from triptych.sharding.devices import Device
 from triptych.sharding.mesh import make_mesh
 
@@ -202,7 +202,6 @@ def build_instance(
     def compiled(name: str, done: int, total: int) -> None:
         progress(f"{plan.id}: compiled {done}/{total} {name}")
 
-    report = engine.compile(compiled)
     kv = media = None
     if loaded is not None:
         group = self_group(bundle.config, config.kv_dtype)
@@ -212,7 +211,7 @@ def build_instance(
     if stage is not None and header is not None:
         media = PoolParts(media_mover(config, mesh, stage.pool), header)
     movers = [pool.mover for pool in (kv, media) if pool is not None]
-    times = start_times(weights, report, lambda: sum(mover.compile(compiled) for mover in movers), time.monotonic)
+    times = StartTimes.of(weights, engine.compile(compiled, movers))
     progress(f"{plan.id}: ready in {time.monotonic() - started:.1f} s ({times})")
     return InstanceParts(plan, mesh, engine, kv, media, times)
 

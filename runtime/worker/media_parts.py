@@ -178,4 +178,5 @@ def media_mover(config: WorkerConfig, mesh: Mesh, pool: MediaPool) -> PageMover:
         pool.dtype,
         config.export_pages,
         pool_sharding=keys.sharding,  # type: ignore[arg-type]
+        what="media",
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from triptych.runtime.engine.compile_guard import cache_hits
 from triptych.runtime.engine.compiling import CompileReport
 
 
@@ -18,7 +17,6 @@ class StartTimes:
         lowering: tracing programs and lowering them. Others compile meanwhile.
         compiling: waiting for the compiler after that, or for the persistent cache.
         warm_up: making pools, and running every program once.
-        movers: programs that move pages in and out of the pools.
         programs: compiled, those that move pages included; `from_cache` of them were in the persistent cache.
     """
 
@@ -26,9 +24,16 @@ class StartTimes:
     lowering: float = 0.0
     compiling: float = 0.0
     warm_up: float = 0.0
-    movers: float = 0.0
     programs: int = 0
     from_cache: int = 0
+
+    @staticmethod
+    def of(weights: float, report: CompileReport) -> StartTimes:
+        """Of an instance that took `weights` seconds for them, and compiled as `report` says."""
+        lowering = report.lowering_seconds
+        return StartTimes(
+            weights, lowering, report.seconds - lowering, report.warm_up_seconds, report.programs, report.from_cache
+        )
 
     @property
     def seconds(self) -> float:
@@ -37,7 +42,7 @@ class StartTimes:
     @property
     def phases(self) -> Mapping[str, float]:
         """Seconds by the phase's name, in order."""
-        names = ("weights", "lowering", "compiling", "warm_up", "movers")
+        names = ("weights", "lowering", "compiling", "warm_up")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -52,20 +57,3 @@ class StartTimes:
 
 
 NOTHING_TIMED = StartTimes()
-
-
-def start_times(
-    weights: float, report: CompileReport, compile_movers: Callable[[], int], clock: Callable[[], float]
-) -> StartTimes:
-    """The times of a start whose engine is compiled; compiles what moves pages. `compile_movers` returns how many programs that made."""
-    began, hits = clock(), cache_hits()
-    movers = compile_movers()
-    return StartTimes(
-        weights=weights,
-        lowering=report.lowering_seconds,
-        compiling=report.seconds - report.lowering_seconds,
-        warm_up=report.warm_up_seconds,
-        movers=clock() - began,
-        programs=report.programs + movers,
-        from_cache=report.from_cache + cache_hits() - hits,
-    )

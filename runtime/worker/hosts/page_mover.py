@@ -42,14 +42,14 @@ class SpreadPageMover(PageMover):
         """`chunks` are all of them, in chunk order, on the host."""
         return super().scatter(pools, pages, chunks, g, layer_group)
 
-    def _gathering(self, program: Callable[..., Any], g: int, layers: int) -> Any:
+    def _gathering(self, program: Callable[..., Any], g: int, layers: int) -> tuple[Callable[..., Any], Any]:
         senders = self.layout.senders(g)
 
         def gather_whole(pages: jax.Array, *pools: jax.Array) -> tuple[jax.Array, ...]:
             *blocks, sums = program(pages, *pools)
             return (*(blocks[h.block][h.device * layers : (h.device + 1) * layers] for h in senders), sums)
 
-        return jax.jit(gather_whole, out_shardings=(self._whole,) * (len(senders) + 1))
+        return gather_whole, (self._whole,) * (len(senders) + 1)
 
     def _places(self, chunks: Sequence[Any], g: int) -> dict[tuple[int, int], jax.Array]:
         here = set(self._own)

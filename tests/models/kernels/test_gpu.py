@@ -100,12 +100,13 @@ def test_heads_are_normed_rotated_and_written_by_one_kernel_as_by_the_compiler(d
     by = Rotation(jnp.cos(angles), jnp.sin(angles))
     q, k, v = Projected(parts, (3, 3), 16, by, norms, rules).rotated()
     of_heads = None if norms is None else HeadNorms(norms[0].weight[...], norms[1].weight[...], norms[0].eps)
-    got = rotate_and_write(parts, by, *pools, index, 3, of_heads, keep=True, interpret=True)
+    given = (parts, by, pools[0], pools[1], index, 3, of_heads)
+    got = rotate_and_write(*given, keep=True, interpret=True)
     expected = (q, write_pages(pools[0], k, index), write_pages(pools[1], v, index), k, v)
     for ours, theirs in zip(got, expected, strict=True):
         tolerance = 1e-5 if dtype == "float32" else 2**-7
         np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32), rtol=tolerance, atol=tolerance)
-    assert len(rotate_and_write(parts, by, *pools, index, 3, of_heads, interpret=True)) == 3
+    assert len(rotate_and_write(*given, interpret=True)) == 3
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
