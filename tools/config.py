@@ -172,6 +172,9 @@ class ServeConfig:
         4, "most tokens of a sequence guessed in one step", flags=("--num-speculative-tokens",), group="engine"
     )
     enable_prefix_caching: bool = setting(True, "reuse the KV of prompts that begin alike", group="engine")
+    prompts_first: bool = setting(
+        False, "decode only in steps that prompts do not fill: more tokens a second, each later", group="engine"
+    )
 
     host: str = setting("127.0.0.1", "address to listen on", group="network")
     port: int = setting(DEFAULT_PORT, "gRPC port; 0 takes a free one and prints it", group="network")

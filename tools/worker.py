@@ -170,6 +170,7 @@ def worker_config(
         encode_patches=config.encode_patches,
         media_bytes=config.media_memory,
         prefix_cache=config.enable_prefix_caching,
+        prompts_first=config.prompts_first,
         max_waiting=config.max_waiting,
         transports=transports(config),
         kv_layer_groups=layers_per_offer(config),

@@ -7,7 +7,7 @@ compiled shapes: the planner refuses a choice beyond the limits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from triptych.runtime.core.errors import TriptychError
@@ -117,6 +117,25 @@ class DefaultComposer:
         self._encoded_last = encode
         patches = view.limits.encode_patches if encode else 0
         return StepChoice(min(view.decodes, view.limits.max_num_seqs - singles), chunks, patches)
+
+
+class PromptsFirst:
+    """For work whose tokens nobody waits for one by one: decodes sit out the steps that prompts fill, otherwise as `DefaultComposer`.
+
+    Such a step is bound by arithmetic, so decode rows gain nothing in it, and programs have room for `max_num_seqs` of them or for none. Once prompts are in,
+    sequences decode together, in fewer and larger steps. A prompt that does not fill a step does not keep decodes waiting, so slots that become free one by one
+    are filled beside them. While prompts keep coming, sequences wait: not for those who read along.
+    """
+
+    FULL = 0.75  # of the chunk: rows may run out before tokens do
+
+    def __init__(self) -> None:
+        self._default = DefaultComposer()
+
+    def compose(self, view: StepView) -> StepChoice:
+        choice = self._default.compose(view)
+        filled = sum(choice.chunks) >= self.FULL * view.limits.chunk_tokens
+        return replace(choice, decodes=0) if filled else choice
 
 
 class TakingTurns:

@@ -62,6 +62,7 @@ class WorkerConfig:
         media_pages: pages of each media pool, null page included, of a model that takes media; 0: none are taken; None: enough for a few
             prompts of full length. On an accelerator they come out of `memory_fraction` before KV pages.
         encode_patches: slots of the largest encode program, and so of one item; None: enough for the model's largest image.
+        prompts_first: decode only in steps that prompts do not fill: for throughput, where nobody reads along (`PromptsFirst`).
         media_bytes: most bytes of pixels that wait to be encoded, on each instance that encodes.
         transports: which ways KV may move, best first.
         export_pages: pages an offer; its chunks are padded to it.
@@ -105,6 +106,7 @@ class WorkerConfig:
     encode_patches: int | None = None
     media_bytes: int = 1 << 30
     prefix_cache: bool = True
+    prompts_first: bool = False
     max_waiting: int = 256
     transports: tuple[TransportKind, ...] = (TransportKind.LOCAL, TransportKind.DEVICE, TransportKind.GRPC)
     interface: str = "127.0.0.1"

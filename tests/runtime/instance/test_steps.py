@@ -9,7 +9,7 @@ from tests.runtime.instance.fake_device import expected_outputs
 from triptych.runtime.core.errors import EngineError, Status
 from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.core.tasks import AbortTask, PrefillDone, StartLocal, StartPrefill, TaskEnded
-from triptych.runtime.instance.composer import InvalidCompositionError, StepChoice, StepView, TakingTurns
+from triptych.runtime.instance.composer import InvalidCompositionError, PromptsFirst, StepChoice, StepView, TakingTurns
 from triptych.runtime.instance.messages import CloseStaging, Report, StepDone
 from triptych.runtime.instance.plan import StepPlan, StepResult
 
@@ -228,6 +228,22 @@ def test_a_composer_may_hold_work_back_but_not_exceed_the_limits():
     with pytest.raises(InvalidCompositionError):
         node.ready()
     node.core.audit()
+
+
+def test_decodes_sit_out_the_steps_that_prompts_fill():
+    node = Node(config(chunk_tokens=16), composer=PromptsFirst())
+    for name in "abc":
+        node.command(StartLocal(request(name, 25)))
+    node.run()
+    for name in "abc":
+        assert [token.token for token in node.tokens(name)] == expected_outputs(request(name, 25), 64)[0]
+    steps = [
+        (sum(len(row.tokens) for row in plan.rows if not row.decode), any(row.decode for row in plan.rows))
+        for plan in node.device.plans
+    ]
+    assert all(tokens < 12 for tokens, decodes in steps if decodes)
+    assert any(tokens and decodes for tokens, decodes in steps), "what does not fill a step keeps decodes waiting"
+    assert [tokens for tokens, _ in steps][:4] == [16, 16, 16, 16]
 
 
 def test_taking_turns_never_mixes_and_a_share_bounds_the_prefill_step():

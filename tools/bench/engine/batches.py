@@ -10,6 +10,7 @@ from pathlib import Path
 from triptych.models.kernels.names import AUTO_KERNEL
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.engine.engine import Engine
+from triptych.runtime.instance.composer import PromptsFirst
 from triptych.runtime.instance.plan import StepPlan
 from triptych.tools.bench.engine.figures import Throughput
 from triptych.tools.bench.engine.loop import HostSeconds
@@ -99,7 +100,7 @@ def _run(
     engine: Engine, prompts: Sequence[tuple[int, ...]], output_tokens: int
 ) -> tuple[float, list[StepPlan], HostSeconds]:
     """(seconds, plans, the host's seconds in all)."""
-    loop = loop_over(engine, waiting=len(prompts))
+    loop = loop_over(engine, waiting=len(prompts), composer=PromptsFirst())  # as `LLM` has it
     plans: list[StepPlan] = []
     began = time.perf_counter()
     for number, prompt in enumerate(prompts):

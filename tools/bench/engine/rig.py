@@ -21,7 +21,7 @@ from triptych.runtime.engine.buckets import Buckets, Demand, ExtendShape, Progra
 from triptych.runtime.engine.compiling import CompileReport
 from triptych.runtime.engine.config import EngineConfig, engine_config
 from triptych.runtime.engine.engine import Engine
-from triptych.runtime.instance.composer import DefaultComposer, StepChoice, StepLimits, StepView
+from triptych.runtime.instance.composer import DefaultComposer, StepChoice, StepComposer, StepLimits, StepView
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.core import InstanceCore
 from triptych.runtime.instance.termination import StopProbe
@@ -129,10 +129,14 @@ class Composer:
         return self._default.compose(view if self.limits is None else replace(view, limits=self.limits))
 
 
-def loop_over(engine: Engine, *, chunk: int | None = None, waiting: int = 1) -> EngineLoop:
+def loop_over(
+    engine: Engine, *, chunk: int | None = None, waiting: int = 1, composer: StepComposer | None = None
+) -> EngineLoop:
     """A fresh instance on the engine; at most `waiting` requests may wait. `chunk`: prompt tokens a step; None: as many as the engine holds."""
     e = engine.config
-    return EngineLoop(_core(e, chunk or e.chunk_tokens, e.max_prefill_rows, waiting, Composer(None)), engine)
+    return EngineLoop(
+        _core(e, chunk or e.chunk_tokens, e.max_prefill_rows, waiting, composer or Composer(None)), engine
+    )
 
 
 def decoding(engine: Engine, sequences: int, context: int, output_tokens: int, waiting: int = 0) -> EngineLoop:
@@ -150,7 +154,7 @@ def decoding(engine: Engine, sequences: int, context: int, output_tokens: int, w
     return loop
 
 
-def _core(e: EngineConfig, chunk: int, prefill_rows: int, waiting: int, composer: Composer) -> InstanceCore:
+def _core(e: EngineConfig, chunk: int, prefill_rows: int, waiting: int, composer: StepComposer) -> InstanceCore:
     config = InstanceConfig(
         ref=InstanceRef("bench", 1), address="", digest="", roles=BOTH, num_pages=e.num_pages, page_size=e.page_size, max_num_seqs=e.max_num_seqs,
         max_model_len=e.max_model_len, chunk_tokens=chunk, max_prefill_rows=prefill_rows, max_waiting=waiting, prefix_cache=False,
