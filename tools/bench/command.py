@@ -93,7 +93,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     out = parser.add_argument_group("report")
     out.add_argument(
-        "--goodput", nargs="+", default=[], metavar="NAME:SECONDS", help="objectives, such as ttft:0.2 tpot:0.02"
+        "--goodput",
+        nargs="+",
+        action="append",
+        default=[],
+        dest="goodputs",
+        metavar="NAME:SECONDS",
+        help="objectives, such as ttft:0.2 tpot:0.02; given again: another set, judged by itself",
     )
     out.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="run two servers (host:port or URL) in turns and print B over A"
@@ -110,13 +116,13 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--num-requests and --rounds must be positive, --warmup not negative")
     check_outputs(args.json, args.plot)
     try:
-        objectives = parse_objectives(args.goodput)
+        objectives = [parse_objectives(texts) for texts in args.goodputs]
         return asyncio.run(_bench(args, connection, objectives))
     except (ValueError, OSError) as error:  # a load or objective that cannot be, a file that is not there
         raise ConfigError(str(error)) from error
 
 
-async def _bench(args: argparse.Namespace, connection: Connection, objectives: dict[str, float]) -> int:
+async def _bench(args: argparse.Namespace, connection: Connection, objectives: list[dict[str, float]]) -> int:
     addresses = args.compare or [args.http or connection.address]
     targets = [await _connect(address, connection) for address in addresses]
     vocab, context = min((t.vocab for t in targets), key=len), min(t.max_model_len for t in targets)
@@ -131,7 +137,7 @@ async def _bench(args: argparse.Namespace, connection: Connection, objectives: d
         if len(set(addresses)) == len(addresses)
         else [f"{n} {a}" for n, a in zip("AB", addresses, strict=True)]
     )
-    summaries = [[summarise(records, objectives) for records in side] for side in sides]
+    summaries = [[summarise(records, *objectives) for records in side] for side in sides]
     ratios = compare.ratios(summaries[0], summaries[1]) if args.compare else []
     runs: dict[str, tuple[Summary, list[Record]]] = {}
     for name, side, digest in zip(names, sides, summaries, strict=True):
@@ -144,6 +150,7 @@ async def _bench(args: argparse.Namespace, connection: Connection, objectives: d
         print(f"\n{report.ratio_table(ratios, names[0], names[1])}", file=people)
     if args.json is not None:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "api_key"}
+        settings["goodput"] = next(iter(args.goodputs), [])  # as before there could be several sets
         text = report.as_json(settings, runs, ratios)
         if args.json == _STDOUT:
             print(text)
