@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import random
 import secrets
 import sys
@@ -23,6 +24,7 @@ from triptych.tools.reports import check_outputs
 from triptych.tools.settings import add_flags, resolve
 
 _STDOUT = Path("-")
+_REQUESTS = 64  # where neither --num-requests nor --window says how many
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,12 @@ class Target:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     load = parser.add_argument_group("load")
-    load.add_argument("--num-requests", "--num-prompts", type=int, default=64, help="requests to measure (default 64)")
+    load.add_argument(
+        "--num-requests",
+        "--num-prompts",
+        type=int,
+        help=f"requests to measure (default {_REQUESTS}; with --window all that arrive in it)",
+    )
     load.add_argument(
         "--rate",
         "--request-rate",
@@ -71,11 +78,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument(
         "--trace",
         metavar="FILE",
-        help="replay arrivals and lengths of a CSV (TIMESTAMP,ContextTokens,GeneratedTokens); 'azure' is built in",
+        help="replay arrivals and lengths of a CSV (TIMESTAMP,ContextTokens,GeneratedTokens); built in are 'conversation' and 'code', an hour each, and 'azure', the first 300 of conversation",
     )
-    load.add_argument("--speed", type=float, default=1.0, help="replay the trace so many times faster (default 1)")
+    load.add_argument("--speed", type=float, help="replay the trace so many times faster (default 1)")
+    load.add_argument(
+        "--nominal-rate",
+        type=float,
+        metavar="RATE",
+        help="or so much faster or slower that the whole trace has this many requests per second on average",
+    )
+    load.add_argument(
+        "--window", type=float, metavar="SECONDS", help="replay what arrives in the first SECONDS, by the scaled time"
+    )
     load.add_argument(
         "--length-scale", type=float, default=1.0, help="multiply the trace's lengths by this (default 1)"
+    )
+    load.add_argument(
+        "--max-output", type=int, metavar="TOKENS", help="generate at most so many for a request of the trace"
     )
     load.add_argument(
         "--warmup", type=int, default=3, help="requests before, one after the other, not measured (default 3)"
@@ -93,7 +112,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     out = parser.add_argument_group("report")
     out.add_argument(
-        "--goodput", nargs="+", default=[], metavar="NAME:SECONDS", help="objectives, such as ttft:0.2 tpot:0.02"
+        "--goodput",
+        nargs="+",
+        action="append",
+        default=[],
+        dest="goodputs",
+        metavar="NAME:SECONDS",
+        help="objectives, such as ttft:0.2 tpot:0.02; given again: another set, judged by itself",
     )
     out.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="run two servers (host:port or URL) in turns and print B over A"
@@ -106,17 +131,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     connection = resolve(Connection, args)
-    if args.num_requests < 1 or args.warmup < 0 or args.rounds < 1:
-        raise ConfigError("--num-requests and --rounds must be positive, --warmup not negative")
+    if args.warmup < 0 or args.rounds < 1:
+        raise ConfigError("--rounds must be positive, --warmup not negative")
+    args = resolve_load(args)
     check_outputs(args.json, args.plot)
     try:
-        objectives = parse_objectives(args.goodput)
+        objectives = [parse_objectives(texts) for texts in args.goodputs]
         return asyncio.run(_bench(args, connection, objectives))
     except (ValueError, OSError) as error:  # a load or objective that cannot be, a file that is not there
         raise ConfigError(str(error)) from error
 
 
-async def _bench(args: argparse.Namespace, connection: Connection, objectives: dict[str, float]) -> int:
+async def _bench(args: argparse.Namespace, connection: Connection, objectives: list[dict[str, float]]) -> int:
     addresses = args.compare or [args.http or connection.address]
     targets = [await _connect(address, connection) for address in addresses]
     vocab, context = min((t.vocab for t in targets), key=len), min(t.max_model_len for t in targets)
@@ -131,7 +157,7 @@ async def _bench(args: argparse.Namespace, connection: Connection, objectives: d
         if len(set(addresses)) == len(addresses)
         else [f"{n} {a}" for n, a in zip("AB", addresses, strict=True)]
     )
-    summaries = [[summarise(records, objectives) for records in side] for side in sides]
+    summaries = [[summarise(records, *objectives) for records in side] for side in sides]
     ratios = compare.ratios(summaries[0], summaries[1]) if args.compare else []
     runs: dict[str, tuple[Summary, list[Record]]] = {}
     for name, side, digest in zip(names, sides, summaries, strict=True):
@@ -144,6 +170,7 @@ async def _bench(args: argparse.Namespace, connection: Connection, objectives: d
         print(f"\n{report.ratio_table(ratios, names[0], names[1])}", file=people)
     if args.json is not None:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "api_key"}
+        settings["goodput"] = next(iter(args.goodputs), [])  # as before there could be several sets
         text = report.as_json(settings, runs, ratios)
         if args.json == _STDOUT:
             print(text)
@@ -156,20 +183,57 @@ async def _bench(args: argparse.Namespace, connection: Connection, objectives: d
     return 0 if all(s.completed for s, _ in runs.values()) else 1
 
 
+def resolve_load(args: argparse.Namespace) -> argparse.Namespace:
+    """The flags with what others decide filled in: `num_requests` stays None where a window counts, `speed` where a rate is nominal.
+
+    Raises ConfigError for values that cannot be, and for flags that do not go together.
+    """
+    of_traces = {"--nominal-rate": args.nominal_rate, "--window": args.window, "--max-output": args.max_output}
+    given = [flag for flag, value in of_traces.items() if value is not None]
+    if given and args.trace is None:
+        raise ConfigError(f"{', '.join(given)}: this is about replaying a trace; name one with --trace")
+    if args.speed is not None and args.nominal_rate is not None:
+        raise ConfigError("--speed and --nominal-rate both say how fast the trace is replayed; give one of them")
+    for flag, value in (("--nominal-rate", args.nominal_rate), ("--window", args.window)):
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{flag} is {value}; expected a positive number")
+    if args.speed is not None and not args.speed > 0:
+        raise ConfigError(f"--speed is {args.speed}; expected a positive number, or inf for all at once")
+    for flag, value in (("--num-requests", args.num_requests), ("--max-output", args.max_output)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{flag} is {value}; expected at least 1")
+    settled = argparse.Namespace(**vars(args))
+    if args.num_requests is None and args.window is None:
+        settled.num_requests = _REQUESTS
+    if args.speed is None and args.nominal_rate is None:
+        settled.speed = 1.0
+    return settled
+
+
 def build_items(args: argparse.Namespace, vocab: list[int], context: int) -> list[Item]:
-    """The measured load that the flags describe, for a model with these token ids and this context length."""
+    """The measured load that the flags (of `resolve_load`) describe, for a model with these token ids and this context length."""
     rng = random.Random(args.seed)
     if args.trace is not None:
-        path = workload.BUNDLED_TRACE if args.trace == "azure" else Path(args.trace)
-        rows = workload.read_trace(path.read_text().splitlines())[: args.num_requests]
-        lengths = [(r.input_tokens + r.output_tokens) * args.length_scale for r in rows]
+        rows = workload.load_trace(args.trace)
+        speed = args.speed if args.nominal_rate is None else args.nominal_rate / workload.mean_rate(rows)
+        if args.window is not None:
+            rows = workload.within(rows, speed, args.window)
+        rows = rows[: args.num_requests]
+        most = args.max_output or math.inf
+        lengths = [r.input_tokens * args.length_scale + min(r.output_tokens * args.length_scale, most) for r in rows]
         if cut := sum(length > context for length in lengths):
             print(
                 f"{cut} of {len(rows)} requests are longer than the model's {context} tokens and are cut to fit; --length-scale shrinks all alike",
                 file=sys.stderr,
             )
         return workload.trace_items(
-            rows, speed=args.speed, length_scale=args.length_scale, max_total=context, vocab=vocab, rng=rng
+            rows,
+            speed=speed,
+            length_scale=args.length_scale,
+            max_total=context,
+            vocab=vocab,
+            rng=rng,
+            max_output=args.max_output,
         )
     times = (
         workload.poisson(args.num_requests, args.rate, rng)

@@ -79,8 +79,20 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Goodput:
+    """How one set of objectives was met: by so many requests a second, and by which share of all requests."""
+
+    objectives: dict[str, float]
+    goodput: float
+    attainment: float
+
+
+@dataclass(frozen=True)
 class Summary:
-    """One run. Rates are per second of `duration`: first request sent to last request ended."""
+    """One run. Rates are per second of `duration`: first request sent to last request ended.
+
+    `goodputs` has one entry for each set of objectives; `objectives`, `goodput` and `attainment` are those of the first set.
+    """
 
     requests: int
     completed: int
@@ -95,7 +107,7 @@ class Summary:
     objectives: dict[str, float] = field(default_factory=dict)
     goodput: float | None = None
     attainment: float | None = None
-    """Share of all requests that met every objective."""
+    goodputs: tuple[Goodput, ...] = ()
     max_send_lag: float = 0.0
     """Longest delay between when a request was due and when it was sent; large means the load generator itself was too slow."""
 
@@ -117,11 +129,10 @@ def meets(record: Record, objectives: dict[str, float]) -> bool:
     return all((value := measured[name]) is None or value <= limit for name, limit in objectives.items())
 
 
-def summarise(records: Sequence[Record], objectives: dict[str, float] | None = None) -> Summary:
-    """Everything about one run. Latencies are those of completed requests; failures are counted by status."""
+def summarise(records: Sequence[Record], *objectives: dict[str, float]) -> Summary:
+    """Everything about one run, judged by each set of objectives. Latencies are those of completed requests; failures are counted by status."""
     if not records:
         raise ValueError("nothing to summarise: no request was sent")
-    objectives = objectives or {}
     done = [r for r in records if r.ok]
     duration = max(max(r.ended for r in records) - min(r.sent for r in records), 1e-9)
     samples = {
@@ -130,7 +141,11 @@ def summarise(records: Sequence[Record], objectives: dict[str, float] | None = N
         "itl": [gap for r in done for gap in r.itl],
         "e2e": [r.e2e for r in done if r.e2e is not None],
     }
-    good = sum(meets(r, objectives) for r in records)
+    goodputs: list[Goodput] = []
+    for wanted in filter(None, objectives):
+        good = sum(meets(r, wanted) for r in records)
+        goodputs.append(Goodput(dict(wanted), good / duration, good / len(records)))
+    first = goodputs[0] if goodputs else None
     inputs, outputs = sum(r.input_tokens for r in done), sum(r.output_tokens for r in done)
     return Summary(
         requests=len(records),
@@ -143,15 +158,19 @@ def summarise(records: Sequence[Record], objectives: dict[str, float] | None = N
         output_token_rate=outputs / duration,
         latencies={name: s for name, values in samples.items() if (s := spread(values)) is not None},
         failures=dict(Counter(r.status for r in records if not r.ok)),
-        objectives=dict(objectives),
-        goodput=good / duration if objectives else None,
-        attainment=good / len(records) if objectives else None,
+        objectives=first.objectives if first else {},
+        goodput=first.goodput if first else None,
+        attainment=first.attainment if first else None,
+        goodputs=tuple(goodputs),
         max_send_lag=max(r.sent - r.scheduled for r in records),
     )
 
 
 def parse_objectives(texts: Sequence[str]) -> dict[str, float]:
-    """Objectives such as ttft:0.2 tpot:0.02 (seconds). Raises ValueError for another name or a limit that is not positive."""
+    """One set of objectives such as ttft:0.2 tpot:0.02 (seconds).
+
+    Raises ValueError for another name, one that comes twice, or a limit that is not positive.
+    """
     objectives: dict[str, float] = {}
     for text in texts:
         name, _, limit = text.partition(":")
@@ -160,6 +179,8 @@ def parse_objectives(texts: Sequence[str]) -> dict[str, float]:
             raise ValueError(
                 f"objective {text!r}: {name!r} is not one of {', '.join(OBJECTIVES)}; write for example ttft:0.2 tpot:0.02"
             )
+        if name in objectives:
+            raise ValueError(f"objective {text!r}: {name} has a limit already; a second set is a second --goodput")
         try:
             objectives[name] = float(limit)
         except ValueError:

@@ -21,9 +21,9 @@ def table(summary: Summary) -> str:
         f"requests {summary.requests}, completed {summary.completed}, failed {summary.requests - summary.completed}, {summary.duration:.2f} s",
         f"throughput {summary.request_rate:.2f} req/s, {summary.input_token_rate:.1f} tok/s in, {summary.output_token_rate:.1f} tok/s out",
     ]
-    if summary.goodput is not None and summary.attainment is not None:
-        wanted = ", ".join(f"{_NAMES[n]} <= {limit:g} s" for n, limit in summary.objectives.items())
-        lines.append(f"goodput {summary.goodput:.2f} req/s ({summary.attainment:.1%} of requests met {wanted})")
+    for met in summary.goodputs:
+        wanted = ", ".join(f"{_NAMES[n]} <= {limit:g} s" for n, limit in met.objectives.items())
+        lines.append(f"goodput {met.goodput:.2f} req/s ({met.attainment:.1%} of requests met {wanted})")
     for status, count in sorted(summary.failures.items()):
         lines.append(f"failed with {status}: {count}")
     if summary.max_send_lag > 0.05:

@@ -1,6 +1,7 @@
 """What is sent and when: a list of items, fixed before the run, so that two servers can be given exactly the same load.
 
 Arrival times: Poisson (exponential gaps), uniform (equal gaps), all at once, or those of a trace. Prompts: random token ids of a given length, or texts.
+Traces that come with the project have names; those that are whole are the simulator's (runtime/simulation/data).
 Everything random comes from one seed.
 """
 
@@ -14,7 +15,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from triptych.runtime.simulation import traces
+
 BUNDLED_TRACE = Path(__file__).parent / "data" / "azure_llm_conv_2023_excerpt.csv"
+EXCERPT = "azure"  # the name of BUNDLED_TRACE
+WHOLE_TRACES = {"conversation": "azure-conv", "code": "azure-code"}  # by the simulator's names
 _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
@@ -78,6 +83,28 @@ def text_items(
     return [Item(t, texts[i % len(texts)], output_tokens, ignore_eos) for i, t in enumerate(times)]
 
 
+def load_trace(name: str) -> list[TraceRow]:
+    """The rows of a bundled trace (EXCERPT, WHOLE_TRACES), or else of a CSV file."""
+    if name not in WHOLE_TRACES:
+        path = BUNDLED_TRACE if name == EXCERPT else Path(name)
+        return read_trace(path.read_text().splitlines())
+    whole = traces.load(WHOLE_TRACES[name])
+    return [TraceRow(at, s.prompt_tokens, s.output_tokens) for at, s in zip(whole.times, whole.shapes, strict=True)]
+
+
+def mean_rate(rows: Sequence[TraceRow]) -> float:
+    """Requests a second of a trace: its rows over its span. Raises WorkloadError if all came at once."""
+    span = rows[-1].at - rows[0].at
+    if not span > 0:
+        raise WorkloadError("the trace's requests all come at one time, so it has no rate that could be scaled")
+    return len(rows) / span
+
+
+def within(rows: Sequence[TraceRow], speed: float, window: float) -> list[TraceRow]:
+    """The rows that arrive in the first `window` seconds when time runs `speed` times faster."""
+    return [row for row in rows if row.at / speed < window]
+
+
 def read_trace(lines: Iterable[str]) -> list[TraceRow]:
     """Rows of a CSV with the columns of the Azure LLM inference traces: TIMESTAMP, ContextTokens, GeneratedTokens."""
     reader = csv.DictReader(lines)
@@ -107,8 +134,10 @@ def trace_items(
     max_total: int,
     vocab: Sequence[int] | range,
     rng: random.Random,
+    max_output: int | None = None,
 ) -> list[Item]:
-    """A trace as items: time runs `speed` times faster, lengths are multiplied by `length_scale` and cut so that prompt + output <= `max_total`."""
+    """A trace as items: time runs `speed` times faster, lengths are multiplied by `length_scale`, outputs then cut to `max_output`, and both so
+    that prompt + output <= `max_total`."""
     _check_rate(speed)
     if not length_scale > 0 or max_total < 2:
         raise WorkloadError(
@@ -117,7 +146,7 @@ def trace_items(
     items = []
     for row in rows:
         inputs = min(max(1, round(row.input_tokens * length_scale)), max_total - 1)
-        outputs = min(max(1, round(row.output_tokens * length_scale)), max_total - inputs)
+        outputs = min(max(1, round(row.output_tokens * length_scale)), max_output or max_total, max_total - inputs)
         items.append(Item(row.at / speed, tuple(rng.choices(vocab, k=inputs)), outputs, True))
     return items
 

@@ -59,6 +59,16 @@ def test_goodput_needs_every_objective_and_a_failed_request_meets_none():
     assert s.goodput == pytest.approx(2 / 0.7)
 
 
+def test_each_set_of_objectives_is_judged_by_itself_and_the_first_has_the_names_of_a_single_one():
+    strict, loose = {"ttft": 0.1}, {"ttft": 0.5, "tpot": 0.5}
+    records = [record(0.0, (0.1, 1), (1.0, 2)), record(0.0, (0.4, 1), (0.5, 1))]
+    s = summarise(records, strict, loose)
+    assert [(g.objectives, g.attainment, g.goodput) for g in s.goodputs] == [(strict, 0.5, 1.0), (loose, 1.0, 2.0)]
+    assert (s.objectives, s.attainment, s.goodput) == (strict, 0.5, 1.0)
+    assert summarise(records, loose, strict).objectives == loose
+    assert summarise(records).goodputs == summarise(records, {}).goodputs == ()
+
+
 def test_the_itl_objective_is_about_the_worst_gap():
     assert meets(record(0.0, (0.1, 1), (0.2, 1), (0.5, 1)), {"itl": 0.31})
     assert not meets(record(0.0, (0.1, 1), (0.2, 1), (0.5, 1)), {"itl": 0.29})

@@ -25,8 +25,8 @@ from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.simulation import traces
 from triptych.runtime.simulation.slo import Slo
 from triptych.runtime.simulation.workload import Lengths, WorkloadError, poisson
+from triptych.tools.bench.workload import WHOLE_TRACES as TRACES
 
-TRACES = {"conversation": "azure-conv", "code": "azure-code"}
 PICTURED = ("images", "text")
 KINDS = (*TRACES, "poisson", "long", *PICTURED)
 FITS = 0.99  # of a trace's requests, after scaling
