@@ -81,8 +81,8 @@ class Projected:
 class LayerOps(Protocol):
     """What a layer does beside its products, in a step."""
 
-    def add_norm(self, x: Hidden, more: Hidden | None, norm: RmsNorm) -> tuple[Hidden, Hidden]:
-        """(x + more, the same normed); None adds nothing."""
+    def add_norm(self, x: Hidden, more: Hidden, norm: RmsNorm) -> tuple[Hidden, Hidden]:
+        """(x + more, the same normed)."""
         ...
 
     def attend(
@@ -99,8 +99,8 @@ class PlainOps:
     attends: Attend
     rules: ShardingRules
 
-    def add_norm(self, x: Hidden, more: Hidden | None, norm: RmsNorm) -> tuple[Hidden, Hidden]:
-        x = x if more is None else self.rules.constrain(x + more, "tokens", "hidden")
+    def add_norm(self, x: Hidden, more: Hidden, norm: RmsNorm) -> tuple[Hidden, Hidden]:
+        x = self.rules.constrain(x + more, "tokens", "hidden")
         return x, norm(x)
 
     def attend(

@@ -32,8 +32,8 @@ from triptych.models.weight_formats import WeightFormat
 from triptych.sharding.heads import head_layout, padded_size
 from triptych.sharding.rules import LogicalAxis, ShardingRules
 
-Stream = tuple[Float[Array, "tokens hidden"], Float[Array, "tokens hidden"] | None]
-"""Hidden states between layers, as two that are to be added."""
+Stream = tuple[Float[Array, "tokens hidden"], Float[Array, "tokens hidden"]]
+"""Hidden states between layers, as two that are to be added: what came into the last FFN, and what came out of it."""
 
 
 def _zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param[Array]:
@@ -219,10 +219,13 @@ class Decoder(nnx.Module):
         """Hidden states of token ids. Media embeddings replace rows of the result."""
         return self.rules.constrain(self.embedding(tokens), "tokens", "hidden")
 
+    def stream(self, x: Float[Array, "tokens hidden"]) -> Stream:
+        """Hidden states before a layer, where they are known as a whole."""
+        return x, jnp.zeros_like(x)
+
     def whole(self, stream: Stream) -> Float[Array, "tokens hidden"]:
         """Hidden states behind a layer."""
-        x, more = stream
-        return x if more is None else self.rules.constrain(x + more, "tokens", "hidden")
+        return self.rules.constrain(stream[0] + stream[1], "tokens", "hidden")
 
     def rotation(self, positions: Int[Array, "*three tokens"]) -> Rotation:
         """What every layer rotates this step's queries and keys by. Positions are [3, tokens] for M-RoPE with media."""
@@ -245,7 +248,7 @@ def extend_layers(
         raise ValueError(f"{len(layers)} layers need as many pools, got {len(pools)}")
     attend = paged_attend(batch, decoder.config.head_dim**-0.5, decoder.rules.tp)
     ops, by = PlainOps(attend, decoder.rules), decoder.rotation(batch.positions)
-    stream, written = (x, None), list[KV]()
+    stream, written = decoder.stream(x), list[KV]()
     for index, kv in zip(layers, pools, strict=True):
         stream, kv = decoder.layers[index](stream, by, kv, ops)
         written.append(kv)

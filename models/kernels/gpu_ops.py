@@ -58,15 +58,13 @@ class GpuOps:
     hopper: bool
     interpret: bool
 
-    def add_norm(self, x: Hidden, more: Hidden | None, norm: RmsNorm) -> tuple[Hidden, Hidden]:
+    def add_norm(self, x: Hidden, more: Hidden, norm: RmsNorm) -> tuple[Hidden, Hidden]:
         whole, of_weight = self.rules.sharding("tokens", "hidden").spec, self.rules.sharding("hidden").spec
 
-        def local(weight: Array, x: Array, *more: Array) -> tuple[Array, ...]:
-            return add_norm(x, more[0] if more else None, weight, norm.eps, self.interpret)
+        def local(x: Array, more: Array, weight: Array) -> tuple[Array, Array]:
+            return add_norm(x, more, weight, norm.eps, self.interpret)
 
-        arrays = (x,) if more is None else (x, more)
-        x, normed = self._on_each(local, (of_weight, *[whole] * len(arrays)), (whole, whole))(norm.weight[...], *arrays)
-        return x, normed
+        return self._on_each(local, (whole, whole, of_weight), (whole, whole))(x, more, norm.weight[...])
 
     def attend(self, projected: Projected, kv: KV, window: int | None) -> tuple[Array, KV]:
         """Pages of codes are written, and tokens normed and rotated for them, by the compiler."""

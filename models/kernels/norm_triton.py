@@ -17,34 +17,31 @@ Hidden = Float[Array, "tokens hidden"]
 NUMBERS = 16  # of a row in the registers of one thread
 
 
+@partial(jax.jit, static_argnames=("eps", "interpret"))  # traced and lowered once for both norms of a layer
 def add_norm(
-    x: Hidden, more: Hidden | None, weight: Float[Array, "hidden"], eps: float, interpret: bool = False
+    x: Hidden, more: Hidden, weight: Float[Array, "hidden"], eps: float, interpret: bool = False
 ) -> tuple[Hidden, Hidden]:
-    """(x + more, the same normed); None adds nothing."""
+    """(x + more, the same normed)."""
     tokens, size = x.shape
     block, like = pl.next_power_of_2(size), jax.ShapeDtypeStruct(x.shape, x.dtype)
-    inputs = (x, weight) if more is None else (x, weight, more)
-    found = pl.pallas_call(
-        partial(_kernel, size=size, block=block, eps=eps, adds=more is not None),
+    return pl.pallas_call(
+        partial(_kernel, size=size, block=block, eps=eps),
         grid=(tokens,),
-        out_shape=[like] * (len(inputs) - 1),
+        out_shape=(like, like),
         compiler_params=triton.CompilerParams(num_warps=min(max(block // (32 * NUMBERS), 1), 16)),
         interpret=interpret,
         name="add_norm",
-    )(*inputs)
-    return (x, found[0]) if more is None else (found[1], found[0])
+    )(x, more, weight)
 
 
-def _kernel(x_ref: Any, weight_ref: Any, *refs: Any, size: int, block: int, eps: float, adds: bool) -> None:
+def _kernel(
+    x_ref: Any, more_ref: Any, weight_ref: Any, sum_ref: Any, normed_ref: Any, *, size: int, block: int, eps: float
+) -> None:
     row, column = pl.program_id(0), jnp.arange(block)
     inside = column < size
-    x = triton.load(x_ref.at[row, column], mask=inside, other=0.0)
-    if adds:
-        more_ref, normed_ref, sum_ref = refs
-        x = x + triton.load(more_ref.at[row, column], mask=inside, other=0.0)
-        triton.store(sum_ref.at[row, column], x, mask=inside)
-    else:
-        (normed_ref,) = refs
+    x, more = (triton.load(ref.at[row, column], mask=inside, other=0.0) for ref in (x_ref, more_ref))
+    x = x + more
+    triton.store(sum_ref.at[row, column], x, mask=inside)
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.sum(wide * wide) / size + eps)
     weight = triton.load(weight_ref.at[column], mask=inside, other=0.0)

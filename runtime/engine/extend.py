@@ -127,10 +127,10 @@ def extend_range(
         return nnx.merge(definition, arrays)(stream, by, kv, ops_with(attention, batch, scale, rules))
 
     by = decoder.rotation(batch.positions)
-    stream, written = (x, None), list[KV]()
+    stream, written = decoder.stream(x), list[KV]()
     for number, kv in zip(layers, pools, strict=True):
         if seen is not None and number in seen.inputs:
-            stream = (seen.into(number, decoder.whole(stream)), None)
+            stream = decoder.stream(seen.into(number, decoder.whole(stream)))
         definition, arrays = nnx.split(decoder.layers[number])
         stream, kv = layer(definition, arrays, stream, by, kv, batch)
         written.append(kv)

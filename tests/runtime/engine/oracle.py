@@ -50,7 +50,7 @@ def forward(
 
     by, unused = decoder.rotation(positions), jnp.zeros(())
     for number, layer in enumerate(decoder.layers):
-        stream, _ = layer((into(number, x), None), by, (unused, unused), PlainOps(attend, decoder.rules))
+        stream, _ = layer(decoder.stream(into(number, x)), by, (unused, unused), PlainOps(attend, decoder.rules))
         x = decoder.whole(stream)
     return decoder.head(decoder.norm(x))
 
