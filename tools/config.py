@@ -172,6 +172,9 @@ class ServeConfig:
         4, "most tokens of a sequence guessed in one step", flags=("--num-speculative-tokens",), group="engine"
     )
     enable_prefix_caching: bool = setting(True, "reuse the KV of prompts that begin alike", group="engine")
+    compile_threads: int | None = setting(
+        None, "programs compiled at once (default: 2 on CPU, most of the cores beside an accelerator)", group="engine"
+    )
     prompts_first: bool = setting(
         False, "decode only in steps that prompts do not fill: more tokens a second, each later", group="engine"
     )

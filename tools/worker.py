@@ -169,6 +169,7 @@ def worker_config(
         media_pages=config.media_pages,
         encode_patches=config.encode_patches,
         media_bytes=config.media_memory,
+        compile_threads=config.compile_threads,
         prefix_cache=config.enable_prefix_caching,
         prompts_first=config.prompts_first,
         max_waiting=config.max_waiting,

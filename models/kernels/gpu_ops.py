@@ -64,7 +64,9 @@ class GpuOps:
         def local(x: Array, more: Array, weight: Array) -> tuple[Array, Array]:
             return add_norm(x, more, weight, norm.eps, self.interpret)
 
-        return self._on_each(local, (whole, whole, of_weight), (whole, whole))(x, more, norm.weight[...])
+        x, normed = self._on_each(local, (whole, whole, of_weight), (whole, whole))(x, more, norm.weight[...])
+        # A kernel's results have no mesh. Without one, the next layer is another kind of layer to the tracer, on one device, too.
+        return jax.lax.with_sharding_constraint(x, self.rules.sharding("tokens", "hidden")), normed
 
     def attend(self, projected: Projected, kv: KV, window: int | None) -> tuple[Array, KV]:
         """Pages of codes are written, and tokens normed and rotated for them, by the compiler."""

@@ -5,6 +5,7 @@ Tracing holds the interpreter lock and gains nothing from threads; XLA releases 
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -20,6 +21,8 @@ from triptych.runtime.engine.compiler_options import Options
 
 # XLA's passes recurse deeply on models of many layers; the usual 8 MiB of a thread's stack overflow.
 COMPILE_STACK_BYTES = 64 << 20
+
+MOST_THREADS = 16  # lowering, which is one after another, does not keep more of them busy
 
 Key = tuple[Any, ...]
 Progress = Callable[[str, int, int], None]
@@ -62,6 +65,11 @@ class Program:
         # Profiles and compiler logs show this name.
         named.__name__ = "_".join(part for part in re.split(r"\W+", self.name) if part)
         return jax.jit(named, out_shardings=self.outputs, donate_argnums=self.donated).lower(*self.arguments)
+
+
+def usual_threads(platform: str) -> int:
+    """Programs to compile at once: two where XLA's own threads fill the host, or else most of its cores."""
+    return 2 if platform == "cpu" else min(max((os.cpu_count() or 4) - 2, 2), MOST_THREADS)
 
 
 class CompiledBeside(Protocol):

@@ -30,6 +30,7 @@ from triptych.models.weights.load import LoadedDecoder, load_decoder
 from triptych.models.weights.on_device import makes_weights
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Compatibility, InstanceInfo, Role
+from triptych.runtime.engine.compiling import usual_threads
 from triptych.runtime.engine.config import EngineConfig, engine_config
 from triptych.runtime.engine.decoders import ServedDecoder, self_group
 from triptych.runtime.engine.draft_stage import DraftStage
@@ -185,7 +186,7 @@ def build_instance(
         max_prefill_rows=config.max_prefill_rows,
         kv_dtype=config.kv_dtype,
         roles=plan.possible,
-        compile_threads=config.compile_threads,
+        compile_threads=config.compile_threads or usual_threads(devices[0].platform),
         media_pages=pages,
         encode_patches=encode_patches(config, plan, model),
         attended=0 if model.speech is None else model.speech.config.audio_positions,

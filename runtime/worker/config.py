@@ -73,6 +73,7 @@ class WorkerConfig:
         token: that the processes of the deployment show each other; None: none is asked for.
         tls: certificates for every connection, both ways; None: plain text.
         device_without_tls: with `tls`, allow transport "device" all the same, which can be neither encrypted nor authenticated.
+        compile_threads: programs compiled at once; None: what suits the host (`compiling.usual_threads`).
         orphan_seconds: without a scheduler for so long, everything that runs here ends.
         pace: seconds that a step takes on the device that this one stands in for (runtime/engine/paced.py); None: as long as it takes.
         link: puts something around each transport, such as the cost of another link (transports/handshake.py); None: nothing.
@@ -118,7 +119,7 @@ class WorkerConfig:
     tls: Tls | None = None
     device_without_tls: bool = False
     heartbeat_interval: float = 1.0
-    compile_threads: int = 2
+    compile_threads: int | None = None
     orphan_seconds: float = 30.0
     pace: Callable[[StepPlan], float] | None = None
     link: Callable[[Transport], Transport] | None = None

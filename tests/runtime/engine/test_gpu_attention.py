@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.runtime.engine.driver import PAGE, Driver, compiled, sequence
-from tests.runtime.engine.oracle import greedy
+from tests.runtime.engine.oracle import greedy, toy
+from triptych.models.decoder import Layer
 from triptych.runtime.engine.buckets import Buckets, ExtendShape
+from triptych.runtime.engine.config import engine_config
+from triptych.runtime.engine.decoders import self_group
 from triptych.runtime.engine.engine import Engine
+from triptych.runtime.engine.programs import Programs
 
 PROMPTS = ([11, 200, 3, 77, 5, 8, 41], [9, 8, 7, 6, 5, 4, 3, 2, 1, 250, 251, 4, 99])
 ALONE = ExtendShape(0, 16, 6, fresh=True)
@@ -28,3 +32,17 @@ def test_tokens_are_those_of_the_reference(engine: Engine, alone: bool) -> None:
     for group in groups:
         sequences = [sequence(number, list(PROMPTS[number])) for number in group]
         assert driver.generate(sequences, 6) == [expected[number] for number in group]
+
+
+@pytest.mark.parametrize("attention", ["gpu", "reference"])
+def test_layers_of_a_kind_are_traced_once(monkeypatch: pytest.MonkeyPatch, attention: str) -> None:
+    """Tracing and lowering take most of a GPU's start."""
+    traced, call = [], Layer.__call__
+    monkeypatch.setattr(Layer, "__call__", lambda self, *arguments: traced.append(1) or call(self, *arguments))
+    config = engine_config(
+        num_pages=9, max_num_seqs=3, max_model_len=4 * PAGE, chunk_tokens=8, page_size=PAGE, attention=attention
+    )
+    loaded = toy()
+    programs = Programs(loaded.structure, self_group(loaded.config, config.kv_dtype), config).all()
+    next(program for program in programs if program.key[0] == "extend").lower()
+    assert loaded.config.num_layers > 1 == len(traced)
