@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from triptych.models.kernels.names import PLATFORMS
 from triptych.models.kv import CODE_BYTES
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.engine.decoders import ServedStructure
@@ -34,7 +35,7 @@ def page_bytes(structure: ServedStructure, page_size: int, kv_dtype: str, attent
 
 def _indexed(structure: ServedStructure, page_size: int, kv_dtype: str, attention: str) -> int:
     """Pages that a kernel can index. Triton's has 32 bits for arrays of up to 4 GiB, which is too few where each byte is a code."""
-    if kv_dtype not in CODE_BYTES or not attention.startswith("gpu"):
+    if kv_dtype not in CODE_BYTES or PLATFORMS.get(attention) != "gpu":
         return sys.maxsize
     return (2**31 - 1) // (page_size * structure.head_layout.kv_heads_per_device * structure.config.head_dim)
 

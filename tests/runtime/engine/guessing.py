@@ -89,3 +89,15 @@ def assert_same(got: Outputs, expected: Outputs) -> None:
             assert (one.logprobs is None) == (other.logprobs is None)
             if one.logprobs is not None and other.logprobs is not None:
                 assert one.logprobs.sampled == pytest.approx(other.logprobs.sampled, abs=1e-4)
+
+
+def compared(
+    engine: Engine, speculation: Speculation, requests: list[Request], num_pages: int = 80
+) -> tuple[int, int, InstanceCore]:
+    """(steps without guesses, steps with them, the core that guessed) of runs that gave the same; the engine begins anew between them."""
+    plain, plain_steps, _ = serve(engine, None, requests, num_pages)
+    engine.rebuild()
+    guessed, steps, core = serve(engine, speculation, requests, num_pages)
+    assert_same(guessed, plain)
+    assert core.speculated.drafted > 0
+    return plain_steps, steps, core

@@ -8,22 +8,16 @@ import pytest
 
 from tests.runtime.instance.cluster import Cluster, Node, config, request
 from tests.runtime.instance.fake_device import expected_outputs
-from triptych.runtime.core.errors import Status
-from triptych.runtime.core.instance import InstanceRef, Role
+from tests.runtime.instance.guessing import BY_MODEL, guessing, settle_well
+from triptych.runtime.core.instance import InstanceRef
 from triptych.runtime.core.tasks import StartLocal, TaskEnded
 from triptych.runtime.instance.plan import StepPlan
-from triptych.runtime.instance.speculation import Speculation
 
-GUESSING = Speculation(4, model="dummy:toy-draft")
 WRONG_AT: dict[str, Callable[[int], bool]] = {
     "right": lambda position: False,
     "wrong at times": lambda position: position % 3 == 0,
     "wrong": lambda position: True,
 }
-
-
-def guessing(**changes):
-    return config("d", speculation=GUESSING, **changes)
 
 
 def assert_expected(node: Node, *requests) -> None:
@@ -41,21 +35,16 @@ def drafts_of(node: Node) -> list[StepPlan]:
 @pytest.mark.parametrize("pages", [64, 20])
 @pytest.mark.parametrize("wrong", WRONG_AT)
 def test_several_requests_get_the_tokens_of_plain_decoding(split: bool, pages: int, wrong: str) -> None:
-    cluster = Cluster(config("p"), guessing(num_pages=pages))
+    cluster = Cluster(config("p"), guessing(BY_MODEL, num_pages=pages))
     cluster.decode.device.draft.wrong = WRONG_AT[wrong]
     for index in range(4):
         cluster.submit(request(f"r{index}", 3 + 5 * index, max_tokens=11 + index, n=1 + index % 2), split=split)
-    cluster.settle()
-    for journal in cluster.journals.values():
-        cluster.check(journal)
-        assert journal.ended[Role.DECODE].status is Status.OK
-    cluster.assert_idle()
-    assert cluster.decode.core.speculated.drafted > 0
+    settle_well(cluster)
 
 
 @pytest.mark.parametrize("wrong", WRONG_AT)
 def test_what_is_preempted_is_read_again(wrong: str) -> None:
-    node = Node(guessing(num_pages=12))
+    node = Node(guessing(BY_MODEL, num_pages=12))
     node.device.draft.wrong = WRONG_AT[wrong]
     requests = [request(name, 6, max_tokens=24) for name in "abc"]
     for req in requests:
@@ -67,7 +56,7 @@ def test_what_is_preempted_is_read_again(wrong: str) -> None:
 
 
 def test_right_guesses_save_steps_and_none_is_wasted() -> None:
-    node, req = Node(guessing()), request("a", max_tokens=50)
+    node, req = Node(guessing(BY_MODEL)), request("a", max_tokens=50)
     node.command(StartLocal(req))
     node.run()
     assert_expected(node, req)
@@ -77,7 +66,7 @@ def test_right_guesses_save_steps_and_none_is_wasted() -> None:
 
 def test_a_prompt_is_read_once_and_then_nothing_but_what_is_new() -> None:
     """After guesses that were all right the draft model lacks the last two tokens, which it takes with the next draft."""
-    node, req = Node(guessing()), request("a", 21, max_tokens=30)
+    node, req = Node(guessing(BY_MODEL)), request("a", 21, max_tokens=30)
     node.command(StartLocal(req))
     node.run()
     assert_expected(node, req)
@@ -87,7 +76,7 @@ def test_a_prompt_is_read_once_and_then_nothing_but_what_is_new() -> None:
 
 
 def test_a_token_that_is_still_being_drawn_is_taken_on_the_device() -> None:
-    node, req = Node(guessing()), request("a", max_tokens=20)
+    node, req = Node(guessing(BY_MODEL)), request("a", max_tokens=20)
     node.command(StartLocal(req))
     node.run()
     first = drafts_of(node)[0]
@@ -97,7 +86,7 @@ def test_a_token_that_is_still_being_drawn_is_taken_on_the_device() -> None:
 
 
 def test_wrong_guesses_are_given_up_and_tried_again_later() -> None:
-    node, req = Node(guessing()), request("a", max_tokens=50)
+    node, req = Node(guessing(BY_MODEL)), request("a", max_tokens=50)
     node.device.draft.wrong = WRONG_AT["wrong"]
     node.command(StartLocal(req))
     node.run()
@@ -109,7 +98,7 @@ def test_wrong_guesses_are_given_up_and_tried_again_later() -> None:
 
 
 def test_penalised_samples_are_not_guessed_for_and_nothing_is_read_of_them() -> None:
-    node, req = Node(guessing()), request("a", max_tokens=12, presence_penalty=1.0)
+    node, req = Node(guessing(BY_MODEL)), request("a", max_tokens=12, presence_penalty=1.0)
     node.command(StartLocal(req))
     node.run()
     assert_expected(node, req)
@@ -120,7 +109,7 @@ def test_penalised_samples_are_not_guessed_for_and_nothing_is_read_of_them() -> 
 def test_a_stop_inside_a_right_run_ends_the_sample_there(at: int) -> None:
     outputs, _ = expected_outputs(request("a", max_tokens=12), 64)
     req = request("a", max_tokens=12, stop_token_ids=(outputs[at],))
-    node = Node(guessing())
+    node = Node(guessing(BY_MODEL))
     node.command(StartLocal(req))
     node.run()
     assert_expected(node, req)
@@ -128,7 +117,7 @@ def test_a_stop_inside_a_right_run_ends_the_sample_there(at: int) -> None:
 
 @pytest.mark.parametrize("max_model_len", range(12, 26, 3))
 def test_the_models_context_is_never_passed(max_model_len: int) -> None:
-    node = Node(guessing(max_model_len=max_model_len))
+    node = Node(guessing(BY_MODEL, max_model_len=max_model_len))
     req = request("a", max_tokens=None)
     node.command(StartLocal(req))
     node.run()
@@ -139,7 +128,7 @@ def test_the_models_context_is_never_passed(max_model_len: int) -> None:
 def test_many_prompts_are_read_in_turns_and_soon_nearly_all_are_guessed_for(count: int) -> None:
     """A program of the draft model reads three of them in a step, and who was read stays so. Of 24 the first have ended when the last are read."""
     requests = [request(f"r{index}", 8, max_tokens=50) for index in range(count)]
-    node = Node(guessing(num_pages=600, max_num_seqs=count, max_waiting=99, chunk_tokens=64))
+    node = Node(guessing(BY_MODEL, num_pages=600, max_num_seqs=count, max_waiting=99, chunk_tokens=64))
     for req in requests:
         node.command(StartLocal(req))
     node.run()  # the fake draft model checks the shapes
@@ -149,7 +138,7 @@ def test_many_prompts_are_read_in_turns_and_soon_nearly_all_are_guessed_for(coun
 
 
 def test_of_a_cached_prefix_only_what_the_draft_model_never_read_is_read() -> None:
-    node, prompt, read = Node(guessing()), tuple(range(1, 22)), list[int]()
+    node, prompt, read = Node(guessing(BY_MODEL)), tuple(range(1, 22)), list[int]()
     for name, penalty in (("a", 1.0), ("b", 0.0), ("c", 0.0)):
         req = request(name, prompt, max_tokens=16, presence_penalty=penalty)
         node.command(StartLocal(req))
@@ -163,7 +152,7 @@ def test_of_a_cached_prefix_only_what_the_draft_model_never_read_is_read() -> No
 
 def test_pages_that_are_given_to_others_do_not_count_as_read() -> None:
     """Those of the first request go to the third, which nobody guesses for, and the last finds its prompt in them; the second takes the one that was never full."""
-    node, prompt = Node(guessing(num_pages=11)), tuple(range(1, 22))
+    node, prompt = Node(guessing(BY_MODEL, num_pages=11)), tuple(range(1, 22))
     requests = [
         request("a", 21, max_tokens=20),
         request("b", 4, max_tokens=2, presence_penalty=1.0),
@@ -178,7 +167,7 @@ def test_pages_that_are_given_to_others_do_not_count_as_read() -> None:
 
 
 def test_after_a_reset_the_draft_model_has_read_nothing() -> None:
-    node, req = Node(guessing()), request("a", max_tokens=30)
+    node, req = Node(guessing(BY_MODEL)), request("a", max_tokens=30)
     node.command(StartLocal(req))
     for _ in range(6):
         node.ready()

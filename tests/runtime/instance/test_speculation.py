@@ -11,6 +11,7 @@ from tests.runtime.instance.attending import check_rest, import_kv, reserve
 from tests.runtime.instance.cluster import Cluster, Node, config, request
 from tests.runtime.instance.drafters import Knowing, half_right, knowing
 from tests.runtime.instance.fake_device import expected_outputs
+from tests.runtime.instance.guessing import LOOKED_UP, guessing, settle_well
 from tests.runtime.instance.media import asked, assert_free, feed, heard, media_config, pulled
 from triptych.runtime.core.errors import ConfigError, Status
 from triptych.runtime.core.instance import Role
@@ -21,12 +22,6 @@ from triptych.runtime.instance.messages import Emit
 from triptych.runtime.instance.ngram import NgramDrafter
 from triptych.runtime.instance.plan import StepPlan
 from triptych.runtime.instance.speculation import FIRST_RATE, PASSED_OVER, Lookahead, Speculation, most_draws
-
-GUESSING = Speculation(4)
-
-
-def guessing(**changes):
-    return config("d", speculation=GUESSING, **changes)
 
 
 def test_what_cannot_be_guessed_is_refused() -> None:
@@ -44,15 +39,10 @@ def test_rows_grow_with_guesses_up_to_what_a_step_can_hide() -> None:
 @pytest.mark.parametrize("split", [True, False])
 @pytest.mark.parametrize("drafter", [knowing(), half_right, knowing(lambda position: True)])
 def test_several_requests_get_the_tokens_of_plain_decoding(split, drafter) -> None:
-    cluster = Cluster(config("p"), guessing(), drafter=drafter)
+    cluster = Cluster(config("p"), guessing(LOOKED_UP), drafter=drafter)
     for index in range(4):
         cluster.submit(request(f"r{index}", 3 + index, max_tokens=11 + index, n=1 + index % 2), split=split)
-    cluster.settle()
-    for journal in cluster.journals.values():
-        cluster.check(journal)
-        assert journal.ended[Role.DECODE].status is Status.OK
-    cluster.assert_idle()
-    assert cluster.decode.core.speculated.drafted > 0
+    settle_well(cluster)
 
 
 def steps_of(node: Node) -> int:
@@ -61,7 +51,7 @@ def steps_of(node: Node) -> int:
 
 
 def test_right_guesses_save_steps() -> None:
-    plain, fast = Node(config()), Node(guessing(), drafter=knowing())
+    plain, fast = Node(config()), Node(guessing(LOOKED_UP), drafter=knowing())
     for node in (plain, fast):
         node.command(StartLocal(request("a", max_tokens=30)))
     assert steps_of(plain) == 30
@@ -72,7 +62,7 @@ def test_right_guesses_save_steps() -> None:
 
 
 def test_wrong_guesses_are_given_up() -> None:
-    node = Node(guessing(), drafter=knowing(lambda position: True))
+    node = Node(guessing(LOOKED_UP), drafter=knowing(lambda position: True))
     node.command(StartLocal(request("a", max_tokens=40)))
     assert steps_of(node) == 40
     counts = node.core.speculated
@@ -96,7 +86,7 @@ def first_verification(node: Node) -> None:
 
 
 def test_plain_steps_run_into_a_verifying_one_and_nothing_is_planned_behind_it() -> None:
-    node = Node(guessing(), drafter=knowing())
+    node = Node(guessing(LOOKED_UP), drafter=knowing())
     for name in ("a", "b"):
         node.command(StartLocal(request(name, max_tokens=20)))
     first_verification(node)
@@ -109,7 +99,7 @@ def test_plain_steps_run_into_a_verifying_one_and_nothing_is_planned_behind_it()
 
 @pytest.mark.parametrize("max_tokens", range(2, 12))
 def test_max_tokens_is_never_passed(max_tokens: int) -> None:
-    node = Node(guessing(), drafter=knowing())
+    node = Node(guessing(LOOKED_UP), drafter=knowing())
     req = request("a", max_tokens=max_tokens)
     node.command(StartLocal(req))
     node.run()
@@ -120,7 +110,7 @@ def test_max_tokens_is_never_passed(max_tokens: int) -> None:
 
 
 def test_the_models_context_is_never_passed() -> None:
-    node = Node(guessing(max_model_len=24), drafter=knowing())
+    node = Node(guessing(LOOKED_UP, max_model_len=24), drafter=knowing())
     node.command(StartLocal(request("a", max_tokens=None)))
     node.run()
     assert len(node.tokens("a")) == 14
@@ -133,7 +123,7 @@ def test_a_stop_inside_a_right_run_ends_the_sample_there(how: str, at: int) -> N
     outputs, _ = expected_outputs(request("a", max_tokens=12), 64)
     stop = outputs[at]
     asked: dict[str, Any] = {"stop": (f"<{stop}>",)} if how == "stop" else {"stop_token_ids": (stop,)}
-    node = Node(guessing(), drafter=knowing())
+    node = Node(guessing(LOOKED_UP), drafter=knowing())
     req = request("a", max_tokens=12, **asked)
     node.command(StartLocal(req))
     node.run()
@@ -144,7 +134,7 @@ def test_a_stop_inside_a_right_run_ends_the_sample_there(how: str, at: int) -> N
 
 
 def test_min_tokens_and_logprobs_are_those_of_each_position() -> None:
-    node = Node(guessing(), drafter=knowing())
+    node = Node(guessing(LOOKED_UP), drafter=knowing())
     req = request("a", max_tokens=20, min_tokens=15, stop_token_ids=tuple(range(1, 60)), logprobs=0)
     node.command(StartLocal(req))
     node.run()
@@ -155,14 +145,14 @@ def test_min_tokens_and_logprobs_are_those_of_each_position() -> None:
 
 
 def test_penalised_samples_are_not_guessed_for() -> None:
-    node = Node(guessing(), drafter=knowing())
+    node = Node(guessing(LOOKED_UP), drafter=knowing())
     node.command(StartLocal(request("a", max_tokens=12, presence_penalty=1.0)))
     assert steps_of(node) == 12
     assert node.core.speculated.drafted == 0
 
 
 def test_guesses_attend_to_what_their_sequence_attends_to() -> None:
-    node = Node(media_config("d", "D", speculation=GUESSING), drafter=knowing())
+    node = Node(media_config("d", "D", speculation=LOOKED_UP), drafter=knowing())
     req = asked("c", heard("s"), n=2, max_tokens=12)
     reserve(node, req)
     (pull,) = feed(node, req, 0)
@@ -175,7 +165,7 @@ def test_guesses_attend_to_what_their_sequence_attends_to() -> None:
 
 
 def test_tokens_of_one_step_come_in_order_in_one_message() -> None:
-    node = Node(guessing(), drafter=knowing())
+    node = Node(guessing(LOOKED_UP), drafter=knowing())
     node.command(StartLocal(request("a", max_tokens=20)))
     node.run()
     emitted = [[t.position for t in m.tokens] for m in node.messages if isinstance(m, Emit)]
@@ -187,21 +177,17 @@ def test_tokens_of_one_step_come_in_order_in_one_message() -> None:
 @pytest.mark.parametrize("drafter", [knowing(), half_right])
 def test_guesses_in_a_tiny_pool_change_no_token(pages, drafter) -> None:
     ends = []
-    for speculation in (None, GUESSING):
+    for speculation in (None, LOOKED_UP):
         cluster = Cluster(config("p"), config("d", num_pages=pages, speculation=speculation), drafter=drafter)
         for index in range(5):
             cluster.submit(request(f"r{index}", 3 + index, max_tokens=12), split=False)
-        cluster.settle()
-        for journal in cluster.journals.values():
-            cluster.check(journal)
-            assert journal.ended[Role.DECODE].status is Status.OK
-        cluster.assert_idle()
+        settle_well(cluster)
         ends.append(sum(journal.ended[Role.DECODE].preemptions for journal in cluster.journals.values()))
     assert ends[0] > 0 or pages > 10
 
 
 def test_an_abort_while_guesses_are_verified_frees_everything_and_emits_nothing_more() -> None:
-    node = Node(guessing(), drafter=knowing())
+    node = Node(guessing(LOOKED_UP), drafter=knowing())
     for name in ("a", "b"):
         node.command(StartLocal(request(name, max_tokens=20)))
     first_verification(node)
@@ -214,7 +200,7 @@ def test_an_abort_while_guesses_are_verified_frees_everything_and_emits_nothing_
 
 
 def test_pages_of_wrong_guesses_are_freed_and_never_cached() -> None:
-    wrong = Node(guessing(page_size=4), drafter=knowing(lambda position: True))
+    wrong = Node(guessing(LOOKED_UP, page_size=4), drafter=knowing(lambda position: True))
     plain = Node(config("d"))
     for node in (wrong, plain):
         node.command(StartLocal(request("a", 7, max_tokens=8)))
@@ -233,7 +219,7 @@ def test_pages_of_wrong_guesses_are_freed_and_never_cached() -> None:
 
 
 def test_steps_with_prompt_chunks_stay_within_their_programs() -> None:
-    node = Node(guessing(max_num_seqs=4, chunk_tokens=4), drafter=knowing())
+    node = Node(guessing(LOOKED_UP, max_num_seqs=4, chunk_tokens=4), drafter=knowing())
     node.command(StartLocal(request("a", 4, max_tokens=40)))
     for index in range(3):
         first_verification(node)
@@ -263,7 +249,7 @@ def test_one_guessing_sample_does_not_hold_up_many_that_are_not() -> None:
             return []
 
     def accepted(others: int) -> int:
-        node = Node(guessing(num_pages=200, max_num_seqs=24, max_waiting=99), drafter=only_a)
+        node = Node(guessing(LOOKED_UP, num_pages=200, max_num_seqs=24, max_waiting=99), drafter=only_a)
         for index in range(others):
             node.command(StartLocal(request(f"b{index}", 4, max_tokens=30)))
         node.command(StartLocal(request("a", 4, max_tokens=8)))
@@ -283,7 +269,7 @@ def test_prompts_of_a_burst_are_indexed_over_several_steps(monkeypatch: pytest.M
             learned.append(super().learn(tokens, most))
             return learned[-1]
 
-    node = Node(guessing(num_pages=99, max_num_seqs=4), drafter=lambda request, sample: Counting(2, 1))
+    node = Node(guessing(LOOKED_UP, num_pages=99, max_num_seqs=4), drafter=lambda request, sample: Counting(2, 1))
     for name in "abcd":
         node.command(StartLocal(request(name, 17, max_tokens=12)))
     while not node.core.resources().idle:

@@ -84,16 +84,10 @@ def table(title: str, kernels: Kernels, steps: int, plain: float) -> str:
 
 def profile_decode(rig: Rig, batch: int, context: int) -> str:
     """The table of a decode step."""
-    from triptych.runtime.engine.buckets import Demand
     from triptych.tools.bench.engine.rig import decoding
-    from triptych.tools.bench.engine.steps import LONGEST_ROUND, first_context
+    from triptych.tools.bench.engine.steps import LONGEST_ROUND, decode_engine, first_context
 
-    last = first_context(context) + LONGEST_ROUND
-    demands = [Demand(batch, 0, 0, width) for width in range(rig.pages(first_context(context)), rig.pages(last) + 1)]
-    tokens = batch * rig.pages(last) * rig.page_size
-    engine, _ = rig.engine(
-        rig.config(sequences=batch, longest=last, chunk=rig.page_size, tokens=tokens, demands=demands)
-    )
+    engine = decode_engine(rig, [batch], context)
     loop = decoding(engine, batch, first_context(context), LONGEST_ROUND)
 
     def steps() -> None:

@@ -32,6 +32,14 @@ PROMPTS = 4  # that wait beside mixed steps, so that each has its chunk
 
 def measure_decode(rig: Rig, batches: Sequence[int], context: int) -> Iterator[Figure]:
     """A figure for each batch, at about `context` tokens a sequence; each is there before the next one is tried."""
+    engine = decode_engine(rig, batches, context)
+    for batch in batches:
+        rig.tell(f"decode, batch {batch}")
+        yield _decode(rig, engine, batch, context)
+
+
+def decode_engine(rig: Rig, batches: Sequence[int], context: int) -> Engine:
+    """With the programs that decode steps of these batches choose in rounds at about `context` tokens a sequence."""
     most, last = max(batches), first_context(context) + LONGEST_ROUND
     widths = range(rig.pages(first_context(context)), rig.pages(last) + 1)
     config = rig.config(
@@ -42,9 +50,7 @@ def measure_decode(rig: Rig, batches: Sequence[int], context: int) -> Iterator[F
         demands=[Demand(batch, 0, 0, width) for batch in batches for width in widths],
     )
     engine, _ = rig.engine(config)
-    for batch in batches:
-        rig.tell(f"decode, batch {batch}")
-        yield _decode(rig, engine, batch, context)
+    return engine
 
 
 def first_context(context: int) -> int:
