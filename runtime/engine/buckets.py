@@ -6,7 +6,8 @@ is large enough: an instance that only decodes computes prompts again after a pr
 rows as the last tokens of prompts.
 
 An accelerator's attention kernels read what a row has, not what its table could hold, and an accelerator is bound by arithmetic from a few
-hundred tokens on: there (`Sizes`) prompts have one width and more sizes, and rows begin at eight, since one row is multiplied no faster than eight.
+hundred tokens on: there (`Sizes`) prompts have one width and more sizes, and rows begin at eight, since one row is multiplied no faster than eight. Beside prompts there are
+fewer sizes, of three numbers of decode rows.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ SMALLEST_TABLE_TOKENS = 512
 SMALLEST_PREFILL = 32
 # A shorter prompt's attention is nothing beside its products.
 SMALLEST_FRESH = 512
+# Fewer prompt tokens beside decodes cost as much as this many.
+SMALLEST_MIXED = 128
+# Decode rows of mixed programs, below the largest: an accelerator multiplies a padded row among prompt tokens as slowly as any other.
+MIXED_ROWS = (32, 128)
 GROWTH = 4
 # What a decode row costs among prefill rows, in tokens: there its attention is computed for a block of queries of which it has one.
 RAGGED_DECODE_COST = 32
@@ -177,6 +182,12 @@ def halves(lowest: int, limit: int, fine: int) -> tuple[int, ...]:
     return (*geometric(lowest, fine), *between, limit)
 
 
+def _coarse(prefill_tokens: Sequence[int]) -> list[int]:
+    """Of the ascending sizes the last, and before it those that are powers of two and worth a program beside decodes."""
+    fine = [tokens for tokens in prefill_tokens[:-1] if tokens >= SMALLEST_MIXED and not tokens & (tokens - 1)]
+    return [*fine, prefill_tokens[-1]]
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What an engine's devices and attention make cheap.
@@ -226,6 +237,9 @@ def default_buckets(
             reached = takewhile(lambda pair: pair[0] < max_model_len, pairwise((0, *prefill_tokens)))
             shapes |= {ExtendShape(0, tokens, width, True) for _, tokens in reached if tokens >= SMALLEST_FRESH}
     if roles >= {Role.PREFILL, Role.DECODE}:
-        shapes |= {ExtendShape(max_num_seqs, tokens, pages) for tokens in prefill_tokens for pages in of_prompts}
+        mixed = {max_num_seqs}, prefill_tokens
+        if sizes.live_tables:
+            mixed = {min(rows, max_num_seqs) for rows in (*MIXED_ROWS, max_num_seqs)}, _coarse(prefill_tokens)
+        shapes |= {ExtendShape(rows, tokens, pages) for rows in mixed[0] for tokens in mixed[1] for pages in of_prompts}
     draws = {*geometric(1, most), *alone}
     return Buckets(tuple(sorted(shapes)), tuple(sorted({min(max(n, sizes.least_rows), most) for n in draws})))

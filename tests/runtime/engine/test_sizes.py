@@ -107,6 +107,8 @@ def test_kernels_take_prompts_of_more_sizes_and_one_width() -> None:
     assert {shape.prefill_tokens for shape in prompts} == {32, 128, 512, 768, 1024, 1536, 2048}
     assert {shape.prefill_tokens for shape in prompts if shape.fresh} == {512, 768, 1024, 1536, 2048}
     assert {shape.width for shape in prompts} == {256}
+    mixed = [shape for shape in buckets.extend if shape.decode_rows and shape.prefill_tokens]
+    assert {(shape.decode_rows, shape.prefill_tokens) for shape in mixed} == {(32, n) for n in (128, 512, 1024, 2048)}
     decodes = [shape for shape in buckets.extend if not shape.prefill_tokens]
     assert {shape.decode_rows for shape in decodes} == {8, 16, 32} and {shape.width for shape in decodes} == {
         32,
@@ -114,6 +116,8 @@ def test_kernels_take_prompts_of_more_sizes_and_one_width() -> None:
         256,
     }
     assert buckets.draws == (8, 32)
+    many = default_buckets(**(limits | {"max_num_seqs": 256}), roles=roles, sizes=kernel_sizes("gpu", "bfloat16"))
+    assert {s.decode_rows for s in many.extend if s.decode_rows and s.prefill_tokens} == {32, 128, 256}
     # Over codes a prompt attends to what its pages stand for.
     for attention, kv_dtype in (("gpu", "int8"), ("tpu", "bfloat16")):
         assert not any(
