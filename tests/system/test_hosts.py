@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -81,11 +80,10 @@ def test_kv_moves_by_way_of_the_leader(instances: tuple[Shared, ...], expected: 
 def test_a_lost_host_takes_the_instance_with_it_and_requests_go_on_when_it_is_back(
     how: signal.Signals, expected: dict[str, Result]
 ) -> None:
-    with hosted(Shared("null", 2, hosts=2), flags=("--patience=120",)) as server, ThreadPoolExecutor(1) as threads:
+    with hosted(Shared("null", 2, hosts=2), flags=("--patience=120",)) as server:
         for victim, other in (("null/1", "null/0"), ("null/0", "null/1")):
-            with Client(server.address) as client:
-                asked = threads.submit(client.complete, **LONG, timeout=300)
-                time.sleep(0.3)
+            with Client(server.address) as client, client.generate(**LONG, timeout=300) as stream:
+                next(stream)
                 os.kill(server.processes[victim], how)
                 assert server.exit_code(other, 60) == 1
                 assert server.said(other, "is lost"), "why it ended"
@@ -94,7 +92,9 @@ def test_a_lost_host_takes_the_instance_with_it_and_requests_go_on_when_it_is_ba
                 assert server.exit_code(victim) == (1 if how == signal.SIGSTOP else -how)
                 for name in (victim, other):
                     server.again(name)
-                assert_same(asked.result(), expected["LONG"], f"{victim} was lost")
+                for _ in stream:
+                    pass
+                assert_same(stream.result, expected["LONG"], f"{victim} was lost")
         server.wait_idle()
 
 
