@@ -163,10 +163,6 @@ class PageMover:
                     table[g, layers] = program
                     self._make_zeros(g, layers)
 
-    def lower(self, sizes: Sequence[int] | None = None) -> dict[str, Any]:
-        """The programs of `compile` by name, lowered: for a mesh whose devices are not here. Nothing is allocated."""
-        return {program.name: program.lower() for program in self.programs(sizes)}
-
     def gather(self, pools: Any, pages: Sequence[int], g: int, layer_group: int = 0) -> Gathered:
         """Copies at most `granule` pages of one layer group out of the pools. Does not wait for the device."""
         start, stop = self.layer_groups[layer_group]

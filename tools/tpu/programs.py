@@ -55,9 +55,9 @@ def lowered_programs(model: Published, mesh: Mesh, *, largest: bool = False) -> 
     yield "inject", _inject(pool).lower()
     mover = PageMover(
         mesh, pool.layout, 1, pages, PAGE_SIZE, pool.group.head_dim, DTYPE, EXPORT_PAGES,
-        pool_sharding=pool.structs[0][0].sharding,  # type: ignore[arg-type]
+        pool_sharding=pool.structs[0][0].sharding, what="media",  # type: ignore[arg-type]
     )  # fmt: skip
-    yield from mover.lower().items()
+    yield from ((program.name, program.lower()) for program in mover.programs())
 
 
 def _inject(pool: EmbeddingPool) -> Program:

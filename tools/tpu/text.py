@@ -171,16 +171,13 @@ class TextEngine:
         )  # fmt: skip
         largest = max(stop - start for start, stop in config.layer_groups)
         found = {}
-        for heads in mover.layout.chunk_sizes():
-            for kind in ("gather", "scatter"):
-                name = f"{kind} heads={heads}"
-                lower = _lowered_move(mover, f"{name} layers={largest}", heads)
-                found[name] = Piece(name, largest, self.pool_bytes // self.model.num_layers * largest, lower)
+        for program in mover.programs():
+            kind, _, heads, layers = program.key
+            if layers == f"layers={largest}":
+                name = f"{kind} {heads}"
+                pools = self.pool_bytes // self.model.num_layers * largest
+                found[name] = Piece(name, largest, pools, program.lower)
         return found
-
-
-def _lowered_move(mover: PageMover, name: str, heads: int) -> Callable[[], Any]:
-    return lambda: mover.lower([heads])[name]
 
 
 def shard_bytes(struct: Any) -> int:

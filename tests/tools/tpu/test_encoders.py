@@ -13,7 +13,7 @@ from triptych.tools.tpu.models import PUBLISHED, PublishedSpeech, PublishedVisio
 
 pytestmark = NO_COMPILER
 SLOTS = 128  # two windows
-MOVES = {"media", "inject", "gather heads=2 layers=1", "scatter heads=2 layers=1"}
+MOVES = {"media", "inject", "gather media heads=2 layers=1", "scatter media heads=2 layers=1"}
 
 
 def test_an_encoder_with_windows_compiles_for_eight_chips() -> None:
