@@ -5,6 +5,7 @@ Tracing holds the interpreter lock and gains nothing from threads; XLA releases 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
@@ -18,6 +19,8 @@ import jax
 
 from triptych.runtime.engine.compile_guard import cache_hits
 from triptych.runtime.engine.compiler_options import Options
+
+log = logging.getLogger(__name__)
 
 # XLA's passes recurse deeply on models of many layers; the usual 8 MiB of a thread's stack overflow.
 COMPILE_STACK_BYTES = 64 << 20
@@ -85,25 +88,43 @@ class CompiledBeside(Protocol):
 def compile_programs(
     programs: Sequence[Program], threads: int, progress: Progress
 ) -> tuple[dict[Key, Executable], CompileReport]:
-    """Compile everything, by key. `progress(name, done, total)` is called on this thread."""
+    """Compile everything, by key. `progress(name, done, total)` is called on this thread.
+
+    A program that the compiler fails with is compiled once more when nothing else is: compilers of GPUs start processes and measure candidates, which
+    can fail while many do so. Raises jax.errors.JaxRuntimeError if it fails again.
+    """
     start, hits = time.perf_counter(), cache_hits()
-    pending: dict[Future[Executable], Program] = {}
+    pending: dict[Future[Executable], tuple[Program, jax.stages.Lowered]] = {}
+    failed: list[tuple[Program, jax.stages.Lowered]] = []
     compiled: dict[Key, Executable] = {}
 
-    def settle(finished: Iterable[Future[Executable]]) -> None:
+    def submit(pool: ThreadPoolExecutor, program: Program, lowered: jax.stages.Lowered) -> None:
+        pending[pool.submit(lowered.compile, dict(program.options))] = (program, lowered)
+
+    def settle(finished: Iterable[Future[Executable]], last: bool = False) -> None:
         for future in finished:
-            program = pending.pop(future)
-            compiled[program.key] = future.result()
-            progress(program.name, len(compiled), len(programs))
+            program, lowered = pending.pop(future)
+            try:
+                compiled[program.key] = future.result()
+            except jax.errors.JaxRuntimeError as error:
+                if last:
+                    raise
+                log.warning("%s is compiled again when all others are: %s", program.name, str(error).split("\n")[0])
+                failed.append((program, lowered))
+            else:
+                progress(program.name, len(compiled), len(programs))
 
     previous = threading.stack_size(COMPILE_STACK_BYTES)
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="compile") as pool:
             for program in programs:
-                pending[pool.submit(program.lower().compile, dict(program.options))] = program
+                submit(pool, program, program.lower())
                 settle([future for future in pending if future.done()])
             lowered = time.perf_counter()
             settle(as_completed(list(pending)))
+            for program, again in failed:
+                submit(pool, program, again)
+                settle(as_completed(list(pending)), last=True)
     finally:
         threading.stack_size(previous)
     return compiled, CompileReport(len(programs), lowered - start, time.perf_counter() - start, cache_hits() - hits)
