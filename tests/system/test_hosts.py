@@ -85,8 +85,10 @@ def test_a_lost_host_takes_the_instance_with_it_and_requests_go_on_when_it_is_ba
             with Client(server.address) as client, client.generate(**LONG, timeout=300) as stream:
                 next(stream)
                 os.kill(server.processes[victim], how)
-                assert server.exit_code(other, 60) == 1
-                assert server.said(other, "is lost"), "why it ended"
+                status = server.exit_code(other, 60)
+                if not (status == -signal.SIGABRT and (victim, how) == ("null/0", signal.SIGKILL)):
+                    assert status == 1 and server.said(other, "is lost"), "why it ended"
+                # else jax, whose coordination service died with the leader, was quicker: it aborts the process
                 if how == signal.SIGSTOP:
                     os.kill(server.processes[victim], signal.SIGCONT)
                 assert server.exit_code(victim) == (1 if how == signal.SIGSTOP else -how)
