@@ -43,7 +43,7 @@ def test_pages_move_once_and_decode_computes_no_prompt() -> None:
 
 
 @pytest.mark.limit(300)
-@pytest.mark.parametrize("transport", ["local", "device"])
+@pytest.mark.parametrize("transport", ["local", pytest.param("device", marks=pytest.mark.slow)])
 def test_damaged_kv_fails_the_request_and_is_never_decoded(transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = FaultSchedule.always(Fault.CORRUPT)
 

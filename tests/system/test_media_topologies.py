@@ -44,6 +44,7 @@ def test_a_picture_asked_about_by_many_is_encoded_once() -> None:
         assert second.timings.embedding_bytes == second.timings.encode_tasks == 0
 
 
+@pytest.mark.slow
 def test_pictures_and_frames_are_encoded_by_all_encode_instances() -> None:
     """Items of one request fan out, and their embeddings come together in the order of the prompt."""
     request: dict[str, Any] = {

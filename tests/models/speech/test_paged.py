@@ -42,6 +42,7 @@ def test_the_dense_reference_is_the_golden() -> None:
     )
 
 
+@pytest.mark.slow
 def test_mixed_steps_of_three_windows_are_what_each_says_alone() -> None:
     paged, states = PagedWhisper(toy_decoder(), seed=3), windows(3)
     first, second, third = (paged.hear(window) for window in states)
