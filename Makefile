@@ -21,7 +21,7 @@ PROTOC = $(PROTO_VENV)/bin/python -m grpc_tools.protoc -I src
 
 help:
 	@echo "make demo         fetch a small model, serve it as 1P1D and ask it a question"
-	@echo "make test         the fast tests (five to eleven minutes on two cores)"
+	@echo "make test         the fast tests (ten to fourteen minutes on two cores)"
 	@echo "make test-all     all tests, with the slow ones and those on the default model"
 	@echo "make lint         ruff, ruff format, pyright"
 	@echo "make format       let ruff rewrite what it can"
