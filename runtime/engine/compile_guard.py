@@ -24,6 +24,7 @@ class CompiledError(AssertionError):
 class _Counter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.here = threading.local()
         self.compilations = 0
         self.cache_hits = 0
         jax.monitoring.register_event_duration_secs_listener(self._record)
@@ -36,6 +37,7 @@ class _Counter:
 
     def _record_hit(self, event: str, **kwargs: str | int) -> None:
         if event == CACHE_HIT_EVENT:
+            self.here.hits = getattr(self.here, "hits", 0) + 1
             with self._lock:
                 self.cache_hits += 1
 
@@ -53,6 +55,11 @@ def compile_count() -> int:
 def cache_hits() -> int:
     """Those of them that the persistent cache answered; 0 without one."""
     return _counter().cache_hits
+
+
+def cache_hits_of_thread() -> int:
+    """Those of them that this thread asked for."""
+    return getattr(_counter().here, "hits", 0)
 
 
 @contextmanager

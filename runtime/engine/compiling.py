@@ -1,4 +1,4 @@
-"""Compiling programs ahead of time: lowered one after another, compiled by a few threads.
+"""Compiling programs ahead of time: lowered one after another, compiled by a few threads. What was kept by an earlier start is loaded instead.
 
 Tracing holds the interpreter lock and gains nothing from threads; XLA releases it.
 """
@@ -17,8 +17,9 @@ from typing import Any, Protocol
 
 import jax
 
-from triptych.runtime.engine.compile_guard import cache_hits
+from triptych.runtime.engine.compile_guard import cache_hits, cache_hits_of_thread
 from triptych.runtime.engine.compiler_options import Options
+from triptych.runtime.engine.kept_programs import KeptPrograms
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +35,9 @@ Executable = Callable[..., Any]
 
 @dataclass(frozen=True)
 class CompileReport:
-    """How many programs were compiled, and the seconds it took: tracing and lowering, and all of it (other programs compile meanwhile).
+    """How many programs there are, and the seconds it took: tracing and lowering, and all of it (other programs compile meanwhile).
 
-    `from_cache`: programs that the persistent cache had. `warm_up_seconds`: making pools and running every program once, after `seconds`.
+    `from_cache`: programs that were kept, or that the persistent cache had. `warm_up_seconds`: making pools and running every program once, after `seconds`.
     """
 
     programs: int
@@ -86,9 +87,9 @@ class CompiledBeside(Protocol):
 
 
 def compile_programs(
-    programs: Sequence[Program], threads: int, progress: Progress
+    programs: Sequence[Program], threads: int, progress: Progress, kept: KeptPrograms | None = None
 ) -> tuple[dict[Key, Executable], CompileReport]:
-    """Compile everything, by key. `progress(name, done, total)` is called on this thread.
+    """Compile everything, by key, but for what was `kept`; and keep it. `progress(name, done, total)` is called on this thread.
 
     A program that the compiler fails with is compiled once more when nothing else is: compilers of GPUs start processes and measure candidates, which
     can fail while many do so. Raises jax.errors.JaxRuntimeError if it fails again.
@@ -98,33 +99,53 @@ def compile_programs(
     failed: list[tuple[Program, jax.stages.Lowered]] = []
     compiled: dict[Key, Executable] = {}
 
+    def make(program: Program, lowered: jax.stages.Lowered) -> Executable:
+        hits = cache_hits_of_thread()
+        made = lowered.compile(dict(program.options))
+        if kept is not None and cache_hits_of_thread() == hits:
+            kept.keep(program, made)
+        return made
+
     def submit(pool: ThreadPoolExecutor, program: Program, lowered: jax.stages.Lowered) -> None:
-        pending[pool.submit(lowered.compile, dict(program.options))] = (program, lowered)
+        pending[pool.submit(make, program, lowered)] = (program, lowered)
+
+    def done(program: Program, made: Executable) -> None:
+        compiled[program.key] = made
+        progress(program.name, len(compiled), len(programs))
 
     def settle(finished: Iterable[Future[Executable]], last: bool = False) -> None:
         for future in finished:
             program, lowered = pending.pop(future)
             try:
-                compiled[program.key] = future.result()
+                made = future.result()
             except jax.errors.JaxRuntimeError as error:
                 if last:
                     raise
                 log.warning("%s is compiled again when all others are: %s", program.name, str(error).split("\n")[0])
                 failed.append((program, lowered))
             else:
-                progress(program.name, len(compiled), len(programs))
+                done(program, made)
 
     previous = threading.stack_size(COMPILE_STACK_BYTES)
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="compile") as pool:
+            if kept is not None:
+                for program, made in zip(programs, pool.map(kept.load, programs), strict=True):
+                    if made is not None:
+                        done(program, made)
+            loaded, began = len(compiled), time.perf_counter()
             for program in programs:
-                submit(pool, program, program.lower())
-                settle([future for future in pending if future.done()])
-            lowered = time.perf_counter()
+                if program.key not in compiled:
+                    submit(pool, program, program.lower())
+                    settle([future for future in pending if future.done()])
+            lowering = time.perf_counter() - began
             settle(as_completed(list(pending)))
             for program, again in failed:
                 submit(pool, program, again)
                 settle(as_completed(list(pending)), last=True)
     finally:
         threading.stack_size(previous)
-    return compiled, CompileReport(len(programs), lowered - start, time.perf_counter() - start, cache_hits() - hits)
+    if kept is not None and loaded < len(programs):
+        kept.forget_old()
+    seconds = time.perf_counter() - start
+    return compiled, CompileReport(len(programs), lowering, seconds, loaded + cache_hits() - hits)

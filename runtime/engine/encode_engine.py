@@ -14,6 +14,7 @@ from triptych.runtime.engine.buckets import PlanError
 from triptych.runtime.engine.compile_guard import compile_count
 from triptych.runtime.engine.compiling import CompiledBeside, CompileReport, Progress, compile_programs
 from triptych.runtime.engine.config import EngineConfig
+from triptych.runtime.engine.kept_programs import KeptPrograms
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.results import PendingStep, read
 from triptych.runtime.instance.plan import StepPlan, StepResult
@@ -34,19 +35,24 @@ class EncodeEngine:
         self._broken: str | None = "it is not compiled yet"
 
     def compile(
-        self, progress: Progress = lambda name, done, total: None, beside: Sequence[CompiledBeside] = ()
+        self,
+        progress: Progress = lambda name, done, total: None,
+        beside: Sequence[CompiledBeside] = (),
+        kept: KeptPrograms | None = None,
     ) -> CompileReport:
-        """Compile every program, and those of what is `beside`, make the pool, and run each of the engine's once."""
+        """Compile every program that is not `kept`, and those of what is `beside`, make the pool, and run each of the engine's once."""
         compile_count()  # starts the count of the compile guard
         programs = [program for part in (self.media, *beside) for program in part.programs()]
-        compiled, report = compile_programs(programs, self.config.compile_threads, progress)
+        compiled, report = compile_programs(programs, self.config.compile_threads, progress, kept)
         for part in (self.media, *beside):
             part.add(compiled)
         began = time.perf_counter()
-        self.rebuild()
         try:
+            self.rebuild()
             self.media.run_each_once()
         except Exception as error:
+            if kept is not None:
+                kept.distrust()
             raise self.fail(error) from error
         return replace(report, warm_up_seconds=time.perf_counter() - began)
 

@@ -34,6 +34,7 @@ from triptych.runtime.engine.copies import copy_tables
 from triptych.runtime.engine.decoders import ServedDecoder, self_group
 from triptych.runtime.engine.draft_stage import DraftStage
 from triptych.runtime.engine.draws import DrawBatch, DrawPacker, check_seat
+from triptych.runtime.engine.kept_programs import KeptPrograms
 from triptych.runtime.engine.media_stage import MediaStage
 from triptych.runtime.engine.programs import Programs
 from triptych.runtime.engine.results import PartialStep, PendingStep, read
@@ -86,18 +87,24 @@ class Engine:
     # ---- life ----------------------------------------------------------------------------------------------------------------------
 
     def compile(
-        self, progress: Progress = lambda name, done, total: None, beside: Sequence[CompiledBeside] = ()
+        self,
+        progress: Progress = lambda name, done, total: None,
+        beside: Sequence[CompiledBeside] = (),
+        kept: KeptPrograms | None = None,
     ) -> CompileReport:
-        """Compile every program, and those of what is `beside`, make pools and state, and run each of the engine's once. `progress(name, done, total)` is called in between."""
+        """Compile every program that is not `kept`, and those of what is `beside`, make pools and state, and run each of the engine's once.
+
+        `progress(name, done, total)` is called in between.
+        """
         compile_count()  # starts the count of the compile guard
         others = (*beside, *self._stages)
         programs = [*(program for other in others for program in other.programs()), *self._programs.all()]
-        compiled, report = compile_programs(programs, self.config.compile_threads, progress)
+        compiled, report = compile_programs(programs, self.config.compile_threads, progress, kept)
         for programs_of in (self._programs, *others):
             programs_of.add(compiled)
         began = time.perf_counter()
-        self.rebuild()
         try:
+            self.rebuild()
             self.pools, self._state = run_each_once(
                 self._programs, self.config, self._params, self.pools, self._usable(), self._embeddings
             )
@@ -106,6 +113,8 @@ class Engine:
             if self.draft is not None:
                 self.draft.run_each_once(self._state.last_tokens)
         except Exception as error:
+            if kept is not None:
+                kept.distrust()
             raise self.fail(error) from error
         return replace(report, warm_up_seconds=time.perf_counter() - began)
 

@@ -51,6 +51,7 @@ from triptych.runtime.transfer.layer_groups import LayerGroups, cut_layers
 from triptych.runtime.worker.config import InstancePlan, WorkerConfig
 from triptych.runtime.worker.draft_parts import load_draft, open_draft
 from triptych.runtime.worker.hosts.parts import SharedHost
+from triptych.runtime.worker.kept import kept_programs
 from triptych.runtime.worker.media_parts import (
     WorkerModel,
     encode_patches,
@@ -212,7 +213,8 @@ def build_instance(
     if stage is not None and header is not None:
         media = PoolParts(media_mover(config, mesh, stage.pool), header)
     movers = [pool.mover for pool in (kv, media) if pool is not None]
-    times = StartTimes.of(weights, engine.compile(compiled, movers))
+    kept = kept_programs(config, plan, model, limits, mesh) if host is None else None
+    times = StartTimes.of(weights, engine.compile(compiled, movers, kept))
     progress(f"{plan.id}: ready in {time.monotonic() - started:.1f} s ({times})")
     return InstanceParts(plan, mesh, engine, kv, media, times)
 

@@ -1,4 +1,4 @@
-"""What an instance's start took, phase by phase. The next start of the same model finds its programs in the persistent cache."""
+"""What an instance's start took, phase by phase. The next start of the same instance finds its programs kept."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class StartTimes:
     Attributes:
         weights: reading or making them, and placing them on the devices.
         lowering: tracing programs and lowering them. Others compile meanwhile.
-        compiling: waiting for the compiler after that, or for the persistent cache.
+        compiling: loading what was kept, and waiting for the compiler after lowering, or for the persistent cache.
         warm_up: making pools, and running every program once.
-        programs: compiled, those that move pages included; `from_cache` of them were in the persistent cache.
+        programs: those that move pages included; `from_cache` of them were kept, or in the persistent cache.
     """
 
     weights: float = 0.0

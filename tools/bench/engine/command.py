@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from triptych.models.kernels.names import AUTO_KERNEL, CHOICES
 from triptych.models.kv import KV_CODES
+from triptych.models.weight_formats import AUTO, WEIGHT_FORMATS
 from triptych.runtime.core.errors import ConfigError, TriptychError
 from triptych.tools.config import ServeConfig
 from triptych.tools.reports import STDOUT, check_outputs
@@ -65,6 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of KV pages (default auto: --dtype)",
     )
+    engine.add_argument(
+        "--weights",
+        choices=(AUTO, *WEIGHT_FORMATS),
+        default=AUTO,
+        help="how matrices are stored (default auto: --dtype)",
+    )
     engine.add_argument("--tp", type=int, default=1, help="devices (default 1)")
     engine.add_argument("--page-size", "--block-size", type=int, default=16)
     engine.add_argument(
@@ -90,8 +97,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{', '.join('--' + name.replace('_', '-') for name in wrong)} must be positive")
     if not 0 <= args.seconds < math.inf:
         raise ConfigError(f"--seconds is {args.seconds}; expected 0 or more")
-    if args.kv_cache_dtype != "auto" and (args.through != "engine" or "start" in parts):
-        raise ConfigError("--kv-cache-dtype is for parts that run through the engine: leave out --through and start")
+    for flag in ("kv_cache_dtype", "weights"):
+        if getattr(args, flag) != "auto" and (args.through != "engine" or "start" in parts):
+            name = "--" + flag.replace("_", "-")
+            raise ConfigError(f"{name} is for parts that run through the engine: leave out --through and start")
     check_outputs(args.json, args.plot)
     # Late: they import jax, and a wrong flag is reported without waiting for it.
     from triptych.tools.bench.engine import ceilings

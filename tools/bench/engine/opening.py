@@ -34,7 +34,7 @@ def open_rig(args: argparse.Namespace, tell: Callable[[str], None]) -> Rig:
         raise ConfigError(str(error)) from error
     mesh = make_mesh(devices[: args.tp], args.tp)
     began = time.perf_counter()
-    loaded = load_decoder(bundle.config, bundle.tensor_source, mesh, dtype)
+    loaded = load_decoder(bundle.config, bundle.tensor_source, mesh, dtype, args.weights)
     tell(f"{loaded.nbytes() / 1e9:.2f} GB of weights in {time.perf_counter() - began:.1f} s")
     attention = kernel_for(args.attention, devices[0], args.page_size, bundle.config.head_dim)
     sizes = (args.page_size, attention, args.compile_threads, args.seconds)

@@ -29,7 +29,9 @@ class Run:
 
     @property
     def bounds(self) -> Bounds:
-        """Those that hold for what was measured."""
+        """Those that hold for what was measured: they are for weights and KV in the model's dtype."""
+        if {self.settings.get(kind, "auto") for kind in ("weights", "kv_cache_dtype")} != {"auto"}:
+            return {}
         bounds = dict(bounds_of(self.config, self.ceilings))
         if self.settings.get("context") != CONTEXT:
             bounds = {key: bound for key, bound in bounds.items() if key[0] != "decode"}

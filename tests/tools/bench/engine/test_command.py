@@ -29,13 +29,14 @@ def test_wrong_flags_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixt
         assert flag.lstrip("-") in capsys.readouterr().err or flag == "--json"
 
 
-def test_kv_in_codes_is_measured_through_the_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(("bench-engine", "dummy:toy", "--kv-cache-dtype", "int8", "--through", "llm")) == 2
-    assert "leave out --through and start" in capsys.readouterr().err
+@pytest.mark.parametrize("flag", ["--kv-cache-dtype", "--weights"])
+def test_codes_are_measured_through_the_engine(flag: str, capsys: pytest.CaptureFixture[str]):
+    assert main(("bench-engine", "dummy:toy", flag, "int8", "--through", "llm")) == 2
+    assert f"{flag} is for parts that run through the engine" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_decoding_with_kv_in_codes_has_its_own_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_decoding_with_codes_has_its_own_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ceilings, "measure", lambda device, dtype, note=None: made_up())
     flags = (
         "--parts",
@@ -52,12 +53,12 @@ def test_decoding_with_kv_in_codes_has_its_own_floor(tmp_path: Path, monkeypatch
         str(tmp_path),
     )
     floors = []
-    for kv in ("auto", "int8"):
-        out = tmp_path / f"{kv}.json"
-        assert main(("bench-engine", "dummy:toy", *flags, "--kv-cache-dtype", kv, "--json", str(out))) == 0
+    for codes in ((), ("--kv-cache-dtype", "int8"), ("--weights", "int8")):
+        out = tmp_path / f"{len(floors)}.json"
+        assert main(("bench-engine", "dummy:toy", *flags, *codes, "--json", str(out))) == 0
         (row,) = json.loads(out.read_text())["steps"]
         floors.append(row["floor_ms"])
-    assert floors[1] < floors[0]
+    assert max(floors[1:]) < floors[0]
 
 
 @pytest.mark.slow
@@ -89,6 +90,7 @@ def test_a_second_start_compiles_nothing(tmp_path: Path):
     cold, warm = measure_starts(settings, lambda text: None)
     assert (cold.kind, warm.kind) == ("cold", "warm")
     assert cold.from_cache < cold.programs == warm.programs == warm.from_cache
+    assert warm.phases["lowering"] < cold.phases["lowering"] / 20, "what is kept is not lowered"
     for start in (cold, warm):
         assert {
             "process",

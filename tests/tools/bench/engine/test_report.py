@@ -65,6 +65,10 @@ def test_bounds_are_scaled_where_the_machine_reads_slower_and_only_for_steps():
 
 def test_what_was_measured_otherwise_is_not_judged():
     assert rows(run(context=512))[0]["must"] is None
+    for codes in ("weights", "kv_cache_dtype"):
+        in_codes = run()
+        in_codes.settings[codes] = "int8"
+        assert rows(in_codes)[0]["must"] is None, "bounds are those of bfloat16"
     judged = as_json(run())["batches"]
     assert [row["must"] for row in judged] == [6800.0, None, 43500.0]
     assert [row["met"] for row in judged] == [True, None, False], "8192 output tokens/s, 32784 tokens/s of prompts"

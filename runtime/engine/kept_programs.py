@@ -1,0 +1,194 @@
+"""Compiled programs on disk, found by what they are made from: a start that finds them neither traces nor lowers anything.
+
+The compiler's own persistent cache (jax's) is asked with a lowered program, and lowering an 8B model's sixty programs takes longer than all else that a start
+does. So beside it whole executables are kept, under a digest of everything that could make them different: the sources of this package and the versions of
+what compiles, the devices and the environment that the compiler reads, what the instance is built of (`made_from`), and the program's name, arguments,
+outputs, donations and options. Something too much in the digest costs a hit; something too little would run another program, so whole values go in.
+
+Only what was compiled here is kept. What the persistent cache answered is not: XLA:CPU cannot write such an executable a second time.
+
+Files are pickles, as trustworthy as the folder: whoever can write there can run code here, which holds for the persistent cache, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+import pickle
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+from jax.experimental.serialize_executable import deserialize_and_load, serialize
+
+import triptych
+from triptych.sharding.devices import Device
+
+if TYPE_CHECKING:
+    from triptych.runtime.engine.compiling import Program
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+SOURCES = ("models", "runtime", "sharding")  # of this package: what programs are made by
+COMPILERS = re.compile(r"jax|flax|numpy$|nvidia-|libtpu")  # installed packages that make, or are called by, executables
+READ_BY_COMPILERS = re.compile(r"XLA_|JAX_(?!COMPILATION_CACHE|PERSISTENT_CACHE)|LIBTPU_|TF_|NVIDIA_TF32")
+SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable")
+FORGOTTEN_AFTER = 30 * 24 * 3600.0  # seconds in which nobody took a file
+
+Loaded = Callable[..., Any]
+
+
+class KeptPrograms:
+    """The executables of one instance's programs in a folder, which is made when the first one is kept.
+
+    Args:
+        folder: of all instances of this machine.
+        made_from: everything that programs are made from and that `Program` does not show, such as the model's configuration; see `described`.
+        devices: that the programs run on, in the order of the mesh.
+
+    Attributes:
+        made_from: all that, and this package, the compilers and the machine, as text.
+    """
+
+    def __init__(self, folder: Path, made_from: object, devices: Sequence[Device]) -> None:
+        self._folder = folder
+        self._taken: list[Path] = []
+        self._devices = tuple(devices)
+        machine = [(d.platform, d.device_kind, d.client.platform_version, d.id) for d in self._devices]
+        self.made_from = described(
+            (FORMAT, _makers(), _settings(), machine, _host(self._devices[0].platform), made_from)
+        )
+
+    def load(self, program: Program) -> Loaded | None:
+        """The program's executable, ready to run; None if there is none that can be read."""
+        file = self._file(program)
+        try:
+            with file.open("rb") as stream:
+                digest, payload = stream.read(hashlib.sha256().digest_size), stream.read()
+        except OSError:
+            return None
+        if hashlib.sha256(payload).digest() != digest:
+            log.warning("%s is damaged; %s is compiled again", file, program.name)
+            return None
+        try:
+            loaded = deserialize_and_load(*pickle.loads(payload), execution_devices=list(self._devices))
+            os.utime(file)
+            self._taken.append(file)
+        except Exception as error:  # noqa: BLE001 - whatever an executable of another day raises: it is made again
+            log.warning("%s cannot be loaded (%s); %s is compiled again", file, error, program.name)
+            return None
+        return loaded
+
+    def keep(self, program: Program, compiled: jax.stages.Compiled) -> None:
+        """Write what was compiled. A folder that cannot be written to, or a program that cannot be kept, is said in the log and nothing else."""
+        try:
+            payload = pickle.dumps(serialize(compiled))
+            file = self._file(program)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # Beside it and renamed: others may start at the same time, and this process may die.
+            unfinished = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
+            unfinished.write_bytes(hashlib.sha256(payload).digest() + payload)
+            unfinished.replace(file)
+        except (OSError, ValueError, NotImplementedError, pickle.PicklingError, jax.errors.JaxRuntimeError) as error:
+            log.warning("%s is not kept for the next start: %s", program.name, error)
+
+    def distrust(self) -> None:
+        """Delete what was loaded: something in it failed, and the next start is to compile it."""
+        for file in self._taken:
+            file.unlink(missing_ok=True)
+
+    def forget_old(self) -> None:
+        """Delete files that nobody took for `FORGOTTEN_AFTER` seconds: those of other versions, or of models that are gone."""
+        before = time.time() - FORGOTTEN_AFTER
+        for file in self._folder.glob("*") if self._folder.is_dir() else ():
+            try:
+                if file.stat().st_mtime < before:
+                    file.unlink()
+            except OSError:
+                continue  # another process was quicker
+
+    def _file(self, program: Program) -> Path:
+        structs = [_struct(leaf) for leaf in jax.tree.leaves(program.arguments)]
+        shape = str(jax.tree.structure(program.arguments))
+        outputs = [_sharding(leaf) for leaf in jax.tree.leaves(program.outputs)]
+        own = described((program.key, shape, structs, outputs, program.donated, program.options))
+        return self._folder / hashlib.sha256(f"{self.made_from}\n{own}".encode()).hexdigest()
+
+
+def described(value: object) -> str:
+    """A value as text: the same in every process, and another one for another value.
+
+    Raises ValueError for what shows itself by its address in memory.
+    """
+    match value:
+        case Enum():
+            return f"{type(value).__qualname__}.{value.name}"
+        case str() | bytes():
+            return repr(value)
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            inside = (f"{field.name}={described(getattr(value, field.name))}" for field in fields(value))
+            return f"{type(value).__qualname__}({', '.join(inside)})"
+        case Mapping():
+            return f"{{{', '.join(sorted(f'{described(k)}: {described(v)}' for k, v in value.items()))}}}"
+        case AbstractSet():
+            return f"{{{', '.join(sorted(map(described, value)))}}}"
+        case Sequence():
+            return f"({', '.join(map(described, value))})"
+        case _:
+            if " at 0x" in (text := repr(value)):
+                raise ValueError(f"{text} has no description that another process would understand")
+            return text
+
+
+def _struct(leaf: Any) -> str:
+    return f"{leaf.dtype}{leaf.shape} {_sharding(leaf.sharding)} {getattr(leaf, 'weak_type', False)}"
+
+
+def _sharding(sharding: Any) -> str:
+    return f"{sharding!r} {getattr(sharding, 'memory_kind', None)}"
+
+
+@cache
+def _makers() -> tuple[object, ...]:
+    """Versions of the compilers, and a digest of the sources that they are given programs by."""
+    digest = hashlib.sha256()
+    for file in _sources():
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        digest.update(file.read_bytes())
+    installed = {
+        found.name: found.version for found in importlib.metadata.distributions() if COMPILERS.match(found.name)
+    }
+    return (installed, digest.hexdigest())
+
+
+def _sources() -> Iterator[Path]:
+    root = Path(triptych.__file__).parent
+    for part in SOURCES:
+        yield from sorted((root / part).rglob("*.py"))
+
+
+def _settings() -> tuple[object, ...]:
+    read = {name: value for name, value in os.environ.items() if READ_BY_COMPILERS.match(name)}
+    return (read, {name: getattr(jax.config, name, None) for name in SETTINGS})
+
+
+def _host(platform: str) -> object:
+    """What XLA:CPU compiles for: the processor's instructions, and how many cores it may use."""
+    if platform != "cpu":
+        return None
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), os.uname().machine)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (flags, cores)
