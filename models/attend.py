@@ -3,8 +3,8 @@
 `Attend` is given a step's queries, keys and values with one layer's pages, and returns what was attended and the pages with the new keys in.
 `paged_attend` is the reference; a kernel is another function of that shape.
 
-`LayerOps` is all of a layer that is not a product: norms with the sums before them, and everything between the projection and what was
-attended. `PlainOps` leaves it to the compiler, around any `Attend`; where small kernels cost more than their bytes there are others
+`LayerOps` is how a layer is computed: norms with the sums before them, everything between the projection and what was attended, and products, where a
+kernel does more than multiply. `PlainOps` leaves it to the compiler, around any `Attend`; where small kernels cost more than their bytes there are others
 (`models/kernels/gpu_ops.py`).
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
@@ -23,14 +24,22 @@ from triptych.models.rope import Rotation, rotate
 from triptych.sharding.rules import ShardingRules
 
 if TYPE_CHECKING:
-    from triptych.models.decoder import RmsNorm
+    from triptych.models.decoder import FusedLinear, Linear, RmsNorm
 
 Pages = Shaped[Array, "pages page_size kv_heads *head_dim"]
 KV = tuple[Pages, ...]
 """One layer's pages: (keys, values), with (key scales, value scales) behind codes, or as the kernel's `models/pool_layout.py` says."""
 
 Hidden = Float[Array, "tokens hidden"]
+Summands = Float[Array, "tokens features"] | Float[Array, "parts tokens features"]
+"""What a product gives: its result, or float32 parts of it that are still to be added."""
+
 Heads = Float[Array, "tokens some_heads head_dim"]
+
+
+def added(summands: Summands, dtype: jnp.dtype) -> Float[Array, "tokens features"]:
+    """Parts as their sum, in `dtype`."""
+    return summands if summands.ndim == 2 else summands.sum(axis=0).astype(dtype)
 
 
 class Attend(Protocol):
@@ -52,12 +61,15 @@ class Projected:
 
     Attributes:
         parts: [tokens, heads * head_dim], [tokens, kv_heads * head_dim] twice, in one array: each device's share of the three lies together.
+            Or summands of that.
+        dtype: of queries, keys and values.
         sizes: (heads, KV heads) of each device.
         by: what queries and keys are rotated by.
         norms: of each head of queries and of keys, before the rotation; None: they are not normed.
     """
 
-    parts: Float[Array, "tokens qkv"]
+    parts: Summands
+    dtype: jnp.dtype
     sizes: tuple[int, int]
     head_dim: int
     by: Rotation
@@ -66,9 +78,9 @@ class Projected:
 
     def rotated(self) -> tuple[Heads, Heads, Heads]:
         """Queries, keys and values, the first two normed and rotated, by heads."""
-        tokens, (heads, kv_heads) = self.parts.shape[0], self.sizes
-        ends = (heads * self.head_dim, (heads + kv_heads) * self.head_dim)
-        by_device = self.parts.reshape(tokens, self.rules.tp, -1)
+        parts, (heads, kv_heads) = added(self.parts, self.dtype), self.sizes
+        tokens, ends = parts.shape[0], (heads * self.head_dim, (heads + kv_heads) * self.head_dim)
+        by_device = parts.reshape(tokens, self.rules.tp, -1)
         q, k, v = (part.reshape(tokens, -1, self.head_dim) for part in jnp.split(by_device, ends, axis=2))
         q_norm, k_norm = self.norms or (None, None)
         q = rotate(q if q_norm is None else q_norm(q), self.by)
@@ -79,9 +91,21 @@ class Projected:
 
 
 class LayerOps(Protocol):
-    """What a layer does beside its products, in a step."""
+    """How a layer is computed, in a step."""
 
-    def add_norm(self, x: Hidden, more: Hidden, norm: RmsNorm) -> tuple[Hidden, Hidden]:
+    def product(self, x: Float[Array, "tokens inputs"], linear: Linear | FusedLinear) -> Summands:
+        """The layer's own products, for `add_norm` or `attend`."""
+        ...
+
+    def nothing(self, x: Hidden, linear: Linear) -> Summands:
+        """Zeros in place of what `product` gives, for as many tokens as x has."""
+        ...
+
+    def gated(self, x: Hidden, gate_up: FusedLinear) -> Float[Array, "tokens ffn"]:
+        """silu(gate) * up of a SwiGLU's first two products."""
+        ...
+
+    def add_norm(self, x: Hidden, more: Summands, norm: RmsNorm) -> tuple[Hidden, Hidden]:
         """(x + more, the same normed)."""
         ...
 
@@ -99,7 +123,17 @@ class PlainOps:
     attends: Attend
     rules: ShardingRules
 
-    def add_norm(self, x: Hidden, more: Hidden, norm: RmsNorm) -> tuple[Hidden, Hidden]:
+    def product(self, x: Float[Array, "tokens inputs"], linear: Linear | FusedLinear) -> Summands:
+        return linear.together(x)
+
+    def nothing(self, x: Hidden, linear: Linear) -> Summands:
+        return jnp.zeros_like(x)
+
+    def gated(self, x: Hidden, gate_up: FusedLinear) -> Float[Array, "tokens ffn"]:
+        gate, up = gate_up(x)
+        return jax.nn.silu(gate) * up
+
+    def add_norm(self, x: Hidden, more: Summands, norm: RmsNorm) -> tuple[Hidden, Hidden]:
         x = self.rules.constrain(x + more, "tokens", "hidden")
         return x, norm(x)
 

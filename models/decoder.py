@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from triptych.models.attend import KV, LayerOps, PlainOps, Projected, paged_attend
+from triptych.models.attend import KV, LayerOps, PlainOps, Projected, Summands, added, paged_attend
 from triptych.models.config import ModelConfig
 from triptych.models.product import times, times_transposed
 from triptych.models.quantised import ChannelWeight, quantised_weight
@@ -32,7 +32,7 @@ from triptych.models.weight_formats import WeightFormat
 from triptych.sharding.heads import head_layout, padded_size
 from triptych.sharding.rules import LogicalAxis, ShardingRules
 
-Stream = tuple[Float[Array, "tokens hidden"], Float[Array, "tokens hidden"]]
+Stream = tuple[Float[Array, "tokens hidden"], Summands]
 """Hidden states between layers, as two that are to be added: what came into the last FFN, and what came out of it."""
 
 
@@ -52,10 +52,13 @@ class Linear(nnx.Module):
         )
         self.bias = _zeros((outputs,), dtype) if bias else None
 
-    def __call__(self, x: Float[Array, "tokens inputs"]) -> Float[Array, "tokens outputs"]:
+    def together(self, x: Float[Array, "tokens inputs"]) -> Float[Array, "tokens outputs"]:
+        """The product."""
         weight = self.weight
         out = times_transposed(x, weight[...]) if isinstance(weight, nnx.Param) else weight.times(x)
         return out if self.bias is None else out + self.bias[...]
+
+    __call__ = together
 
 
 class FusedLinear(nnx.Module):
@@ -151,14 +154,12 @@ class Attention(nnx.Module):
         self.sizes = (layout.heads_total // rules.tp, layout.kv_heads_total // rules.tp)
         self.head_dim, self.window, self.rules = config.head_dim, window, rules
 
-    def __call__(
-        self, x: Float[Array, "tokens hidden"], by: Rotation, kv: KV, ops: LayerOps
-    ) -> tuple[Float[Array, "tokens hidden"], KV]:
+    def __call__(self, x: Float[Array, "tokens hidden"], by: Rotation, kv: KV, ops: LayerOps) -> tuple[Summands, KV]:
         norms = None if self.q_norm is None or self.k_norm is None else (self.q_norm, self.k_norm)
-        projected = Projected(self.qkv.together(x), self.sizes, self.head_dim, by, norms, self.rules)
+        projected = Projected(ops.product(x, self.qkv), x.dtype, self.sizes, self.head_dim, by, norms, self.rules)
         attended, kv = ops.attend(projected, kv, self.window)
         attended = self.rules.constrain(attended, "tokens", "heads", "head_dim")
-        return self.o(attended.reshape(x.shape[0], -1)), kv
+        return ops.product(attended.reshape(x.shape[0], -1), self.o), kv
 
 
 class Ffn(nnx.Module):
@@ -172,9 +173,8 @@ class Ffn(nnx.Module):
         self.down = Linear(width, config.hidden_size, config.mlp_bias, dtype, stored)
         self.rules = rules
 
-    def __call__(self, x: Float[Array, "tokens hidden"]) -> Float[Array, "tokens hidden"]:
-        gate, up = self.gate_up(x)
-        return self.down(self.rules.constrain(jax.nn.silu(gate) * up, "tokens", "ffn"))
+    def __call__(self, x: Float[Array, "tokens hidden"], ops: LayerOps) -> Summands:
+        return ops.product(self.rules.constrain(ops.gated(x, self.gate_up), "tokens", "ffn"), self.down)
 
 
 class Layer(nnx.Module):
@@ -194,11 +194,15 @@ class Layer(nnx.Module):
         self.ffn = Ffn(config, rules, dtype, stored)
         self.rules = rules
 
+    def begin(self, x: Float[Array, "tokens hidden"], ops: LayerOps) -> Stream:
+        """Hidden states before the layer, where they are known as a whole."""
+        return x, ops.nothing(x, self.ffn.down)
+
     def __call__(self, stream: Stream, by: Rotation, kv: KV, ops: LayerOps) -> tuple[Stream, KV]:
         x, normed = ops.add_norm(*stream, self.attention_norm)
         attended, kv = self.attention(normed, by, kv, ops)
         x, normed = ops.add_norm(x, attended, self.ffn_norm)
-        return (x, self.ffn(normed)), kv
+        return (x, self.ffn(normed, ops)), kv
 
 
 class Decoder(nnx.Module):
@@ -219,13 +223,10 @@ class Decoder(nnx.Module):
         """Hidden states of token ids. Media embeddings replace rows of the result."""
         return self.rules.constrain(self.embedding(tokens), "tokens", "hidden")
 
-    def stream(self, x: Float[Array, "tokens hidden"]) -> Stream:
-        """Hidden states before a layer, where they are known as a whole."""
-        return x, jnp.zeros_like(x)
-
     def whole(self, stream: Stream) -> Float[Array, "tokens hidden"]:
         """Hidden states behind a layer."""
-        return self.rules.constrain(stream[0] + stream[1], "tokens", "hidden")
+        x, more = stream
+        return self.rules.constrain(x + added(more, x.dtype), "tokens", "hidden")
 
     def rotation(self, positions: Int[Array, "*three tokens"]) -> Rotation:
         """What every layer rotates this step's queries and keys by. Positions are [3, tokens] for M-RoPE with media."""
@@ -248,7 +249,7 @@ def extend_layers(
         raise ValueError(f"{len(layers)} layers need as many pools, got {len(pools)}")
     attend = paged_attend(batch, decoder.config.head_dim**-0.5, decoder.rules.tp)
     ops, by = PlainOps(attend, decoder.rules), decoder.rotation(batch.positions)
-    stream, written = decoder.stream(x), list[KV]()
+    stream, written = decoder.layers[layers.start].begin(x, ops), list[KV]()
     for index, kv in zip(layers, pools, strict=True):
         stream, kv = decoder.layers[index](stream, by, kv, ops)
         written.append(kv)

@@ -11,7 +11,8 @@ contiguous bytes and a scale belongs to a run of a row:
 
 Which product: a matrix product with the conversion before it. TPU's compiler gives it the codes as they are (v6e: no copy of a matrix of
 bytes for 1, 8 or 256 tokens), and GPU's may, in a Triton product; for many tokens a dequantised copy costs little beside the product. On GPU a few tokens are multiplied and summed
-instead of by a matrix product: an elementwise producer of a row reduction always fuses, so that the codes are all that is read.
+instead of by a matrix product: an elementwise producer of a row reduction always fuses, so that the codes are all that is read. Layers on one GPU multiply up to 32 tokens
+with int8 by a kernel instead (`models/kernels/codes_triton.py`).
 """
 
 from __future__ import annotations

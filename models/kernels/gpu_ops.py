@@ -1,4 +1,5 @@
 """The `LayerOps` of NVIDIA GPUs: a norm with the sum before it is one kernel, and so is what lies between a projection and attention (`heads_triton.py`).
+A few tokens are multiplied with int8 codes by `codes_triton.py`, on one device; all other products are the compiler's.
 
 A prompt that is alone and begins its sequence attends to itself, without pages (`fresh.py`); everything else attends to pages (`gpu.py`). With tensor
 parallelism each device runs the kernels on its own heads, and norms on what each holds whole.
@@ -11,21 +12,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from triptych.models.attend import KV, Hidden, LayerOps, Projected, write_kv
+from triptych.models.attend import KV, Hidden, LayerOps, Projected, Summands, write_kv
 from triptych.models.errors import UnsupportedModelError
+from triptych.models.kernels.codes_triton import MOST_TOKENS, Tile, codes_gated, codes_product, tile_of
 from triptych.models.kernels.fresh import attends_fresh, fresh_attention
 from triptych.models.kernels.gpu import Backend, ragged_backend, ragged_paged_attention
 from triptych.models.kernels.heads_triton import HeadNorms, rotate_and_write
 from triptych.models.kernels.norm_triton import add_norm
+from triptych.models.quantised import ChannelWeight
 from triptych.models.ragged import Ragged
 from triptych.models.rope import Rotation
 from triptych.sharding.rules import POOL_AXES, ShardingRules
 
 if TYPE_CHECKING:
-    from triptych.models.decoder import RmsNorm
+    from triptych.models.decoder import FusedLinear, Linear, RmsNorm
 
 
 def gpu_ops(
@@ -58,7 +62,35 @@ class GpuOps:
     hopper: bool
     interpret: bool
 
-    def add_norm(self, x: Hidden, more: Hidden, norm: RmsNorm) -> tuple[Hidden, Hidden]:
+    def product(self, x: Array, linear: Linear | FusedLinear) -> Summands:
+        tile = self._codes_tile(x, linear)
+        if tile is None:
+            return linear.together(x)
+        product = codes_product(x, linear.weight.codes[...], linear.weight.scale[...], tile, self.interpret)
+        return product[0] if tile.parts == 1 else product
+
+    def nothing(self, x: Hidden, linear: Linear) -> Summands:
+        tile = self._codes_tile(x, linear)
+        return jnp.zeros_like(x) if tile is None or tile.parts == 1 else jnp.zeros((tile.parts, *x.shape), jnp.float32)
+
+    def gated(self, x: Hidden, gate_up: FusedLinear) -> Array:
+        tile = self._codes_tile(x, gate_up, gated=True)
+        if tile is None:
+            gate, up = gate_up(x)
+            return jax.nn.silu(gate) * up
+        return codes_gated(x, gate_up.weight.codes[...], gate_up.weight.scale[...], tile, self.interpret)
+
+    def _codes_tile(self, x: Array, linear: Linear | FusedLinear, gated: bool = False) -> Tile | None:
+        """How the kernel for a few tokens and int8 codes is cut; None where it is not for this product."""
+        weight = linear.weight
+        if not isinstance(weight, ChannelWeight) or weight.codes.dtype != jnp.int8 or linear.bias is not None:
+            return None
+        if self.rules.tp > 1 or x.shape[0] > MOST_TOKENS or x.dtype.itemsize != 2:
+            return None
+        outputs, inputs = weight.codes.shape
+        return tile_of(outputs // 2 if gated else outputs, inputs, gated)
+
+    def add_norm(self, x: Hidden, more: Summands, norm: RmsNorm) -> tuple[Hidden, Hidden]:
         whole, of_weight = self.rules.sharding("tokens", "hidden").spec, self.rules.sharding("hidden").spec
 
         def local(x: Array, more: Array, weight: Array) -> tuple[Array, Array]:
@@ -89,10 +121,11 @@ class GpuOps:
                 q, k, v = given
                 return self._attended(q, rows, write_kv(pages, k, v, write_index), window, ())
             parts, cos, sin, *of_norms = given
-            fresh = attends_fresh(self.batch, parts.dtype, projected.head_dim, window, self.interpret)
+            fresh = attends_fresh(self.batch, projected.dtype, projected.head_dim, window, self.interpret)
             of_heads = None if norms is None else HeadNorms(of_norms[0], of_norms[1], norms[0].eps)
             q, k_pages, v_pages, *new = rotate_and_write(
-                parts, Rotation(cos, sin), pages[0], pages[1], write_index, projected.sizes[0], of_heads, keep=fresh, interpret=self.interpret
+                parts, Rotation(cos, sin), pages[0], pages[1], write_index, projected.sizes[0], of_heads,
+                dtype=projected.dtype, keep=fresh, interpret=self.interpret,
             )  # fmt: skip
             return self._attended(q, rows, (k_pages, v_pages), window, new)
 

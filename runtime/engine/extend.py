@@ -126,11 +126,11 @@ def extend_range(
     def layer(definition: Any, arrays: Any, stream: Stream, by: Rotation, kv: KV, batch: Ragged) -> tuple[Stream, KV]:
         return nnx.merge(definition, arrays)(stream, by, kv, ops_with(attention, batch, scale, rules))
 
-    by = decoder.rotation(batch.positions)
-    stream, written = decoder.stream(x), list[KV]()
+    by, ops = decoder.rotation(batch.positions), ops_with(attention, batch, scale, rules)
+    stream, written = decoder.layers[layers.start].begin(x, ops), list[KV]()
     for number, kv in zip(layers, pools, strict=True):
         if seen is not None and number in seen.inputs:
-            stream = decoder.stream(seen.into(number, decoder.whole(stream)))
+            stream = decoder.layers[number].begin(seen.into(number, decoder.whole(stream)), ops)
         definition, arrays = nnx.split(decoder.layers[number])
         stream, kv = layer(definition, arrays, stream, by, kv, batch)
         written.append(kv)

@@ -1,7 +1,8 @@
 """`python -m triptych.tools.bench.quantised`: what each way to multiply with quantised weights takes on this device.
 
-For each matrix of a model's layer and each number of tokens, the ways of `models/quantised.py` and the product in the model's dtype, as microseconds and as the
-share of the best bandwidth that a probe reaches at which the matrix's bytes are read. This is what CHANNEL_REDUCE_ROWS and GROUP_REDUCE_ROWS are chosen by.
+For each matrix of a model's layer and each number of tokens, the ways of `models/quantised.py`, the kernel for a few tokens (`models/kernels/codes_triton.py`, its
+summands added by the compiler), and the product in the model's dtype, as microseconds and as the share of the best bandwidth that a probe reaches at which the
+matrix's bytes are read. This is what CHANNEL_REDUCE_ROWS and GROUP_REDUCE_ROWS are chosen by.
 
 A program runs its product over several copies of the matrix, one after another, so that none is found in a cache and a launch costs little beside it.
 """
@@ -18,7 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from triptych.models.attend import added
 from triptych.models.config import PRESETS
+from triptych.models.kernels.codes_triton import MOST_TOKENS, Tile, codes_product, tile_of
 from triptych.models.product import times_transposed
 from triptych.models.quantised import channel_product, channel_sum, group_product, group_sum, quantise
 from triptych.models.weight_formats import WEIGHT_FORMATS
@@ -54,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, way, arrays in ways(weight):
             copies = [tuple(jnp.array(array) for array in arrays) for _ in range(COPIES)]
             nbytes = sum(array.nbytes for array in arrays)
-            cells = [microseconds(way, copies, tokens, inputs, dtype) for tokens in args.tokens]
+            taken = [tokens for tokens in args.tokens if way is not by_kernel or tokens <= MOST_TOKENS]
+            cells = [microseconds(way, copies, tokens, inputs, dtype) for tokens in taken]
             shown = "".join(f"{us:>9.1f} ({nbytes / us * 1e6 / best:>3.0%})" for us in cells)
             print(f"{f'{outputs} x {inputs}':<18} {name:<22}{shown}", flush=True)
     return 0
@@ -71,7 +75,21 @@ def ways(weight: jax.Array) -> list[Way]:
         codes = jax.jit(partial(quantise, WEIGHT_FORMATS[name]))(weight)
         arrays = tuple(codes[key] for key in (("packed", "scales") if name == "int4" else ("codes", "scale")))
         made += [(f"{name} product", product, arrays), (f"{name} sum", summed, arrays)]
+        if name == "int8" and weight.dtype.itemsize == 2 and _tile(weight) is not None:
+            made.append(("int8 kernel", by_kernel, arrays))
     return made
+
+
+def by_kernel(x: jax.Array, codes: jax.Array, scale: jax.Array) -> jax.Array:
+    """x @ (codes * scale).T by the kernel; interpreted on CPU."""
+    tile = _tile(codes)
+    assert tile is not None, "ways() leaves out what has none"
+    return added(codes_product(x, codes, scale, tile, jax.default_backend() == "cpu"), x.dtype)
+
+
+def _tile(matrix: jax.Array) -> Tile | None:
+    outputs, inputs = matrix.shape
+    return tile_of(outputs, inputs)
 
 
 def microseconds(

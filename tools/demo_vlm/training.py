@@ -47,11 +47,11 @@ def answer_logits(
     x = decoder.embed(tokens.reshape(-1))
     by = decoder.rotation(jnp.tile(jnp.arange(length), rows))
     ops, nothing = PlainOps(dense_attend(rows, decoder.config.head_dim**-0.5), decoder.rules), cast(Any, None)
-    stream = decoder.stream(x)
+    stream = decoder.layers[0].begin(x, ops)
     for number, layer in enumerate(decoder.layers):
         if number in seen:
             x = put(decoder.whole(stream).reshape(rows, length, -1), seen[number], image_at)
-            stream = decoder.stream(x.reshape(rows * length, -1))
+            stream = layer.begin(x.reshape(rows * length, -1), ops)
         stream, _ = layer(stream, by, nothing, ops)
     x = decoder.whole(stream).reshape(rows, length, -1)
     picked = jnp.take_along_axis(x, places[:, :, None], axis=1)

@@ -98,7 +98,7 @@ def test_heads_are_normed_rotated_and_written_by_one_kernel_as_by_the_compiler(d
     norms = (norm(16, dtype, 1), norm(16, dtype, 2)) if normed else None
     parts = jnp.array(rng.standard_normal((20, 9 * 16)), dtype)
     by = Rotation(jnp.cos(angles), jnp.sin(angles))
-    q, k, v = Projected(parts, (3, 3), 16, by, norms, rules).rotated()
+    q, k, v = Projected(parts, parts.dtype, (3, 3), 16, by, norms, rules).rotated()
     of_heads = None if norms is None else HeadNorms(norms[0].weight[...], norms[1].weight[...], norms[0].eps)
     given = (parts, by, pools[0], pools[1], index, 3, of_heads)
     got = rotate_and_write(*given, keep=True, interpret=True)
@@ -133,7 +133,7 @@ def as_projected(q: jax.Array, k: jax.Array, v: jax.Array, rules: ShardingRules)
     by_device = [part.reshape(tokens, rules.tp, -1) for part in (q, k, v)]
     parts = jax.device_put(jnp.concatenate(by_device, axis=2).reshape(tokens, -1), rules.sharding("tokens", "qkv"))
     still = Rotation(jnp.ones((tokens, head_dim // 2)), jnp.zeros((tokens, head_dim // 2)))
-    return Projected(parts, (heads // rules.tp, k.shape[1] // rules.tp), head_dim, still, None, rules)
+    return Projected(parts, parts.dtype, (heads // rules.tp, k.shape[1] // rules.tp), head_dim, still, None, rules)
 
 
 def test_a_prompt_that_is_alone_attends_to_itself() -> None:

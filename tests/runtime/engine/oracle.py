@@ -48,9 +48,9 @@ def forward(
         scores = jnp.where(jnp.tril(jnp.ones(scores.shape[1:], bool)), scores, -1e30)
         return jnp.einsum("hqk,khd->qhd", jax.nn.softmax(scores, axis=-1), v), kv
 
-    by, unused = decoder.rotation(positions), jnp.zeros(())
+    by, unused, ops = decoder.rotation(positions), jnp.zeros(()), PlainOps(attend, decoder.rules)
     for number, layer in enumerate(decoder.layers):
-        stream, _ = layer(decoder.stream(into(number, x)), by, (unused, unused), PlainOps(attend, decoder.rules))
+        stream, _ = layer(layer.begin(into(number, x), ops), by, (unused, unused), ops)
         x = decoder.whole(stream)
     return decoder.head(decoder.norm(x))
 
