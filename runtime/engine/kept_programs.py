@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
 
 import triptych
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+FOLDER = "kept"  # in that of the persistent cache
 SOURCES = ("models", "runtime", "sharding")  # of this package: what programs are made by
 COMPILERS = re.compile(r"jax|flax|numpy$|nvidia-|libtpu")  # installed packages that make, or are called by, executables
 READ_BY_COMPILERS = re.compile(r"XLA_|JAX_(?!COMPILATION_CACHE|PERSISTENT_CACHE)|LIBTPU_|TF_|NVIDIA_TF32")
@@ -72,12 +74,12 @@ class KeptPrograms:
 
     def load(self, program: Program) -> Loaded | None:
         """The program's executable, ready to run; None if there is none that can be read."""
-        file = self._file(program)
         try:
+            file = self._file(program)
             with file.open("rb") as stream:
                 digest, payload = stream.read(hashlib.sha256().digest_size), stream.read()
-        except OSError:
-            return None
+        except (OSError, ValueError):
+            return None  # `keep` says why
         if hashlib.sha256(payload).digest() != digest:
             log.warning("%s is damaged; %s is compiled again", file, program.name)
             return None
@@ -126,10 +128,23 @@ class KeptPrograms:
         return self._folder / hashlib.sha256(f"{self.made_from}\n{own}".encode()).hexdigest()
 
 
+def kept_beside_the_cache(made_from: object, devices: Sequence[Device]) -> KeptPrograms | None:
+    """In a folder of jax's persistent cache; None where there is none, for what has no description (which the log says), and for devices of several hosts,
+    whose executables are of all of them."""
+    folder: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
+    if folder is None or jax.process_count() > 1:
+        return None
+    try:
+        return KeptPrograms(Path(os.path.expanduser(folder)) / FOLDER, made_from, devices)
+    except ValueError as error:
+        log.warning("programs are not kept: %s", error)
+        return None
+
+
 def described(value: object) -> str:
     """A value as text: the same in every process, and another one for another value.
 
-    Raises ValueError for what shows itself by its address in memory.
+    Raises ValueError for what shows itself by its address in memory, or shows only some of itself.
     """
     match value:
         case Enum():
@@ -146,7 +161,8 @@ def described(value: object) -> str:
         case Sequence():
             return f"({', '.join(map(described, value))})"
         case _:
-            if " at 0x" in (text := repr(value)):
+            text = repr(value)
+            if " at 0x" in text or (hasattr(value, "__array__") and not isinstance(value, np.generic)):
                 raise ValueError(f"{text} has no description that another process would understand")
             return text
 

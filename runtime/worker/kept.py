@@ -1,20 +1,15 @@
-"""Where an instance's compiled programs are kept, and what they are made from."""
+"""What an instance's compiled programs are made from."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-from pathlib import Path
 
-import jax
 from jax.sharding import Mesh
 
 from triptych.runtime.engine.config import EngineConfig
-from triptych.runtime.engine.kept_programs import KeptPrograms
+from triptych.runtime.engine.kept_programs import KeptPrograms, kept_beside_the_cache
 from triptych.runtime.worker.config import InstancePlan, WorkerConfig
 from triptych.runtime.worker.media_parts import WorkerModel
-
-FOLDER = "kept"  # in that of the persistent cache
 
 # What of a worker's settings no program depends on. What is not listed counts, needed or not.
 ELSEWHERE = (
@@ -27,10 +22,7 @@ ELSEWHERE = (
 def kept_programs(
     config: WorkerConfig, plan: InstancePlan, model: WorkerModel, limits: EngineConfig, mesh: Mesh
 ) -> KeptPrograms | None:
-    """The kept programs of an instance; None where jax keeps none, and for instances of several hosts, whose executables are of all of them."""
-    folder: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
-    if folder is None or jax.process_count() > 1:
-        return None
+    """The kept programs of an instance; None where none are kept."""
     counting = [field.name for field in dataclasses.fields(config) if field.name not in ELSEWHERE]
     made_from = (
         [(name, getattr(config, name)) for name in counting],
@@ -39,4 +31,4 @@ def kept_programs(
         (model.bundle.config, model.bundle.revision, model.multimodal),
         None if model.draft is None else (model.draft.config, model.draft.revision),
     )
-    return KeptPrograms(Path(os.path.expanduser(folder)) / FOLDER, made_from, list(mesh.devices.flat))
+    return kept_beside_the_cache(made_from, list(mesh.devices.flat))

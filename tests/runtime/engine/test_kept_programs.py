@@ -185,6 +185,24 @@ def test_descriptions_depend_on_values_alone() -> None:
     assert len({described(one) for one in (thing, *others)}) == 4
 
 
-def test_what_has_no_description_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "value", [object(), np.arange(3), {"inside": (jnp.zeros(2),)}], ids=["object", "array", "inside"]
+)
+def test_what_has_no_description_is_refused(tmp_path: Path, value: object) -> None:
     with pytest.raises(ValueError, match="no description"):
-        KeptPrograms(tmp_path, object(), DEVICES)
+        KeptPrograms(tmp_path, value, DEVICES)
+
+
+def test_a_program_that_has_no_description_is_compiled_and_not_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    strange = _program(key=("add", object()))
+    compiled, report = _compile(tmp_path, strange)
+    assert strange.key in compiled and report.from_cache == 0
+    assert "not kept" in caplog.text and not list(tmp_path.iterdir())
+
+
+def test_an_engine_that_has_no_description_keeps_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    assert kept_programs.kept_beside_the_cache({"inside": object()}, DEVICES) is None
+    assert "programs are not kept" in caplog.text
+    assert kept_programs.kept_beside_the_cache({"inside": np.float32(1)}, DEVICES) is not None

@@ -13,10 +13,10 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from triptych.runtime.core.instance import Role
 from triptych.runtime.engine.config import EngineConfig, engine_config
-from triptych.runtime.engine.kept_programs import KeptPrograms
+from triptych.runtime.engine.kept_programs import FOLDER, KeptPrograms
 from triptych.runtime.worker.build import InstanceParts, build_instances, open_worker_model
 from triptych.runtime.worker.config import InstancePlan, WorkerConfig
-from triptych.runtime.worker.kept import FOLDER, kept_programs
+from triptych.runtime.worker.kept import kept_programs
 from triptych.sharding.mesh import make_mesh
 
 BOTH = frozenset({Role.PREFILL, Role.DECODE})

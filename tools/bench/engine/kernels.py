@@ -1,7 +1,8 @@
-"""`python -m triptych.tools.bench.engine.kernels MODEL`: which kernels a decode step or a prompt runs on the device, how often and for how long.
+"""`python -m triptych.tools.bench.engine.kernels MODEL`: which kernels a decode step or a prompt runs on the device, how often and for how long, and what the host does.
 
 The engine, its programs and the loop are those of `triptych bench-engine`, and so are the flags; of `--batches` and `--lengths` each is profiled. While JAX's profiler runs, XLA launches kernels one by one and not as CUDA
-graphs: *busy* is the device's time, and what a step takes without the profiler is printed beside it.
+graphs: *busy* is the device's time, and what a step takes without the profiler is printed beside it. With
+`XLA_FLAGS=--xla_enable_command_buffers_during_profiling=true` they stay graphs, and the host's part is that of a step as it is served. Calls of the host contain each other.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 STEPS = 8  # that are profiled
 MOST_KERNELS = 20  # that are printed
+MOST_CALLS = 25  # of the host
+DISPATCH = "PjitFunction"  # a call of a program
+HOST_DETAIL = 3  # XLA's own calls, too, such as bringing a CUDA graph up to date and launching it
 
 
 @dataclass(frozen=True)
@@ -47,38 +51,43 @@ def kernels_of(events: Iterable[tuple[str, float, float]]) -> Kernels:
     return Kernels(spent, count, busy, last - (first or 0.0))
 
 
-def profiled(run: Callable[[], object]) -> Kernels:
-    """What the first GPU ran meanwhile; nothing where there is none."""
+def profiled(run: Callable[[], object]) -> tuple[Kernels, Kernels]:
+    """What the first GPU ran meanwhile, nothing where there is none; and the calls of the thread that dispatches."""
     import jax
 
+    options = jax.profiler.ProfileOptions()
+    options.host_tracer_level, options.python_tracer_level = HOST_DETAIL, 0
     with tempfile.TemporaryDirectory(prefix="triptych-profile-") as folder:
-        with jax.profiler.trace(folder):
+        with jax.profiler.trace(folder, profiler_options=options):
             run()
         (path,) = Path(folder).rglob("*.xplane.pb")
-        planes = [p for p in jax.profiler.ProfileData.from_file(str(path)).planes if p.name.startswith("/device:GPU")]
-        return kernels_of(_events(planes[0]) if planes else ())
+        planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
+        gpus = [plane for plane in planes if plane.name.startswith("/device:GPU")]
+        threads = [line for plane in planes if plane.name.startswith("/host:CPU") for line in plane.lines]
+        # Other lines of a device say what its streams do once more, in other words.
+        streams = [line for line in gpus[0].lines if line.name.startswith("Stream")] if gpus else []
+        dispatching = max(threads, key=lambda line: sum(DISPATCH in event.name for event in line.events), default=None)
+        return kernels_of(_events(streams)), kernels_of(_events(() if dispatching is None else (dispatching,)))
 
 
-def _events(plane: Any) -> list[tuple[str, float, float]]:
-    """Of all streams; other lines of a device say the same once more, in other words."""
+def _events(lines: Iterable[Any]) -> list[tuple[str, float, float]]:
     return [
         (event.name, event.start_ns / 1e9, (event.start_ns + event.duration_ns) / 1e9)
-        for line in plane.lines
-        if line.name.startswith("Stream")
+        for line in lines
         for event in line.events
     ]
 
 
-def table(title: str, kernels: Kernels, steps: int, plain: float) -> str:
+def table(title: str, kernels: Kernels, calls: Kernels, steps: int, plain: float) -> str:
     """By step. `plain`: seconds of one without the profiler."""
     count, span, busy = (number / steps for number in (sum(kernels.count.values()), kernels.span, kernels.busy))
     by_profiler = f"{span * 1e3:.2f} ms, of which the device is busy {busy * 1e3:.2f} ms with {count:.0f} kernels"
     lines = [f"{title}: {plain * 1e3:.2f} ms; profiled, {by_profiler}"]
-    for name, seconds in kernels.spent.most_common(MOST_KERNELS):
-        each = seconds / kernels.count[name]
-        lines.append(
-            f"  {seconds / steps * 1e6:10.1f} us {kernels.count[name] / steps:7.1f} x {each * 1e6:9.2f} us  {name[:90]}"
-        )
+    for of, most in ((kernels, MOST_KERNELS), (calls, MOST_CALLS)):
+        lines += ["the host's calls"] if of is calls else []
+        for name, seconds in of.spent.most_common(most):
+            count, each = of.count[name] / steps, seconds / of.count[name]
+            lines.append(f"  {seconds / steps * 1e6:10.1f} us {count:7.1f} x {each * 1e6:9.2f} us  {name[:90]}")
     return "\n".join(lines)
 
 
@@ -96,7 +105,7 @@ def profile_decode(rig: Rig, batch: int, context: int) -> str:
 
     steps()  # warms up
     plain = _seconds(steps) / STEPS
-    return table(f"decode step, batch {batch}, context {context}", profiled(steps), STEPS, plain)
+    return table(f"decode step, batch {batch}, context {context}", *profiled(steps), STEPS, plain)
 
 
 def profile_prompt(rig: Rig, length: int, chunk: int) -> str:
@@ -119,7 +128,7 @@ def profile_prompt(rig: Rig, length: int, chunk: int) -> str:
 
     prompt()  # warms up
     plain = _seconds(prompt)
-    return table(f"prompt of {length} tokens, {min(chunk, length)} a step", profiled(prompt), 1, plain)
+    return table(f"prompt of {length} tokens, {min(chunk, length)} a step", *profiled(prompt), 1, plain)
 
 
 def _seconds(run: Callable[[], object]) -> float:
