@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import platform
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.simulation.steptime_table import Limits, StepTable
+from triptych.runtime.worker.config import read_by_compilers
 from triptych.tools.config import ServeConfig
 from triptych.tools.reports import check_outputs
 from triptych.tools.simulate_media import ENCODE_PATCHES, image_size
@@ -110,7 +112,9 @@ def run(args: argparse.Namespace) -> int:
     engine = Engine(config, loaded, mesh)
     # Fidelity measures the same engine several times, in processes that each have one core.
     made_from = (bundle.config, bundle.revision, dtype, args.tp, replace(config, compile_threads=1))
-    report = engine.compile(kept=kept_beside_the_cache(made_from, list(mesh.devices.flat)))
+    report = engine.compile(
+        kept=kept_beside_the_cache(made_from, list(mesh.devices.flat), read_by_compilers(os.environ))
+    )
     _tell(f"compiled {report.programs} programs in {report.seconds:.1f} s")
     began = time.monotonic()
     programs = calibration.measure_programs(

@@ -27,7 +27,7 @@ from triptych.runtime.instance.speculation import Speculation
 from triptych.runtime.metrics.worker import WorkerMetrics
 from triptych.runtime.simulation.steptime import StepShape, shape_of
 from triptych.runtime.simulation.steptime_table import HostTime, StepTableError, load_table
-from triptych.runtime.worker.config import DEFAULT_CONTEXT, InstancePlan, WorkerConfig
+from triptych.runtime.worker.config import DEFAULT_CONTEXT, InstancePlan, WorkerConfig, read_by_compilers
 from triptych.tools import hosts, launch
 from triptych.tools.child import announce_ready, announce_roles, end_with_parent
 from triptych.tools.config import ServeConfig
@@ -185,6 +185,7 @@ def worker_config(
         device_without_tls=config.allow_insecure_device_transport,
         heartbeat_interval=config.heartbeat_interval,
         pace=None if config.step_times is None else table_pace(config, specs),
+        environment=read_by_compilers(os.environ),
     )
 
 

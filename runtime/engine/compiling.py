@@ -102,8 +102,8 @@ def compile_programs(
     def make(program: Program, lowered: jax.stages.Lowered) -> Executable:
         hits = cache_hits_of_thread()
         made = lowered.compile(dict(program.options))
-        if kept is not None and cache_hits_of_thread() == hits:
-            kept.keep(program, made)
+        if kept is not None:
+            kept.keep(program, lowered, made, compiled_here=cache_hits_of_thread() == hits)
         return made
 
     def submit(pool: ThreadPoolExecutor, program: Program, lowered: jax.stages.Lowered) -> None:

@@ -5,13 +5,15 @@ does. So beside it whole executables are kept, under a digest of everything that
 what compiles, the devices and the environment that the compiler reads, what the instance is built of (`made_from`), and the program's name, arguments,
 outputs, donations and options. Something too much in the digest costs a hit; something too little would run another program, so whole values go in.
 
-Only what was compiled here is kept. What the persistent cache answered is not: XLA:CPU cannot write such an executable a second time.
+Only what was compiled here is written. What the persistent cache answered is not: XLA:CPU cannot write such an executable a second time. But each executable has
+a second name, a digest of the lowered program instead of what it was made from; if an earlier one is there under that name, it is linked to the first one.
 
 Files are pickles, as trustworthy as the folder: whoever can write there can run code here, which holds for the persistent cache, too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import logging
@@ -19,6 +21,7 @@ import os
 import pickle
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -44,11 +47,12 @@ FORMAT = 1
 FOLDER = "kept"  # in that of the persistent cache
 SOURCES = ("models", "runtime", "sharding")  # of this package: what programs are made by
 COMPILERS = re.compile(r"jax|flax|numpy$|nvidia-|libtpu")  # installed packages that make, or are called by, executables
-READ_BY_COMPILERS = re.compile(r"XLA_|JAX_(?!COMPILATION_CACHE|PERSISTENT_CACHE)|LIBTPU_|TF_|NVIDIA_TF32")
 SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable")
+DIGEST = hashlib.sha256().digest_size  # bytes at the beginning of a file: of all that follow
 FORGOTTEN_AFTER = 30 * 24 * 3600.0  # seconds in which nobody took a file
 
 Loaded = Callable[..., Any]
+Environment = tuple[tuple[str, str], ...]
 
 
 class KeptPrograms:
@@ -58,84 +62,131 @@ class KeptPrograms:
         folder: of all instances of this machine.
         made_from: everything that programs are made from and that `Program` does not show, such as the model's configuration; see `described`.
         devices: that the programs run on, in the order of the mesh.
+        environment: what compilers read of this process's.
 
     Attributes:
         made_from: all that, and this package, the compilers and the machine, as text.
     """
 
-    def __init__(self, folder: Path, made_from: object, devices: Sequence[Device]) -> None:
+    def __init__(self, folder: Path, made_from: object, devices: Sequence[Device], environment: Environment) -> None:
         self._folder = folder
-        self._taken: list[Path] = []
+        self._taken: set[bytes] = set()
         self._devices = tuple(devices)
         machine = [(d.platform, d.device_kind, d.client.platform_version, d.id) for d in self._devices]
-        self.made_from = described(
-            (FORMAT, _makers(), _settings(), machine, _host(self._devices[0].platform), made_from)
+        compilers, sources = _makers()
+        self._runs_on = described(
+            (FORMAT, compilers, environment, _settings(), machine, _host(self._devices[0].platform))
         )
+        self.made_from = f"{self._runs_on}\n{sources}\n{described(made_from)}"
 
     def load(self, program: Program) -> Loaded | None:
         """The program's executable, ready to run; None if there is none that can be read."""
         try:
             file = self._file(program)
-            with file.open("rb") as stream:
-                digest, payload = stream.read(hashlib.sha256().digest_size), stream.read()
-        except (OSError, ValueError):
+            payload = _payload(file)
+        except ValueError:
             return None  # `keep` says why
-        if hashlib.sha256(payload).digest() != digest:
-            log.warning("%s is damaged; %s is compiled again", file, program.name)
+        if payload is None:
             return None
         try:
             loaded = deserialize_and_load(*pickle.loads(payload), execution_devices=list(self._devices))
             os.utime(file)
-            self._taken.append(file)
         except Exception as error:  # noqa: BLE001 - whatever an executable of another day raises: it is made again
             log.warning("%s cannot be loaded (%s); %s is compiled again", file, error, program.name)
             return None
+        self._taken.add(hashlib.sha256(payload).digest())
         return loaded
 
-    def keep(self, program: Program, compiled: jax.stages.Compiled) -> None:
-        """Write what was compiled. A folder that cannot be written to, or a program that cannot be kept, is said in the log and nothing else."""
+    def keep(
+        self, program: Program, lowered: jax.stages.Lowered, compiled: jax.stages.Compiled, compiled_here: bool
+    ) -> None:
+        """Write what was compiled here, or find what an earlier start compiled of the same lowered program.
+
+        A folder that cannot be written to, or a program that cannot be kept, is said in the log and nothing else.
+        """
         try:
-            payload = pickle.dumps(serialize(compiled))
-            file = self._file(program)
-            self._folder.mkdir(parents=True, exist_ok=True)
-            # Beside it and renamed: others may start at the same time, and this process may die.
-            unfinished = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
-            unfinished.write_bytes(hashlib.sha256(payload).digest() + payload)
-            unfinished.replace(file)
+            named, by_text = self._file(program), self._named(program, f"{self._runs_on}\n{lowered.as_text()}")
+            if compiled_here:
+                payload = pickle.dumps(serialize(compiled))
+                self._folder.mkdir(parents=True, exist_ok=True)
+                with _put(by_text) as unfinished:
+                    unfinished.write_bytes(hashlib.sha256(payload).digest() + payload)
+            if compiled_here or _payload(by_text) is not None:
+                with _put(named) as unfinished:
+                    _link(by_text, unfinished)
         except (OSError, ValueError, NotImplementedError, pickle.PicklingError, jax.errors.JaxRuntimeError) as error:
             log.warning("%s is not kept for the next start: %s", program.name, error)
 
     def distrust(self) -> None:
-        """Delete what was loaded: something in it failed, and the next start is to compile it."""
-        for file in self._taken:
-            file.unlink(missing_ok=True)
+        """Delete what was loaded, under both names: something in it failed, and the next start is to compile it."""
+        for file in self._folder.glob("*"):
+            with contextlib.suppress(OSError):  # another process was quicker
+                if _head(file) in self._taken:
+                    file.unlink()
 
     def forget_old(self) -> None:
         """Delete files that nobody took for `FORGOTTEN_AFTER` seconds: those of other versions, or of models that are gone."""
         before = time.time() - FORGOTTEN_AFTER
         for file in self._folder.glob("*") if self._folder.is_dir() else ():
-            try:
+            with contextlib.suppress(OSError):  # another process was quicker
                 if file.stat().st_mtime < before:
                     file.unlink()
-            except OSError:
-                continue  # another process was quicker
 
     def _file(self, program: Program) -> Path:
+        return self._named(program, self.made_from)
+
+    def _named(self, program: Program, by: str) -> Path:
         structs = [_struct(leaf) for leaf in jax.tree.leaves(program.arguments)]
         shape = str(jax.tree.structure(program.arguments))
         outputs = [_sharding(leaf) for leaf in jax.tree.leaves(program.outputs)]
         own = described((program.key, shape, structs, outputs, program.donated, program.options))
-        return self._folder / hashlib.sha256(f"{self.made_from}\n{own}".encode()).hexdigest()
+        return self._folder / hashlib.sha256(f"{by}\n{own}".encode()).hexdigest()
 
 
-def kept_beside_the_cache(made_from: object, devices: Sequence[Device]) -> KeptPrograms | None:
+def _head(file: Path) -> bytes:
+    """The digest that a file begins with."""
+    with file.open("rb") as stream:
+        return stream.read(DIGEST)
+
+
+def _payload(file: Path) -> bytes | None:
+    """What a file holds behind its digest; None if it is not there, or is damaged, and then it is deleted."""
+    try:
+        data = file.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(data[DIGEST:]).digest() == data[:DIGEST]:
+        return data[DIGEST:]
+    log.warning("%s is damaged; what it held is compiled again", file)
+    file.unlink(missing_ok=True)
+    return None
+
+
+@contextlib.contextmanager
+def _put(file: Path) -> Iterator[Path]:
+    """What to write instead of the file, which is then there as a whole or not at all: others may start at the same time, and this process may die."""
+    unfinished = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
+    yield unfinished
+    unfinished.replace(file)
+
+
+def _link(file: Path, to: Path) -> None:
+    try:
+        to.hardlink_to(file)
+    except OSError:  # not every file system has them
+        shutil.copyfile(file, to)
+
+
+def kept_beside_the_cache(
+    made_from: object, devices: Sequence[Device], environment: Environment
+) -> KeptPrograms | None:
     """In a folder of jax's persistent cache; None where there is none, for what has no description (which the log says), and for devices of several hosts,
     whose executables are of all of them."""
     folder: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
     if folder is None or jax.process_count() > 1:
         return None
     try:
-        return KeptPrograms(Path(os.path.expanduser(folder)) / FOLDER, made_from, devices)
+        return KeptPrograms(Path(os.path.expanduser(folder)) / FOLDER, made_from, devices, environment)
     except ValueError as error:
         log.warning("programs are not kept: %s", error)
         return None
@@ -176,7 +227,7 @@ def _sharding(sharding: Any) -> str:
 
 
 @cache
-def _makers() -> tuple[object, ...]:
+def _makers() -> tuple[object, str]:
     """Versions of the compilers, and a digest of the sources that they are given programs by."""
     digest = hashlib.sha256()
     for file in _sources():
@@ -194,9 +245,8 @@ def _sources() -> Iterator[Path]:
         yield from sorted((root / part).rglob("*.py"))
 
 
-def _settings() -> tuple[object, ...]:
-    read = {name: value for name, value in os.environ.items() if READ_BY_COMPILERS.match(name)}
-    return (read, {name: getattr(jax.config, name, None) for name in SETTINGS})
+def _settings() -> dict[str, object]:
+    return {name: getattr(jax.config, name, None) for name in SETTINGS}
 
 
 def _host(platform: str) -> object:

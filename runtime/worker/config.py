@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,14 @@ if TYPE_CHECKING:  # it imports jax, which reads the environment then: tools/wor
 DEFAULT_CONTEXT = (
     2048  # tokens; models declare up to millions, and every compiled table is as wide as the longest sequence
 )
+
+
+_READ_BY_COMPILERS = re.compile(r"XLA_|JAX_(?!COMPILATION_CACHE|PERSISTENT_CACHE)|LIBTPU_|TF_|NVIDIA_TF32")
+
+
+def read_by_compilers(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The variables that can make other programs of the same sources, with their values."""
+    return tuple(sorted((name, value) for name, value in environ.items() if _READ_BY_COMPILERS.match(name)))
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ class WorkerConfig:
             done. Called on the device loop; must return at once.
         first_device: index of the first of this process's devices that is its own.
         hosts: which of several hosts this is that share the one instance; None: the instances are this process's alone.
+        environment: what compilers read of it (`read_by_compilers`); None: compiled programs are not kept for the next start.
     """
 
     name: str
@@ -126,6 +136,7 @@ class WorkerConfig:
     on_step: Callable[[str, StepPlan, float, float], None] | None = None
     first_device: int = 0
     hosts: HostsConfig | None = None
+    environment: tuple[tuple[str, str], ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.instances:

@@ -23,6 +23,8 @@ def kept_programs(
     config: WorkerConfig, plan: InstancePlan, model: WorkerModel, limits: EngineConfig, mesh: Mesh
 ) -> KeptPrograms | None:
     """The kept programs of an instance; None where none are kept."""
+    if config.environment is None:
+        return None
     counting = [field.name for field in dataclasses.fields(config) if field.name not in ELSEWHERE]
     made_from = (
         [(name, getattr(config, name)) for name in counting],
@@ -31,4 +33,4 @@ def kept_programs(
         (model.bundle.config, model.bundle.revision, model.multimodal),
         None if model.draft is None else (model.draft.config, model.draft.revision),
     )
-    return kept_beside_the_cache(made_from, list(mesh.devices.flat))
+    return kept_beside_the_cache(made_from, list(mesh.devices.flat), config.environment)

@@ -8,12 +8,13 @@ import math
 import random
 import secrets
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from triptych.runtime.client import AsyncClient
 from triptych.runtime.core.errors import ConfigError
-from triptych.tools.bench import compare, report, runner, workload
+from triptych.tools.bench import compare, processes, report, runner, workload
 from triptych.tools.bench.client import LoadClient
 from triptych.tools.bench.grpc_client import GrpcLoadClient
 from triptych.tools.bench.http_client import HttpLoadClient
@@ -106,6 +107,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     load.add_argument("--seed", type=int, default=0, help="of arrivals and random prompts (default 0)")
     load.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="that send the load and read the answers; more where the table says that requests were sent late (default 1)",
+    )
+    load.add_argument(
         "--http",
         metavar="URL",
         help="send the load to this OpenAI-compatible server; what it serves is asked from the gRPC server behind it (--address)",
@@ -131,8 +138,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     connection = resolve(Connection, args)
-    if args.warmup < 0 or args.rounds < 1:
-        raise ConfigError("--rounds must be positive, --warmup not negative")
+    if args.warmup < 0 or min(args.rounds, args.processes) < 1:
+        raise ConfigError("--rounds and --processes must be positive, --warmup not negative")
     args = resolve_load(args)
     check_outputs(args.json, args.plot)
     try:
@@ -265,7 +272,11 @@ async def _one_run(args: argparse.Namespace, connection: Connection, target: Tar
     client = target.load_client(connection, args.share_prefixes)
     try:
         await runner.warm_up(client, [items[i % len(items)] for i in range(args.warmup)])
-        return await runner.run(client, items, lambda done, total: _show(f"{target.address}: {done}/{total}"))
+        show = partial(_show, target.address)
+        if args.processes == 1:
+            return await runner.run(client, items, show)
+        make = partial(replace(target, vocab=[]).load_client, connection, args.share_prefixes)
+        return await asyncio.to_thread(processes.run, make, items, args.processes, show)
     finally:
         await client.close()
 
@@ -281,6 +292,6 @@ def _is_url(address: str) -> bool:
     return address.startswith(("http://", "https://"))
 
 
-def _show(text: str) -> None:
+def _show(address: str, done: int, total: int) -> None:
     if sys.stderr.isatty():
-        print(f"\r{text}", end="", file=sys.stderr, flush=True)
+        print(f"\r{address}: {done}/{total}", end="", file=sys.stderr, flush=True)

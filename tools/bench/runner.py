@@ -40,9 +40,11 @@ async def warm_up(client: LoadClient, items: Sequence[Item]) -> None:
             pass
 
 
-async def run(client: LoadClient, items: Sequence[Item], progress: Progress | None = None) -> list[Record]:
-    """Send all items at their times and wait for all answers; records in the order of `items`."""
-    start = time.monotonic()
+async def run(
+    client: LoadClient, items: Sequence[Item], progress: Progress | None = None, start: float | None = None
+) -> list[Record]:
+    """Send all items at their times and wait for all answers; records in the order of `items`. `start`: of the monotonic clock; None: now."""
+    start = time.monotonic() if start is None else start
     done = 0
 
     async def one(item: Item) -> Record:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from triptych.runtime.engine import kept_programs
@@ -25,21 +27,23 @@ MESH = Mesh(np.array(DEVICES), ("tp",))
 SPLIT, WHOLE = NamedSharding(MESH, PartitionSpec("tp")), NamedSharding(MESH, PartitionSpec())
 
 
+@contextmanager
+def _persistent_cache(folder: Path) -> Iterator[None]:
+    """An empty one, so that what is compiled is compiled here."""
+    before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
+
+
 @pytest.fixture(autouse=True)
-def without_the_persistent_cache() -> Iterator[None]:
-    """What it answers is not kept."""
-    before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
-    jax.config.update("jax_enable_compilation_cache", False)
-    _reset()
-    yield
-    jax.config.update("jax_enable_compilation_cache", before)
-    _reset()
-
-
-def _reset() -> None:
-    from jax.experimental.compilation_cache import compilation_cache
-
-    compilation_cache.reset_cache()  # jax looks only once whether it is enabled
+def an_empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with _persistent_cache(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 def _program(run: Callable[..., Any] | None = None, size: int = 4, **changes: Any) -> Program:
@@ -60,16 +64,16 @@ def _untraceable(*arguments: Any) -> Any:
 
 
 def _compile(
-    folder: Path, *programs: Program, made_from: object = "toy"
+    folder: Path, *programs: Program, made_from: object = "toy", environment: tuple[tuple[str, str], ...] = ()
 ) -> tuple[dict[tuple[Any, ...], Executable], CompileReport]:
-    kept = KeptPrograms(folder, made_from, DEVICES)
+    kept = KeptPrograms(folder, made_from, DEVICES, environment)
     return compile_programs(programs, 2, lambda name, done, total: None, kept)
 
 
 def test_a_second_start_traces_nothing(tmp_path: Path) -> None:
     _, first = _compile(tmp_path, _program())
     told: list[tuple[str, int, int]] = []
-    kept = KeptPrograms(tmp_path, "toy", DEVICES)
+    kept = KeptPrograms(tmp_path, "toy", DEVICES, ())
     compiled, second = compile_programs([_program(_untraceable)], 2, lambda *at: told.append(at), kept)
     assert (first.from_cache, second.from_cache, second.programs) == (0, 1, 1)
     assert told == [("add 4", 1, 1)]
@@ -102,32 +106,33 @@ def test_a_program_made_from_something_else_is_not_found(tmp_path: Path, monkeyp
     with pytest.raises(AssertionError, match="traced"):
         _compile(tmp_path, _program(_untraceable), made_from="another toy")
     with monkeypatch.context() as patch, pytest.raises(AssertionError, match="traced"):
-        patch.setattr(kept_programs, "_makers", lambda: "other sources")
+        patch.setattr(kept_programs, "_makers", lambda: ("compilers", "other sources"))
         _compile(tmp_path, _program(_untraceable))
-    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="traced"):
-        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"] + " --xla_cpu_enable_fast_math=true")
-        _compile(tmp_path, _program(_untraceable))
+    with pytest.raises(AssertionError, match="traced"):
+        _compile(tmp_path, _program(_untraceable), environment=(("XLA_FLAGS", "--xla_cpu_enable_fast_math=true"),))
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 64], ids=["cut off", "overwritten"])
 def test_a_damaged_file_is_compiled_again(tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    _compile(tmp_path, _program())
-    (file,) = tmp_path.iterdir()
-    whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2] + damage)
-    _, report = _compile(tmp_path, _program())
-    assert report.from_cache == 0 and "damaged" in caplog.text
-    assert _compile(tmp_path, _program(_untraceable))[1].from_cache == 1
+    kept = tmp_path / "kept"
+    _compile(kept, _program())
+    for file in kept.iterdir():
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2] + damage)
+    with _persistent_cache(tmp_path / "empty"):
+        assert _compile(kept, _program())[1].from_cache == 0 and "damaged" in caplog.text
+    assert _compile(kept, _program(_untraceable))[1].from_cache == 1
 
 
 def test_what_cannot_be_loaded_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _compile(tmp_path, _program())
+    _compile(tmp_path / "kept", _program())
 
     def fails(*arguments: Any, **more: Any) -> Any:
         raise RuntimeError("an executable of another day")
 
     monkeypatch.setattr(kept_programs, "deserialize_and_load", fails)
-    assert _compile(tmp_path, _program())[1].from_cache == 0
+    with _persistent_cache(tmp_path / "empty"):
+        assert _compile(tmp_path / "kept", _program())[1].from_cache == 0
 
 
 def test_a_folder_that_cannot_be_written_to_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -138,27 +143,68 @@ def test_a_folder_that_cannot_be_written_to_stops_nothing(tmp_path: Path, caplog
 
 def test_what_failed_in_use_is_not_there_for_the_next_start(tmp_path: Path) -> None:
     _compile(tmp_path, _program(), _program(size=8))
-    kept = KeptPrograms(tmp_path, "toy", DEVICES)
+    kept = KeptPrograms(tmp_path, "toy", DEVICES, ())
     assert kept.load(_program()) is not None
     kept.distrust()
     assert kept.load(_program()) is None and kept.load(_program(size=8)) is not None
+    assert len(list(tmp_path.iterdir())) == 2, "one executable is left, under two names"
+
+
+def test_what_is_damaged_is_not_found_by_its_text_either(tmp_path: Path) -> None:
+    _compile(tmp_path, _program())
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"nothing")
+    assert _compile(tmp_path, _program())[1].from_cache == 1, "by the persistent cache"
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_nobody_took_for_a_month_is_deleted_by_who_compiles(tmp_path: Path) -> None:
     _compile(tmp_path, _program())
-    (old,) = tmp_path.iterdir()
-    long_ago = time.time() - FORGOTTEN_AFTER - 60
-    os.utime(old, (long_ago, long_ago))
+    old, long_ago = set(tmp_path.iterdir()), time.time() - FORGOTTEN_AFTER - 60
+    for file in old:
+        os.utime(file, (long_ago, long_ago))
     _compile(tmp_path, _program(size=8))
-    assert not old.exists() and len(list(tmp_path.iterdir())) == 1
+    assert len(old) == 2 and len(list(tmp_path.iterdir())) == 2 and not old & set(tmp_path.iterdir())
 
 
 def test_a_taken_file_is_as_good_as_new(tmp_path: Path) -> None:
     _compile(tmp_path, _program())
-    (file,) = tmp_path.iterdir()
-    os.utime(file, (0, 0))
+    for file in tmp_path.iterdir():
+        os.utime(file, (0, 0))
     _compile(tmp_path, _program(_untraceable))
-    assert time.time() - file.stat().st_mtime < 3600
+    assert all(time.time() - file.stat().st_mtime < 3600 for file in tmp_path.iterdir()), "under both names"
+
+
+def test_what_the_persistent_cache_has_is_found_by_its_text(tmp_path: Path) -> None:
+    """Sources that changed and programs that did not, as after an upgrade: one start lowers, and the next one does not."""
+    kept = tmp_path / "kept"
+    with _persistent_cache(tmp_path / "compiled"):
+        assert _compile(kept, _program())[1].from_cache == 0
+        assert _compile(kept, _program(), made_from="upgraded")[1].from_cache == 1, "by the persistent cache"
+        compiled, report = _compile(kept, _program(_untraceable), made_from="upgraded")
+    assert report.from_cache == 1
+    pool = jax.device_put(np.ones((4, 8), np.float32), SPLIT)
+    assert float(compiled["add", 4](pool, np.arange(8, dtype=np.float32))[1]) == 144.0
+
+
+def test_another_program_of_the_same_text_is_another(tmp_path: Path) -> None:
+    """Arguments that are not used are not in it, and how they are nested is not either."""
+    row = jax.ShapeDtypeStruct((8,), jnp.float32, sharding=WHOLE)
+    first = Program(("add",), lambda row, unused: row + 1, (row, row), WHOLE)
+    other = Program(("add",), lambda row, unused: row + 1, (row, (row, row)), WHOLE)
+    _compile(tmp_path, first)
+    compiled, _ = _compile(tmp_path, other)
+    one = np.ones(8, np.float32)
+    assert np.array_equal(compiled["add",](one, (one, one)), one + 1)
+
+
+def test_a_copy_does_where_files_cannot_be_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: Path, target: Path) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    _compile(tmp_path, _program())
+    assert _compile(tmp_path, _program(_untraceable))[1].from_cache == 1
 
 
 class _Colour(Enum):
@@ -190,7 +236,7 @@ def test_descriptions_depend_on_values_alone() -> None:
 )
 def test_what_has_no_description_is_refused(tmp_path: Path, value: object) -> None:
     with pytest.raises(ValueError, match="no description"):
-        KeptPrograms(tmp_path, value, DEVICES)
+        KeptPrograms(tmp_path, value, DEVICES, ())
 
 
 def test_a_program_that_has_no_description_is_compiled_and_not_kept(
@@ -203,6 +249,6 @@ def test_a_program_that_has_no_description_is_compiled_and_not_kept(
 
 
 def test_an_engine_that_has_no_description_keeps_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    assert kept_programs.kept_beside_the_cache({"inside": object()}, DEVICES) is None
+    assert kept_programs.kept_beside_the_cache({"inside": object()}, DEVICES, ()) is None
     assert "programs are not kept" in caplog.text
-    assert kept_programs.kept_beside_the_cache({"inside": np.float32(1)}, DEVICES) is not None
+    assert kept_programs.kept_beside_the_cache({"inside": np.float32(1)}, DEVICES, ()) is not None

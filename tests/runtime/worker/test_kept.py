@@ -15,14 +15,14 @@ from triptych.runtime.core.instance import Role
 from triptych.runtime.engine.config import EngineConfig, engine_config
 from triptych.runtime.engine.kept_programs import FOLDER, KeptPrograms
 from triptych.runtime.worker.build import InstanceParts, build_instances, open_worker_model
-from triptych.runtime.worker.config import InstancePlan, WorkerConfig
+from triptych.runtime.worker.config import InstancePlan, WorkerConfig, read_by_compilers
 from triptych.runtime.worker.kept import kept_programs
 from triptych.sharding.mesh import make_mesh
 
 BOTH = frozenset({Role.PREFILL, Role.DECODE})
 CONFIG = WorkerConfig(
     name="w", scheduler="one:1", instances=(InstancePlan("pd-0", BOTH),), model="dummy:toy", cache=Path("/nonexistent"), served_model_name="m",
-    max_num_seqs=1, max_model_len=32, chunk_tokens=16, num_pages=9,
+    max_num_seqs=1, max_model_len=32, chunk_tokens=16, num_pages=9, environment=(),
 )  # fmt: skip
 LIMITS = engine_config(
     num_pages=9, max_num_seqs=1, max_model_len=32, chunk_tokens=16, page_size=16, kv_dtype="float32", roles=BOTH
@@ -85,3 +85,15 @@ def test_what_programs_depend_on_counts(changes: dict[str, Any]) -> None:
 def test_limits_count_and_threads_do_not() -> None:
     assert _kept(CONFIG).made_from != _kept(CONFIG, dataclasses.replace(LIMITS, num_pages=10)).made_from
     assert _kept(CONFIG).made_from == _kept(CONFIG, dataclasses.replace(LIMITS, compile_threads=7)).made_from
+
+
+def test_what_compilers_read_counts_and_without_it_nothing_is_kept() -> None:
+    read = read_by_compilers(
+        {"XLA_FLAGS": "--a", "JAX_COMPILATION_CACHE_DIR": "/b", "HOME": "/c", "JAX_ENABLE_X64": "1"}
+    )
+    assert read == (("JAX_ENABLE_X64", "1"), ("XLA_FLAGS", "--a"))
+    assert _kept(CONFIG).made_from != _kept(dataclasses.replace(CONFIG, environment=read)).made_from
+    (plan,) = CONFIG.instances
+    unknown = dataclasses.replace(CONFIG, environment=None)
+    mesh = make_mesh(jax.devices()[:1], 1)
+    assert kept_programs(unknown, plan, open_worker_model(unknown), LIMITS, mesh) is None

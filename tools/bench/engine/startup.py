@@ -104,7 +104,7 @@ def start(settings: StartSettings, launched: float) -> dict[str, Any]:
 
     from triptych.runtime.core.instance import Role
     from triptych.runtime.worker.build import build_instances, open_worker_model
-    from triptych.runtime.worker.config import InstancePlan, WorkerConfig
+    from triptych.runtime.worker.config import InstancePlan, WorkerConfig, read_by_compilers
 
     phases, last = {"process": time.time() - launched}, time.monotonic()
 
@@ -131,6 +131,7 @@ def start(settings: StartSettings, launched: float) -> dict[str, Any]:
         num_pages=settings.num_pages,
         compile_threads=settings.compile_threads,
         attention=settings.attention,
+        environment=read_by_compilers(os.environ),
     )
     model = open_worker_model(config)
     phase("model")
