@@ -166,8 +166,11 @@ def _payload(file: Path) -> bytes | None:
 def _put(file: Path) -> Iterator[Path]:
     """What to write instead of the file, which is then there as a whole or not at all: others may start at the same time, and this process may die."""
     unfinished = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
-    yield unfinished
-    unfinished.replace(file)
+    try:
+        yield unfinished
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)  # after a failure, and where both were names of one file already
 
 
 def _link(file: Path, to: Path) -> None:

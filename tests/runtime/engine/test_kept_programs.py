@@ -198,6 +198,16 @@ def test_another_program_of_the_same_text_is_another(tmp_path: Path) -> None:
     assert np.array_equal(compiled["add",](one, (one, one)), one + 1)
 
 
+def test_two_that_start_at_once_leave_one_executable(tmp_path: Path) -> None:
+    """Neither finds the program, and the second one's is answered by the persistent cache."""
+    kept = [KeptPrograms(tmp_path, "toy", DEVICES, ()) for _ in range(2)]
+    lowered = _program().lower()
+    for one, here in zip(kept, (True, False), strict=True):
+        one.keep(_program(), lowered, lowered.compile(), compiled_here=here)
+    assert len({file.stat().st_ino for file in tmp_path.iterdir()}) == 1 and len(list(tmp_path.iterdir())) == 2
+    assert kept[0].load(_program(_untraceable)) is not None
+
+
 def test_a_copy_does_where_files_cannot_be_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(self: Path, target: Path) -> None:
         raise PermissionError("no links here")
