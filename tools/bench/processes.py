@@ -84,10 +84,10 @@ def _heard(share: _Share) -> Any:
 
 
 def _child(make: MakeClient, items: Sequence[Item], pipe: Connection) -> None:
-    asyncio.run(_share(make, items, pipe))
+    asyncio.run(_run_share(make, items, pipe))
 
 
-async def _share(make: MakeClient, items: Sequence[Item], pipe: Connection) -> None:
+async def _run_share(make: MakeClient, items: Sequence[Item], pipe: Connection) -> None:
     last = 0.0
 
     def tell(done: int, total: int) -> None:
