@@ -5,10 +5,11 @@ Pallas' Triton backend, "gpu-mosaic" through Mosaic for Hopper in 16 bits, and "
 """
 
 from collections.abc import Callable
+from importlib import import_module
 
 from triptych.models.attend import LayerOps, PlainOps, paged_attend
 from triptych.models.errors import UnsupportedModelError
-from triptych.models.kernels.names import kv_problem
+from triptych.models.kernels.names import PLATFORMS, kv_problem
 from triptych.models.pool_layout import COMBINED, PoolLayout, apart
 from triptych.models.ragged import Ragged
 from triptych.sharding.rules import ShardingRules
@@ -58,6 +59,13 @@ _LAYOUTS: dict[str, PoolLayout] = {"tpu": COMBINED}
 def ops_with(kernel: str, batch: Ragged, scale: float, rules: ShardingRules) -> LayerOps:
     """The `LayerOps` of a step. `kernel` is one of KERNELS."""
     return KERNELS[kernel](batch, scale, rules)
+
+
+def prepare(kernel: str) -> None:
+    """Import what the kernel's executables need in the process, for those that are loaded and not traced: Mosaic compiles when an executable is loaded, with
+    the paths that its import puts into the environment."""
+    if PLATFORMS.get(kernel) == "gpu":
+        import_module("triptych.models.kernels.gpu_ops")
 
 
 def pool_layout(kernel: str, dtype: str) -> PoolLayout:

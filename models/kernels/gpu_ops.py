@@ -71,7 +71,10 @@ class GpuOps:
 
     def nothing(self, x: Hidden, linear: Linear) -> Summands:
         tile = self._codes_tile(x, linear)
-        return jnp.zeros_like(x) if tile is None or tile.parts == 1 else jnp.zeros((tile.parts, *x.shape), jnp.float32)
+        if tile is None:
+            return jnp.zeros_like(x)
+        # Without a mesh, as a kernel's result.
+        return jnp.zeros(x.shape, x.dtype) if tile.parts == 1 else jnp.zeros((tile.parts, *x.shape), jnp.float32)
 
     def gated(self, x: Hidden, gate_up: FusedLinear) -> Array:
         tile = self._codes_tile(x, gate_up, gated=True)

@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +71,12 @@ class KeptPrograms:
         self._folder = folder
         self._taken: set[bytes] = set()
         self._devices = tuple(devices)
-        machine = [(d.platform, d.device_kind, d.client.platform_version, d.id) for d in self._devices]
-        compilers, sources = _makers()
+        machine: list[object] = [
+            (d.platform, d.device_kind, d.client.platform_version, d.id, getattr(d, "coords", None))
+            for d in self._devices
+        ]
+        machine.append(len(jax.devices()))
+        compilers, sources = MADE_BY
         self._runs_on = described(
             (FORMAT, compilers, environment, _settings(), machine, _host(self._devices[0].platform))
         )
@@ -90,10 +93,11 @@ class KeptPrograms:
             return None
         try:
             loaded = deserialize_and_load(*pickle.loads(payload), execution_devices=list(self._devices))
-            os.utime(file)
         except Exception as error:  # noqa: BLE001 - whatever an executable of another day raises: it is made again
             log.warning("%s cannot be loaded (%s); %s is compiled again", file, error, program.name)
             return None
+        with contextlib.suppress(OSError):
+            os.utime(file)
         self._taken.add(hashlib.sha256(payload).digest())
         return loaded
 
@@ -114,7 +118,7 @@ class KeptPrograms:
             if compiled_here or _payload(by_text) is not None:
                 with _put(named) as unfinished:
                     _link(by_text, unfinished)
-        except (OSError, ValueError, NotImplementedError, pickle.PicklingError, jax.errors.JaxRuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever cannot be pickled raises: the program runs all the same
             log.warning("%s is not kept for the next start: %s", program.name, error)
 
     def distrust(self) -> None:
@@ -158,7 +162,8 @@ def _payload(file: Path) -> bytes | None:
     if hashlib.sha256(data[DIGEST:]).digest() == data[:DIGEST]:
         return data[DIGEST:]
     log.warning("%s is damaged; what it held is compiled again", file)
-    file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it may be somebody else's
+        file.unlink()
     return None
 
 
@@ -183,10 +188,10 @@ def _link(file: Path, to: Path) -> None:
 def kept_beside_the_cache(
     made_from: object, devices: Sequence[Device], environment: Environment
 ) -> KeptPrograms | None:
-    """In a folder of jax's persistent cache; None where there is none, for what has no description (which the log says), and for devices of several hosts,
-    whose executables are of all of them."""
+    """In a folder of jax's persistent cache; None where there is none, or none on a file system, for what has no description (which the log
+    says), and for devices of several hosts, whose executables are of all of them."""
     folder: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
-    if folder is None or jax.process_count() > 1:
+    if folder is None or "://" in folder or jax.process_count() > 1:
         return None
     try:
         return KeptPrograms(Path(os.path.expanduser(folder)) / FOLDER, made_from, devices, environment)
@@ -229,7 +234,6 @@ def _sharding(sharding: Any) -> str:
     return f"{sharding!r} {getattr(sharding, 'memory_kind', None)}"
 
 
-@cache
 def _makers() -> tuple[object, str]:
     """Versions of the compilers, and a digest of the sources that they are given programs by."""
     digest = hashlib.sha256()
@@ -237,7 +241,7 @@ def _makers() -> tuple[object, str]:
         digest.update(f"{file.name} {file.stat().st_size}\n".encode())
         digest.update(file.read_bytes())
     installed = {
-        found.name: found.version for found in importlib.metadata.distributions() if COMPILERS.match(found.name)
+        found.name: found.version for found in importlib.metadata.distributions() if COMPILERS.match(found.name or "")
     }
     return (installed, digest.hexdigest())
 
@@ -261,3 +265,7 @@ def _host(platform: str) -> object:
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), os.uname().machine)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (flags, cores)
+
+
+MADE_BY = _makers()
+"""Read when this is imported, as the sources are: they may be others by the time that weights are loaded."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from triptych.models.kernels.choice import prepare
 from triptych.models.kv import KVGroup
 from triptych.models.structure import Pools
 from triptych.runtime.engine.batch import extend_packing, takes_media
@@ -42,6 +43,7 @@ class Programs:
     def __init__(
         self, structure: ServedStructure, group: KVGroup, config: EngineConfig, media: MediaPool | None = None
     ) -> None:
+        prepare(config.attention)
         self._structure, self._config, self._media = structure, config, media
         self.head: HeadParams = head_params(structure)
         self._pools = pool_structs(structure, group, config)

@@ -271,12 +271,12 @@ async def _connect(address: str, connection: Connection) -> Target:
 async def _one_run(args: argparse.Namespace, connection: Connection, target: Target, items: list[Item]) -> list[Record]:
     client = target.load_client(connection, args.share_prefixes)
     try:
-        await runner.warm_up(client, [items[i % len(items)] for i in range(args.warmup)])
-        show = partial(_show, target.address)
+        first, show = [items[i % len(items)] for i in range(args.warmup)], partial(_show, target.address)
         if args.processes == 1:
+            await runner.warm_up(client, first)
             return await runner.run(client, items, show)
         make = partial(replace(target, vocab=[]).load_client, connection, args.share_prefixes)
-        return await asyncio.to_thread(processes.run, make, items, args.processes, show)
+        return await asyncio.to_thread(processes.run, make, items, args.processes, show, first)
     finally:
         await client.close()
 

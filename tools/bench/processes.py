@@ -1,6 +1,6 @@
 """One load from several processes: where tokens come faster than one process reads them, it would measure itself.
 
-Items are dealt out in turn. Every process says when it is connected, is told the moment at which the load begins (the monotonic clock is the machine's), and
+Items are dealt out in turn. Every process sends some that are not measured, says that it did, is told the moment at which the load begins (the monotonic clock is the machine's), and
 sends how far it is and, at the end, its records.
 """
 
@@ -38,14 +38,18 @@ class _Share:
     records: list[Record] | None = None
 
 
-def run(make: MakeClient, items: Sequence[Item], processes: int, progress: runner.Progress) -> list[Record]:
-    """`runner.run` from so many processes; records in the order of `items`. Raises ConfigError if one of them ends before its share does."""
+def run(
+    make: MakeClient, items: Sequence[Item], processes: int, progress: runner.Progress, warm_up: Sequence[Item] = ()
+) -> list[Record]:
+    """`runner.run` from so many processes, each after `runner.warm_up`; records in the order of `items`. Raises ConfigError if one of them ends before its share does."""
     context = multiprocessing.get_context("spawn")
     shares: list[_Share] = []
     try:
         for number in range(min(processes, len(items))):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_child, args=(make, items[number::processes], theirs), daemon=True)
+            process = context.Process(
+                target=_child, args=(make, items[number::processes], warm_up, theirs), daemon=True
+            )
             process.start()
             theirs.close()
             shares.append(_Share(process, ours))
@@ -83,11 +87,11 @@ def _heard(share: _Share) -> Any:
         ) from error
 
 
-def _child(make: MakeClient, items: Sequence[Item], pipe: Connection) -> None:
-    asyncio.run(_run_share(make, items, pipe))
+def _child(make: MakeClient, items: Sequence[Item], warm_up: Sequence[Item], pipe: Connection) -> None:
+    asyncio.run(_run_share(make, items, warm_up, pipe))
 
 
-async def _run_share(make: MakeClient, items: Sequence[Item], pipe: Connection) -> None:
+async def _run_share(make: MakeClient, items: Sequence[Item], warm_up: Sequence[Item], pipe: Connection) -> None:
     last = 0.0
 
     def tell(done: int, total: int) -> None:
@@ -98,6 +102,7 @@ async def _run_share(make: MakeClient, items: Sequence[Item], pipe: Connection) 
 
     client = make()
     try:
+        await runner.warm_up(client, warm_up)
         pipe.send(0)
         start = pipe.recv()
         records = await runner.run(client, items, tell, start=start)

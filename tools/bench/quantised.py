@@ -57,9 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, way, arrays in ways(weight):
             copies = [tuple(jnp.array(array) for array in arrays) for _ in range(COPIES)]
             nbytes = sum(array.nbytes for array in arrays)
-            taken = [tokens for tokens in args.tokens if way is not by_kernel or tokens <= MOST_TOKENS]
-            cells = [microseconds(way, copies, tokens, inputs, dtype) for tokens in taken]
-            shown = "".join(f"{us:>9.1f} ({nbytes / us * 1e6 / best:>3.0%})" for us in cells)
+            shown = ""
+            for tokens in args.tokens:
+                if way is by_kernel and tokens > MOST_TOKENS:
+                    shown += f"{'-':>16}"
+                    continue
+                us = microseconds(way, copies, tokens, inputs, dtype)
+                shown += f"{us:>9.1f} ({nbytes / us * 1e6 / best:>3.0%})"
             print(f"{f'{outputs} x {inputs}':<18} {name:<22}{shown}", flush=True)
     return 0
 

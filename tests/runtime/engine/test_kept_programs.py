@@ -28,7 +28,7 @@ SPLIT, WHOLE = NamedSharding(MESH, PartitionSpec("tp")), NamedSharding(MESH, Par
 
 
 @contextmanager
-def _persistent_cache(folder: Path) -> Iterator[None]:
+def _persistent_cache(folder: Path | str) -> Iterator[None]:
     """An empty one, so that what is compiled is compiled here."""
     before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     try:
@@ -106,7 +106,7 @@ def test_a_program_made_from_something_else_is_not_found(tmp_path: Path, monkeyp
     with pytest.raises(AssertionError, match="traced"):
         _compile(tmp_path, _program(_untraceable), made_from="another toy")
     with monkeypatch.context() as patch, pytest.raises(AssertionError, match="traced"):
-        patch.setattr(kept_programs, "_makers", lambda: ("compilers", "other sources"))
+        patch.setattr(kept_programs, "MADE_BY", ("compilers", "other sources"))
         _compile(tmp_path, _program(_untraceable))
     with pytest.raises(AssertionError, match="traced"):
         _compile(tmp_path, _program(_untraceable), environment=(("XLA_FLAGS", "--xla_cpu_enable_fast_math=true"),))
@@ -247,6 +247,26 @@ def test_descriptions_depend_on_values_alone() -> None:
 def test_what_has_no_description_is_refused(tmp_path: Path, value: object) -> None:
     with pytest.raises(ValueError, match="no description"):
         KeptPrograms(tmp_path, value, DEVICES, ())
+
+
+def test_a_cache_that_is_no_folder_keeps_nothing() -> None:
+    with _persistent_cache("gs://bucket/x"):
+        assert kept_programs.kept_beside_the_cache("toy", DEVICES, ()) is None
+
+
+def test_a_folder_that_cannot_be_changed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _compile(tmp_path, _program())
+
+    def refused(*arguments: Any, **more: Any) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(os, "utime", refused)
+    monkeypatch.setattr(Path, "unlink", refused)
+    kept = KeptPrograms(tmp_path, "toy", DEVICES, ())
+    assert kept.load(_program(_untraceable)) is not None
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"nothing")
+    assert kept.load(_program(_untraceable)) is None
 
 
 def test_a_program_that_has_no_description_is_compiled_and_not_kept(

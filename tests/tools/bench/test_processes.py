@@ -19,7 +19,7 @@ def _items(count: int) -> list[Item]:
 
 def test_records_come_in_the_order_of_the_items_from_all_processes() -> None:
     told: list[tuple[int, int]] = []
-    records = processes.run(Counting, _items(7), 3, lambda *at: told.append(at))
+    records = processes.run(Counting, _items(7), 3, lambda *at: told.append(at), warm_up=_items(2))
     assert [record.output_tokens for record in records] == [1, 2, 3, 4, 5, 6, 7]
     pids = [record.input_tokens for record in records]
     assert pids[:3] == pids[3:6] and len(set(pids)) == 3 and os.getpid() not in pids
