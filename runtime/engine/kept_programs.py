@@ -8,7 +8,7 @@ outputs, donations and options. Something too much in the digest costs a hit; so
 Only what was compiled here is written. What the persistent cache answered is not: XLA:CPU cannot write such an executable a second time. But each executable has
 a second name, a digest of the lowered program instead of what it was made from; if an earlier one is there under that name, it is linked to the first one.
 
-Files are pickles, as trustworthy as the folder: whoever can write there can run code here, which holds for the persistent cache, too.
+Files are pickles: whoever can write to the folder can run code here. So it is made for this user alone, and one that others own or may write to is not used.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import pickle
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -112,7 +113,7 @@ class KeptPrograms:
             named, by_text = self._file(program), self._named(program, f"{self._runs_on}\n{lowered.as_text()}")
             if compiled_here:
                 payload = pickle.dumps(serialize(compiled))
-                self._folder.mkdir(parents=True, exist_ok=True)
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 with _put(by_text) as unfinished:
                     unfinished.write_bytes(hashlib.sha256(payload).digest() + payload)
             if compiled_here or _payload(by_text) is not None:
@@ -193,11 +194,21 @@ def kept_beside_the_cache(
     folder: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
     if folder is None or "://" in folder or jax.process_count() > 1:
         return None
+    kept = Path(os.path.expanduser(folder)) / FOLDER
+    if kept.exists() and not _own(kept):
+        log.warning("programs are not kept: others own %s or may write to it, and could run code here", kept)
+        return None
     try:
-        return KeptPrograms(Path(os.path.expanduser(folder)) / FOLDER, made_from, devices, environment)
+        return KeptPrograms(kept, made_from, devices, environment)
     except ValueError as error:
         log.warning("programs are not kept: %s", error)
         return None
+
+
+def _own(folder: Path) -> bool:
+    """Whether nobody but this user may change what is in it."""
+    found = folder.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def described(value: object) -> str:

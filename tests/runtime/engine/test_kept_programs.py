@@ -254,6 +254,19 @@ def test_a_cache_that_is_no_folder_keeps_nothing() -> None:
         assert kept_programs.kept_beside_the_cache("toy", DEVICES, ()) is None
 
 
+def test_a_folder_that_others_may_write_to_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with _persistent_cache(tmp_path):
+        kept = kept_programs.kept_beside_the_cache("toy", DEVICES, ())
+        assert kept is not None
+        compile_programs([_program()], 2, lambda name, done, total: None, kept)
+        folder = tmp_path / kept_programs.FOLDER
+        assert folder.stat().st_mode & 0o077 == 0, "it is made for this user alone"
+        assert kept_programs.kept_beside_the_cache("toy", DEVICES, ()) is not None
+        folder.chmod(0o770)
+        assert kept_programs.kept_beside_the_cache("toy", DEVICES, ()) is None
+    assert "could run code here" in caplog.text
+
+
 def test_a_folder_that_cannot_be_changed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _compile(tmp_path, _program())
 
