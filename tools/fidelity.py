@@ -41,6 +41,7 @@ from triptych.tools.reports import check_outputs
 
 STAND_IN = "dummy:toy"  # what computes, in next to no time, where step times are a table's
 BOUND = 0.15  # of the measured value
+QUIET = 0.05  # what a quiet machine's steps may change by, from before the rounds to after them
 TOGETHER = 4  # requests of a probe that decode at once
 PROBE_OUTPUT = 32
 LONG = 60.0  # seconds for each end of each program: a neighbour's calibration outlasts any other
@@ -57,6 +58,56 @@ class Line:
     @property
     def error(self) -> float:
         return self.predicted / self.measured - 1.0
+
+
+Round = dict[str, tuple[float, float]]
+"""(measured, predicted) seconds of each quantile."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One topology's rounds, and what was predicted from what."""
+
+    rate: float
+    bare: Model
+    """As fitted to the idle deployment."""
+    beside: tuple[StepTable, StepTable] | None
+    """Steps of prefill and of decode, each beside the other role at work."""
+    model: Model
+    """`bare`, with its steps as slow as `beside` says."""
+    rounds: tuple[Round, ...]
+    drift: float
+    """How much further apart tokens of a lone request were after the rounds than before."""
+
+    @property
+    def quiet(self) -> bool:
+        return abs(self.drift) <= QUIET
+
+    def as_json(self) -> dict[str, object]:
+        """Seconds, and of each program the medians at both of its ends."""
+        model, tables = (
+            self.model,
+            [("alone", (self.bare.prefill, self.bare.decode)), ("predicted", (self.model.prefill, self.model.decode))],
+        )
+        if self.beside is not None:
+            tables.append(("beside", self.beside))
+        return {
+            "rate": self.rate, "drift": self.drift, "quiet": self.quiet, "rounds": self.rounds,
+            "delays": asdict(model.delays), "pull": asdict(model.pull),
+            "decode_host": asdict(model.decode.host), "prefill_host": asdict(model.prefill.host),
+            "steps": {how: {role: _steps(table) for role, table in zip(("prefill", "decode"), pair, strict=True)} for how, pair in tables},
+        }  # fmt: skip
+
+
+def _steps(table: StepTable) -> list[dict[str, float]]:
+    return [
+        {"decode_rows": p.decode_rows, "prefill_tokens": p.prefill_tokens, "low": p.low.median, "high": p.high.median}
+        for p in table.programs
+    ]
+
+
+def _errors(measured: Round) -> str:
+    return ", ".join(f"{name} {predicted / live - 1.0:+.0%}" for name, (live, predicted) in measured.items())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,13 +154,14 @@ def run(args: argparse.Namespace) -> int:
             _tell(
                 f"{topology}: no core is left for scheduler, gateway and clients; they share the workers', and latencies will show it"
             )
-        model, lines, rate = _try(args, topology, own)
-        print(table(topology, rate, lines))
+        trial = _try(args, topology, own)
+        lines = medians(trial.rounds)
+        print(table(topology, trial.rate, lines))
+        print(
+            f"tokens of a lone request came {trial.drift:+.1%} apart afterwards{'' if trial.quiet else ': this machine is not quiet'}"
+        )
         verdicts += [abs(line.error) <= BOUND for line in lines]
-        report[topology] = {
-            "rate": rate, "lines": [asdict(line) | {"error": line.error} for line in lines], "delays": asdict(model.delays),
-            "pull": asdict(model.pull), "decode_host": asdict(model.decode.host), "prefill_host": asdict(model.prefill.host),
-        }  # fmt: skip
+        report[topology] = trial.as_json() | {"lines": [asdict(line) | {"error": line.error} for line in lines]}
     inside = sum(verdicts)
     print(f"{inside} of {len(verdicts)} within {BOUND:.0%}")
     if args.json is not None:
@@ -118,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if inside == len(verdicts) else 1
 
 
-def _try(args: argparse.Namespace, topology: str, cores: live.Cores) -> tuple[Model, list[Line], float]:
+def _try(args: argparse.Namespace, topology: str, cores: live.Cores) -> Trial:
     prefill, decode = step_tables(args, topology, cores)
     beside = tables_beside(args, topology, cores)
     _tell(f"{topology}: starting the deployment")
@@ -131,6 +183,7 @@ def _try(args: argparse.Namespace, topology: str, cores: live.Cores) -> tuple[Mo
         groups = asyncio.run(live.probes(address, lengths[:2], PROBE_OUTPUT, several, args.probes))
         model = fit(topology, prefill, decode, alone, groups)
         rate = args.load * capacity(model, [(p, o) for _, p, o in load(args, most, 1.0, args.seed)])
+        bare = model
         if beside is not None:
             model = contended(model, beside, load(args, most, rate, args.seed))
         _tell(f"{topology}: {rate:.3g} requests a second")
@@ -139,8 +192,14 @@ def _try(args: argparse.Namespace, topology: str, cores: live.Cores) -> tuple[Mo
             sent = load(args, most, rate, args.seed + number)
             records = asyncio.run(live.replay(address, sent, args.seed + number))
             rounds.append(compare(records, model, sent))
-            _tell(f"{topology}: round {number + 1} of {args.rounds}")
-    return model, medians(rounds), rate
+            _tell(f"{topology}: round {number + 1} of {args.rounds}: {_errors(rounds[-1])}")
+        again = asyncio.run(live.probes(address, lengths, PROBE_OUTPUT, 1, args.probes))
+    return Trial(rate, bare, beside, model, tuple(rounds), token_gap(again) / token_gap(alone) - 1.0)
+
+
+def token_gap(groups: Sequence[Sequence[live.Probe]]) -> float:
+    """Median seconds between tokens of requests that were alone."""
+    return statistics.median(gap for (one,) in groups for gap in one.gaps)
 
 
 def step_tables(args: argparse.Namespace, topology: str, cores: live.Cores) -> tuple[StepTable, StepTable]:
@@ -251,10 +310,8 @@ def load(args: argparse.Namespace, most: int, rate: float, seed: int) -> list[tu
     return [(a.at, a.shape.prompt_tokens, a.shape.output_tokens) for a in islice(arrivals, args.requests)]
 
 
-def compare(
-    records: Sequence[Record], model: Model, sent: Sequence[tuple[float, int, int]]
-) -> dict[str, tuple[float, float]]:
-    """(measured, predicted) seconds of each quantile in one round. Raises EngineError if a request failed."""
+def compare(records: Sequence[Record], model: Model, sent: Sequence[tuple[float, int, int]]) -> Round:
+    """Raises EngineError if a request failed."""
     if failed := [r for r in records if not r.ok]:
         raise EngineError(f"{len(failed)} of {len(records)} requests failed: {failed[0].status}: {failed[0].reason}")
     predicted = predict(model, sent)
@@ -270,7 +327,7 @@ def compare(
     }
 
 
-def medians(rounds: Sequence[dict[str, tuple[float, float]]]) -> list[Line]:
+def medians(rounds: Sequence[Round]) -> list[Line]:
     """Over rounds, in milliseconds."""
     return [
         Line(name, *(statistics.median(one[name][side] for one in rounds) * 1e3 for side in (0, 1)))
