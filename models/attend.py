@@ -42,8 +42,13 @@ def added(summands: Summands, dtype: jnp.dtype) -> Float[Array, "tokens features
     return summands if summands.ndim == 2 else summands.sum(axis=0).astype(dtype)
 
 
+def picked(of_tokens: Float[Array, "tokens ..."], wanted: Int[Array, "wanted"] | None) -> Float[Array, "wanted ..."]:
+    """What is there of some tokens; None: of all."""
+    return of_tokens if wanted is None else of_tokens.at[wanted].get(mode="clip")
+
+
 class Attend(Protocol):
-    """Writes a step's keys and values into one layer's pages and attends its queries to them."""
+    """Writes a step's keys and values into one layer's pages and attends the queries that are wanted to them."""
 
     def __call__(
         self,
@@ -52,7 +57,7 @@ class Attend(Protocol):
         v: Float[Array, "tokens kv_heads head_dim"],
         kv: KV,
         window: int | None,
-    ) -> tuple[Float[Array, "tokens heads head_dim"], KV]: ...
+    ) -> tuple[Float[Array, "wanted heads head_dim"], KV]: ...
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,12 @@ class LayerOps(Protocol):
 
     def attend(
         self, projected: Projected, kv: KV, window: int | None
-    ) -> tuple[Float[Array, "tokens heads head_dim"], KV]:
+    ) -> tuple[Float[Array, "wanted heads head_dim"], KV]:
         """What an `Attend` does, from the projection on."""
+        ...
+
+    def wanted_of(self, x: Hidden) -> Float[Array, "wanted hidden"]:
+        """Of all tokens those that attend (`Ragged.last_only`)."""
         ...
 
 
@@ -122,6 +131,7 @@ class PlainOps:
 
     attends: Attend
     rules: ShardingRules
+    wanted: Int[Array, "wanted"] | None = None
 
     def product(self, x: Float[Array, "tokens inputs"], linear: Linear | FusedLinear) -> Summands:
         return linear.together(x)
@@ -139,8 +149,11 @@ class PlainOps:
 
     def attend(
         self, projected: Projected, kv: KV, window: int | None
-    ) -> tuple[Float[Array, "tokens heads head_dim"], KV]:
+    ) -> tuple[Float[Array, "wanted heads head_dim"], KV]:
         return self.attends(*projected.rotated(), kv, window)
+
+    def wanted_of(self, x: Hidden) -> Float[Array, "wanted hidden"]:
+        return picked(x, self.wanted)
 
 
 def write_pages(
@@ -171,18 +184,19 @@ def paged_attend(batch: Ragged, scale: float, tp: int) -> Attend:
 
     `tp` is how many devices the heads are spread over.
     """
+    queries = batch.queries()
 
     def attend(q: Array, k: Array, v: Array, kv: KV, window: int | None) -> tuple[Array, KV]:
         k_pages, v_pages, *scales = written = write_kv(kv, k, v, batch.write_index)
         out = ragged_paged_attention(
-            q,
+            picked(q, batch.wanted()),
             k_pages,
             v_pages,
-            batch.kv_lens,
-            batch.page_indices,
-            batch.cu_q_lens,
-            decode_rows=batch.decode_rows,
-            max_q_len=batch.max_q_len,
+            queries.kv_lens,
+            queries.page_indices,
+            queries.cu_q_lens,
+            decode_rows=queries.decode_rows,
+            max_q_len=queries.max_q_len,
             scale=scale,
             window=window,
             tp=tp,

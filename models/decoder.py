@@ -159,7 +159,7 @@ class Attention(nnx.Module):
         projected = Projected(ops.product(x, self.qkv), x.dtype, self.sizes, self.head_dim, by, norms, self.rules)
         attended, kv = ops.attend(projected, kv, self.window)
         attended = self.rules.constrain(attended, "tokens", "heads", "head_dim")
-        return ops.product(attended.reshape(x.shape[0], -1), self.o), kv
+        return ops.product(attended.reshape(attended.shape[0], -1), self.o), kv
 
 
 class Ffn(nnx.Module):
@@ -201,7 +201,7 @@ class Layer(nnx.Module):
     def __call__(self, stream: Stream, by: Rotation, kv: KV, ops: LayerOps) -> tuple[Stream, KV]:
         x, normed = ops.add_norm(*stream, self.attention_norm)
         attended, kv = self.attention(normed, by, kv, ops)
-        x, normed = ops.add_norm(x, attended, self.ffn_norm)
+        x, normed = ops.add_norm(ops.wanted_of(x), attended, self.ffn_norm)
         return (x, self.ffn(normed, ops)), kv
 
 

@@ -9,17 +9,20 @@ padding row has kv_len 0; token slots from cu_q_lens[-1] on are padding. In a st
 padding keeps its token slot: cu_q_lens[i] is i for every i up to `decode_rows`.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("tokens", "positions", "write_index", "kv_lens", "page_indices", "cu_q_lens"),
-    meta_fields=("decode_rows", "max_q_len", "fresh"),
+    meta_fields=("decode_rows", "max_q_len", "fresh", "last_only"),
 )
 @dataclass(frozen=True)
 class Ragged:
@@ -32,6 +35,7 @@ class Ragged:
     page_indices  block table of each row, in the order of its tokens
     cu_q_lens     first token slot of each row, and the end of the last one
     fresh         static: nothing but the first row has tokens, and it begins its sequence, so no query sees older keys
+    last_only     static: for a decoder's last layer, from which nothing but the last token of each row is wanted; the others are written and do not attend
     """
 
     tokens: Int[Array, "tokens"]
@@ -43,7 +47,28 @@ class Ragged:
     decode_rows: int
     max_q_len: int
     fresh: bool = False
+    last_only: bool = False
 
     def last_tokens(self) -> Int[Array, "rows"]:
         """The slot of each row's last token, where its next logits come from; a padding row's is of no meaning."""
-        return jax.numpy.maximum(self.cu_q_lens[1:] - 1, 0)
+        return jnp.maximum(self.cu_q_lens[1:] - 1, 0)
+
+    def wanted(self) -> Int[Array, "rows"] | None:
+        """The slots of the tokens that attend; None: all do."""
+        return self.last_tokens() if self.last_only else None
+
+    def queries(self) -> Ragged:
+        """The batch of the tokens that attend, when the keys and values of all are in the pages: itself, or one token of each row."""
+        if not self.last_only:
+            return self
+        last, rows = self.last_tokens(), self.kv_lens.shape[0]
+        return Ragged(
+            tokens=self.tokens.at[last].get(mode="clip"),
+            positions=self.positions.at[..., last].get(mode="clip"),
+            write_index=self.write_index.at[last].get(mode="clip"),
+            kv_lens=self.kv_lens,
+            page_indices=self.page_indices,
+            cu_q_lens=jnp.arange(rows + 1, dtype=self.cu_q_lens.dtype),
+            decode_rows=rows,
+            max_q_len=1,
+        )

@@ -16,14 +16,14 @@ from triptych.sharding.rules import ShardingRules
 
 
 def _reference(batch: Ragged, scale: float, rules: ShardingRules) -> LayerOps:
-    return PlainOps(paged_attend(batch, scale, rules.tp), rules)
+    return PlainOps(paged_attend(batch, scale, rules.tp), rules, batch.wanted())
 
 
 # Imported when chosen: Pallas takes half a second, and its GPU backends warn where they are deprecated.
 def _tpu(batch: Ragged, scale: float, rules: ShardingRules) -> LayerOps:
     from triptych.models.kernels.tpu import tpu_attend
 
-    return PlainOps(tpu_attend(batch, scale, rules), rules)
+    return PlainOps(tpu_attend(batch, scale, rules), rules, batch.wanted())
 
 
 def _gpu(batch: Ragged, scale: float, rules: ShardingRules) -> LayerOps:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from triptych.models.attend import KV, Hidden, LayerOps, Projected, Summands, write_kv
+from triptych.models.attend import KV, Hidden, LayerOps, Projected, Summands, picked, write_kv
 from triptych.models.errors import UnsupportedModelError
 from triptych.models.kernels.codes_triton import MOST_TOKENS, Tile, codes_gated, codes_product, tile_of
 from triptych.models.kernels.fresh import attends_fresh, fresh_attention
@@ -109,7 +109,9 @@ class GpuOps:
         heads, kv_heads = (spec("tokens", axis, "head_dim").spec for axis in ("heads", "kv_heads"))
         pool, of_scales = spec(*POOL_AXES).spec, spec(*POOL_AXES[:3]).spec
         pools = (pool, pool, of_scales, of_scales)[: len(kv)]
-        rows = (self.batch.kv_lens, self.batch.page_indices, self.batch.cu_q_lens)
+        queries, wanted = self.batch.queries(), self.batch.wanted()
+        rows = (queries.kv_lens, queries.page_indices, queries.cu_q_lens)
+        picks = () if wanted is None else (wanted,)
         norms = projected.norms
         weights = () if norms is None else (norms[0].weight[...], norms[1].weight[...])
         if len(kv) == 2:
@@ -119,28 +121,32 @@ class GpuOps:
             given, specs = projected.rotated(), (heads, kv_heads, kv_heads)
 
         def local(write_index: Array, *arrays: Array) -> tuple[Array, ...]:
-            rows, pages, given = arrays[:3], arrays[3 : 3 + len(kv)], arrays[3 + len(kv) :]
+            rows, pages, arrays = arrays[:3], arrays[3 : 3 + len(kv)], arrays[3 + len(kv) :]
+            wanted, given = (arrays[0], arrays[1:]) if picks else (None, arrays)
             if len(kv) > 2:
                 q, k, v = given
-                return self._attended(q, rows, write_kv(pages, k, v, write_index), window, ())
+                return self._attended(picked(q, wanted), queries, rows, write_kv(pages, k, v, write_index), window, ())
             parts, cos, sin, *of_norms = given
-            fresh = attends_fresh(self.batch, projected.dtype, projected.head_dim, window, self.interpret)
+            fresh = attends_fresh(queries, projected.dtype, projected.head_dim, window, self.interpret)
             of_heads = None if norms is None else HeadNorms(of_norms[0], of_norms[1], norms[0].eps)
             q, k_pages, v_pages, *new = rotate_and_write(
                 parts, Rotation(cos, sin), pages[0], pages[1], write_index, projected.sizes[0], of_heads,
                 dtype=projected.dtype, keep=fresh, interpret=self.interpret,
             )  # fmt: skip
-            return self._attended(q, rows, (k_pages, v_pages), window, new)
+            return self._attended(picked(q, wanted), queries, rows, (k_pages, v_pages), window, new)
 
-        run = self._on_each(local, (*[whole] * 4, *pools, *specs), (heads, *pools))
-        out, *written = run(self.batch.write_index, *rows, *kv, *given)
+        run = self._on_each(local, (*[whole] * 4, *pools, *[whole] * len(picks), *specs), (heads, *pools))
+        out, *written = run(self.batch.write_index, *rows, *kv, *picks, *given)
         return out, tuple(written)
 
+    def wanted_of(self, x: Hidden) -> Hidden:
+        return picked(x, self.batch.wanted())
+
     def _attended(
-        self, q: Array, rows: Sequence[Array], written: KV, window: int | None, new: Sequence[Array]
+        self, q: Array, queries: Ragged, rows: Sequence[Array], written: KV, window: int | None, new: Sequence[Array]
     ) -> tuple[Array, ...]:
-        """(what q attended, the pages). `new`: the step's own keys and values, if they are needed apart."""
-        if new and attends_fresh(self.batch, q.dtype, q.shape[2], window, self.interpret):
+        """(what q attended, the pages). `rows`: the arrays of `queries`, on this device. `new`: the step's own keys and values, if they are needed apart."""
+        if new:
             return fresh_attention(q, new[0], new[1], self.scale, self.interpret), *written
         out = ragged_paged_attention(
             q,
@@ -148,8 +154,8 @@ class GpuOps:
             written[1],
             *rows,
             scales=(written[2], written[3]) if len(written) > 2 else None,
-            decode_rows=self.batch.decode_rows,
-            max_q_len=self.batch.max_q_len,
+            decode_rows=queries.decode_rows,
+            max_q_len=queries.max_q_len,
             scale=self.scale,
             window=window,
             backend=self.backend,

@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention import ragged_paged_
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from triptych.models.attend import KV, Attend
+from triptych.models.attend import KV, Attend, picked
 from triptych.models.errors import UnsupportedModelError
 from triptych.models.pool_layout import COMBINED
 from triptych.models.ragged import Ragged
@@ -52,7 +52,7 @@ def tpu_attend(batch: Ragged, scale: float, rules: ShardingRules) -> Attend:
             page, offset = jnp.divmod(batch.write_index, pages.shape[1])
             new = COMBINED.merge(k, v).astype(pages.dtype)
             pages = pages.at[page, offset].set(new, mode="drop")
-            return _attended(q, pages, batch, k.shape[1], scale, window), pages
+            return _attended(picked(q, batch.wanted()), pages, batch.queries(), k.shape[1], scale, window), pages
 
         sharded = jax.shard_map(
             local,

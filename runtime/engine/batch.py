@@ -2,7 +2,7 @@
 
 A program has D decode rows (one token each, token i being row i's), then P prefill rows that lie one after another in Tp token slots.
 A plan's rows come in any order; decode-shaped ones go to the decode segment (decode_segment.py) when the program has one, and each row's place
-is only needed here, because the program picks the hidden state of every draw in plan order.
+is only needed here, because the program picks the hidden state of every draw, its row's last, in plan order.
 
 All padding points at the null page 0, has KV length 0 and comes after what is real in its segment.
 """
@@ -41,7 +41,7 @@ def extend_packing(shape: ExtendShape, config: EngineConfig) -> Packing:
     """The inputs of an extend program. `carried` is where the token's id is among those carried on the device, or beyond them: the id is given.
 
     `media_index` is the slot of the media pool that a token's embedding is in, or NO_MEDIA. `positions` are [3, tokens] where M-RoPE's may differ.
-    `attended_lens` and `attended_pages` are how many entries of the media pool a row attends to, and where they are.
+    `attended_lens` and `attended_pages` are how many entries of the media pool a row attends to, and where they are. `picks` are the rows that are drawn from.
     """
     rows = shape.rows(config.max_prefill_rows)
     embedded = _takes_embeddings(shape, config)
@@ -101,19 +101,22 @@ class BatchPacker:
         if prefill:
             for place, at in enumerate(decode):
                 first_token[at] = place
+        places = first_token.copy()
         if shape.prefill_tokens:
+            for place, at in enumerate(prefill, start=shape.decode_rows):
+                places[at] = place
             self._fill_prefills(views, plan.rows, shape, prefill, first_token)
         if decode:
             if prefill:
                 columns = {name: [column[at] for at in decode] for name, column in columns.items()}
             if any(columns["guess"]):
-                places = map(self._config.carried_at, columns["token_slot"], columns["guess"])
-                columns = {**columns, "token_slot": list(places)}
+                slots = map(self._config.carried_at, columns["token_slot"], columns["guess"])
+                columns = {**columns, "token_slot": list(slots)}
             fill_decodes(views, columns, shape.width, self._config.page_size, self._tables)
             if any(columns["attended"]):
                 for place, attended in enumerate(zip(columns["sequence"], columns["attended"], strict=True)):
                     self._attend(views, *attended, place)
-        self._pick(views["picks"], first_token, lengths, draws_of(plan.rows).counts)
+        self._pick(views["picks"], places, draws_of(plan.rows).counts)
         return ExtendBatch(shape, packed, tuple(first_token))
 
     def _place(self, columns: Columns, lengths: list[int]) -> tuple[ExtendShape, Sequence[int], Sequence[int]]:
@@ -131,6 +134,7 @@ class BatchPacker:
             prefill_tokens=sum([lengths[at] for at in prefill]),
             width=-(-max(map(add, columns["start"], lengths)) // self._config.page_size),
             fresh=lengths[0] > 1 and len(lengths) == 1 and columns["start"][0] == 0,
+            scored=any(columns["score"]),
         )
         shape, apart = self._choice.cheapest(demand)
         return (shape, decode, prefill) if apart else (shape, (), everything)
@@ -217,10 +221,9 @@ class BatchPacker:
         views["attended_lens"][place] = item.count
         views["attended_pages"][place, :used] = item.pages[:used]
 
-    def _pick(self, picks: np.ndarray, first: list[int], lengths: list[int], draws: Sequence[int]) -> None:
-        """The token slot whose hidden state each draw uses, draws in plan order; `draws` says how many each row has."""
-        last = [end - 1 for end in map(add, first, lengths)]
-        wanted = last if draws.count(1) == len(draws) else np.repeat(last, draws)
+    def _pick(self, picks: np.ndarray, places: list[int], draws: Sequence[int]) -> None:
+        """The row that each draw is from, draws in plan order; `draws` says how many each row has."""
+        wanted = places if draws.count(1) == len(draws) else np.repeat(places, draws)
         if len(wanted) > len(picks):
             raise PlanError(f"the plan draws {len(wanted)} tokens; the engine holds {len(picks)}")
         picks[: len(wanted)] = wanted

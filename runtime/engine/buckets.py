@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
 
 from triptych.runtime.core.errors import EngineError
@@ -45,12 +45,14 @@ class ExtendShape:
     """The static sizes of one extend program: decode rows, prefill tokens (over all prefill rows), table width in pages.
 
     `fresh`: it takes one row, which begins its sequence, so that its tokens attend to each other only and no pages are read.
+    `last_only`: its last layer is computed for the last token of each row only, so that no prompt can be scored by it.
     """
 
     decode_rows: int
     prefill_tokens: int
     width: int
     fresh: bool = False
+    last_only: bool = False
 
     def __post_init__(self) -> None:
         if min(self.decode_rows, self.prefill_tokens) < 0 or self.tokens < 1 or self.width < 1:
@@ -59,7 +61,8 @@ class ExtendShape:
             raise ValueError(f"a fresh prompt is alone in its program: {self}")
 
     def __str__(self) -> str:
-        return f"decode={self.decode_rows} prefill={self.prefill_tokens} width={self.width}{' fresh' * self.fresh}"
+        kind = " fresh" * self.fresh + " last" * self.last_only
+        return f"decode={self.decode_rows} prefill={self.prefill_tokens} width={self.width}{kind}"
 
     @property
     def tokens(self) -> int:
@@ -74,7 +77,7 @@ class ExtendShape:
 class Demand:
     """What a step's rows need: decode-shaped rows, other rows and their tokens, pages of the longest block table.
 
-    `fresh`: there is only one row, of several tokens, and it begins its sequence.
+    `fresh`: there is only one row, of several tokens, and it begins its sequence. `scored`: prompt tokens are scored.
     """
 
     decode_rows: int
@@ -82,6 +85,7 @@ class Demand:
     prefill_tokens: int
     width: int
     fresh: bool = False
+    scored: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ class Buckets:
     @property
     def score_tokens(self) -> tuple[int, ...]:
         """The numbers of prefill tokens that are scored at once."""
-        return tuple(sorted({shape.prefill_tokens for shape in self.extend if shape.prefill_tokens}))
+        scored = {shape.prefill_tokens for shape in self.extend if shape.prefill_tokens and not shape.last_only}
+        return tuple(sorted(scored))
 
     def holds(self, demand: Demand) -> bool:
         """Whether one program has a decode segment and a prefill segment large enough for all of it."""
@@ -109,6 +114,7 @@ class Buckets:
             and shape.prefill_tokens >= demand.prefill_tokens
             and shape.width >= demand.width
             and not shape.fresh
+            and not (shape.last_only and demand.scored)
             for shape in self.extend
         )
 
@@ -136,20 +142,20 @@ class ProgramChoice:
                 self._chosen[demand] = chosen
         return chosen
 
-    def _candidates(self, demand: Demand) -> Iterator[tuple[tuple[int, bool, int], ExtendShape, bool]]:
+    def _candidates(self, demand: Demand) -> Iterator[tuple[tuple[int, bool, bool, int], ExtendShape, bool]]:
         """(cost, program, whether decode rows are apart) for everything that fits."""
         all_rows = demand.decode_rows + demand.prefill_rows
         all_tokens = demand.decode_rows + demand.prefill_tokens
         for shape in self._shapes:
-            if shape.width < demand.width or shape.fresh > demand.fresh:
+            if shape.width < demand.width or shape.fresh > demand.fresh or (shape.last_only and demand.scored):
                 continue
-            tokens = shape.prefill_tokens
+            tokens, more = shape.prefill_tokens, (not shape.fresh, not shape.last_only)
             apart = shape.decode_rows >= demand.decode_rows and demand.prefill_rows <= self._max_prefill_rows
             if apart and tokens >= demand.prefill_tokens:
-                yield (shape.tokens, not shape.fresh, shape.width), shape, True
+                yield (shape.tokens, *more, shape.width), shape, True
             elif tokens >= all_tokens and all_rows <= self._max_prefill_rows:
                 cost = shape.tokens + RAGGED_DECODE_COST * demand.decode_rows
-                yield (cost, not shape.fresh, shape.width), shape, False
+                yield (cost, *more, shape.width), shape, False
 
 
 def smallest(sizes: Sequence[int], needed: int, what: str) -> int:
@@ -188,6 +194,12 @@ def _coarse(prefill_tokens: Sequence[int]) -> list[int]:
     return [*fine, prefill_tokens[-1]]
 
 
+def _last_only(shape: ExtendShape) -> ExtendShape:
+    """The program with its last layer for last tokens alone, where that leaves out most of the layer."""
+    worth = shape.prefill_tokens >= max(SMALLEST_PREFILL, shape.decode_rows)
+    return replace(shape, last_only=True) if worth else shape
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What an engine's devices and attention make cheap.
@@ -196,11 +208,13 @@ class Sizes:
         least_rows: fewest decode rows and draws of a program; fewer are padded.
         live_tables: attention reads what rows have, so prompts need programs for one table width only, and have more sizes instead.
         fresh: a prompt that is alone in its step and begins there has programs of its own.
+        last_only: the last layer of prompts is computed for what is drawn from only; one program of the largest sizes is left for those that are scored.
     """
 
     least_rows: int = 1
     live_tables: bool = False
     fresh: bool = False
+    last_only: bool = True
 
 
 REFERENCE_SIZES = Sizes()
@@ -214,6 +228,7 @@ def default_buckets(
     chunk_tokens: int,
     roles: frozenset[Role],
     speculative_tokens: int = 0,
+    prompt_logprobs: bool = True,
     sizes: Sizes = REFERENCE_SIZES,
 ) -> Buckets:
     """Programs for an instance with these limits and roles. With guesses there are some for a lone sequence with all of its own, and for more rows."""
@@ -224,7 +239,7 @@ def default_buckets(
     prefill_tokens = geometric(least_tokens, chunk_tokens)
     if sizes.live_tables:
         prefill_tokens = halves(least_tokens, chunk_tokens, SMALLEST_TABLE_TOKENS)
-    shapes = {ExtendShape(max_num_seqs, chunk_tokens, width)}
+    shapes: set[ExtendShape] = set()
     most = most_draws(max_num_seqs, speculative_tokens)
     alone = {1 + speculative_tokens} if 0 < speculative_tokens < most else set[int]()
     if Role.DECODE in roles:
@@ -241,5 +256,10 @@ def default_buckets(
         if sizes.live_tables:
             mixed = {min(rows, max_num_seqs) for rows in (*MIXED_ROWS, max_num_seqs)}, _coarse(prefill_tokens)
         shapes |= {ExtendShape(rows, tokens, pages) for rows in mixed[0] for tokens in mixed[1] for pages in of_prompts}
+    largest = ExtendShape(max_num_seqs, chunk_tokens, width)
+    if sizes.last_only:
+        shapes = {_last_only(shape) for shape in shapes}
+        largest = largest if prompt_logprobs else _last_only(largest)
+    shapes.add(largest)
     draws = {*geometric(1, most), *alone}
     return Buckets(tuple(sorted(shapes)), tuple(sorted({min(max(n, sizes.least_rows), most) for n in draws})))

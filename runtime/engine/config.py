@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from triptych.models.kernels.choice import KERNELS
 from triptych.models.kernels.names import FRESH, REFERENCE, kv_problem
@@ -106,7 +106,8 @@ class EngineConfig:
                 f"{self.num_pages - 1} KV pages of {self.page_size} tokens (num_pages {self.num_pages}, one of them reserved) cannot hold one sequence of max_model_len "
                 f"{self.max_model_len} ({self.pages_per_sequence} pages): raise num_pages or the cache's memory, or lower max_model_len"
             )
-        largest = Demand(self.max_num_seqs, self.max_prefill_rows, self.chunk_tokens, self.pages_per_sequence)
+        limits = (self.max_num_seqs, self.max_prefill_rows, self.chunk_tokens, self.pages_per_sequence)
+        largest = Demand(*limits, scored=self.prompt_logprobs)
         if not self.buckets.holds(largest):
             raise ConfigError(
                 f"no extend program of the buckets holds the largest step that the limits allow, {largest}"
@@ -194,7 +195,9 @@ def engine_config(
         chunk_tokens=chunk_tokens,
         roles=roles,
         speculative_tokens=speculative_tokens,
-        sizes=kernel_sizes(attention, kv_dtype),
+        prompt_logprobs=prompt_logprobs,
+        # Programs of layer groups are shared between groups; the last one's would be another.
+        sizes=replace(kernel_sizes(attention, kv_dtype), last_only=len(layer_groups) < 2),
     )
     return EngineConfig(
         page_size=page_size,

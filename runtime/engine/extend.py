@@ -1,7 +1,8 @@
 """The `extend` program: run the decoder over a ragged batch, write its KV into the pages, and pick the hidden states to draw from.
 
 Picking belongs here so that the sampler's programs have one input shape, [max_draws, hidden], whatever the batch looked like. The
-hidden states of all tokens leave the program only where prompt tokens can be scored.
+hidden states of all tokens leave the program only where prompt tokens can be scored; where they cannot, the last layer is computed
+for the last token of each row alone, behind the keys and values of all.
 
 Layers are unrolled, but traced once for each kind (a kind is a layer's structure, its window included) and lowered to one function that
 the module calls for every layer. The compiler inlines it, so the program is the same; tracing thirty layers is five times as fast.
@@ -10,6 +11,7 @@ the module calls for every layer. The compiler inlines it, so the program is the
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,7 +39,7 @@ ExtendOutputs = tuple[Float[Array, "slots hidden"], Float[Array, "prefill_tokens
 
 def scores_prompts(shape: ExtendShape, config: EngineConfig) -> bool:
     """Whether the program also returns the hidden states of its prefill tokens."""
-    return config.prompt_logprobs and shape.prefill_tokens > 0
+    return config.prompt_logprobs and shape.prefill_tokens > 0 and not shape.last_only
 
 
 def build_extend(
@@ -60,17 +62,26 @@ def build_extend(
         inputs = packing.unpack(packed)
         tokens = known_tokens(inputs, last_tokens, config)
         batch = ragged(inputs, tokens, shape)
-        decoder = structure.merge(params)
+        decoder, one_each = structure.merge(params), not shape.prefill_tokens
         if isinstance(decoder, WhisperDecoder):
             cross = CrossRows(inputs["attended_lens"], inputs["attended_pages"])
             hidden, pools = cross_extend(decoder, pools, embeddings, batch, cross)
         else:
             seen = media.read(embeddings, inputs["media_index"]) if isinstance(media, EmbeddingPool) else None
-            hidden, pools = extend(decoder, decoder.embed(tokens), pools, batch, config.attention, seen)
-        picked = hidden.at[inputs["picks"]].get(mode="clip")
-        return picked, hidden[shape.decode_rows :] if scored else None, pools
+            hidden, pools = extend(
+                decoder, decoder.embed(tokens), pools, batch, config.attention, seen, last_only=shape.last_only
+            )
+            one_each = one_each or shape.last_only
+        return of_rows(hidden, batch, inputs["picks"], one_each), hidden[shape.decode_rows :] if scored else None, pools
 
     return run
+
+
+def of_rows(
+    hidden: Float[Array, "tokens_or_rows hidden"], batch: Ragged, rows: Int32[Array, "slots"], one_each: bool
+) -> Float[Array, "slots hidden"]:
+    """Of each of these rows the hidden state of its last token. `one_each`: `hidden` has no others."""
+    return hidden.at[rows if one_each else batch.last_tokens().at[rows].get(mode="clip")].get(mode="clip")
 
 
 def known_tokens(
@@ -104,9 +115,13 @@ def extend(
     batch: Ragged,
     attention: str,
     seen: Embeddings | None = None,
-) -> tuple[Float[Array, "tokens hidden"], Pools]:
-    """`models.decoder.extend` from embedded tokens on, with each kind of layer traced once; `attention` names the kernel, `seen` are the media among the tokens."""
-    x, written = extend_range(decoder, x, pools, batch, range(decoder.config.num_layers), attention, seen)
+    last_only: bool = False,
+) -> tuple[Float[Array, "tokens_or_rows hidden"], Pools]:
+    """`models.decoder.extend` from embedded tokens on, with each kind of layer traced once; `attention` names the kernel, `seen` are the media among the tokens.
+
+    `last_only`: hidden states are of each row's last token, and the last layer computes no others.
+    """
+    x, written = extend_range(decoder, x, pools, batch, range(decoder.config.num_layers), attention, seen, last_only)
     return decoder.norm(x), written
 
 
@@ -118,8 +133,9 @@ def extend_range(
     layers: range,
     attention: str,
     seen: Embeddings | None = None,
-) -> tuple[Float[Array, "tokens hidden"], Pools]:
-    """`models.decoder.extend_layers`, with each kind of layer traced once. `pools` are those of `layers`."""
+    last_only: bool = False,
+) -> tuple[Float[Array, "tokens_or_rows hidden"], Pools]:
+    """`models.decoder.extend_layers`, with each kind of layer traced once. `pools` are those of `layers`, and `last_only` is of the last of them."""
     scale, rules = decoder.config.head_dim**-0.5, decoder.rules
 
     @partial(jax.jit, static_argnums=0)
@@ -132,7 +148,8 @@ def extend_range(
         if seen is not None and number in seen.inputs:
             stream = decoder.layers[number].begin(seen.into(number, decoder.whole(stream)), ops)
         definition, arrays = nnx.split(decoder.layers[number])
-        stream, kv = layer(definition, arrays, stream, by, kv, batch)
+        of_layer = replace(batch, last_only=True) if last_only and number == layers[-1] else batch
+        stream, kv = layer(definition, arrays, stream, by, kv, of_layer)
         written.append(kv)
     return decoder.whole(stream), tuple(written)
 

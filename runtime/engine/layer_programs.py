@@ -23,7 +23,7 @@ from triptych.runtime.engine.batch import extend_packing
 from triptych.runtime.engine.buckets import ExtendShape
 from triptych.runtime.engine.compiling import Executable, Key
 from triptych.runtime.engine.config import EngineConfig
-from triptych.runtime.engine.extend import extend_range, known_tokens, ragged, scores_prompts
+from triptych.runtime.engine.extend import extend_range, known_tokens, of_rows, ragged, scores_prompts
 from triptych.runtime.engine.media_pool import EmbeddingPool, MediaPool
 
 Params = tuple[jax.Array, ...]
@@ -143,9 +143,11 @@ def build_end(cut: LayerCut, shape: ExtendShape, config: EngineConfig) -> Callab
     scored = scores_prompts(shape, config)
 
     def run(outer: Params, x: jax.Array, packed: jax.Array) -> Any:
-        hidden = cut.over_outer(outer).norm(x)
-        picked = hidden.at[packing.unpack(packed)["picks"]].get(mode="clip")
-        return picked, hidden[shape.decode_rows :] if scored else None
+        hidden, inputs = cut.over_outer(outer).norm(x), packing.unpack(packed)
+        batch = ragged(inputs, inputs["tokens"], shape)
+        return of_rows(hidden, batch, inputs["picks"], not shape.prefill_tokens), hidden[
+            shape.decode_rows :
+        ] if scored else None
 
     return run
 

@@ -25,6 +25,7 @@ def pack_rows(plan: StepPlan, config: EngineConfig) -> tuple[ExtendShape, np.nda
         decode_rows=len(rows) - len(prefill),
         prefill_rows=len(prefill),
         prefill_tokens=sum(row.length for row in prefill),
+        scored=any(row.score for row in rows),
         width=max(-(-(row.start + row.length) // size) for row in rows),
     )
     shape, apart = ProgramChoice(config.buckets, config.max_prefill_rows).cheapest(demand)
@@ -33,18 +34,20 @@ def pack_rows(plan: StepPlan, config: EngineConfig) -> tuple[ExtendShape, np.nda
     if "media_index" in views:
         views["media_index"].fill(NO_MEDIA)
     views["cu_q_lens"][:] = np.minimum(np.arange(len(views["cu_q_lens"])), shape.decode_rows)
-    first_token, decodes, place, token = [], 0, shape.decode_rows, shape.decode_rows
+    first_token, places, decodes, place, token = [], [], 0, shape.decode_rows, shape.decode_rows
     for row in rows:
         if row.decode and apart:
             first_token.append(decodes)
+            places.append(decodes)
             _fill(views, row, decodes, decodes, shape.width, config)
             decodes += 1
         else:
             first_token.append(token)
+            places.append(place)
             _fill(views, row, place, token, shape.width, config)
             place, token = place + 1, token + row.length
             views["cu_q_lens"][place:] = token
-    picks = [first + row.length - 1 for row, first in zip(rows, first_token, strict=True) for _ in row.draws]
+    picks = [at for row, at in zip(rows, places, strict=True) for _ in row.draws]
     views["picks"][: len(picks)] = picks
     return shape, packed, tuple(first_token)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.runtime.engine.driver import PAGE, Driver, compiled, sequence
@@ -17,9 +19,10 @@ PROMPTS = ([11, 200, 3, 77, 5, 8, 41], [9, 8, 7, 6, 5, 4, 3, 2, 1, 250, 251, 4, 
 ALONE = ExtendShape(0, 16, 6, fresh=True)
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    shapes = (ExtendShape(2, 0, 6), ExtendShape(2, 16, 6), ALONE)
+@pytest.fixture(scope="module", params=[False, True], ids=["whole last layer", "last tokens"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    last = request.param
+    shapes = (ExtendShape(2, 0, 6), ExtendShape(2, 16, 6, last_only=last), replace(ALONE, last_only=last))
     return compiled(
         2, attention="gpu", max_num_seqs=2, max_model_len=6 * PAGE, buckets=Buckets(shapes, draws=(2,)), prompt_logprobs=False
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -73,11 +74,32 @@ def test_roles_decide_which_programs_exist() -> None:
     both = default_buckets(**limits, roles=frozenset({Role.PREFILL, Role.DECODE}))
     prefill = default_buckets(**limits, roles=frozenset({Role.PREFILL}))
     decode = default_buckets(**limits, roles=frozenset({Role.DECODE}))
-    # widths 32 and 128; prefill 32, 128 and 512; decode rows 1, 2, 4 and 8
-    assert len(both.extend) == 4 * 2 + 2 * 3 * 2
+    # widths 32 and 128; prefill 32, 128 and 512; decode rows 1, 2, 4 and 8; one for prompts that are scored
+    assert len(both.extend) == 4 * 2 + 2 * 3 * 2 + 1
     assert len(prefill.extend) == 3 * 2 + 1
     assert len(decode.extend) == 4 * 2 + 1
-    assert both.score_tokens == prefill.score_tokens == (32, 128, 512) and decode.score_tokens == (512,)
+    assert both.score_tokens == prefill.score_tokens == decode.score_tokens == (512,)
+
+
+def test_prompts_that_are_not_scored_have_no_last_layer_of_their_own() -> None:
+    limits: dict[str, Any] = {"page_size": 16, "max_num_seqs": 64, "max_model_len": 512, "chunk_tokens": 128}
+    limits["roles"] = frozenset({Role.PREFILL, Role.DECODE})
+    buckets = default_buckets(**limits)
+    full = ExtendShape(64, 128, 32)
+    assert {shape for shape in buckets.extend if shape.prefill_tokens and not shape.last_only} == {
+        full,
+        ExtendShape(64, 32, 32),  # most of its tokens are decoded
+    }
+    choice = ProgramChoice(buckets, max_prefill_rows=4)
+    assert choice.cheapest(Demand(3, 1, 100, 32)) == (replace(full, last_only=True), True)
+    assert choice.cheapest(Demand(3, 1, 100, 32, scored=True)) == (full, True)
+    assert choice.cheapest(Demand(0, 1, 10, 32)) == (ExtendShape(0, 32, 32, last_only=True), True)
+    nobody = default_buckets(**limits, prompt_logprobs=False)
+    assert set(nobody.extend) == set(buckets.extend) - {full}
+    whole = default_buckets(**limits, sizes=Sizes(last_only=False))
+    assert not any(shape.last_only for shape in whole.extend) and full in whole.extend
+    with pytest.raises(PlanError, match="scored=True"):
+        ProgramChoice(nobody, 4).cheapest(Demand(3, 1, 100, 32, scored=True))
 
 
 @pytest.mark.parametrize("attention", ["reference", "gpu"])

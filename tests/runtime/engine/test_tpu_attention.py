@@ -18,9 +18,10 @@ PROMPTS = ([11, 200, 3, 77, 5], [9, 8, 7, 6, 5, 4, 3, 2, 1, 250, 251, 4, 99])
 
 @pytest.mark.slow
 @pytest.mark.limit(600)
-def test_tokens_are_those_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("last_only", [False, True], ids=["whole last layer", "last tokens"])
+def test_tokens_are_those_of_the_reference(monkeypatch: pytest.MonkeyPatch, last_only: bool) -> None:
     interpret_tpu_kernels(monkeypatch)
-    shapes = (ExtendShape(2, 0, 6), ExtendShape(2, 16, 6))
+    shapes = (ExtendShape(2, 0, 6), ExtendShape(2, 16, 6, last_only=last_only))
     engine = compiled(
         2, attention="tpu", max_num_seqs=2, max_model_len=6 * PAGE, buckets=Buckets(shapes, draws=(2,)), prompt_logprobs=False
     )  # fmt: skip

@@ -17,7 +17,7 @@ from triptych.models.kv import KV_CODES, bytes_per_token, kv_groups
 from triptych.runtime.core.instance import InstanceRef, Role
 from triptych.runtime.core.request import Request
 from triptych.runtime.core.sampling import SamplingParams
-from triptych.runtime.engine.buckets import Buckets, Demand, ExtendShape, ProgramChoice
+from triptych.runtime.engine.buckets import Buckets, Demand, ProgramChoice
 from triptych.runtime.engine.compiling import CompileReport
 from triptych.runtime.engine.config import EngineConfig, engine_config
 from triptych.runtime.engine.engine import Engine
@@ -114,7 +114,8 @@ def only_chosen(config: EngineConfig, demands: Iterable[Demand]) -> Buckets:
     """The buckets' programs that these demands choose, and the one that holds every step."""
     choice = ProgramChoice(config.buckets, config.max_prefill_rows)
     shapes = {choice.cheapest(demand)[0] for demand in demands}
-    shapes.add(ExtendShape(config.max_num_seqs, config.chunk_tokens, config.pages_per_sequence))
+    limits = (config.max_num_seqs, config.max_prefill_rows, config.chunk_tokens, config.pages_per_sequence)
+    shapes.add(choice.cheapest(Demand(*limits))[0])
     return Buckets(tuple(sorted(shapes)), config.buckets.draws)
 
 

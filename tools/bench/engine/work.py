@@ -1,7 +1,8 @@
 """What a step has to do at least: bytes moved through memory and floating-point operations, and the time that both need.
 
 A step reads every weight once (a gathered embedding table aside) and the KV of its rows once. It multiplies each token by each weight of the
-layers, each query by the keys and values that it may see, and the hidden states that are drawn from by the output head. Activations, sampling and page tables
+layers, each query by the keys and values that it may see, and the hidden states that are drawn from by the output head. Of the last layer, a token that
+is not drawn from needs its key and value alone. Activations, sampling and page tables
 are small beside that and are not counted, so no program can be faster than `floor`, and a good one is a little slower.
 """
 
@@ -43,20 +44,33 @@ class ModelWork:
         table = config.vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)
         return 2.0 * (config.parameter_count() - table)
 
+    @property
+    def last_operations(self) -> float:
+        """Of one token in the products of one layer, but for those that give its key and value."""
+        config = self.config
+        attention = 2 * config.num_heads * config.head_dim * config.hidden_size
+        return 2.0 * (attention + 3 * config.hidden_size * config.intermediate_size)
+
     def of(self, plan: StepPlan) -> Work:
         """The work of a plan's rows."""
         rows = [(row.start, row.length) for row in plan.rows]
         return self.of_rows(rows, sum(len(row.draws) for row in plan.rows))
 
     def of_rows(self, rows: Iterable[tuple[int, int]], draws: int) -> Work:
-        """The work of rows given as (tokens before them, their own tokens), of which `draws` hidden states are drawn from."""
-        config, rows = self.config, list(rows)
+        """The work of rows given as (tokens before them, their own tokens). `draws`: how many rows are drawn from; the longest are, as far as this counts."""
+        config, rows = self.config, sorted(rows, key=sum, reverse=True)
         pairs = kv_tokens = 0.0
-        for window in config.layer_windows:
-            for start, length in rows:
-                pairs += _pairs(start, length, window)
+        last = len(config.layer_windows) - 1
+        for layer, window in enumerate(config.layer_windows):
+            for number, (start, length) in enumerate(rows):
+                if layer < last:
+                    pairs += _pairs(start, length, window)
+                elif number < draws:
+                    pairs += _pairs(start + length - 1, 1, window)
                 kv_tokens += start + length if window is None else min(start + length, window + length)
-        operations = sum(length for _, length in rows) * self.token_operations
+        tokens = sum(length for _, length in rows)
+        operations = tokens * self.token_operations
+        operations -= max(tokens - draws, 0) * self.last_operations
         operations += pairs * 4.0 * config.num_heads * config.head_dim
         operations += draws * 2.0 * config.vocab_size * config.hidden_size
         return Work(self.weight_bytes / self.tp, kv_tokens * self.kv_token_bytes / self.tp, operations / self.tp)
