@@ -47,6 +47,11 @@ def picked(of_tokens: Float[Array, "tokens ..."], wanted: Int[Array, "wanted"] |
     return of_tokens if wanted is None else of_tokens.at[wanted].get(mode="clip")
 
 
+def zeros(x: Hidden, rules: ShardingRules) -> Hidden:
+    """Zeros in place of a product: on its mesh, without which the first layer is another kind of layer to the tracer, on one device, too."""
+    return jax.lax.with_sharding_constraint(jnp.zeros_like(x), rules.sharding("tokens", "hidden"))
+
+
 class Attend(Protocol):
     """Writes a step's keys and values into one layer's pages and attends the queries that are wanted to them."""
 
@@ -137,7 +142,7 @@ class PlainOps:
         return linear.together(x)
 
     def nothing(self, x: Hidden, linear: Linear) -> Summands:
-        return jnp.zeros_like(x)
+        return zeros(x, self.rules)
 
     def gated(self, x: Hidden, gate_up: FusedLinear) -> Float[Array, "tokens ffn"]:
         gate, up = gate_up(x)

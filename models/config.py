@@ -291,4 +291,16 @@ PRESETS["toy-draft"] = replace(
     intermediate_size=64,
     layer_windows=(None,),
 )
+# Its tokens and 13 million parameters: a step is milliseconds of computing on a CPU core, whose weights a shared cache holds.
+PRESETS["toy-13m"] = replace(
+    PRESETS["toy"],
+    name="toy-13m",
+    hidden_size=384,
+    num_layers=8,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=64,
+    intermediate_size=1024,
+    layer_windows=(None,) * 8,
+)
 PRESETS["llama-3.1-8b"] = replace(PRESETS["llama-8b"], name="llama-3.1-8b")  # the published name of the same shape

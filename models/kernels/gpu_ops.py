@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from triptych.models.attend import KV, Hidden, LayerOps, Projected, Summands, picked, write_kv
+from triptych.models.attend import KV, Hidden, LayerOps, Projected, Summands, picked, write_kv, zeros
 from triptych.models.errors import UnsupportedModelError
 from triptych.models.kernels.codes_triton import MOST_TOKENS, Tile, codes_gated, codes_product, tile_of
 from triptych.models.kernels.fresh import attends_fresh, fresh_attention
@@ -72,7 +72,7 @@ class GpuOps:
     def nothing(self, x: Hidden, linear: Linear) -> Summands:
         tile = self._codes_tile(x, linear)
         if tile is None:
-            return jnp.zeros_like(x)
+            return zeros(x, self.rules)
         # Without a mesh, as a kernel's result.
         return jnp.zeros(x.shape, x.dtype) if tile.parts == 1 else jnp.zeros((tile.parts, *x.shape), jnp.float32)
 
