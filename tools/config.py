@@ -15,6 +15,7 @@ from triptych.models.weight_formats import AUTO, WEIGHT_FORMATS
 from triptych.runtime.core import topology as topologies
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
+from triptych.runtime.instance.composer import COMPOSERS, DEFAULT_COMPOSER
 from triptych.runtime.wire.logs import FORMATS as LOG_FORMATS
 from triptych.tools.config_checks import contradictions, out_of_range
 from triptych.tools.settings import describe, parse_bytes, setting
@@ -175,8 +176,11 @@ class ServeConfig:
     compile_threads: int | None = setting(
         None, "programs compiled at once (default: 2 on CPU, most of the cores beside an accelerator)", group="engine"
     )
-    prompts_first: bool = setting(
-        False, "decode only in steps that prompts do not fill: more tokens a second, each later", group="engine"
+    composer: str = setting(
+        DEFAULT_COMPOSER,
+        "what enters a step of an instance that prefills and decodes in shared steps: prompts-first decodes only in steps that prompts do not fill, for more tokens a second, each later; shortest-first has half of its prompt tokens for the shortest prompts",
+        choices=tuple(COMPOSERS),
+        group="engine",
     )
 
     host: str = setting("127.0.0.1", "address to listen on", group="network")

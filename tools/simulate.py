@@ -20,6 +20,7 @@ from triptych.models.hub.media import read_multimodal
 from triptych.models.multimodal.presets import VLM_PRESETS
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.topology import parse as parse_topology
+from triptych.runtime.instance.composer import COMPOSERS, DEFAULT_COMPOSER
 from triptych.runtime.scheduler.policies.queue_order import QUEUE_ORDERS
 from triptych.runtime.scheduler.policies.router import ROUTERS
 from triptych.runtime.simulation import traces
@@ -77,6 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cluster.add_argument("--max-prefill-rows", type=int, default=limits.max_prefill_rows, help="prompts a step")
     cluster.add_argument("--no-prefix-cache", action="store_true", help="never keep KV for later requests")
     cluster.add_argument("--router", choices=tuple(ROUTERS), default="least-loaded")
+    cluster.add_argument(
+        "--composer", choices=tuple(COMPOSERS), default=DEFAULT_COMPOSER, help="of instances whose stages share steps"
+    )
     cluster.add_argument("--queue-order", choices=tuple(QUEUE_ORDERS), default="fcfs")
     load = parser.add_argument_group("load")
     load.add_argument(
@@ -189,7 +193,7 @@ def make_study(args: argparse.Namespace) -> tuple[Study, float | None]:
         args.trace, args.arrivals, Lengths(args.input_len, cv), Lengths(args.output_len, cv), turns=args.turns,
         think=args.think, cv=args.burstiness, images=images, most=decode.limits.max_model_len, seed=args.seed,
     )  # fmt: skip
-    kinds = layout(topology, prefill, decode, encode)
+    kinds = layout(topology, prefill, decode, encode, args.composer)
     prices = [{"prefill": prefill, "encode": encode}.get(kind.name, decode).price for kind in kinds]
     price = None if None in prices else sum(p * k.count for p, k in zip(prices, kinds, strict=True) if p is not None)
     study = Study(

@@ -171,7 +171,7 @@ def worker_config(
         media_bytes=config.media_memory,
         compile_threads=config.compile_threads,
         prefix_cache=config.enable_prefix_caching,
-        prompts_first=config.prompts_first,
+        composer=config.composer,
         max_waiting=config.max_waiting,
         transports=transports(config),
         kv_layer_groups=layers_per_offer(config),

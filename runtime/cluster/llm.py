@@ -77,7 +77,7 @@ class LLM:
             dtype=dtype,
             kv_dtype=options.pop("kv_dtype", dtype),
             max_model_len=max_model_len,
-            prompts_first=options.pop("prompts_first", True),  # results are whole: nobody reads along
+            composer=options.pop("composer", "prompts-first"),  # results are whole: nobody reads along
             **options,
         )
         front = FrontConfig(

@@ -133,15 +133,16 @@ class _Admission(Enum):
     LACKS_MEDIA = auto()
 
 
-def admit_waiting(state: InstanceState, now: float) -> list[InstanceMessage]:
+def admit_waiting(state: InstanceState, now: float, shortest_first: bool = False) -> list[InstanceMessage]:
     """Move sequences from the head of the queue into memory, as many as the next step can start on. Strictly in order:
-    none overtakes. One whose media the prefix cache no longer covers goes beside the queue. Where it can get none its task ends,
+    none overtakes, unless `shortest_first`: then as many as a step has rows for, and behind the oldest of all, which always has one of them, those
+    with the fewest tokens left. One whose media the prefix cache no longer covers goes beside the queue. Where it can get none its task ends,
     once its other samples have: or a request of several that do not fit together would be interrupted again and again."""
     config = state.config
     messages: list[InstanceMessage] = []
     budget = config.chunk_tokens - sum(fill.left for fill in state.filling.values())
-    while state.waiting and budget > 0 and len(state.filling) < config.max_prefill_rows:
-        number, fill = next(iter(state.waiting.items()))
+    while state.waiting and (budget > 0 or shortest_first) and len(state.filling) < config.max_prefill_rows:
+        number, fill = _next(state, shortest_first)
         admission = _admit(state, fill, now)
         if admission is _Admission.NO_ROOM or (admission is _Admission.LACKS_MEDIA and _others_go_on(state, fill)):
             break
@@ -153,6 +154,14 @@ def admit_waiting(state: InstanceState, now: float) -> list[InstanceMessage]:
             reason = "a sample was preempted; the embeddings of its media are not on this instance to compute it again"
             messages += end_task(state, fill.task, Trigger.FAILED, Status.UNAVAILABLE, reason)
     return messages
+
+
+def _next(state: InstanceState, shortest_first: bool) -> tuple[int, Fill]:
+    """Which sequence of the queue is to be admitted. One that was preempted is not overtaken: others wait for its memory."""
+    head, fill = next(iter(state.waiting.items()))
+    if not shortest_first or fill.resumed or head < min(state.filling, default=head + 1):
+        return head, fill
+    return min(state.waiting.items(), key=lambda item: (item[1].left, item[0]))
 
 
 def _others_go_on(state: InstanceState, fill: Fill) -> bool:

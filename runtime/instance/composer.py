@@ -6,7 +6,7 @@ compiled shapes: the planner refuses a choice beyond the limits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -90,7 +90,10 @@ class StepChoice:
 
 
 class StepComposer(Protocol):
-    """Deterministic; called once a step."""
+    """Deterministic; called once a step. `shortest_first`: short prompts are admitted before longer ones, so that there is something to choose from."""
+
+    @property
+    def shortest_first(self) -> bool: ...
 
     def compose(self, view: StepView) -> StepChoice: ...
 
@@ -107,11 +110,16 @@ class DefaultComposer:
     images wait. Without decodes nobody waits for the step but prompts, which mostly wait for the images.
     """
 
+    shortest_first = False
+
     def __init__(self) -> None:
         self._encoded_last = False
 
     def compose(self, view: StepView) -> StepChoice:
-        chunks = _chunks(view)
+        return self.with_chunks(view, _chunks(view))
+
+    def with_chunks(self, view: StepView, chunks: tuple[int, ...]) -> StepChoice:
+        """The step that has these chunks."""
         singles = sum(n == 1 and c.plain for n, c in zip(chunks, view.chunks, strict=True))
         encode = bool(view.patches) and not (view.decodes and self._encoded_last)
         self._encoded_last = encode
@@ -128,6 +136,7 @@ class PromptsFirst:
     """
 
     FULL = 0.75  # of the chunk: rows may run out before tokens do
+    shortest_first = False
 
     def __init__(self) -> None:
         self._default = DefaultComposer()
@@ -138,6 +147,41 @@ class PromptsFirst:
         return replace(choice, decodes=0) if filled else choice
 
 
+class ShortestFirst:
+    """As `DefaultComposer`, but half of a step's prompt tokens are for the oldest prompt, and the others go to those with the fewest tokens left (shortest
+    remaining processing time first, Schrage 1968).
+
+    A short prompt that comes behind a long one need not wait until that is computed, and the long one takes at most twice as long, however many short ones
+    come. What either half leaves goes to the other one.
+    """
+
+    shortest_first = True
+
+    def __init__(self) -> None:
+        self._default = DefaultComposer()
+
+    def compose(self, view: StepView) -> StepChoice:
+        prompts = [at for at, candidate in enumerate(view.chunks) if not _single(candidate)]
+        if not prompts:
+            return self._default.compose(view)
+        oldest = max(prompts, key=lambda at: view.chunks[at].waited)
+        limits = view.limits
+        own = min(view.chunks[oldest].tokens, max(1, limits.chunk_tokens // 2))
+        others = [at for at in range(len(view.chunks)) if at != oldest]
+        others.sort(key=lambda at: view.chunks[at].tokens)
+        rest = replace(
+            limits,
+            chunk_tokens=limits.chunk_tokens - own,
+            max_prefill_rows=limits.max_prefill_rows - 1,
+            max_num_seqs=limits.max_num_seqs - 1,  # a chunk of one token has the shape of a decode row
+        )
+        taken = _filled(view.chunks, others, rest)
+        left = limits.chunk_tokens - sum(n for at, n in taken.items() if n > 1 or not view.chunks[at].plain)
+        chunks = tuple(taken.get(at, 0) for at in range(len(view.chunks)))
+        chosen = min(view.chunks[oldest].tokens, left)
+        return self._default.with_chunks(view, (*chunks[:oldest], chosen, *chunks[oldest + 1 :]))
+
+
 class TakingTurns:
     """Steps of encodes only, of prefill chunks only and of decode rows only, in turns while there is work for each: topologies
     (P-D), (E-P), (E-P-D).
@@ -146,6 +190,8 @@ class TakingTurns:
     its own work, and waits for at most one encode step of `encode_patches` patches and one prefill step of `chunk_tokens`
     tokens. The instance's share (`limits`) bounds the latter, so it sets how compute is split.
     """
+
+    shortest_first = False
 
     def __init__(self) -> None:
         self._last = Role.DECODE
@@ -168,23 +214,43 @@ _TURNS = (Role.ENCODE, Role.PREFILL, Role.DECODE)
 
 def _chunks(view: StepView) -> tuple[int, ...]:
     """As many tokens of each candidate, in order, as the limits allow."""
-    chunks: list[int] = []
-    tokens, rows, singles = view.limits.chunk_tokens, view.limits.max_prefill_rows, view.limits.max_num_seqs
-    for candidate in view.chunks:
-        if candidate.tokens == 1 and candidate.plain:
+    filled = _filled(view.chunks, range(len(view.chunks)), view.limits)
+    return tuple(filled.get(at, 0) for at in range(len(view.chunks)))
+
+
+def _single(candidate: ChunkCandidate) -> bool:
+    return candidate.tokens == 1 and candidate.plain
+
+
+def _filled(candidates: Sequence[ChunkCandidate], order: Iterable[int], limits: StepLimits) -> dict[int, int]:
+    """By candidate, as many tokens of each in this order as the limits allow."""
+    chosen: dict[int, int] = {}
+    tokens, rows, singles = limits.chunk_tokens, limits.max_prefill_rows, limits.max_num_seqs
+    for at in order:
+        candidate = candidates[at]
+        if _single(candidate):
             if not singles:
                 break
-            chunks.append(1)
+            chosen[at] = 1
             singles -= 1
             continue
         if not rows or not tokens:
             break
-        chosen = min(candidate.tokens, tokens)
-        if chosen == 1 and candidate.plain:
+        count = min(candidate.tokens, tokens)
+        if count == 1 and candidate.plain:
             if not singles:
                 break
             singles -= 1
-        chunks.append(chosen)
-        tokens -= chosen
+        chosen[at] = count
+        tokens -= count
         rows -= 1
-    return tuple(chunks + [0] * (len(view.chunks) - len(chunks)))
+    return chosen
+
+
+DEFAULT_COMPOSER = "default"
+COMPOSERS: Mapping[str, Callable[[], StepComposer]] = {
+    DEFAULT_COMPOSER: DefaultComposer,
+    "prompts-first": PromptsFirst,
+    "shortest-first": ShortestFirst,
+}
+"""By name, what composes the steps of instances whose stages share steps; where they have loops of their own it is `TakingTurns`."""

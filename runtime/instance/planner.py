@@ -47,7 +47,7 @@ def plan_step(
     if needy:
         messages = _make_room_to_decode(state, needy)
         ready, _ = _decoding(state)
-    ended = admit_waiting(state, now)
+    ended = admit_waiting(state, now, composer.shortest_first)
     if ended:
         ready, _ = _decoding(state)  # other samples of a task that ended
         messages += ended

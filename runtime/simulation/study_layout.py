@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role
 from triptych.runtime.core.topology import Loops, Topology
-from triptych.runtime.instance.composer import DefaultComposer, TakingTurns
+from triptych.runtime.instance.composer import COMPOSERS, DEFAULT_COMPOSER, TakingTurns
 from triptych.runtime.simulation.roofline import Roofline
 from triptych.runtime.simulation.steptime import StepTimes
 from triptych.runtime.simulation.steptime_encode import EncodeTimes, WithEncoder
@@ -106,8 +106,10 @@ def table_media(table: EncodeTable, pages: int) -> MediaDevice:
     return MediaDevice(table, pages, table.most, table.embedding_bytes)
 
 
-def layout(topology: Topology, prefill: Device, decode: Device, encode: Device | None = None) -> tuple[Kind, ...]:
-    """The instances of `topology`; those with several roles are like the last of them. `encode` defaults to `prefill`.
+def layout(
+    topology: Topology, prefill: Device, decode: Device, encode: Device | None = None, composer: str = DEFAULT_COMPOSER
+) -> tuple[Kind, ...]:
+    """The instances of `topology`; those with several roles are like the last of them. `encode` defaults to `prefill`. `composer` is a name of COMPOSERS.
 
     Raises:
         ConfigError: an instance is to encode without an encoder.
@@ -118,14 +120,14 @@ def layout(topology: Topology, prefill: Device, decode: Device, encode: Device |
         name = spec.id.rpartition("-")[0]
         counts[name, spec.loops] = counts.get((name, spec.loops), 0) + 1
     return tuple(
-        _kind(name, count, loops, next(d for role, d in devices.items() if role in frozenset().union(*loops)))
+        _kind(name, count, loops, next(d for role, d in devices.items() if role in frozenset().union(*loops)), composer)
         for (name, loops), count in counts.items()
     )
 
 
-def _kind(name: str, count: int, loops: Loops, device: Device) -> Kind:
+def _kind(name: str, count: int, loops: Loops, device: Device, composer: str) -> Kind:
     limits, roles = device.limits, frozenset().union(*loops)
-    composer = TakingTurns if len(loops) > 1 else DefaultComposer
+    composing = TakingTurns if len(loops) > 1 else COMPOSERS[composer]
     media, encodes, computes = device.media, Role.ENCODE in roles, bool(roles & {Role.PREFILL, Role.DECODE})
     if encodes and media is None:
         raise ConfigError(
@@ -134,7 +136,7 @@ def _kind(name: str, count: int, loops: Loops, device: Device) -> Kind:
     kind = Kind(
         name, count, roles, device.times, device.pages if computes else 1, limits.page_size,
         limits.max_num_seqs if computes else 0, limits.max_model_len, limits.chunk_tokens, limits.max_prefill_rows,
-        device.bandwidth, device.token_bytes, limits.prefix_cache, composer,
+        device.bandwidth, device.token_bytes, limits.prefix_cache, composing,
         weight_bytes=device.weight_bytes if computes else 0,
     )  # fmt: skip
     if media is None or not roles & {Role.ENCODE, Role.PREFILL}:

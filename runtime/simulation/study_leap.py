@@ -21,7 +21,15 @@ from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate
 
-from triptych.runtime.instance.composer import DefaultComposer, StepComposer, StepLimits, StepView, TakingTurns
+from triptych.runtime.instance.composer import (
+    DefaultComposer,
+    PromptsFirst,
+    ShortestFirst,
+    StepComposer,
+    StepLimits,
+    StepView,
+    TakingTurns,
+)
 from triptych.runtime.instance.decode_rows import schedule
 from triptych.runtime.instance.state import InstanceState, PlannedDecodes, PlannedStep
 from triptych.runtime.instance.tasks import Stream
@@ -30,6 +38,8 @@ from triptych.runtime.simulation.steptime import StepShape, StepTimes, grown
 LEAST = 3  # steps; a shorter run costs more to set up than it spares
 STEADY = (
     DefaultComposer,
+    PromptsFirst,
+    ShortestFirst,
     TakingTurns,
 )  # composers that always choose all decodes when there is nothing else, and remember no more of it than once
 MOST = 4096  # steps planned at a time: arrivals end most runs long before

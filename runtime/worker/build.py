@@ -41,7 +41,7 @@ from triptych.runtime.engine.memory import free_bytes, pages_that_fit
 from triptych.runtime.engine.paced import PacedEngine
 from triptych.runtime.engine.page_programs import PageMover
 from triptych.runtime.engine.pools import layout_of
-from triptych.runtime.instance.composer import DefaultComposer, PromptsFirst, TakingTurns
+from triptych.runtime.instance.composer import COMPOSERS, TakingTurns
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.core import InstanceCore
 from triptych.runtime.instance.speculation import Speculation
@@ -339,7 +339,7 @@ def make_core(
     *,
     max_waiting: int,
     prefix_cache: bool,
-    prompts_first: bool,
+    composer: str,
     eos_ids: tuple[int, ...],
     stop_probe: StopProbeFactory,
     forbidden_first: tuple[int, ...] = (),
@@ -373,5 +373,5 @@ def make_core(
         ),
         stop_probe=stop_probe,
         random=random.Random(secrets.randbits(128)),
-        composer=TakingTurns() if parts.plan.taking_turns else PromptsFirst() if prompts_first else DefaultComposer(),
+        composer=TakingTurns() if parts.plan.taking_turns else COMPOSERS[composer](),
     )

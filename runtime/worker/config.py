@@ -13,6 +13,7 @@ from triptych.models.kernels.names import AUTO_KERNEL, CHOICES, kv_problem
 from triptych.models.weight_formats import AUTO, weight_format
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
+from triptych.runtime.instance.composer import DEFAULT_COMPOSER
 from triptych.runtime.instance.plan import StepPlan
 from triptych.runtime.instance.speculation import Speculation
 from triptych.runtime.wire.tls import Tls
@@ -71,7 +72,7 @@ class WorkerConfig:
         media_pages: pages of each media pool, null page included, of a model that takes media; 0: none are taken; None: enough for a few
             prompts of full length. On an accelerator they come out of `memory_fraction` before KV pages.
         encode_patches: slots of the largest encode program, and so of one item; None: enough for the model's largest image.
-        prompts_first: decode only in steps that prompts do not fill: for throughput, where nobody reads along (`PromptsFirst`).
+        composer: what composes the steps of instances whose stages share steps, a name of `COMPOSERS` (runtime/instance/composer.py).
         media_bytes: most bytes of pixels that wait to be encoded, on each instance that encodes.
         transports: which ways KV may move, best first.
         export_pages: pages an offer; its chunks are padded to it.
@@ -117,7 +118,7 @@ class WorkerConfig:
     encode_patches: int | None = None
     media_bytes: int = 1 << 30
     prefix_cache: bool = True
-    prompts_first: bool = False
+    composer: str = DEFAULT_COMPOSER
     max_waiting: int = 256
     transports: tuple[TransportKind, ...] = (TransportKind.LOCAL, TransportKind.DEVICE, TransportKind.GRPC)
     interface: str = "127.0.0.1"

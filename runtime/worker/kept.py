@@ -14,7 +14,7 @@ from triptych.runtime.worker.media_parts import WorkerModel
 # What of a worker's settings no program depends on. What is not listed counts, needed or not.
 ELSEWHERE = (
     "name", "scheduler", "instances", "model", "cache", "served_model_name", "host", "port", "num_pages", "kv_cache_memory", "memory_fraction", "media_bytes",
-    "prefix_cache", "prompts_first", "max_waiting", "transports", "interface", "token", "tls", "device_without_tls", "heartbeat_interval", "compile_threads",
+    "prefix_cache", "composer", "max_waiting", "transports", "interface", "token", "tls", "device_without_tls", "heartbeat_interval", "compile_threads",
     "orphan_seconds", "pace", "link", "on_step", "first_device", "hosts",
 )  # fmt: skip
 

@@ -234,7 +234,7 @@ class WorkerProcess:
                 info,
                 max_waiting=config.max_waiting,
                 prefix_cache=config.prefix_cache,
-                prompts_first=config.prompts_first,
+                composer=config.composer,
                 eos_ids=model.eos_ids,
                 forbidden_first=() if model.speech is None else model.speech.tokens.suppressed_first,
                 stop_probe=lambda stops: _TextProbe(stops, bundle.tokenizer),

@@ -138,7 +138,8 @@ def test_kernels_take_prompts_of_more_sizes_and_one_width() -> None:
         256,
     }
     assert buckets.draws == (8, 32)
-    many = default_buckets(**(limits | {"max_num_seqs": 256}), roles=roles, sizes=kernel_sizes("gpu", "bfloat16"))
+    limits["max_num_seqs"] = 256
+    many = default_buckets(**limits, roles=roles, sizes=kernel_sizes("gpu", "bfloat16"))
     assert {s.decode_rows for s in many.extend if s.decode_rows and s.prefill_tokens} == {32, 128, 256}
     # Over codes a prompt attends to what its pages stand for.
     for attention, kv_dtype in (("gpu", "int8"), ("tpu", "bfloat16")):

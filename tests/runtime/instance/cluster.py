@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from tests.runtime.instance.fake_device import EOS, FakeDevice, TokenProbe, expected_outputs
@@ -34,7 +35,7 @@ from triptych.runtime.core.tasks import (
     TaskEnded,
     TaskReport,
 )
-from triptych.runtime.instance.composer import StepComposer
+from triptych.runtime.instance.composer import DefaultComposer, StepComposer
 from triptych.runtime.instance.config import InstanceConfig
 from triptych.runtime.instance.core import InstanceCore
 from triptych.runtime.instance.messages import (
@@ -253,8 +254,9 @@ class Cluster:
         lease: float = 5.0,
         ttl: float = 5.0,
         drafter: DrafterFactory | None = None,
+        composer: Callable[[], StepComposer] = DefaultComposer,
     ):
-        self.prefill, self.decode = Node(prefill, drafter=drafter), Node(decode, drafter=drafter)
+        self.prefill, self.decode = (Node(own, drafter=drafter, composer=composer()) for own in (prefill, decode))
         self.nodes = (self.prefill, self.decode)
         self.lease, self.ttl = lease, ttl
         self.journals: dict[str, Journal] = {}

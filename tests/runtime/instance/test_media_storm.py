@@ -13,7 +13,7 @@ from tests.runtime.instance.media import asked, heard, item, media_config
 from tests.runtime.instance.media_cluster import LEASE, MediaCluster
 from triptych.runtime.core.errors import Status
 from triptych.runtime.core.request import Request
-from triptych.runtime.instance.composer import DefaultComposer, TakingTurns
+from triptych.runtime.instance.composer import DefaultComposer, ShortestFirst, TakingTurns
 from triptych.runtime.instance.messages import Command
 
 TOPOLOGIES = (
@@ -43,7 +43,7 @@ def _build(luck: random.Random, topology: tuple[str, ...], trouble: float, roomy
             "max_waiting": 3 if luck.random() < 0.2 and not roomy else 20,
             "max_model_len": 48,
         }
-        composer = TakingTurns() if luck.random() < 0.4 else DefaultComposer()
+        composer = luck.choice((TakingTurns, DefaultComposer, ShortestFirst))()
         nodes.append(Node(media_config(f"i{index}", roles, **sizes), composer=composer, seed=index))
     return MediaCluster(nodes, luck, trouble)
 

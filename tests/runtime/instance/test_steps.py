@@ -202,6 +202,8 @@ def test_load_tells_what_is_busy():
 
 def test_a_composer_may_hold_work_back_but_not_exceed_the_limits():
     class Late:
+        shortest_first = False
+
         """No prefill beside decodes; and never more than one decode."""
 
         def compose(self, view: StepView) -> StepChoice:
@@ -220,6 +222,8 @@ def test_a_composer_may_hold_work_back_but_not_exceed_the_limits():
     assert all(len(plan.rows) == 1 for plan in node.device.plans if plan.rows[0].decode)
 
     class Greedy:
+        shortest_first = False
+
         def compose(self, view: StepView) -> StepChoice:
             return StepChoice(view.decodes, tuple(candidate.tokens for candidate in view.chunks))
 

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.runtime.instance.cluster import Cluster, config, request
 from tests.runtime.instance.drafters import half_right
 from triptych.runtime.core.instance import InstanceRef, Role
+from triptych.runtime.instance.composer import COMPOSERS, DEFAULT_COMPOSER
 from triptych.runtime.instance.speculation import Speculation
 
 
@@ -32,12 +33,13 @@ class Bench:
         slots: int,
         decode_pages: int | None = None,
         speculation: Speculation | None = None,
+        composer: str = DEFAULT_COMPOSER,
     ):
         sizes = {"chunk_tokens": chunk, "export_pages": granule, "prefix_cache": caching, "max_num_seqs": slots}
         sizes["speculation"] = speculation
         prefill = config("p", **sizes, num_pages=pages, max_prefill_rows=2)
         decode = config("d", **sizes, num_pages=decode_pages or pages, max_model_len=40)
-        self.cluster = Cluster(prefill, decode, drafter=half_right)
+        self.cluster = Cluster(prefill, decode, drafter=half_right, composer=COMPOSERS[composer])
         for node in self.cluster.nodes:
             node.device.draft.wrong = lambda position: position % 3 == 0
         self.count = 0
@@ -124,9 +126,10 @@ class Storm(RuleBasedStateMachine):
         caching=st.booleans(),
         slots=st.integers(3, 6),
         speculation=st.sampled_from([None, Speculation(3), Speculation(3, model="a draft model")]),
+        composer=st.sampled_from(sorted(COMPOSERS)),
     )
-    def build(self, pages, chunk, granule, caching, slots, speculation):
-        self.bench = Bench(pages, chunk, granule, caching, slots, speculation=speculation)
+    def build(self, pages, chunk, granule, caching, slots, speculation, composer):
+        self.bench = Bench(pages, chunk, granule, caching, slots, speculation=speculation, composer=composer)
 
     @rule(prompt=PROMPTS, params=PARAMS, split=st.booleans(), deadline=st.one_of(st.none(), st.integers(1, 4)))
     def submit(self, prompt, params, split, deadline):
@@ -208,6 +211,7 @@ def _storm(seed: int, speculation: Speculation | None) -> Bench:
         chunk=rng.choice([1, 3, 8, 64]),
         granule=rng.randint(1, 3),
         caching=rng.random() < 0.7,
+        composer=rng.choice(sorted(COMPOSERS)),
         slots=rng.randint(3, 8),
         decode_pages=rng.choice([10, 12, 16, 40]),
         speculation=speculation,

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triptych.runtime.core.topology import parse
+from triptych.runtime.instance.composer import COMPOSERS, DEFAULT_COMPOSER
 from triptych.runtime.scheduler.config import SchedulerConfig
 from triptych.runtime.scheduler.scheduler import Scheduler
 from triptych.runtime.simulation.metrics import COLUMNS
@@ -24,11 +25,18 @@ TIMES = Affine(4e-3, 2e-4, 1e-6, 5e-5)
 
 
 def run(
-    topology: str, limits: Limits, workload: Workload, rate: float, count: int, leaps: bool, times: StepTimes = TIMES
+    topology: str,
+    limits: Limits,
+    workload: Workload,
+    rate: float,
+    count: int,
+    leaps: bool,
+    times: StepTimes = TIMES,
+    composer: str = DEFAULT_COMPOSER,
 ):
     device = Device(times, limits, limits.num_pages or 1000, 1e9, 1000)
     cluster = StudyCluster(
-        layout(parse(topology), device, device),
+        layout(parse(topology), device, device, composer=composer),
         Scheduler(SchedulerConfig(max_queued=10_000)),
         Delays(),
         TokenSource(),
@@ -48,8 +56,12 @@ def outcome(cluster: StudyCluster) -> dict[str, list[float]]:
     return {name: np.nan_to_num(column[order], nan=-1.0).tolist() for name, column in columns.items()}
 
 
-def compare(topology: str, limits: Limits, workload: Workload, rate: float, count: int) -> StudyCluster:
-    single, leaping = (run(topology, limits, workload, rate, count, leaps) for leaps in (False, True))
+def compare(
+    topology: str, limits: Limits, workload: Workload, rate: float, count: int, composer: str = DEFAULT_COMPOSER
+) -> StudyCluster:
+    single, leaping = (
+        run(topology, limits, workload, rate, count, leaps, composer=composer) for leaps in (False, True)
+    )
     assert outcome(leaping) == outcome(single)
     assert leaping.requests.failures == single.requests.failures
     assert leaping.timeline.times == single.timeline.times
@@ -70,14 +82,15 @@ def compare(topology: str, limits: Limits, workload: Workload, rate: float, coun
     output=st.integers(2, 60),
     rate=st.sampled_from([2.0, 10.0, 40.0]),
     source=st.sampled_from(["random", "sessions"]),
+    composer=st.sampled_from(sorted(COMPOSERS)),
     seed=st.integers(0, 1000),
 )
-def test_leaps_change_nothing(topology, pages, slots, chunk, output, rate, source, seed):
+def test_leaps_change_nothing(topology, pages, slots, chunk, output, rate, source, composer, seed):
     limits = Limits(4, slots, 90, chunk, 2, pages)
     workload = Workload(
         source, prompt=Lengths(20, 1.0, 60), output=Lengths(output, 1.0, 60), turns=3, think=0.5, most=90, seed=seed
     )
-    compare(topology, limits, workload, rate, 25)
+    compare(topology, limits, workload, rate, 25, composer)
 
 
 def test_leaps_change_nothing_when_memory_is_short_and_sequences_are_preempted():

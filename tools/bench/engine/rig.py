@@ -122,6 +122,8 @@ def only_chosen(config: EngineConfig, demands: Iterable[Demand]) -> Buckets:
 class Composer:
     """What a served instance composes, within `limits`; None: within those of the instance, which for steps that are skipped may be beyond the engine's."""
 
+    shortest_first = False
+
     def __init__(self, limits: StepLimits | None) -> None:
         self.limits = limits
         self._default = DefaultComposer()
