@@ -30,8 +30,8 @@ from triptych.tools.supervisor import Supervisor
 
 @dataclass(frozen=True)
 class Cores:
-    """Which cores serve whom: those of each worker, and the others for scheduler, gateway and this process. If there are no others, those of the first worker, which
-    prefills: what takes a step's core for a moment delays a prompt by that, and every sequence that decodes."""
+    """Which cores serve whom: those of each worker, and the others for scheduler, gateway and this process (all of them if
+    there are no others)."""
 
     workers: tuple[tuple[int, ...], ...]
     rest: tuple[int, ...]
@@ -49,7 +49,9 @@ def assign_cores(workers: int) -> Cores:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < workers:
         raise ConfigError(f"{workers} workers need a core each; this process may use {len(cores)}")
-    return Cores(tuple((core,) for core in cores[len(cores) - workers :]), tuple(cores[: max(1, len(cores) - workers)]))
+    return Cores(
+        tuple((core,) for core in cores[len(cores) - workers :]), tuple(cores[: len(cores) - workers]) or tuple(cores)
+    )
 
 
 def all_cores(workers: int) -> Cores:
