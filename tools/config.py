@@ -178,7 +178,7 @@ class ServeConfig:
     )
     composer: str = setting(
         DEFAULT_COMPOSER,
-        "what enters a step of an instance that prefills and decodes in shared steps: prompts-first decodes only in steps that prompts do not fill, for more tokens a second, each later; shortest-first has half of its prompt tokens for the shortest prompts",
+        "what enters a step (not where stages take turns): prompts-first decodes only in steps that prompts do not fill, for more tokens a second, each later; shortest-first has half of its prompt tokens for the shortest prompts",
         choices=tuple(COMPOSERS),
         group="engine",
     )

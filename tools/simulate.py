@@ -79,7 +79,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cluster.add_argument("--no-prefix-cache", action="store_true", help="never keep KV for later requests")
     cluster.add_argument("--router", choices=tuple(ROUTERS), default="least-loaded")
     cluster.add_argument(
-        "--composer", choices=tuple(COMPOSERS), default=DEFAULT_COMPOSER, help="of instances whose stages share steps"
+        "--composer",
+        choices=tuple(COMPOSERS),
+        default=DEFAULT_COMPOSER,
+        help="what enters a step, but where stages take turns (default: as they come)",
     )
     cluster.add_argument("--queue-order", choices=tuple(QUEUE_ORDERS), default="fcfs")
     load = parser.add_argument_group("load")

@@ -208,7 +208,7 @@ class Sizes:
         least_rows: fewest decode rows and draws of a program; fewer are padded.
         live_tables: attention reads what rows have, so prompts need programs for one table width only, and have more sizes instead.
         fresh: a prompt that is alone in its step and begins there has programs of its own.
-        last_only: the last layer of prompts is computed for what is drawn from only; one program of the largest sizes is left for those that are scored.
+        last_only: the last layer of prompts is computed for what is drawn from only. A program of the largest sizes is left whole for those that are scored, as are programs with more decode rows than prompt tokens.
     """
 
     least_rows: int = 1

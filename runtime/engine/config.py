@@ -196,8 +196,8 @@ def engine_config(
         roles=roles,
         speculative_tokens=speculative_tokens,
         prompt_logprobs=prompt_logprobs,
-        # Programs of layer groups are shared between groups; the last one's would be another.
-        sizes=replace(kernel_sizes(attention, kv_dtype), last_only=len(layer_groups) < 2),
+        # Programs of layer groups are shared between groups; the last one's would be another. Decoders that attend to media have layers of their own.
+        sizes=replace(kernel_sizes(attention, kv_dtype), last_only=len(layer_groups) < 2 and not attended),
     )
     return EngineConfig(
         page_size=page_size,

@@ -135,14 +135,18 @@ class _Admission(Enum):
 
 def admit_waiting(state: InstanceState, now: float, shortest_first: bool = False) -> list[InstanceMessage]:
     """Move sequences from the head of the queue into memory, as many as the next step can start on. Strictly in order:
-    none overtakes, unless `shortest_first`: then as many as a step has rows for, and behind the oldest of all, which always has one of them, those
-    with the fewest tokens left. One whose media the prefix cache no longer covers goes beside the queue. Where it can get none its task ends,
+    none overtakes, unless `shortest_first` (`_overtaking`). One whose media the prefix cache no longer covers goes beside the queue. Where it can get none its task ends,
     once its other samples have: or a request of several that do not fit together would be interrupted again and again."""
     config = state.config
     messages: list[InstanceMessage] = []
     budget = config.chunk_tokens - sum(fill.left for fill in state.filling.values())
     while state.waiting and (budget > 0 or shortest_first) and len(state.filling) < config.max_prefill_rows:
-        number, fill = _next(state, shortest_first)
+        number, fill = next(iter(state.waiting.items()))
+        if shortest_first:
+            overtaking = _overtaking(state, number, fill)
+            if overtaking is None:
+                break
+            number, fill = overtaking
         admission = _admit(state, fill, now)
         if admission is _Admission.NO_ROOM or (admission is _Admission.LACKS_MEDIA and _others_go_on(state, fill)):
             break
@@ -156,12 +160,25 @@ def admit_waiting(state: InstanceState, now: float, shortest_first: bool = False
     return messages
 
 
-def _next(state: InstanceState, shortest_first: bool) -> tuple[int, Fill]:
-    """Which sequence of the queue is to be admitted. One that was preempted is not overtaken: others wait for its memory."""
-    head, fill = next(iter(state.waiting.items()))
-    if not shortest_first or fill.resumed or head < min(state.filling, default=head + 1):
+def _overtaking(state: InstanceState, head: int, fill: Fill) -> tuple[int, Fill] | None:
+    """Which sequence of the queue, whose head is given, is to be admitted next where short prompts come first; None: none now.
+
+    The oldest of all always has a row, and half of a step. Others are admitted while something is left of the other half, the shortest first; and beyond it
+    those that would overtake one of them, if they fit into half a step. One row stays for such, unless the oldest prompt ends in this step. A sequence that was preempted is not overtaken: the memory that became free is for it.
+    """
+    if not state.filling or head < (oldest := min(state.filling)):
         return head, fill
-    return min(state.waiting.items(), key=lambda item: (item[1].left, item[0]))
+    chunk, rows = state.config.chunk_tokens, state.config.max_prefill_rows - len(state.filling)
+    half, left = max(1, chunk // 2), state.filling[oldest].left
+    others = [other.left for number, other in state.filling.items() if number != oldest]
+    room = chunk - min(left, half) - sum(others)
+    if fill.resumed or fill.task.admitted is not None:
+        return (head, fill) if room > 0 else None
+    number, shortest = min(state.waiting.items(), key=lambda item: (item[1].left, item[0]))
+    if room > 0 and (rows > 1 or left <= half):
+        return number, shortest
+    overtakes = shortest.left <= half and (room > 0 or shortest.left < max(others, default=0))
+    return (number, shortest) if overtakes else None
 
 
 def _others_go_on(state: InstanceState, fill: Fill) -> bool:

@@ -151,8 +151,8 @@ class ShortestFirst:
     """As `DefaultComposer`, but half of a step's prompt tokens are for the oldest prompt, and the others go to those with the fewest tokens left (shortest
     remaining processing time first, Schrage 1968).
 
-    A short prompt that comes behind a long one need not wait until that is computed, and the long one takes at most twice as long, however many short ones
-    come. What either half leaves goes to the other one.
+    A short prompt that comes behind long ones need not wait until they are computed, and the oldest takes at most twice as long, however many short ones
+    come. What either half leaves goes to the other one. With a single prefill row it is first come, first served.
     """
 
     shortest_first = True
@@ -168,7 +168,7 @@ class ShortestFirst:
         limits = view.limits
         own = min(view.chunks[oldest].tokens, max(1, limits.chunk_tokens // 2))
         others = [at for at in range(len(view.chunks)) if at != oldest]
-        others.sort(key=lambda at: view.chunks[at].tokens)
+        others.sort(key=lambda at: (not _single(view.chunks[at]), view.chunks[at].tokens))  # singles need no row
         rest = replace(
             limits,
             chunk_tokens=limits.chunk_tokens - own,
@@ -253,4 +253,4 @@ COMPOSERS: Mapping[str, Callable[[], StepComposer]] = {
     "prompts-first": PromptsFirst,
     "shortest-first": ShortestFirst,
 }
-"""By name, what composes the steps of instances whose stages share steps; where they have loops of their own it is `TakingTurns`."""
+"""By name, what composes the steps of instances; where stages have loops of their own it is `TakingTurns` instead."""

@@ -113,7 +113,7 @@ class InstanceState:
     stale: int = 0  # commands and events of other attempts, dropped
     speculated: SpeculationCounts = field(default_factory=SpeculationCounts)
     blocked: tuple[int, int] | None = (
-        None  # (sequence number, pages available) when the head of the queue last did not fit
+        None  # (sequence number, pages available) when one of the queue last did not fit, mostly its head
     )
 
     def tasks_of(self, request: str) -> list[Task]:

@@ -13,7 +13,7 @@ from triptych.models.kernels.names import AUTO_KERNEL, CHOICES, kv_problem
 from triptych.models.weight_formats import AUTO, weight_format
 from triptych.runtime.core.errors import ConfigError
 from triptych.runtime.core.instance import Role, TransportKind
-from triptych.runtime.instance.composer import DEFAULT_COMPOSER
+from triptych.runtime.instance.composer import COMPOSERS, DEFAULT_COMPOSER
 from triptych.runtime.instance.plan import StepPlan
 from triptych.runtime.instance.speculation import Speculation
 from triptych.runtime.wire.tls import Tls
@@ -72,7 +72,7 @@ class WorkerConfig:
         media_pages: pages of each media pool, null page included, of a model that takes media; 0: none are taken; None: enough for a few
             prompts of full length. On an accelerator they come out of `memory_fraction` before KV pages.
         encode_patches: slots of the largest encode program, and so of one item; None: enough for the model's largest image.
-        composer: what composes the steps of instances whose stages share steps, a name of `COMPOSERS` (runtime/instance/composer.py).
+        composer: what composes the steps of instances, a name of `COMPOSERS` (runtime/instance/composer.py), but where their stages have loops of their own.
         media_bytes: most bytes of pixels that wait to be encoded, on each instance that encodes.
         transports: which ways KV may move, best first.
         export_pages: pages an offer; its chunks are padded to it.
@@ -145,6 +145,8 @@ class WorkerConfig:
         names = [plan.id for plan in self.instances]
         if len(set(names)) != len(names):
             raise ConfigError(f"instance names must be unique in a worker, got {', '.join(names)}")
+        if self.composer not in COMPOSERS:
+            raise ConfigError(f"composer is {self.composer!r}; expected one of {', '.join(COMPOSERS)}")
         try:
             weight_format(self.weights)
         except QuantisationError as error:

@@ -185,6 +185,10 @@ def shard_bytes(struct: Any) -> int:
     return math.prod(struct.sharding.shard_shape(struct.shape)) * struct.dtype.itemsize
 
 
+def _kind(shape: ExtendShape) -> tuple[bool, ...]:
+    return shape.decode_rows > 0, shape.prefill_tokens > 0, shape.fresh, shape.last_only
+
+
 def decides(program: Program, buckets: Buckets) -> bool:
     """Whether a program is the largest of those that differ in their sizes alone: if the largest fit, all do."""
     kind = program.key[0]
@@ -195,9 +199,5 @@ def decides(program: Program, buckets: Buckets) -> bool:
     shape = program.key[1] if len(program.key) > 1 else None
     if not isinstance(shape, ExtendShape):
         return True
-    alike = [
-        other
-        for other in buckets.extend
-        if (other.decode_rows > 0, other.prefill_tokens > 0) == (shape.decode_rows > 0, shape.prefill_tokens > 0)
-    ]
+    alike = [other for other in buckets.extend if _kind(other) == _kind(shape)]
     return shape == max(alike, key=lambda other: (other.tokens, other.width))

@@ -119,3 +119,31 @@ def test_a_long_prompt_is_not_starved_by_short_ones_that_keep_coming() -> None:
         node.done()
         steps += 1
         assert steps < 40, "it waits for ever"
+
+
+@pytest.mark.parametrize(("rows", "longs"), [(4, 3), (4, 4), (4, 6), (3, 5), (2, 3)])
+def test_long_prompts_do_not_take_every_row(rows: int, longs: int) -> None:
+    node = Node(config(chunk_tokens=8, max_prefill_rows=rows, num_pages=256), composer=ShortestFirst())
+    for number in range(longs):
+        node.command(StartLocal(request(f"long {number}", 60, max_tokens=1)))
+    for _ in range(3):
+        node.ready()
+        node.done()
+    node.command(StartLocal(request("short", 4, max_tokens=1)))
+    steps = 0
+    while not node.tokens("short"):
+        node.ready()
+        node.done()
+        steps += 1
+        assert steps < 5, "it waits for long ones"
+    node.run()
+    node.core.audit()
+
+
+def test_one_row_is_first_come_first_served() -> None:
+    node = Node(config(chunk_tokens=8, max_prefill_rows=1, num_pages=256), composer=ShortestFirst())
+    names = ["long", "also long", "short"]
+    for name, length in zip(names, [30, 20, 3], strict=True):
+        node.command(StartLocal(request(name, length, max_tokens=1)))
+    node.run()
+    assert order_of_first_tokens(node, names) == names

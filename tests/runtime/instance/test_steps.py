@@ -202,9 +202,9 @@ def test_load_tells_what_is_busy():
 
 def test_a_composer_may_hold_work_back_but_not_exceed_the_limits():
     class Late:
-        shortest_first = False
-
         """No prefill beside decodes; and never more than one decode."""
+
+        shortest_first = False
 
         def compose(self, view: StepView) -> StepChoice:
             if view.decodes:

@@ -53,12 +53,13 @@ class ModelWork:
 
     def of(self, plan: StepPlan) -> Work:
         """The work of a plan's rows."""
-        rows = [(row.start, row.length) for row in plan.rows]
-        return self.of_rows(rows, sum(len(row.draws) for row in plan.rows))
+        drawn = [row for row in plan.rows if row.draws]
+        others = [row for row in plan.rows if not row.draws]
+        return self.of_rows([(row.start, row.length) for row in (*drawn, *others)], len(drawn))
 
     def of_rows(self, rows: Iterable[tuple[int, int]], draws: int) -> Work:
-        """The work of rows given as (tokens before them, their own tokens). `draws`: how many rows are drawn from; the longest are, as far as this counts."""
-        config, rows = self.config, sorted(rows, key=sum, reverse=True)
+        """The work of rows given as (tokens before them, their own tokens); the first `draws` are drawn from."""
+        config, rows = self.config, list(rows)
         pairs = kv_tokens = 0.0
         last = len(config.layer_windows) - 1
         for layer, window in enumerate(config.layer_windows):

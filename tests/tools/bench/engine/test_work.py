@@ -31,14 +31,14 @@ def test_decode_reads_weights_and_kv():
 @pytest.mark.parametrize("window", [None, 5, 100])
 def test_queries_are_counted_with_the_keys_that_they_see(window: int | None):
     toy = replace(PRESETS["toy"], layer_windows=(None, window))
-    rows, drawn = [(0, 7), (12, 1), (4, 9)], 2
+    rows, drawn = [(12, 1), (4, 9), (0, 7)], 2
     pairs = tokens = 0
     for layer, limit in enumerate(toy.layer_windows):
         for start, length in rows:
             seen = set()
             for at in range(start, start + length):
                 keys = [key for key in range(at + 1) if limit is None or at - key < limit]
-                # In the last layer nothing attends but what is drawn from: the ends of the two longer rows.
+                # In the last layer nothing attends but what is drawn from: the ends of the first two rows.
                 pairs += len(keys) if layer == 0 or (start and at == start + length - 1) else 0
                 seen |= set(keys)
             tokens += len(seen)
