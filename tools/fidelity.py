@@ -85,17 +85,15 @@ class Trial:
 
     def as_json(self) -> dict[str, object]:
         """Seconds, and of each program the medians at both of its ends."""
-        model, tables = (
-            self.model,
-            [("alone", (self.bare.prefill, self.bare.decode)), ("predicted", (self.model.prefill, self.model.decode))],
-        )
+        model = self.model
+        tables = {"alone": (self.bare.prefill, self.bare.decode), "predicted": (model.prefill, model.decode)}
         if self.beside is not None:
-            tables.append(("beside", self.beside))
+            tables["beside"] = self.beside
         return {
             "rate": self.rate, "drift": self.drift, "quiet": self.quiet, "rounds": self.rounds,
             "delays": asdict(model.delays), "pull": asdict(model.pull),
             "decode_host": asdict(model.decode.host), "prefill_host": asdict(model.prefill.host),
-            "steps": {how: {role: _steps(table) for role, table in zip(("prefill", "decode"), pair, strict=True)} for how, pair in tables},
+            "steps": {how: {"prefill": _steps(prefill), "decode": _steps(decode)} for how, (prefill, decode) in tables.items()},
         }  # fmt: skip
 
 
@@ -311,7 +309,7 @@ def load(args: argparse.Namespace, most: int, rate: float, seed: int) -> list[tu
 
 
 def compare(records: Sequence[Record], model: Model, sent: Sequence[tuple[float, int, int]]) -> Round:
-    """Raises EngineError if a request failed."""
+    """One round's quantiles. Raises EngineError if a request failed."""
     if failed := [r for r in records if not r.ok]:
         raise EngineError(f"{len(failed)} of {len(records)} requests failed: {failed[0].status}: {failed[0].reason}")
     predicted = predict(model, sent)

@@ -109,9 +109,9 @@ class GpuOps:
         heads, kv_heads = (spec("tokens", axis, "head_dim").spec for axis in ("heads", "kv_heads"))
         pool, of_scales = spec(*POOL_AXES).spec, spec(*POOL_AXES[:3]).spec
         pools = (pool, pool, of_scales, of_scales)[: len(kv)]
-        queries, wanted = self.batch.queries(), self.batch.wanted()
+        queries = self.batch.queries()
         rows = (queries.kv_lens, queries.page_indices, queries.cu_q_lens)
-        picks = () if wanted is None else (wanted,)
+        picks = (self.batch.last_tokens(),) if self.batch.last_only else ()
         norms = projected.norms
         weights = () if norms is None else (norms[0].weight[...], norms[1].weight[...])
         if len(kv) == 2:
@@ -121,8 +121,8 @@ class GpuOps:
             given, specs = projected.rotated(), (heads, kv_heads, kv_heads)
 
         def local(write_index: Array, *arrays: Array) -> tuple[Array, ...]:
-            rows, pages, arrays = arrays[:3], arrays[3 : 3 + len(kv)], arrays[3 + len(kv) :]
-            wanted, given = (arrays[0], arrays[1:]) if picks else (None, arrays)
+            rows, pages, rest = arrays[:3], arrays[3 : 3 + len(kv)], arrays[3 + len(kv) :]
+            wanted, given = (rest[0], rest[1:]) if picks else (None, rest)
             if len(kv) > 2:
                 q, k, v = given
                 return self._attended(picked(q, wanted), queries, rows, write_kv(pages, k, v, write_index), window, ())

@@ -113,6 +113,24 @@ def test_rounds_are_compared_quantile_by_quantile():
         fidelity.compare([*records[1:], record(0, 1, 1, 2, "UNAVAILABLE")], model, sent)
 
 
+def test_a_trial_says_what_it_was_predicted_from_and_whether_the_machine_stayed_as_it_was():
+    slower = replace(TABLE, programs=tuple(replace(p, low=replace(p.low, median=1.0)) for p in TABLE.programs))
+    bare = Model("1P1D", TABLE, TABLE)
+    rounds = ({"ttft p50": (0.2, 0.1)}, {"ttft p50": (0.4, 0.2)})
+    trial = fidelity.Trial(1.5, bare, (TABLE, slower), replace(bare, decode=slower), rounds, 0.06)
+    told = json.loads(json.dumps(trial.as_json()))
+    assert (told["rate"], told["quiet"], fidelity.Trial(1.5, bare, None, bare, rounds, -0.04).quiet) == (
+        1.5,
+        False,
+        True,
+    )
+    assert told["rounds"] == [{"ttft p50": [0.2, 0.1]}, {"ttft p50": [0.4, 0.2]}]
+    assert [told["steps"][how]["decode"][0]["low"] for how in ("alone", "predicted", "beside")] == [4e-3, 1.0, 1.0]
+    assert told["steps"]["beside"]["prefill"][0]["low"] == 4e-3
+    before, after = ([[Probe(9, 3, 0.1, (gap, gap))]] * 3 for gap in (0.01, 0.02))
+    assert fidelity.token_gap(after) / fidelity.token_gap(before) == pytest.approx(2.0)
+
+
 def test_workers_have_cores_of_their_own():
     assert Cores(((2,), (3,)), (0, 1)).shared is False and Cores(((0,), (1,)), (0, 1)).shared
     assert len(assign_cores(1).workers) == 1
